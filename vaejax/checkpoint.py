@@ -1,0 +1,96 @@
+"""Orbax checkpoints: state, data position, configuration and metadata in one composite a step."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vaejax import __version__
+from vaejax.train_state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a run, DIR/checkpoints/STEP, saved asynchronously and each completed atomically.
+
+    Args:
+      workdir: DIR.
+      keep: how many of the latest stay.
+      best: '' or the evaluated number, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint stays as well;
+        '-' before it where lower is better.
+    """
+
+    def __init__(self, workdir: str, keep: int, best: str = ""):
+        policies: list[Any] = [preservation_policy.LatestN(keep)]
+        if best:
+            name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
+            policies.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: sign * metrics[name],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies)
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The step of the last completed checkpoint."""
+        return self._manager.latest_step()
+
+    def save(
+        self, state: TrainState, step: int, positions: dict[str, int], config: dict, scores: dict[str, float]
+    ):
+        """Saves once a step; returns when the state is copied, before it is written.
+
+        Args:
+          state: after `step` updates.
+          step: the number of updates.
+          positions: batches drawn of every bucket.
+          config: the resolved configuration, JSON.
+          scores: evaluated numbers at this step, 'BUCKET/NAME' to value; {} where not evaluated.
+        """
+        if step == self.latest():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(positions),
+                config=ocp.args.JsonSave(config),
+                metadata=ocp.args.JsonSave({"vaejax": __version__, "jax": jax.__version__, "step": step}),
+            ),
+            metrics=scores or None,
+        )
+
+    def config(self, step: int) -> dict:
+        """The configuration that the checkpoint was trained with."""
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+
+    def restore(
+        self, step: int, state: TrainState, shardings: TrainState
+    ) -> tuple[TrainState, dict[str, int]]:
+        """The state, its shards laid out anew, and the data position.
+
+        Args:
+          step: one that exists.
+          state: of the same shapes.
+          shardings: where every leaf shall lie, whatever mesh saved it.
+        """
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+        )
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+        )
+        return restored.state, restored.data
+
+    def close(self):
+        """Waits for the last save to complete."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,229 @@
+"""The configuration: every key, its default, and what it accepts."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vaejax.errors import InputError
+from vaejax.models.autoencoder import SIZES, Architecture
+from vaejax.objective import LIKELIHOODS, NORMALIZATIONS, Objective
+
+
+def defaults() -> ConfigDict:
+    """Every key with its default; a file in configs/ changes what its run needs."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 100_000,  # updates
+            "log_every": 50,  # updates
+            "data": {
+                "media": "",  # FOLDER[,FOLDER] of photos and clips; takes the place of sources
+                # label: {kind: media | tfds | array_record | demo, weight, and path or name, split, eval_split}
+                "sources": {},
+                # image_HxW or video_TxHxW: {batch: over all devices, 0 is off; weight: of its loss;
+                # every: drawn at one step in so many}
+                "buckets": {},
+                "fps": 24.0,  # of clips, resampled by their true timestamps
+                "zoom": 1.0,  # crops are taken at a random scale from just covering the bucket to this many times it
+                "max_upscale": 1.0,  # no sample is enlarged more than this
+                "min_quality": 0,  # JPEG quality estimate, 1 to 100, that a photo must reach; 0 takes all
+                "holdout": 0.05,  # share of a media folder kept for evaluation
+                "workers": 4,  # processes that decode; 0 decodes in threads
+                "prefetch": 2,  # samples that each worker keeps ready
+            },
+            "model": {
+                "size": "base",  # tiny, small, base, large; the empty fields below take its values
+                "widths": (),
+                "encoder_blocks": 0,
+                "decoder_blocks": 0,
+                "stem_factor": 0,
+                "stem": "haar",
+                "latent_channels": 16,
+                "spatial_factor": 8,
+                "temporal_factor": 4,
+                "conv": "smc",
+                "film": False,
+                "pixel_norm": False,
+                "attention": False,
+                "remat": (),
+                "dtype": "float32",
+            },
+            "loss": {
+                "likelihood": "laplace",
+                "normalization": "reference",
+                # S_ref: T, H, W. A larger one only scales the loss: Adam doesn't mind, adaptive gradient clipping
+                # does; with this one agc = 0.1 leaves an ordinary step alone and cuts spikes.
+                "reference": (1, 64, 64),
+                "weights": {"reconstruction": 1.0, "kl": 1e-6},
+            },
+            "optim": {
+                "learning_rate": 3e-4,
+                "schedule": "cosine",  # or constant
+                "warmup": 1000,  # updates
+                "final_fraction": 0.02,  # of the peak learning rate, at the end of a cosine
+                "b1": 0.9,
+                "b2": 0.99,
+                "weight_decay": 0.0,  # of kernels
+                "agc": 0.1,  # λ of adaptive gradient clipping; 0 is off
+                "agc_scales": False,  # clip the scales and gains of modulated kernels too
+            },
+            "ema": {"decay": 0.9995},
+            "mesh": {"data": 0, "fsdp": 1, "space": 1},  # data = 0: the devices that the others leave
+            "checkpoint": {
+                "every": 1000,  # updates
+                "keep": 3,  # of the latest
+                # The eval number, BUCKET/NAME or mean/NAME, '-' before it where lower is better, whose best
+                # checkpoint is kept as well.
+                "best": "",
+            },
+            "eval": {
+                "every": 1000,  # updates
+                "samples": 32,  # held-out samples a bucket
+                "linear_samples": 256,  # training samples a bucket that fit the linear codec; 0 leaves it out
+            },
+            "panels": {"every": 1000, "samples": 4},
+        }
+    )
+
+
+def architecture(config: ConfigDict) -> Architecture:
+    """The autoencoder of config.model, its size filled in."""
+    fields = dict(config)
+    size = SIZES[fields.pop("size")]
+    return Architecture(
+        **{name: value or size[name] if name in size else value for name, value in fields.items()}
+    )
+
+
+def objective(config: ConfigDict) -> Objective:
+    """The loss of config.loss."""
+    return Objective(config.likelihood, config.normalization, tuple(config.reference), **config.weights)
+
+
+_POSITIVE = (lambda v: v > 0, "a number above 0")
+_NATURAL = (lambda v: isinstance(v, int) and v >= 0, "a whole number from 0")
+_COUNT = (lambda v: isinstance(v, int) and v >= 1, "a whole number from 1")
+_SHARE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
+_ANY_WIDTHS = (
+    lambda v: all(isinstance(w, int) and w >= 1 for w in v),
+    "whole numbers from 1, or () for the size's",
+)
+
+
+def _one_of(*values) -> tuple[Callable[[Any], bool], str]:
+    return (lambda v: v in values), "one of " + ", ".join(map(repr, values))
+
+
+ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "steps": _COUNT,
+    "log_every": _COUNT,
+    "data.fps": _POSITIVE,
+    "data.zoom": (lambda v: v >= 1, "a number from 1"),
+    "data.max_upscale": _POSITIVE,
+    "data.min_quality": (lambda v: 0 <= v <= 100, "0 to 100"),
+    "data.holdout": _SHARE,
+    "data.workers": _NATURAL,
+    "data.prefetch": _COUNT,
+    "model.size": _one_of(*SIZES),
+    "model.widths": _ANY_WIDTHS,
+    "model.encoder_blocks": _NATURAL,
+    "model.decoder_blocks": _NATURAL,
+    "model.stem": _one_of("haar", "patch"),
+    "model.stem_factor": _one_of(0, 1, 2, 4),
+    "model.latent_channels": _COUNT,
+    "model.spatial_factor": _one_of(4, 8, 16),
+    "model.temporal_factor": _one_of(1, 2, 4, 8),
+    "model.conv": _one_of("smc", "groupnorm"),
+    "model.remat": (
+        lambda v: all(isinstance(i, int) and i >= 0 for i in v),
+        "a tuple of levels, 0 the highest resolution",
+    ),
+    "model.dtype": _one_of("float32", "bfloat16"),
+    "loss.likelihood": _one_of(*LIKELIHOODS),
+    "loss.normalization": _one_of(*NORMALIZATIONS),
+    "loss.reference": (lambda v: len(v) == 3 and min(v) >= 1, "three sizes (T, H, W) from 1"),
+    "optim.learning_rate": _POSITIVE,
+    "optim.schedule": _one_of("cosine", "constant"),
+    "optim.warmup": _NATURAL,
+    "optim.final_fraction": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "optim.b1": _SHARE,
+    "optim.b2": _SHARE,
+    "optim.weight_decay": (lambda v: v >= 0, "a number from 0"),
+    "optim.agc": (lambda v: v >= 0, "a number from 0 (off)"),
+    "ema.decay": _SHARE,
+    "mesh.data": _NATURAL,
+    "mesh.fsdp": _COUNT,
+    "mesh.space": _COUNT,
+    "checkpoint.every": _COUNT,
+    "checkpoint.keep": _COUNT,
+    "eval.every": _COUNT,
+    "eval.samples": _COUNT,
+    "eval.linear_samples": _NATURAL,
+    "panels.every": _COUNT,
+    "panels.samples": _COUNT,
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError, naming the key, its value and what is accepted, at the first value that will not do.
+
+    Buckets are checked where they are parsed (data/bucket.py), the mesh where it is made (mesh.py).
+    """
+    known = defaults()
+    _check_keys(config, known)
+    for key, (accepts, accepted) in ACCEPTED.items():
+        value = _get(config, key)
+        try:
+            good = accepts(value)
+        except TypeError:
+            good = False
+        if not good:
+            raise InputError(f"{key} = {value!r}; accepted: {accepted}")
+    for term, weight in config.loss.weights.items():
+        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
+            raise InputError(f"loss.weights.{term} = {weight!r}; accepted: a finite number from 0")
+    a = architecture(config.model)
+    if a.spatial_factor % a.stem_factor:
+        raise InputError(f"model.stem_factor = {a.stem_factor}; accepted: divisors of {a.spatial_factor}")
+    if not a.widths or not a.encoder_blocks or not a.decoder_blocks:
+        raise InputError("model.widths and blocks; accepted: at least one of each")
+    if a.latent_channels > 3 * a.spatial_factor**2:
+        raise InputError(
+            f"model.latent_channels = {a.latent_channels}; accepted: at most {3 * a.spatial_factor**2}"
+        )
+
+
+def unknown_key(key: str) -> str:
+    """One line about a key that is not there, with the nearest that are."""
+    keys = list(flat(defaults()))
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
+    return f"{key}: no such configuration key; accepted: {', '.join(near or sorted(defaults()))}"
+
+
+def flat(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every key of a configuration, sections included, as 'section.key'."""
+    for name, value in config.items():
+        yield prefix + name
+        if isinstance(value, ConfigDict):
+            yield from flat(value, prefix + name + ".")
+
+
+def _check_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> None:
+    """Keys come from `defaults`; only the names of sources and buckets are a person's own."""
+    for name in config:
+        key = prefix + name
+        if name not in known:
+            raise InputError(unknown_key(key))
+        if isinstance(known[name], ConfigDict) and key not in ("data.sources", "data.buckets"):
+            if not isinstance(config[name], ConfigDict):
+                raise InputError(f"{key} = {config[name]!r}; accepted: the keys {', '.join(known[name])}")
+            _check_keys(config[name], known[name], key + ".")
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for name in key.split("."):
+        config = config[name]
+    return config

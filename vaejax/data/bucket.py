@@ -1,0 +1,161 @@
+"""Buckets: the shapes that a run trains on, and the steps at which each is drawn."""
+
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vaejax.errors import InputError
+
+_NAME = re.compile(r"image_([1-9]\d*)x([1-9]\d*)|video_([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
+_FIELDS = ("batch", "weight", "every")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One shape of sample, (T, H, W), with its place in an update.
+
+    Attributes:
+      frames, height, width: T, H and W in pixels; an image is a video of one frame.
+      batch: samples of one batch, over all hosts.
+      weight: of this bucket's loss in the update's loss.
+      every: drawn at one step in so many.
+    """
+
+    frames: int
+    height: int
+    width: int
+    batch: int
+    weight: float = 1.0
+    every: int = 1
+
+    @property
+    def kind(self) -> str:
+        """'image' or 'video'."""
+        return "image" if self.frames == 1 else "video"
+
+    @property
+    def name(self) -> str:
+        """'image_HxW' or 'video_TxHxW'."""
+        size = f"{self.height}x{self.width}"
+        return f"image_{size}" if self.frames == 1 else f"video_{self.frames}x{size}"
+
+    @property
+    def pixels(self) -> int:
+        """T·H·W of one sample."""
+        return self.frames * self.height * self.width
+
+
+def parse_buckets(
+    config_buckets: Mapping[str, Any],
+    spatial_factor: int,
+    temporal_factor: int,
+    shards: int = 1,
+    space: int = 1,
+) -> tuple[Bucket, ...]:
+    """The buckets that are on, in the order of their names.
+
+    Args:
+      config_buckets: {name: {batch, weight, every}}; a batch of 0 turns a bucket off.
+      spatial_factor: of the model; H and W are multiples of it.
+      temporal_factor: of the model; T = 1 + temporal_factor·k.
+      shards: parts that the mesh divides a batch into.
+      space: parts that the mesh divides the height into.
+
+    Raises:
+      InputError: naming data.buckets.NAME, its value and what is accepted.
+    """
+    parsed = [
+        _parse(name, fields, spatial_factor, temporal_factor, shards, space)
+        for name, fields in config_buckets.items()
+    ]
+    if not parsed:
+        raise InputError(
+            "data.buckets is empty; accepted: at least one image_HxW or video_TxHxW, e.g. image_256x256"
+        )
+    buckets = tuple(sorted((b for b in parsed if b.batch), key=lambda b: b.name))
+    if not buckets:
+        raise InputError(
+            "data.buckets: every batch is 0 (off); accepted: at least one bucket with a batch from 1"
+        )
+    if all(b.every > 1 for b in buckets):
+        # A step that no bucket is scheduled for would be an update that learns from nothing.
+        named = ", ".join(f"data.buckets.{b.name}.every = {b.every}" for b in buckets)
+        raise InputError(f"{named}; accepted: at least one bucket with every = 1, so that no step is empty")
+    return buckets
+
+
+def scheduled(buckets: Sequence[Bucket], seed: int, step: int) -> tuple[Bucket, ...]:
+    """The buckets of which `step` draws one batch each; pure, so all processes agree."""
+    return tuple(b for b in buckets if step % b.every == _first_step(b, seed))
+
+
+def draws(bucket: Bucket, seed: int, step: int) -> int:
+    """How many batches of `bucket` the steps before `step` drew."""
+    return (step - _first_step(bucket, seed) + bucket.every - 1) // bucket.every
+
+
+def _first_step(bucket: Bucket, seed: int) -> int:
+    """Spread by name, so that two buckets of every=8 need not meet; crc32 is the same in every process."""
+    return zlib.crc32(f"{seed}/{bucket.name}".encode()) % bucket.every
+
+
+def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, space: int) -> Bucket:
+    key = f"data.buckets.{name}"
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise InputError(f"{key}: no bucket's name; accepted: image_HxW or video_TxHxW, e.g. image_256x256")
+    if not isinstance(fields, Mapping) and not hasattr(fields, "items"):
+        raise InputError(f"{key} = {fields!r}; accepted: {{batch, weight, every}}, e.g. {{'batch': 8}}")
+    fields = dict(fields.items())
+    for field in fields:
+        if field not in _FIELDS:
+            raise InputError(f"{key}.{field}: no such field; accepted: {', '.join(_FIELDS)}")
+    if "batch" not in fields:
+        raise InputError(f"{key}.batch is missing; accepted: samples over all devices, 0 for off")
+    frames, height, width = (int(g) for g in (("1", *match.groups()[:2]) if match[1] else match.groups()[2:]))
+    if match[3] and frames == 1:
+        raise InputError(f"{key}: T = 1 is an image; accepted: image_{height}x{width}")
+    if (frames - 1) % temporal:
+        accepted = _nearest(frames - 1, temporal, offset=1)
+        raise InputError(f"{key}: T = {frames}; accepted: 1 + {temporal}k, nearest {accepted}")
+    unit = spatial * space
+    if height % unit:
+        why = f"{spatial}" if space == 1 else f"{spatial}·mesh.space = {unit}"
+        raise InputError(
+            f"{key}: H = {height}; accepted: multiples of {why}, nearest {_nearest(height, unit)}"
+        )
+    if width % spatial:
+        raise InputError(
+            f"{key}: W = {width}; accepted: multiples of {spatial}, nearest {_nearest(width, spatial)}"
+        )
+    batch, weight, every = fields["batch"], fields.get("weight", 1.0), fields.get("every", 1)
+    if not _whole(batch, 0):
+        raise InputError(f"{key}.batch = {batch!r}; accepted: a whole number from 0 (off)")
+    if batch % shards:
+        accepted = _nearest(batch, shards)
+        raise InputError(
+            f"{key}.batch = {batch}; accepted: multiples of {shards}, the parts that the mesh"
+            f" (mesh.data x mesh.fsdp) divides it into, nearest {accepted}"
+        )
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, (int, float))
+        or not (math.isfinite(weight) and weight >= 0)
+    ):
+        raise InputError(f"{key}.weight = {weight!r}; accepted: a finite number from 0")
+    if not _whole(every, 1):
+        raise InputError(f"{key}.every = {every!r}; accepted: a whole number of steps from 1")
+    return Bucket(frames, height, width, batch, float(weight), every)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _nearest(value: int, unit: int, offset: int = 0) -> str:
+    """The multiples of `unit` around `value`, each plus `offset`, without zero."""
+    below, above = value // unit * unit, -(-value // unit) * unit
+    return f"{below + offset} or {above + offset}" if below else f"{above + offset}"

@@ -1,0 +1,1 @@
+"""Scores of a codec, on reconstructions and on latents. Never imports the training loop."""

@@ -1,0 +1,144 @@
+"""Evaluation during training: every bucket's held-out samples, raw and averaged parameters, linear codec."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vaejax import mesh as sharding
+from vaejax.data import pipeline
+from vaejax.data.bucket import Bucket
+from vaejax.evaluation.linear import LinearCodec, psnr_linear
+from vaejax.evaluation.reconstruction import score
+from vaejax.models.autoencoder import Autoencoder
+from vaejax.objective import Objective
+from vaejax.train_state import TrainState
+
+
+class HeldOut:
+    """The held-out samples of a run's buckets and what can be asked of them.
+
+    Args:
+      sources: opened sources.
+      buckets: of the run; one without held-out samples is passed over.
+      config: the run's.
+      model, objective, mesh: the run's.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence,
+        buckets: Sequence[Bucket],
+        config: ConfigDict,
+        model: Autoencoder,
+        objective: Objective,
+        mesh: Mesh,
+    ):
+        self._sources, self._buckets, self._config, self._mesh = sources, buckets, config, mesh
+        self._channels = model.architecture.latent_channels
+        self._factors = model.architecture.spatial_factor, model.architecture.temporal_factor
+        self._score = jax.jit(
+            functools.partial(score, model=model, objective=objective, shown=config.panels.samples),
+            out_shardings=sharding.replicated(mesh),
+        )
+        self._linear: dict[str, LinearCodec] = {}
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """'BUCKET/NAME' to value for every bucket, and their 'mean/NAME'.
+
+        NAME: psnr, ssim, nll, kl of the EMA parameters, the same with _raw of the raw ones, psnr_linear of
+        the best linear codec of the same latent size, samples, and activation spreads.
+        """
+        scores = {}
+        for bucket in self._buckets:
+            scores |= {f"{bucket.name}/{k}": v for k, v in self._evaluate_bucket(bucket, state).items()}
+        for name in ("psnr", "psnr_raw", "ssim", "nll", "kl"):
+            values = [value for key, value in scores.items() if key.split("/")[1] == name]
+            if values:
+                scores[f"mean/{name}"] = float(np.mean(values))
+        return scores
+
+    def table(self, step: int, scores: dict[str, float]) -> str:
+        """The scores for people, a line a bucket."""
+        lines = [f"evaluation at step {step}: EMA parameters | raw"]
+        for bucket in self._buckets:
+            get = functools.partial(_get, scores, bucket.name)
+            if f"{bucket.name}/psnr" in scores:
+                lines.append(
+                    f"  {bucket.name:20} psnr {get('psnr'):6.2f} | {get('psnr_raw'):6.2f} dB"
+                    f"  (linear {get('psnr_linear'):6.2f})  ssim {get('ssim'):.4f} | {get('ssim_raw'):.4f}"
+                    f"  nll {get('nll'):+.3f}  kl {get('kl'):.3f}"
+                )
+        return "\n".join(lines)
+
+    def panels(self, state: TrainState) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """The first samples of every bucket: its name, original, EMA reconstruction, linear codec or None.
+
+        Each (N, T, H, W, C) uint8.
+        """
+        for bucket in self._buckets:
+            for original, frames, count in self._batches(bucket):
+                shown = min(count, self._config.panels.samples)
+                _, _, reconstruction = self._score(state.ema, frames)
+                linear = self._linear.get(bucket.name)
+                if linear:
+                    linear = np.round((linear.reconstruct(original[:shown]) + 1) * 127.5).astype(np.uint8)
+                yield bucket.name, original[:shown], np.asarray(reconstruction)[:shown], linear
+                break
+
+    def _evaluate_bucket(self, bucket: Bucket, state: TrainState) -> dict[str, float]:
+        sums: dict[str, list[np.ndarray]] = {}
+        spreads: dict[str, float] = {}
+        linear, samples = [], 0
+        for local, frames, count in self._batches(bucket):
+            for suffix, params in (("", state.ema), ("_raw", state.params)):
+                scores, spread, _ = self._score(params, frames)
+                for name, values in scores.items():
+                    sums.setdefault(name + suffix, []).append(np.asarray(values)[:count])
+                if not suffix:
+                    spreads = {k: max(float(v), spreads.get(k, 0.0)) for k, v in spread.items()}
+            samples += count
+            if self._config.eval.linear_samples:
+                linear.append(psnr_linear(self._linear_codec(bucket), local[:count]) * count)
+        if not samples:
+            return {}
+        result = {name: float(np.concatenate(values).mean()) for name, values in sums.items()}
+        if linear:
+            result["psnr_linear"] = sum(linear) / samples
+        return result | spreads | {"samples": samples}
+
+    def _linear_codec(self, bucket: Bucket) -> LinearCodec:
+        """Principal components of the bucket's training samples, fitted once a run."""
+        if bucket.name not in self._linear:
+            frames = pipeline.train_samples(
+                self._sources, bucket, self._config.data, self._config.eval.linear_samples, self._config.seed
+            )
+            self._linear[bucket.name] = LinearCodec.fit(frames, self._channels, *self._factors)
+        return self._linear[bucket.name]
+
+    def _samples(self, bucket: Bucket):
+        """Batches of the bucket's held-out samples, all of them on every host."""
+        return pipeline.eval_batches(
+            self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
+        )
+
+    def _batches(self, bucket: Bucket):
+        """(all frames on this host, the global batch on the mesh, how many of its samples are real)."""
+        hosts, host = jax.process_count(), jax.process_index()
+        for batch in self._samples(bucket):
+            count = len(batch.frames)
+            repeats = np.arange(bucket.batch) % count  # the last batch is filled up, its copies not counted
+            filled = batch.frames[repeats]
+            share = bucket.batch // hosts
+            yield (
+                batch.frames,
+                sharding.global_frames(self._mesh, filled[host * share : (host + 1) * share]),
+                count,
+            )
+
+
+def _get(scores: dict[str, float], bucket: str, name: str) -> float:
+    return scores.get(f"{bucket}/{name}", float("nan"))

@@ -1,0 +1,54 @@
+"""Trains a VAE: python -m vaejax.main --config=configs/joint.py --workdir=DIR."""
+
+import os
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vaejax import config as configuration
+from vaejax import preemption, train
+from vaejax.errors import InputError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py or FILE.py:tiny.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder again resumes it.")
+
+
+def main(argv: list[str]) -> int:
+    """Runs `train.fit`; returns the exit code: 0 done, 75 stopped by a signal after saving."""
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
+    if CONFIG.value is None or not WORKDIR.value:
+        raise InputError("--config and --workdir are needed: --config=configs/demo.py --workdir=DIR")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every rename
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
+    return 0 if train.fit(CONFIG.value, WORKDIR.value) else preemption.EXIT_CODE
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; what is wrong with them is told in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        known = set(configuration.flat(configuration.defaults()))
+        keys = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
+        unknown = [key for key in keys if key not in known] or [str(error)]
+        raise InputError(configuration.unknown_key(unknown[0])) from error
+    except (flags.Error, FileNotFoundError, ImportError, TypeError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def run() -> None:
+    """The command line: InputError becomes one line and exit code 2."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

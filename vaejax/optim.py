@@ -1,0 +1,82 @@
+"""The optimiser: adaptive gradient clipping, Adam(W), the learning-rate schedule and the EMA."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+# The likelihood's log-scale must travel from 0 to about -3 while Adam moves a parameter by one learning rate
+# a step; a faster one lets the NLL, and with it the weight of the KL, settle early in a run.
+LOG_SCALE_RATE = 10.0
+
+
+def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to `final_fraction` of the peak at `steps`, or constant.
+
+    Args:
+      config: config.optim.
+      steps: length of the run, in updates.
+    """
+    peak = config.learning_rate
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        after = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup), config.final_fraction)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, config.warmup), after], [config.warmup])
+
+
+def clipping(config: ConfigDict) -> optax.GradientTransformation:
+    """Adaptive gradient clipping (NFNets, arXiv 2102.06171, equation 3) of every output unit.
+
+    g is scaled by min(1, λ·max(|w|, 1e-3) / |g|), norms over the fan-in. Exempt are the decoder's last
+    convolution, the likelihood's scale and, unless `agc_scales`, the scales and gains of modulated kernels.
+    """
+    if not config.agc:
+        return optax.identity()
+
+    def mask(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: _is_clipped(_names(path), config), params)
+
+    return optax.masked(optax.adaptive_grad_clip(config.agc), mask)
+
+
+def optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """The whole chain: clipping, Adam, weight decay of kernels, schedule.
+
+    Args:
+      config: config.optim.
+      steps: length of the run, in updates.
+    """
+
+    def kernels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
+
+    def likelihood(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[0] == "likelihood", params)
+
+    return optax.chain(
+        clipping(config),
+        optax.scale_by_adam(config.b1, config.b2),
+        optax.add_decayed_weights(config.weight_decay, kernels) if config.weight_decay else optax.identity(),
+        optax.masked(optax.scale(LOG_SCALE_RATE), likelihood),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
+    )
+
+
+def ema(average, params, decay: float, step: jax.Array):
+    """The exponential moving average after update `step` (0 the first), its decay warmed up.
+
+    The decay is min(decay, (1 + step) / (10 + step)), so that the first parameters are soon forgotten.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+
+
+def _names(path) -> tuple[str, ...]:
+    return tuple(key.key for key in path)
+
+
+def _is_clipped(names: tuple[str, ...], config: ConfigDict) -> bool:
+    if names[0] == "likelihood" or names[:3] == ("autoencoder", "decoder", "conv_out"):
+        return False
+    return names[-1] not in ("scale", "gain") or config.agc_scales

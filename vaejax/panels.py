@@ -1,0 +1,143 @@
+"""Panels to look at: original, reconstruction and error, as PNG, and as MP4 for videos.
+
+The error is max over R, G, B of |original - reconstruction|, four times enlarged, from black (none) by red
+and yellow to white (a quarter of the range or more): a spot of one colour shows as well as a grey one.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+ERROR_GAIN = 4
+MIN_CELL = 192  # pixels: smaller frames are enlarged, every pixel a square
+MAX_VIDEO = 4096  # pixels: browsers and hardware decoders play no larger H.264
+_GAP = 4
+_HEADER = 24
+_GUTTER = 40
+_BACKGROUND = 24
+_INK = (225, 225, 225)
+
+
+def write_panels(
+    workdir: str | os.PathLike,
+    step: int,
+    bucket_name: str,
+    original: np.ndarray,
+    reconstruction: np.ndarray,
+    linear: np.ndarray | None = None,
+    fps: float = 8.0,
+) -> np.ndarray:
+    """Writes DIR/panels/STEP/BUCKET.png, for videos the first, middle and last frame, and their BUCKET.mp4.
+
+    One row per sample (for videos in the PNG three, one per frame); columns are original, reconstruction,
+    the linear codec where given, and the error of the reconstruction.
+
+    Args:
+      workdir: DIR.
+      step: the training step.
+      bucket_name: the name of the files.
+      original: (N, T, H, W, 3) uint8.
+      reconstruction: like original.
+      linear: the reconstruction of a linear codec, like original.
+      fps: frames per second of the MP4.
+
+    Returns:
+      The PNG, (height, width, 3) uint8.
+
+    Raises:
+      ValueError: if the arrays are not uint8 of one shape (N, T, H, W, 3).
+    """
+    columns = {"original": original, "reconstruction": reconstruction}
+    if linear is not None:
+        columns["linear codec"] = linear
+    columns = {name: np.asarray(column) for name, column in columns.items()}
+    for name, column in columns.items():
+        if column.dtype != np.uint8 or column.ndim != 5 or column.shape != np.shape(original):
+            raise ValueError(f"panel {name}: {column.dtype} {column.shape}; expected uint8 (N, T, H, W, 3)")
+    columns[f"error x{ERROR_GAIN}"] = error_map(columns["original"], columns["reconstruction"])
+
+    frames = np.stack(list(columns.values()), axis=2)  # (N, T, columns, H, W, 3)
+    samples, length = frames.shape[:2]
+    directory = Path(workdir) / "panels" / str(step)
+    directory.mkdir(parents=True, exist_ok=True)
+    if length == 1:
+        still = _grid(frames[:, 0], list(columns))
+    else:
+        shown = sorted({0, length // 2, length - 1})
+        rows = frames[:, shown].reshape(-1, *frames.shape[2:])
+        still = _grid(rows, list(columns), [f"t={t}" for t in shown] * samples)
+        panels = (_grid(frames[:, t], list(columns)) for t in range(length))
+        _write_mp4(directory / f"{bucket_name}.mp4", panels, fps)
+    Image.fromarray(still).save(directory / f"{bucket_name}.png")
+    return still
+
+
+def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """The enlarged error as heat, (..., 3) uint8, of two uint8 arrays (..., 3)."""
+    error = np.abs(original.astype(np.int16) - reconstruction).max(axis=-1, keepdims=True)
+    # Black, red, yellow, white: each third of the range fills one of R, G, B.
+    heat = 3 * ERROR_GAIN * error - np.array([0, 255, 510], np.int16)
+    return np.clip(heat, 0, 255).astype(np.uint8)
+
+
+def frame_strip(video: np.ndarray, frames: int = 8) -> np.ndarray:
+    """Frames spread over a video (T, H, W, C) or videos (N, T, H, W, C), side by side; videos are rows."""
+    videos = video if video.ndim == 5 else video[None]
+    length = videos.shape[1]
+    chosen = np.linspace(0, length - 1, min(frames, length)).round().astype(int)
+    return np.concatenate([np.concatenate(list(v[chosen]), axis=1) for v in videos], axis=0)
+
+
+def _grid(cells: np.ndarray, column_labels: Sequence[str], row_labels: Sequence[str] = ()) -> np.ndarray:
+    """Cells (rows, columns, H, W, 3) on a dark ground, enlarged by a whole factor when tiny, with labels."""
+    rows, columns, height, width, _ = cells.shape
+    scale = max(1, -(-MIN_CELL // width))
+    cells = cells.repeat(scale, axis=2).repeat(scale, axis=3)
+    height, width = scale * height, scale * width
+    left = _GUTTER if row_labels else _GAP
+    size = (_HEADER + rows * (height + _GAP), left + columns * (width + _GAP))
+    canvas = np.full((*size, 3), _BACKGROUND, np.uint8)
+    for i in range(rows):
+        for j in range(columns):
+            y, x = _HEADER + i * (height + _GAP), left + j * (width + _GAP)
+            canvas[y : y + height, x : x + width] = cells[i, j]
+    image = Image.fromarray(canvas)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    for j, label in enumerate(column_labels):
+        draw.text((left + j * (width + _GAP) + width / 2, _HEADER / 2), label, _INK, font, anchor="mm")
+    for i, label in enumerate(row_labels):
+        draw.text((left / 2, _HEADER + i * (height + _GAP) + height / 2), label, _INK, font, anchor="mm")
+    return np.asarray(image)
+
+
+def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Writes (height, width, 3) uint8 frames as H.264 that browsers play: yuv420p, even sizes, BT.709."""
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "12", "preset": "veryfast"}
+        # Said in the file, else players guess the colours from the size of the frame.
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
+        codec.color_range = 1  # limited
+        for i, frame in enumerate(frames):
+            frame = _playable(frame)
+            if i == 0:
+                stream.height, stream.width = frame.shape[:2]
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        container.mux(stream.encode())
+
+
+def _playable(frame: np.ndarray) -> np.ndarray:
+    """Shrunk to MAX_VIDEO if larger; an odd size made even by repeating the last row or column."""
+    if max(frame.shape) > MAX_VIDEO:
+        image = Image.fromarray(frame)
+        image.thumbnail((MAX_VIDEO, MAX_VIDEO))
+        frame = np.asarray(image)
+    return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")

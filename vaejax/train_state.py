@@ -1,0 +1,51 @@
+"""What an update changes, and its birth on the mesh."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vaejax import mesh as sharding
+from vaejax.models.autoencoder import Autoencoder
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Attributes.
+
+    step: () int32, updates done.
+    params: {'autoencoder': ..., 'likelihood': {'log_scale': ()}}, float32.
+    ema: their moving average, same tree.
+    optimizer: optax state.
+    """
+
+    step: jax.Array
+    params: dict
+    ema: dict
+    optimizer: optax.OptState
+
+
+def create(
+    model: Autoencoder, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> tuple[TrainState, TrainState]:
+    """Initialises a state every shard of which is born on its own device.
+
+    Returns:
+      The state, and a tree of the same structure holding its shardings.
+    """
+
+    def init() -> TrainState:
+        key = jax.random.key(seed)
+        s = model.architecture.spatial_factor
+        clip = jnp.zeros((1, 1 + model.architecture.temporal_factor, 4 * s, 4 * s, 3))
+        params = {
+            "autoencoder": model.init(key, clip, key)["params"],
+            "likelihood": {"log_scale": jnp.zeros(())},
+        }
+        # A copy, because donating one buffer twice is an error.
+        average = jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
+    return jax.jit(init, out_shardings=shardings)(), shardings
