@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ def test_a_stream_in_chunks_is_the_whole_clip(options):
 
     def streamed(sequence, bounds, method):
         cache, chunks = {}, []
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             chunk, cache = apply({"params": params, **cache}, sequence[:, start:stop], method)
             chunks.append(chunk.mean if method == "encode" else chunk)
         return jnp.concatenate(chunks, axis=1)
@@ -145,7 +146,10 @@ def test_recomputation_changes_no_gradient():
 
     def gradient(**options):
         model, params = randomised(**options)
-        loss = lambda params: jnp.sum(jnp.square(model.apply({"params": params}, x, jax.random.key(1))[0]))
+
+        def loss(params):
+            return jnp.sum(jnp.square(model.apply({"params": params}, x, jax.random.key(1))[0]))
+
         return jax.jit(jax.grad(loss))(params)
 
     jax.tree.map(

@@ -135,7 +135,15 @@ def test_a_rotated_clip_is_upright(files):
 
 @pytest.mark.parametrize(
     ("matrix", "turned"),
-    [((-1, 0, 0, -1), (3, 2, 1, 0)), ((0, -1, 1, 0), (1, 3, 0, 2)), ((1, 0, 0, 1), (0, 1, 2, 3))],
+    [
+        ((-1, 0, 0, -1), (3, 2, 1, 0)),
+        ((0, -1, 1, 0), (1, 3, 0, 2)),
+        ((1, 0, 0, 1), (0, 1, 2, 3)),
+        ((-1, 0, 0, 1), (1, 0, 3, 2)),
+        ((1, 0, 0, -1), (2, 3, 0, 1)),
+        ((0, 1, 1, 0), (0, 2, 1, 3)),
+        ((0, -1, -1, 0), (3, 1, 2, 0)),
+    ],
 )
 def test_every_display_matrix_turns_as_written(tmp_path, matrix, turned):
     path = write_clip(tmp_path / "turned.mp4", [corners()] * 2)

@@ -80,8 +80,8 @@ def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_oth
     def gradient_of_a_pixel(normalization, *shape):
         x = jnp.zeros((1, *shape, 3))
         posterior = DiagonalGaussian(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
-        of = lambda y: Objective("laplace", normalization, REFERENCE)(x, y, posterior, jnp.float32(0))[0]
-        return jax.grad(of)(x + 0.1).ravel()[0]
+        objective = Objective("laplace", normalization, REFERENCE)
+        return jax.grad(lambda y: objective(x, y, posterior, jnp.float32(0))[0])(x + 0.1).ravel()[0]
 
     np.testing.assert_allclose([gradient_of_a_pixel("sum", *s) for s in shapes], 1, rtol=1e-5)
     np.testing.assert_allclose(

@@ -23,6 +23,16 @@ def tree():
     return params, jax.tree.unflatten(structure, gradients)
 
 
+def leaf(tree, path):
+    for name in path:
+        tree = tree[name]
+    return np.asarray(tree, np.float64)
+
+
+def norm(v, axes):
+    return np.sqrt(np.sum(v**2, axis=axes, keepdims=True))
+
+
 @pytest.mark.parametrize("clip_scales", [False, True])
 def test_clipping_is_that_of_the_paper_on_every_leaf(tree, clip_scales):
     params, gradients = tree
@@ -42,10 +52,7 @@ def test_clipping_is_that_of_the_paper_on_every_leaf(tree, clip_scales):
         if not exempt:
             # A unit is an output channel of a kernel, norms over its fan-in; a vector is one unit.
             axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
-            norm = lambda v, axes=axes: (
-                np.sqrt(np.sum(v**2, axis=axes, keepdims=True)) if v.ndim else np.abs(v)
-            )
-            g = g * np.minimum(1, 0.05 * np.maximum(norm(w), 1e-3) / norm(g))
+            g = g * np.minimum(1, 0.05 * np.maximum(norm(w, axes), 1e-3) / norm(g, axes))
             changed.add(name.split("/")[-1])
         np.testing.assert_allclose(c, g, rtol=2e-5, atol=1e-8, err_msg=name)
     assert changed == {"kernel", "bias"} | ({"scale", "gain"} if clip_scales else set())
@@ -61,10 +68,7 @@ def test_the_chain_is_clipping_then_adam_then_the_rate(tree):
     for step in range(4):
         updates, state = optimizer.update(gradients, state, params)
         for path in (("autoencoder", "encoder", "conv_in", "kernel"), ("likelihood", "log_scale")):
-            get = lambda t, path=path: np.asarray(
-                jax.tree.reduce(lambda _, x: x, _descend(t, path)), np.float64
-            )
-            g, w = get(clipped), get(params)
+            g, w = leaf(clipped, path), leaf(params, path)
             if path[0] == "likelihood":
                 expected = g / (np.abs(g) + 1e-8) * optim.LOG_SCALE_RATE
             else:
@@ -72,13 +76,7 @@ def test_the_chain_is_clipping_then_adam_then_the_rate(tree):
                 n = step + 1
                 expected = m / (1 - c.b1**n) / (np.sqrt(v / (1 - c.b2**n)) + 1e-8) + 0.1 * w
             rate = 1e-2 * min(1, step / 2)
-            np.testing.assert_allclose(get(updates), -rate * expected, rtol=1e-3, atol=1e-7)
-
-
-def _descend(tree, path):
-    for name in path:
-        tree = tree[name]
-    return tree
+            np.testing.assert_allclose(leaf(updates, path), -rate * expected, rtol=1e-3, atol=1e-7)
 
 
 def test_the_cosine_schedule_warms_up_and_ends_where_it_should():

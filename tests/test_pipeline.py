@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -201,7 +202,7 @@ def test_a_source_that_cannot_be_read_at_all_ends_with_an_input_error(folder, tm
         os.remove(tmp_path / f"{i}.png")
     data.workers = workers
     with pytest.raises(
-        InputError, match=r"data\.buckets\.image_32x32: no sample .* 20 attempts, the last .*\.png: "
+        InputError, match=r"data\.buckets\.image_32x32: none of [12] files .*, the last .*\.png: "
     ):
         take(sources, data, 1, [PHOTOS])
 
@@ -249,6 +250,19 @@ def test_training_samples_are_the_first_of_the_order(folder):
     frames = np.concatenate([u.batches[PHOTOS.name].frames for u in first])[:5]
     np.testing.assert_array_equal(np.concatenate(samples)[:, None], frames[:, None])
     assert samples[0].shape == (1, 1, 32, 32, 3)
+
+
+def test_signals_are_for_the_parent_which_saves_before_it_ends_its_workers(folder):
+    sources, data = opened(folder)
+    data.workers = 1
+    with pipeline.train_stream(sources, [PHOTOS], data, seed=3) as stream:
+        next(stream)
+        (worker,) = multiprocessing.active_children()
+        for received in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker.pid, received)
+        for _ in range(6):
+            next(stream)
+        assert worker.is_alive()
 
 
 def test_workers_import_no_model_and_no_tensorflow():

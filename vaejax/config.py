@@ -21,13 +21,13 @@ def defaults() -> ConfigDict:
             "log_every": 50,  # updates
             "data": {
                 "media": "",  # FOLDER[,FOLDER] of photos and clips; takes the place of sources
-                # label: {kind: media | tfds | array_record | demo, weight, and path or name, split, eval_split}
+                # label: {kind: media | tfds | array_record | demo; weight; path, or name, split, eval_split}
                 "sources": {},
                 # image_HxW or video_TxHxW: {batch: over all devices, 0 is off; weight: of its loss;
                 # every: drawn at one step in so many}
                 "buckets": {},
                 "fps": 24.0,  # of clips, resampled by their true timestamps
-                "zoom": 1.0,  # crops are taken at a random scale from just covering the bucket to this many times it
+                "zoom": 1.0,  # a crop's scale is random, from just covering the bucket to this many times it
                 "max_upscale": 1.0,  # no sample is enlarged more than this
                 "min_quality": 0,  # JPEG quality estimate, 1 to 100, that a photo must reach; 0 takes all
                 "holdout": 0.05,  # share of a media folder kept for evaluation
@@ -54,8 +54,8 @@ def defaults() -> ConfigDict:
             "loss": {
                 "likelihood": "laplace",
                 "normalization": "reference",
-                # S_ref: T, H, W. A larger one only scales the loss: Adam doesn't mind, adaptive gradient clipping
-                # does; with this one agc = 0.1 leaves an ordinary step alone and cuts spikes.
+                # S_ref: T, H, W. A larger one only scales the loss, which Adam does not mind but adaptive
+                # gradient clipping does: with this one agc = 0.1 leaves an ordinary step alone.
                 "reference": (1, 64, 64),
                 "weights": {"reconstruction": 1.0, "kl": 1e-6},
             },

@@ -31,13 +31,16 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; what is wrong with them is told in one line."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            dict(CONFIG.value)  # a file that is missing or broken is told of at first use only
+        return rest
     except (AttributeError, KeyError) as error:
         known = set(configuration.flat(configuration.defaults()))
         keys = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
         unknown = [key for key in keys if key not in known] or [str(error)]
         raise InputError(configuration.unknown_key(unknown[0])) from error
-    except (flags.Error, FileNotFoundError, ImportError, TypeError, ValueError) as error:
+    except (flags.Error, OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
 

@@ -50,6 +50,7 @@ def fit(config: ConfigDict, workdir: str) -> bool:
     )
     directory = _make_workdir(workdir, config)
     samples = sources.open_sources(config.data)
+    sources.check_buckets(samples, buckets, config.data)
     bad = bad_samples.BadSamples(directory / "bad_samples.jsonl") if is_main else None
     if bad:
         bad.found(bad_samples.unreadable(samples))

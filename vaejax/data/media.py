@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 
 from vaejax.data import quality
@@ -70,6 +71,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _REDUCING_GAP = 3.0  # shrink by whole factors first, to 3x the target: fast, and hardly different
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace of a frame -> swscale's matrix
 _LIMITED, _FULL = 1, 2  # AVColorRange
+_LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # time goes by bytes there: frames came out 10 off
 _TOLERANCE = 1e-3  # seconds; a clock of 1/600 s rounds a frame's time by up to 0.8 ms
 
@@ -375,14 +377,14 @@ def _intervals(frames: Iterator[_Frame]) -> Iterator[tuple[float, float, _Frame]
 
 def _read_clip(source, count: int, fps: float | None, start: float, cut: dict) -> np.ndarray:
     out = np.empty((count, cut["height"], cut["width"], 3), np.uint8)
-    done = 0
+    done, scale = 0, _Scaler(cut)
     with contextlib.closing(_intervals(_deinterlaced(_frames_from(source, start)))) as intervals:
         for _, end, frame in intervals:
             # How many of the wanted times, start + i / fps, lie before the next frame.
             left = end - _TOLERANCE - start
             until = done + (left > 0) if fps is None else min(count, math.ceil(left * fps))
             if until > done:
-                out[done:until] = _resize(_pixels(frame.picture), _shown_clip(frame), cut)
+                out[done:until] = scale(frame)
                 done = until
             if done == count:
                 return out
@@ -390,31 +392,64 @@ def _read_clip(source, count: int, fps: float | None, start: float, cut: dict) -
     raise Unreadable(f"only {done} of {count} frames from {start:g} s{rate}: the clip ends")
 
 
-def _turn(picture: av.VideoFrame) -> int:
-    """Degrees anticlockwise by which a viewer turns the coded picture: 0, 90, 180 or 270."""
-    return 90 * round(picture.rotation / 90) % 360
+def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
+    """Quarter turns anticlockwise by which a viewer turns the coded picture, and whether it mirrors it first.
+
+    From the display matrix itself: `VideoFrame.rotation` takes a mirrored picture for one that stands on its
+    head.
+    """
+    matrix = picture.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+    mirrored = a * d < b * c
+    if mirrored:
+        a, b = -a, -b
+    return -round(math.atan2(b, a) / (math.pi / 2)) % 4, mirrored
 
 
 def _shown_clip(frame: _Frame) -> tuple[int, int]:
     """Width and height as displayed: square pixels (the width is stretched), then the rotation."""
     size = max(1, round(frame.picture.width * frame.ratio)), frame.picture.height
-    return size[::-1] if _turn(frame.picture) % 180 else size
+    return size[::-1] if _orientation(frame.picture)[0] % 2 else size
 
 
-def _pixels(picture: av.VideoFrame) -> Image.Image:
-    """The picture as RGB, upright, by the matrix and range that it is tagged with.
+class _Scaler:
+    """Colour, size and rotation of a clip's frames in one swscale pass, and the crop.
 
-    Where it is not tagged: BT.709 from 720 lines on, else BT.601, and limited range, as players assume.
+    Lanczos with full chroma and rounding: 54 to 59 dB from an exact conversion followed by Pillow's Lanczos,
+    at 8x its speed on 720p. swscale's defaults (bilinear, half the chroma) are at 43 dB.
     """
-    if picture.format.is_rgb:
-        rgb = picture.to_ndarray(format="rgb24")
-    else:
-        matrix = _MATRICES.get(int(picture.colorspace), 1 if picture.height >= 720 else 5)
-        full = int(picture.color_range) == _FULL or picture.format.name.startswith("yuvj")
-        rgb = picture.reformat(
-            format="rgb24", src_colorspace=matrix, src_color_range=_FULL if full else _LIMITED
+
+    def __init__(self, cut: dict):
+        self._cut, self._reformatter = cut, VideoReformatter()  # one: its filter tables are made once
+
+    def __call__(self, frame: _Frame) -> np.ndarray:
+        """The frame as uint8 (H, W, C)."""
+        shown, (turns, mirrored) = _shown_clip(frame), _orientation(frame.picture)
+        left, top, right, bottom = _box(shown, self._cut)
+        wide = max(self._cut["width"], round(shown[0] * self._cut["width"] / (right - left)))
+        high = max(self._cut["height"], round(shown[1] * self._cut["height"] / (bottom - top)))
+        x = min(round(left * self._cut["width"] / (right - left)), wide - self._cut["width"])
+        y = min(round(top * self._cut["height"] / (bottom - top)), high - self._cut["height"])
+        coded = (high, wide) if turns % 2 else (wide, high)
+        rgb = self._rgb(frame.picture, *coded)
+        upright = np.rot90(rgb[:, ::-1] if mirrored else rgb, turns)
+        return upright[y : y + self._cut["height"], x : x + self._cut["width"]]
+
+    def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> np.ndarray:
+        """By the matrix and range that the picture is tagged with.
+
+        Where it is not tagged: BT.709 from 720 lines on, else BT.601, and limited range, as players assume.
+        """
+        colours = {}
+        if not picture.format.is_rgb:
+            matrix = _MATRICES.get(int(picture.colorspace), 1 if picture.height >= 720 else 5)
+            full = int(picture.color_range) == _FULL or picture.format.name.startswith("yuvj")
+            colours = {"src_colorspace": matrix, "src_color_range": _FULL if full else _LIMITED}
+        return self._reformatter.reformat(
+            picture, width, height, "rgb24", interpolation=_LANCZOS, threads=1, **colours
         ).to_ndarray()
-    return Image.fromarray(np.ascontiguousarray(np.rot90(rgb, _turn(picture) // 90)))
 
 
 def _probe_clip(source) -> dict:
@@ -433,7 +468,7 @@ def _probe_clip(source) -> dict:
         "frames": count,
         "fps": (count - 1) / last.time if count > 1 else 1 / last.period,
         "duration": last.time + last.period,
-        "rotation": -_turn(last.picture) % 360,
+        "rotation": -90 * _orientation(last.picture)[0] % 360,
         "codec": last.codec,
         "quality": None,
     }

@@ -14,9 +14,9 @@ from vaejax.data.bucket import Bucket
 from vaejax.data.rows import Crop, Source, Unfit, candidates, share
 from vaejax.errors import InputError
 
-ATTEMPTS = 20  # files in a row that may be unreadable
+UNREADABLE = 20  # files tried for one sample that may be unreadable
+ATTEMPTS = 200  # draws for one sample, files that were tried before and records that do not fit included
 FEW = 4096  # rows: below it Grain's shuffle is slow (2.4 ms a sample at 8 rows, 9 µs at 10 000)
-UNFIT_ATTEMPTS = 200  # records in a row whose size, unknown before, may not do
 
 
 class Sample(NamedTuple):
@@ -76,40 +76,41 @@ class Order:
         """Reads sample `index`, or a substitute if it cannot be read.
 
         Raises:
-          InputError: if ATTEMPTS files in a row cannot be read.
+          InputError: if UNREADABLE files cannot be read, or ATTEMPTS draws find none that does.
           RuntimeError: naming the file, if reading it fails in a way that files should not.
         """
         number, place, epoch = self._mixture[index]
         source, rows = self._sources[number], self._rows[number]
         crop = _varied(epoch, self.data.zoom) if self.split == "eval" else self._drawn(index)
         bad, unfit, reason = {}, set(), ""
-        for attempt in range(1, UNFIT_ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             row = source.row(int(rows[place]))
             if row.path not in bad and row.path not in unfit:
                 try:
                     frames, start = source.read(row, self.bucket, self.data, crop)
                     return Sample(frames, f"{row.path}@{start:.3f}", tuple(bad.items()))
                 except (media.Unreadable, OSError) as error:
-                    reason = bad[row.path] = " ".join(str(error).split()) or type(error).__name__
+                    bad[row.path] = " ".join(str(error).split()) or type(error).__name__
+                    reason = f"{row.path}: {bad[row.path]}"
                 except Unfit as error:
-                    reason = f"{error}: does not fit"
                     unfit.add(row.path)
+                    reason = f"{row.path}: {error}: does not fit"
                 except Exception as error:
                     raise RuntimeError(f"{row.path}: {type(error).__name__}: {error}") from error
-            if bad and attempt >= ATTEMPTS + len(unfit):
+            if len(bad) == UNREADABLE:
                 break
             place = self._random(index, attempt).integers(len(rows))
+        tried = len(bad) + len(unfit)
         raise InputError(
-            f"data.buckets.{self.bucket.name}: no sample could be read in {attempt} attempts, the last"
-            f" {row.path}: {reason}; accepted: sources with more files that can be read and that fit"
+            f"data.buckets.{self.bucket.name}: none of {tried} files tried could be read, the last"
+            f" {reason}; accepted: sources with more files that can be read and that fit"
         )
 
     def _drawn(self, index: int) -> Crop:
         random = self._random(index)
         position, zoom, *offset = random.random(4)
-        return Crop(
-            position, float(self.data.zoom) ** zoom, tuple(offset)
-        )  # zoom is uniform in its logarithm
+        # The zoom is uniform in its logarithm.
+        return Crop(position, float(self.data.zoom) ** zoom, tuple(offset))
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((*self._key, *key))

@@ -1,0 +1,86 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from vaejax import config
+from vaejax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["demo", "joint", "joint.py:tiny", "joint.py:large", "image", "video"])
+def test_the_shipped_configurations_are_accepted(name):
+    file, _, arg = name.partition(".py:")
+    namespace: dict = {}
+    exec((ROOT / "configs" / f"{file}.py").read_text(), namespace)
+    shipped = namespace["get_config"](arg)
+    config.check(shipped)
+    assert config.architecture(shipped.model).widths
+
+
+def test_a_size_fills_only_what_is_left_empty():
+    settings = config.defaults()
+    settings.model.size = "large"
+    settings.model.encoder_blocks = 1
+    architecture = config.architecture(settings.model)
+    assert (architecture.widths, architecture.encoder_blocks) == ((192, 384, 768), 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("loss.normalization", "median", ["loss.normalization = 'median'", "'sum', 'mean', 'reference'"]),
+        ("model.size", "huge", ["model.size = 'huge'", "'tiny'"]),
+        ("model.temporal_factor", 3, ["model.temporal_factor = 3", "1, 2, 4, 8"]),
+        ("model.latent_channels", 500, ["model.latent_channels = 500", "at most 192"]),
+        ("optim.learning_rate", -1.0, ["optim.learning_rate = -1.0", "above 0"]),
+        ("ema.decay", 1.0, ["ema.decay = 1.0", "below 1"]),
+        ("steps", 0, ["steps = 0", "from 1"]),
+        ("loss.weights.kl", float("nan"), ["loss.weights.kl = nan", "finite"]),
+        ("loss.wieghts", {}, ["loss.wieghts", "loss.weights"]),
+        ("loss.weights.perceptul", 1.0, ["loss.weights.perceptul"]),
+    ],
+)
+def test_a_value_that_will_not_do_is_named_with_what_is_accepted(key, value, parts):
+    settings = config.defaults()
+    with settings.unlocked():
+        section, _, name = key.rpartition(".")
+        (config._get(settings, section) if section else settings)[name] = value
+    with pytest.raises(InputError) as error:
+        config.check(settings)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--config=configs/demo.py", "--config.optim.acg=1"], ["optim.acg", "optim.agc"]),
+        (["--config=configs/demo.py", "--config.steps=many"], ["steps", "many"]),
+        (["--config=configs/none.py"], ["configs/none.py"]),
+        ([], ["--config", "--workdir"]),
+        (["--config=configs/demo.py", "--config.data.media=/nowhere"], ["data.media", "/nowhere"]),
+        (
+            ["--config=configs/demo.py", "--config.data.buckets.image_64x64.batch=7", "--config.mesh.data=2"],
+            ["mesh", "data 2", "1"],
+        ),
+    ],
+    ids=["unknown key", "wrong type", "no file", "no config", "no folder", "mesh"],
+)
+def test_the_command_line_tells_a_mistake_in_one_line_and_exits_2(tmp_path, flags, parts):
+    command = [sys.executable, "-m", "vaejax.main", f"--workdir={tmp_path}/run", *flags]
+    if not flags:
+        command.pop()
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
