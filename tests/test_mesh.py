@@ -17,7 +17,6 @@ from vaejax.objective import Objective
 
 def one_update(monkeypatch, devices: int, data: int, fsdp: int, space: int):
     """Terms, gradients and parameters after one update of an image and a video bucket on a mesh."""
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
@@ -34,7 +33,7 @@ def one_update(monkeypatch, devices: int, data: int, fsdp: int, space: int):
         frames = sharding.global_frames(mesh, rng.integers(256, size=shape, dtype=np.uint8))
         step = functools.partial(train_step.bucket_gradients, weight=0.7, model=model, objective=objective)
         step = jax.jit(step, out_shardings=(shardings.params, None))
-        gradients, terms[shape[1]] = step(state, gradients, frames, key)
+        gradients, terms[f"{shape[1]} frames"] = step(state, gradients, frames, key)
     update = functools.partial(
         train_step.apply_gradients, optimizer=optimizer, clipping=optim.clipping(settings), ema_decay=0.9
     )

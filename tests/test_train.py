@@ -37,7 +37,7 @@ def media(tmp_path_factory):
                 (240, 80), Image.BICUBIC
             )
         )
-        media_files.write_clip(folder / f"clip_{i}.mp4", [wide[:, t : t + 120] for t in range(96)], fps=24)
+        media_files.write_clip(folder / f"clip_{i}.mp4", [wide[:, t : t + 120] for t in range(96)], rate=24)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("no video")

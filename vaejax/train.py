@@ -52,7 +52,7 @@ def fit(config: ConfigDict, workdir: str) -> bool:
     samples = sources.open_sources(config.data)
     sources.check_buckets(samples, buckets, config.data)
     bad = bad_samples.BadSamples(directory / "bad_samples.jsonl") if is_main else None
-    if bad:
+    if is_main:
         bad.found(bad_samples.unreadable(samples))
 
     # The model, its objective and its optimiser, every shard born on its device.
@@ -131,7 +131,7 @@ def fit(config: ConfigDict, workdir: str) -> bool:
             drawn = [b for b in buckets if b.name in batches]
             for b in drawn:
                 positions[b.name] += 1
-                if bad:
+                if is_main:
                     bad.replaced(batches[b.name].bad)
             progress.tick(sum(b.batch for b in drawn), sum(b.batch * b.pixels for b in drawn), waited)
 

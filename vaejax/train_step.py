@@ -65,10 +65,10 @@ def apply_gradients(
     # The optimiser clips for itself; XLA merges this second, stateless computation with its own.
     clipped, _ = clipping.update(gradients, clipping.init(state.params), state.params)
     norms = {
-        "grad_norm": optax.global_norm(gradients),
-        "clipped_grad_norm": optax.global_norm(clipped),
-        "update_norm": optax.global_norm(updates),
-        "param_norm": optax.global_norm(params),
+        "grad_norm": optax.tree.norm(gradients),
+        "clipped_grad_norm": optax.tree.norm(clipped),
+        "update_norm": optax.tree.norm(updates),
+        "param_norm": optax.tree.norm(params),
         "log_scale": params["likelihood"]["log_scale"],
     }
     average = optim.ema(state.ema, params, ema_decay, state.step)

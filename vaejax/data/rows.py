@@ -184,8 +184,9 @@ def candidates(source: Source, bucket: Bucket, split: str, data: Any) -> np.ndar
     if bucket.kind == "image":
         fits &= still
     else:
-        # Half a frame of tolerance: 17 frames at 23.976 fps are 17 frames at 24.
-        fits &= ~still & (c["stop"] - c["start"] >= length(bucket, data) - 0.5 / data.fps)
+        # The last frame of a span is shown for its own time; 2 ms cover the rounding of timestamps.
+        shown = c["stop"] - c["start"] + 1 / np.maximum(c["fps"], 1e-6)
+        fits &= ~still & (shown > length(bucket, data) + 2e-3)
         fits &= c["fps"] >= SLOWEST * data.fps
     return np.flatnonzero(fits)
 

@@ -1,6 +1,7 @@
 """Evaluation during training: every bucket's held-out samples, raw and averaged parameters, linear codec."""
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from vaejax import mesh as sharding
 from vaejax.data import pipeline
 from vaejax.data.bucket import Bucket
+from vaejax.errors import InputError
 from vaejax.evaluation.linear import LinearCodec, psnr_linear
 from vaejax.evaluation.reconstruction import score
 from vaejax.models.autoencoder import Autoencoder
@@ -120,10 +122,13 @@ class HeldOut:
         return self._linear[bucket.name]
 
     def _samples(self, bucket: Bucket):
-        """Batches of the bucket's held-out samples, all of them on every host."""
-        return pipeline.eval_batches(
-            self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
-        )
+        """Batches of the bucket's held-out samples, all of them on every host; none must end a run."""
+        try:
+            yield from pipeline.eval_batches(
+                self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
+            )
+        except InputError as error:
+            logging.warning("%s is not evaluated: %s", bucket.name, error)
 
     def _batches(self, bucket: Bucket):
         """(all frames on this host, the global batch on the mesh, how many of its samples are real)."""

@@ -1,0 +1,100 @@
+"""What an image costs on its own 2D path, on the general 3D path, and padded to a static clip.
+
+    python benchmarks/image_path.py --out=image_path.json
+
+The three give the same latent and the same first frame, which is checked. FLOPs are XLA's count of the
+program as an accelerator would get it (the CPU's is made of loops, whose bodies XLA counts once); times are
+this machine's, taken in turn, and ratios are medians over rounds.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
+from vaejax.models.conv import general_path
+
+
+def main() -> None:
+    """Runs the comparison and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="tiny", choices=SIZES)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", help="JSON file of every figure")
+    args = parser.parse_args()
+
+    model = Autoencoder(Architecture(**SIZES[args.size]))
+    key = jax.random.key(0)
+    image = jax.random.uniform(key, (args.batch, 1, args.resolution, args.resolution, 3), minval=-1.0)
+    clip = jnp.repeat(image, 1 + model.architecture.temporal_factor, axis=1)
+    params = jax.jit(model.init)(key, clip[:, :, :32, :32], key)["params"]
+    # Kernels and gains that start at 0 would hide the network behind its linear path.
+    params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(key, p.shape), params)
+
+    def forward(params, x):
+        mean = model.apply({"params": params}, x, method="encode").mean
+        return mean, model.apply({"params": params}, mean, method="decode")
+
+    def gradient(params, x):
+        return jax.grad(lambda params: jnp.abs(forward(params, x)[1] - x).mean())(params)
+
+    paths = {
+        "image, 2D path": (image, contextlib.nullcontext),
+        "image, 3D path": (image, general_path),
+        f"static clip of {clip.shape[1]}": (clip, contextlib.nullcontext),
+    }
+    report, programs = {}, {}
+    for function in (forward, gradient):
+        for path, (x, context) in paths.items():
+            # A function of its own for every path: jit would find the trace of another by the function.
+            traced = jax.jit(lambda params, x, function=function: function(params, x))
+            with context():
+                traced = traced.trace(params, x)
+            flops = traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
+            report[f"{function.__name__}: {path}"] = {"gflop": flops / 1e9, "seconds": []}
+            programs[f"{function.__name__}: {path}"] = (traced.lower().compile(), x)
+
+    first, *others = (
+        [np.asarray(y[:, :1]) for y in programs[f"forward: {p}"][0](params, paths[p][0])] for p in paths
+    )
+    pairs = [(a, b) for other in others for a, b in zip(first, other, strict=True)]
+    difference = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+    print(f"largest difference between the paths, over the largest element: {difference:.1e}")
+    if not difference < 1e-4:
+        sys.exit("the paths do not agree")
+
+    for _ in range(args.rounds):
+        for name, (program, x) in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(params, x))
+            report[name]["seconds"].append(time.perf_counter() - start)
+
+    print(f"{'':36}{'GFLOP':>9}{'of 2D':>8}{'ms':>10}{'of 2D':>8}")
+    for name, found in report.items():
+        base = report[f"{name.split(':')[0]}: image, 2D path"]
+        found["median"] = statistics.median(found["seconds"])
+        found["flop_ratio"] = found["gflop"] / base["gflop"]
+        pairs = zip(found["seconds"], base["seconds"], strict=True)
+        found["time_ratio"] = statistics.median(a / b for a, b in pairs)
+        print(
+            f"{name:36}{found['gflop']:9.2f}{found['flop_ratio']:8.2f}"
+            f"{1e3 * found['median']:10.1f}{found['time_ratio']:8.2f}"
+        )
+    if args.out:
+        with open(args.out, "w") as file:
+            json.dump({"difference": difference, "arguments": vars(args), "results": report}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
