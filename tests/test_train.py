@@ -189,7 +189,7 @@ def test_the_flagship_shrunk_trains_images_and_videos_in_one_update(tmp_path, me
         "--config.steps=2",
         "--config.log_every=1",
         "--config.eval.samples=2",
-        "--config.data.buckets.image_96x160.batch=0",
+        *(f"--config.data.buckets.{b}.batch=0" for b in ("image_64x64", "image_96x160", "video_9x48x80")),
         config="joint.py:tiny",
     )
     first = {m["bucket"] for m in metrics(tmp_path) if m["split"] == "train" and m["step"] == 1}

@@ -1,5 +1,7 @@
 """Residual blocks, attention within a frame, and FiLM: what a level of the autoencoder is made of."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ class ResidualBlock(nn.Module):
       conv: 'smc' or 'groupnorm'.
       film: modulate by modality (FiLM, arXiv 1709.07871): one learned scale and shift a channel for images
         and one for videos, neutral at the start. It breaks "an image is a static video" on purpose.
-      pixel_norm: RMS-normalise each pixel before the first SiLU.
+      pixel_norm: RMS-normalise each pixel at the block's entrance.
       dtype: compute dtype.
     """
 
@@ -27,24 +29,21 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, is_video: bool) -> jax.Array:
         """Maps (B, T, H, W, C) to the same shape."""
+        conv = functools.partial(CausalConv, x.shape[-1], modulated=self.conv == "smc", dtype=self.dtype)
+        norm = functools.partial(FrameGroupNorm, dtype=self.dtype) if self.conv == "groupnorm" else None
         y = x
-        for i, gain in enumerate((1.0, 0.0)):
-            if self.conv == "groupnorm":
-                y = FrameGroupNorm(dtype=self.dtype, name=f"norm_{i}")(y)
-            elif self.pixel_norm and i == 0:
-                y = PixelNorm(dtype=self.dtype, name="norm_0")(y)
-            if self.film and i == 1:
-                y = Film(dtype=self.dtype, name="film")(y, is_video)
-            # The second gain starts at 0: the block is the identity and the shortcuts are a linear codec.
-            conv = CausalConv(
-                x.shape[-1],
-                modulated=self.conv == "smc",
-                gain_init=gain,
-                dtype=self.dtype,
-                name=f"conv_{i}",
-            )
-            y = conv(nn.silu(y))
-        return x + y
+        if self.pixel_norm:
+            y = PixelNorm(dtype=self.dtype, name="pixel_norm")(y)
+        if norm:
+            y = norm(name="norm_0")(y)
+        y = conv(name="conv_0")(nn.silu(y))
+        if norm:
+            y = norm(name="norm_1")(y)
+        if self.film:
+            y = Film(dtype=self.dtype, name="film")(y, is_video)
+        # The branch starts at 0, by its gain or its kernel, and the block as the identity.
+        start = {"kernel_init": nn.initializers.zeros} if norm else {"gain_init": 0.0}
+        return x + conv(**start, name="conv_1")(nn.silu(y))
 
 
 class Film(nn.Module):
