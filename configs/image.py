@@ -15,9 +15,7 @@ from vaejax.config import defaults
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration; arg is '' or 'tiny'."""
     config = defaults()
-    config.data.sources = {
-        "photos": {"kind": "tfds", "name": "div2k", "split": "train", "eval_split": "validation"}
-    }
+    config.data.sources = {"photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"}}
     config.data.buckets = {
         "image_256x256": {"batch": 64},
         "image_192x320": {"batch": 64, "every": 2},

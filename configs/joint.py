@@ -11,8 +11,8 @@ benchmarks/RESULTS.md.
 
 The default sources are public TFDS sets; prepare them once:
 
-    python -m vaejax.data.prepare --tfds=div2k --out=~/tensorflow_datasets
-    python -m vaejax.data.prepare --tfds=ucf101 --out=~/tensorflow_datasets
+    python -m vaejax.data.prepare --tfds=div2k
+    python -m vaejax.data.prepare --tfds=tao/full_resolution
 """
 
 from ml_collections import ConfigDict
@@ -28,8 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = defaults()
     config.steps = 200_000
     config.data.sources = {
-        "photos": {"kind": "tfds", "name": "div2k", "split": "train", "eval_split": "validation"},
-        "clips": {"kind": "tfds", "name": "ucf101", "split": "train", "eval_split": "test"},
+        "photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"},
+        "clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"},
     }
     # 180p is 192 x 320 in multiples of 8; `every` spends about the same time on each row.
     config.data.buckets = {

@@ -15,9 +15,7 @@ from vaejax.config import defaults
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration; arg is '' or 'tiny'."""
     config = defaults()
-    config.data.sources = {
-        "clips": {"kind": "tfds", "name": "ucf101", "split": "train", "eval_split": "test"}
-    }
+    config.data.sources = {"clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"}}
     config.data.buckets = {
         "video_17x192x320": {"batch": 16},
         "video_17x256x256": {"batch": 16, "every": 2},

@@ -1,5 +1,7 @@
 """Small autoencoders with every parameter away from its neutral start."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -8,17 +10,20 @@ from vaejax.models.autoencoder import Architecture, Autoencoder
 SMALL = {"widths": (8, 12), "encoder_blocks": 1, "decoder_blocks": 1, "latent_channels": 4, "stem_factor": 2}
 
 
+@functools.cache
 def randomised(seed: int = 0, **options):
     """An autoencoder of `SMALL` with `options`, and its parameters, gains and biases made random."""
     model = Autoencoder(Architecture(**(SMALL | options)))
-    key = jax.random.key(seed)
     s, t = model.architecture.spatial_factor, model.architecture.temporal_factor
-    clip = jnp.zeros((1, 1 + t, s, s, 3))
-    params = jax.jit(model.init)(key, clip, key)["params"]
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    leaves = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return model, jax.tree.unflatten(structure, leaves)
+
+    def init():
+        key = jax.random.key(seed)
+        leaves, structure = jax.tree.flatten(model.init(key, jnp.zeros((1, 1 + t, s, s, 3)), key)["params"])
+        keys = jax.random.split(key, len(leaves))
+        leaves = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, leaves)
+
+    return model, jax.jit(init)()
 
 
 def clip(frames: int, height: int = 16, width: int = 16, batch: int = 1, seed: int = 1) -> jax.Array:

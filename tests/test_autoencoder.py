@@ -94,7 +94,7 @@ def test_no_latent_sees_a_later_frame_and_no_frame_a_later_latent(options):
     model, params = randomised(**options)
     t = model.architecture.temporal_factor
     x = clip(1 + 2 * t)
-    z = model.apply({"params": params}, x, method="encode").mean
+    z = functions(model, params)[0](x)
 
     def moments(x):
         posterior = model.apply({"params": params}, x, method="encode")
@@ -175,8 +175,8 @@ def test_bfloat16_is_near_float32():
     outs = []
     for dtype in ("float32", "bfloat16"):
         model, _ = randomised(dtype=dtype)
-        z = model.apply({"params": params}, x, method="encode").mean
-        outs.append(model.apply({"params": params}, z, method="decode"))
+        encode, decode = functions(model, params)
+        outs.append(decode(encode(x)))
     assert outs[1].dtype == jnp.float32
     error = np.sqrt(np.mean(np.square(outs[0] - outs[1]))) / np.sqrt(np.mean(np.square(outs[0])))
     assert 1e-6 < error < 0.03
@@ -186,14 +186,16 @@ def test_an_untrained_autoencoder_is_a_cosine_transform_codec():
     model = Autoencoder(Architecture(**SIZES["tiny"]))
     x, key = clip(1, 32, 32), jax.random.key(0)
     params = jax.jit(model.init)(key, clip(5, 32, 32), key)
-    posterior = model.apply(params, x, method="encode")
-    x_hat = model.apply(params, posterior.mean, method="decode")
+    assert params.keys() == {"params"}  # nothing of a stream, nor of the monitors
+    encode, decode = functions(model, params["params"])
+    latent = encode(x)
+    x_hat = decode(latent)
     basis = low_frequencies(16, 1, 8).reshape(16, -1)
     blocks = np.asarray(x)[0, 0].reshape(4, 8, 4, 8, 3).transpose(0, 2, 1, 3, 4).reshape(16, -1)
     expected = (blocks @ basis.T @ basis).reshape(4, 4, 8, 8, 3).transpose(0, 2, 1, 3, 4).reshape(32, 32, 3)
     np.testing.assert_allclose(x_hat[0, 0], expected, atol=1e-5)
     latents = (blocks @ basis.T).reshape(4, 4, 16) * LATENT_SCALE * 2  # a static clip of 4 frames: sqrt(4)
-    np.testing.assert_allclose(posterior.mean[0, 0], latents, atol=1e-5)
+    np.testing.assert_allclose(latent[0, 0], latents, atol=1e-5)
 
 
 def test_the_sizes_are_those_named():
@@ -208,5 +210,5 @@ def test_the_sizes_are_those_named():
 
 def test_the_latent_shape_is_that_of_the_encoder():
     model, params = randomised(spatial_factor=4, temporal_factor=2)
-    z = model.apply({"params": params}, clip(7, 16, 24), method="encode").mean
+    z = functions(model, params)[0](clip(7, 16, 24))
     assert z.shape[1:] == model.architecture.latent_shape(7, 16, 24)

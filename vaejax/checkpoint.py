@@ -1,5 +1,7 @@
 """Orbax checkpoints: state, data position, configuration and metadata in one composite a step."""
 
+import math
+import os
 import pathlib
 from typing import Any
 
@@ -21,13 +23,13 @@ class Checkpoints:
         '-' before it where lower is better.
     """
 
-    def __init__(self, workdir: str, keep: int, best: str = ""):
+    def __init__(self, workdir: str | os.PathLike, keep: int, best: str = ""):
         policies: list[Any] = [preservation_policy.LatestN(keep)]
         if best:
             name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
             policies.append(
                 preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: sign * metrics[name],
+                    get_metric_fn=lambda scores: sign * scores.get(name, -sign * math.inf),
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -90,7 +92,10 @@ class Checkpoints:
         )
         return restored.state, restored.data
 
-    def close(self):
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception):
         """Waits for the last save to complete."""
         self._manager.wait_until_finished()
         self._manager.close()

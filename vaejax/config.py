@@ -104,7 +104,7 @@ def objective(config: ConfigDict) -> Objective:
     return Objective(config.likelihood, config.normalization, tuple(config.reference), **config.weights)
 
 
-_POSITIVE = (lambda v: v > 0, "a number above 0")
+_POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 _NATURAL = (lambda v: isinstance(v, int) and v >= 0, "a whole number from 0")
 _COUNT = (lambda v: isinstance(v, int) and v >= 1, "a whole number from 1")
 _SHARE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
@@ -118,11 +118,14 @@ def _one_of(*values) -> tuple[Callable[[Any], bool], str]:
     return (lambda v: v in values), "one of " + ", ".join(map(repr, values))
 
 
+SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl")  # of an evaluation, for checkpoint.best
+
 ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda v: isinstance(v, int) and 0 <= v < 2**31, "a whole number from 0 to below 2**31"),
     "steps": _COUNT,
     "log_every": _COUNT,
     "data.fps": _POSITIVE,
-    "data.zoom": (lambda v: v >= 1, "a number from 1"),
+    "data.zoom": (lambda v: 1 <= v < math.inf, "a finite number from 1"),
     "data.max_upscale": _POSITIVE,
     "data.min_quality": (lambda v: 0 <= v <= 100, "0 to 100"),
     "data.holdout": _SHARE,
@@ -189,6 +192,15 @@ def check(config: ConfigDict) -> None:
     a = architecture(config.model)
     if a.spatial_factor % a.stem_factor:
         raise InputError(f"model.stem_factor = {a.stem_factor}; accepted: divisors of {a.spatial_factor}")
+    if max(a.remat, default=0) > len(a.strides):
+        raise InputError(f"model.remat = {a.remat}; accepted: levels 0 to {len(a.strides)}")
+    best = config.checkpoint.best.removeprefix("-").split("/")
+    buckets = [name for name, fields in config.data.buckets.items() if fields.get("batch")]
+    if best != [""] and not (len(best) == 2 and best[0] in ["mean", *buckets] and best[1] in SCORES):
+        raise InputError(
+            f"checkpoint.best = {config.checkpoint.best!r}; accepted: '' or BUCKET/NAME, '-' before it where"
+            f" lower is better, BUCKET one of mean, {', '.join(buckets)} and NAME one of {', '.join(SCORES)}"
+        )
     if not a.widths or not a.encoder_blocks or not a.decoder_blocks:
         raise InputError("model.widths and blocks; accepted: at least one of each")
     if a.latent_channels > 3 * a.spatial_factor**2:

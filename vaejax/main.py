@@ -12,6 +12,9 @@ from vaejax import preemption, train
 from vaejax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py or FILE.py:tiny.")
+MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "One process of several, found by jax.distributed.initialize."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder again resumes it.")
 
 
@@ -21,6 +24,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are needed: --config=configs/demo.py --workdir=DIR")
+    if MULTIHOST.value:
+        jax.distributed.initialize()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every rename
     cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))

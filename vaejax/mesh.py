@@ -36,6 +36,11 @@ def make(config: ConfigDict) -> Mesh:
             f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not make the"
             f" {devices} devices there are; accepted: sizes whose product is {devices} (data=0: the rest)"
         )
+    if jax.local_device_count() % config.space:
+        raise InputError(
+            f"mesh.space = {config.space}; accepted: divisors of {jax.local_device_count()}, the devices of"
+            " one process: the height of a frame is not split over hosts"
+        )
     # Auto: under Explicit axes linen's partitioning and the kernel gradient of a 3D convolution fail.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

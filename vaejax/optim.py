@@ -31,8 +31,6 @@ def clipping(config: ConfigDict) -> optax.GradientTransformation:
     g is scaled by min(1, λ·max(|w|, 1e-3) / |g|), norms over the fan-in. Exempt are the decoder's last
     convolution, the likelihood's scale and, unless `agc_scales`, the scales and gains of modulated kernels.
     """
-    if not config.agc:
-        return optax.identity()
 
     def mask(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: _is_clipped(_names(path), config), params)
@@ -42,6 +40,8 @@ def clipping(config: ConfigDict) -> optax.GradientTransformation:
 
 def optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """The whole chain: clipping, Adam, weight decay of kernels, schedule.
+
+    Its state has one structure whatever the settings, so that a run may be resumed with others.
 
     Args:
       config: config.optim.
@@ -57,7 +57,7 @@ def optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     return optax.chain(
         clipping(config),
         optax.scale_by_adam(config.b1, config.b2),
-        optax.add_decayed_weights(config.weight_decay, kernels) if config.weight_decay else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, kernels),
         optax.masked(optax.scale(LOG_SCALE_RATE), likelihood),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
@@ -77,6 +77,6 @@ def _names(path) -> tuple[str, ...]:
 
 
 def _is_clipped(names: tuple[str, ...], config: ConfigDict) -> bool:
-    if names[0] == "likelihood" or names[:3] == ("autoencoder", "decoder", "conv_out"):
+    if not config.agc or names[0] == "likelihood" or names[:3] == ("autoencoder", "decoder", "conv_out"):
         return False
     return names[-1] not in ("scale", "gain") or config.agc_scales

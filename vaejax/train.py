@@ -1,7 +1,10 @@
 """Training from configuration to checkpoint, read from top to bottom."""
 
+import contextlib
+import errno
 import functools
 import json
+import os
 import pathlib
 import sys
 import time
@@ -48,12 +51,23 @@ def fit(config: ConfigDict, workdir: str) -> bool:
         shards=sharding.batch_shards(mesh),
         space=mesh.shape["space"],
     )
-    directory = _make_workdir(workdir, config)
+    directory = _make_workdir(workdir)
     samples = sources.open_sources(config.data)
     sources.check_buckets(samples, buckets, config.data)
     bad = bad_samples.BadSamples(directory / "bad_samples.jsonl") if is_main else None
     if is_main:
         bad.found(bad_samples.unreadable(samples))
+
+    # Where an earlier run in this folder left off.
+    checkpoints = Checkpoints(directory, config.checkpoint.keep, config.checkpoint.best)
+    start = checkpoints.latest() or 0
+    if start:
+        _check_same_model(checkpoints.config(start), config)
+    if is_main:
+        _write_config(directory, config)
+    if start >= config.steps:
+        print(f"already at step {start} of {config.steps}; nothing to do", file=sys.stderr)
+        return True
 
     # The model, its objective and its optimiser, every shard born on its device.
     model, objective = Autoencoder(architecture), configuration.objective(config.loss)
@@ -62,15 +76,12 @@ def fit(config: ConfigDict, workdir: str) -> bool:
     if is_main:
         print(report.parameter_overview(state.params["autoencoder"]), file=sys.stderr)
 
-    # Where an earlier run in this folder left off.
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
-    start = checkpoints.latest() or 0
     positions = {b.name: bucket.draws(b, config.seed, start) for b in buckets}
     if start:
-        _check_same_model(checkpoints.config(start), config)
         state, saved_positions = checkpoints.restore(start, state, shardings)
         positions |= {name: n for name, n in saved_positions.items() if name in positions}
-    writer = report.writers(workdir, start, is_main)
+    writer = report.writers(directory, start, is_main)
+    writer.write_hparams(dict(config.to_dict()))
     progress = report.Progress(config.steps, start, is_main=is_main)
 
     # One update: gradients of every bucket drawn, then one step of the optimiser.
@@ -98,7 +109,7 @@ def fit(config: ConfigDict, workdir: str) -> bool:
     held_out = HeldOut(samples, buckets, config, model, objective, mesh)
 
     def evaluate(step) -> dict[str, float]:
-        scores = held_out.evaluate(state)
+        scores = held_out.evaluate(state.ema, state.params)
         writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
         if is_main:
             print(held_out.table(step, scores), file=sys.stderr)
@@ -118,7 +129,7 @@ def fit(config: ConfigDict, workdir: str) -> bool:
         host_index=jax.process_index(),
         host_count=jax.process_count(),
     )
-    with Preemption() as preemption, stream:
+    with Preemption() as preemption, contextlib.closing(writer), checkpoints, stream:
         step, before, latest, scores = start, None, {}, {}
         while step < config.steps:
             asked = time.monotonic()
@@ -135,7 +146,7 @@ def fit(config: ConfigDict, workdir: str) -> bool:
                     bad.replaced(batches[b.name].bad)
             progress.tick(sum(b.batch for b in drawn), sum(b.batch * b.pixels for b in drawn), waited)
 
-            stopping = preemption.requested(jax.process_count())
+            stopping = preemption.requested(step)
             last = step == config.steps
             if step % config.log_every == 0 or last:
                 _finite(step, terms)
@@ -148,9 +159,9 @@ def fit(config: ConfigDict, workdir: str) -> bool:
             with progress.paused():
                 scores = evaluate(step) if step % config.eval.every == 0 or last else {}
                 if step % config.panels.every == 0 or last:
-                    for name, *columns in held_out.panels(state):
+                    for name, *columns in held_out.panels(state.ema):
                         if is_main:
-                            panel = report.write_panels(workdir, step, name, *columns, config.data.fps)
+                            panel = report.write_panels(directory, step, name, *columns, config.data.fps)
                             writer.write_images(step, {f"eval/{name}/panel": panel[None]})
                 if step % config.checkpoint.every == 0 or last or stopping:
                     _finite(step, terms)
@@ -158,8 +169,6 @@ def fit(config: ConfigDict, workdir: str) -> bool:
                     save(step, scores)
             if stopping and not last:
                 break
-    checkpoints.close()
-    writer.close()
     if step < config.steps and is_main:
         print(f"stopped by a signal at step {step}, saved; run the same command to go on", file=sys.stderr)
     return step == config.steps
@@ -195,12 +204,16 @@ def _finite(step: int, terms) -> None:
                 )
 
 
-def _make_workdir(workdir: str, config: ConfigDict) -> pathlib.Path:
-    directory = pathlib.Path(workdir)
+def _make_workdir(workdir: str) -> pathlib.Path:
+    if "://" in workdir:
+        raise InputError(
+            f"--workdir={workdir}; accepted: a folder of this machine's file system, mounted ones too"
+        )
+    directory = pathlib.Path(workdir).expanduser()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            (directory / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputError(
             f"--workdir={workdir}: {error.strerror}; accepted: a folder that can be written"
@@ -208,10 +221,16 @@ def _make_workdir(workdir: str, config: ConfigDict) -> pathlib.Path:
     return directory
 
 
+def _write_config(directory: pathlib.Path, config: ConfigDict) -> None:
+    partial = directory / "config.json.partial"
+    partial.write_text(config.to_json_best_effort(indent=2) + "\n")
+    partial.replace(directory / "config.json")
+
+
 def _check_same_model(saved: dict, config: ConfigDict) -> None:
     now = json.loads(config.model.to_json_best_effort())
     for key, value in saved["model"].items():
-        if now.get(key) != value:
+        if now.get(key) != value and key not in ("remat", "dtype"):  # these change no parameter
             raise InputError(
                 f"model.{key} = {now.get(key)!r}, but the run in this workdir has {value!r};"
                 f" accepted: {value!r}, or another --workdir"

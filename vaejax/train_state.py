@@ -12,12 +12,13 @@ from vaejax.models.autoencoder import Autoencoder
 
 @flax.struct.dataclass
 class TrainState:
-    """Attributes.
+    """The numbers of a run.
 
-    step: () int32, updates done.
-    params: {'autoencoder': ..., 'likelihood': {'log_scale': ()}}, float32.
-    ema: their moving average, same tree.
-    optimizer: optax state.
+    Attributes:
+      step: () int32, updates done.
+      params: {'autoencoder': ..., 'likelihood': {'log_scale': ()}}, float32.
+      ema: their moving average, same tree.
+      optimizer: optax state.
     """
 
     step: jax.Array

@@ -17,7 +17,6 @@ from vaejax.evaluation.linear import LinearCodec, psnr_linear
 from vaejax.evaluation.reconstruction import score
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.objective import Objective
-from vaejax.train_state import TrainState
 
 
 class HeldOut:
@@ -48,15 +47,17 @@ class HeldOut:
         )
         self._linear: dict[str, LinearCodec] = {}
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
+    def evaluate(self, average: dict, params: dict) -> dict[str, float]:
         """'BUCKET/NAME' to value for every bucket, and their 'mean/NAME'.
 
-        NAME: psnr, ssim, nll, kl of the EMA parameters, the same with _raw of the raw ones, psnr_linear of
-        the best linear codec of the same latent size, samples, and activation spreads.
+        NAME: psnr, ssim, nll, kl of the average (EMA) of the parameters, the same with _raw of the raw
+        ones, psnr_linear of the best linear codec of the same latent size, samples, and activation spreads.
         """
         scores = {}
         for bucket in self._buckets:
-            scores |= {f"{bucket.name}/{k}": v for k, v in self._evaluate_bucket(bucket, state).items()}
+            scores |= {
+                f"{bucket.name}/{k}": v for k, v in self._evaluate_bucket(bucket, average, params).items()
+            }
         for name in ("psnr", "psnr_raw", "ssim", "nll", "kl"):
             values = [value for key, value in scores.items() if key.split("/")[1] == name]
             if values:
@@ -76,7 +77,7 @@ class HeldOut:
                 )
         return "\n".join(lines)
 
-    def panels(self, state: TrainState) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+    def panels(self, average: dict) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
         """The first samples of every bucket: its name, original, EMA reconstruction, linear codec or None.
 
         Each (N, T, H, W, C) uint8.
@@ -84,19 +85,19 @@ class HeldOut:
         for bucket in self._buckets:
             for original, frames, count in self._batches(bucket):
                 shown = min(count, self._config.panels.samples)
-                _, _, reconstruction = self._score(state.ema, frames)
+                _, _, reconstruction = self._score(average, frames)
                 linear = self._linear.get(bucket.name)
                 if linear:
                     linear = np.round((linear.reconstruct(original[:shown]) + 1) * 127.5).astype(np.uint8)
                 yield bucket.name, original[:shown], np.asarray(reconstruction)[:shown], linear
                 break
 
-    def _evaluate_bucket(self, bucket: Bucket, state: TrainState) -> dict[str, float]:
+    def _evaluate_bucket(self, bucket: Bucket, average: dict, raw: dict) -> dict[str, float]:
         sums: dict[str, list[np.ndarray]] = {}
         spreads: dict[str, float] = {}
         linear, samples = [], 0
         for local, frames, count in self._batches(bucket):
-            for suffix, params in (("", state.ema), ("_raw", state.params)):
+            for suffix, params in (("", average), ("_raw", raw)):
                 scores, spread, _ = self._score(params, frames)
                 for name, values in scores.items():
                     sums.setdefault(name + suffix, []).append(np.asarray(values)[:count])

@@ -188,8 +188,9 @@ def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: b
     for i in range(count):
         name = f"level_{level}_block_{i}"
         x = block(a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype), name=name)(x, is_video)
-    norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
-    module.sow("activations", f"level_{level}", norms, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    if module.is_mutable_collection("activations") and not module.is_initializing():
+        norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+        module.sow("activations", f"level_{level}", norms, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     return x
 
 
