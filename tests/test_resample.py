@@ -31,8 +31,14 @@ def test_averaging_channels_keeps_the_mean(channels, features):
     y = resample.average_channels(x, features)
     assert y.shape == (2, features)
     np.testing.assert_allclose(y.mean(-1), x.mean(-1), atol=1e-6)
-    if features % channels == 0:
-        np.testing.assert_array_equal(y, np.repeat(x, features // channels, axis=-1))
+
+
+def test_the_shortcuts_are_average_pooling_and_nearest_neighbour():
+    x = np.asarray(clip(1, 4, 4))
+    pooled = resample.average_channels(resample.space_to_depth(x, 2), 3)
+    np.testing.assert_allclose(pooled, x.reshape(1, 1, 2, 2, 2, 2, 3).mean((3, 5)), atol=1e-6)
+    enlarged = resample.depth_to_space(resample.average_channels(x, 12), 2)
+    np.testing.assert_array_equal(enlarged, x.repeat(2, axis=2).repeat(2, axis=3))
 
 
 def test_depth_to_space_undoes_space_to_depth():

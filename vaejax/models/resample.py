@@ -64,13 +64,22 @@ def unstem(x: jax.Array, factor: int, kind: str) -> jax.Array:
 
 
 def average_channels(x: jax.Array, features: int) -> jax.Array:
-    """A parameter-free change of channel count: repeat, then average neighbours (DC-AE, arXiv 2410.10733).
+    """A parameter-free change of channel count, for shortcuts (DC-AE, arXiv 2410.10733).
 
-    (..., C) to (..., features) by way of the least common multiple, so that any pair of counts will do.
+    Channel j of the result is the mean of the channels congruent to j modulo `features`, after the channels
+    were repeated as a block to the least common multiple. With places before channels, as `space_to_depth`
+    orders them, that averages one channel over places, or gives every place all channels.
+
+    Args:
+      x: (..., C).
+      features: channels of the result.
+
+    Returns:
+      (..., features).
     """
     common = math.lcm(x.shape[-1], features)
-    x = jnp.repeat(x, common // x.shape[-1], axis=-1)
-    return x.reshape(*x.shape[:-1], features, -1).mean(axis=-1)
+    x = jnp.concatenate([x] * (common // x.shape[-1]), axis=-1)
+    return x.reshape(*x.shape[:-1], -1, features).mean(axis=-2)
 
 
 class Downsample(nn.Module):
