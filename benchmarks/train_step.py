@@ -145,7 +145,8 @@ class TorchAutoencoder(torch.nn.Module):
 def average_channels(x: torch.Tensor, features: int) -> torch.Tensor:
     """`resample.average_channels`."""
     common = math.lcm(x.shape[1], features)
-    return x.repeat_interleave(common // x.shape[1], dim=1).unflatten(1, (features, -1)).mean(dim=2)
+    x = torch.cat([x] * (common // x.shape[1]), dim=1)
+    return x.unflatten(1, (-1, features)).mean(dim=1)
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
