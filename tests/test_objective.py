@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_the_formulas(shape, likelihood, normalization):
 def test_the_likelihoods_are_those_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     x, x_hat, *_ = batch(IMAGE)
-    zero = DiagonalGaussian(jnp.zeros((3, 1)), jnp.zeros((3, 1)))
+    zero = DiagonalGaussian(jnp.zeros((3, 1, 1, 1, 1)), jnp.zeros((3, 1, 1, 1, 1)))
     for likelihood, distribution in (("laplace", stats.laplace), ("gaussian", stats.norm)):
         terms = Objective(likelihood).terms(jnp.float32(x), jnp.float32(x_hat), zero, jnp.float32(-0.7))
         expected = -distribution.logpdf(x, x_hat, np.exp(-0.7)).mean((1, 2, 3, 4))
@@ -69,7 +69,7 @@ def test_the_kl_is_that_of_torch():
 def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_otherwise():
     def loss(normalization, t, h, w):
         x = jnp.zeros((1, t, h, w, 3))
-        posterior = DiagonalGaussian(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+        posterior = DiagonalGaussian(jnp.zeros((1, 1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1, 1)))
         return Objective("laplace", normalization, REFERENCE)(x, x + 0.1, posterior, jnp.float32(0))[0]
 
     shapes = [(1, 8, 8), (1, 16, 32), (5, 8, 8), (17, 16, 16)]
@@ -79,7 +79,7 @@ def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_oth
 
     def gradient_of_a_pixel(normalization, *shape):
         x = jnp.zeros((1, *shape, 3))
-        posterior = DiagonalGaussian(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+        posterior = DiagonalGaussian(jnp.zeros((1, 1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1, 1)))
         objective = Objective("laplace", normalization, REFERENCE)
         return jax.grad(lambda y: objective(x, y, posterior, jnp.float32(0))[0])(x + 0.1).ravel()[0]
 
