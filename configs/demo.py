@@ -3,7 +3,8 @@
     pip install -e '.[demo]'
     python -m vaejax.main --config=configs/demo.py --workdir=runs/demo
 
-Hardware: a laptop; 15 minutes of training on two cores, no download. Scores to expect: benchmarks/RESULTS.md.
+Hardware: a laptop; 8 minutes of training on two cores. Scores to expect: 28.0 dB on images and 27.6 dB on
+videos (linear codec: 27.4 and 26.6).
 On your own media: --config.data.media=FOLDER[,FOLDER]
 """
 

@@ -73,6 +73,8 @@ _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace of a fra
 _LIMITED, _FULL = 1, 2  # AVColorRange
 _LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # time goes by bytes there: frames came out 10 off
+# Titles in another encoding than UTF-8 are no reason to refuse a clip; from 19 on PyAV replaces by itself.
+_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _TOLERANCE = 1e-3  # seconds; a clock of 1/600 s rounds a frame's time by up to 0.8 ms
 
 
@@ -256,7 +258,7 @@ def _open_clip(source) -> Iterator[tuple]:
     # Not as `options`, which PyAV gives to the streams too: before 18 that crashes on .mpg.
     target = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}"
     local = {"protocol_whitelist": "file"}
-    with av.open(target, metadata_errors="replace", container_options=local) as container:
+    with av.open(target, container_options=local, **_METADATA) as container:
         cover_art = av.stream.Disposition.attached_pic
         streams = [each for each in container.streams.video if not each.disposition & cover_art]
         if not streams:
