@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.objective import Objective
@@ -48,7 +49,6 @@ def test_the_loss_is_that_of_the_formulas(shape, likelihood, normalization):
 
 
 def test_the_likelihoods_are_those_of_scipy():
-    stats = pytest.importorskip("scipy.stats")
     x, x_hat, *_ = batch(IMAGE)
     zero = DiagonalGaussian(jnp.zeros((3, 1, 1, 1, 1)), jnp.zeros((3, 1, 1, 1, 1)))
     for likelihood, distribution in (("laplace", stats.laplace), ("gaussian", stats.norm)):
