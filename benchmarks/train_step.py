@@ -31,7 +31,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vaejax import train_step
 from vaejax.models.autoencoder import LOG_VARIANCE_INIT, SIZES, Architecture, Autoencoder
 from vaejax.models.posterior import LOG_VARIANCE_RANGE
-from vaejax.objective import Objective
+from vaejax.objective import Objective, Outputs
 from vaejax.train_state import TrainState
 
 LEARNING_RATE, CLIP, EMA_DECAY = 1e-4, 0.1, 0.999
@@ -167,9 +167,8 @@ def torch_loss(model: TorchAutoencoder, log_scale, frames, noise, objective: Obj
     x_hat, mean, log_variance = model(x, noise)
     nll = ((x - x_hat).abs() * torch.exp(-log_scale) + log_scale + math.log(2)).mean()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-    per_pixel = objective.reconstruction * nll + objective.kl * kl.sum() / x.numel()
-    shape = tuple(frames.shape[1:])
-    return per_pixel * (math.prod(shape) * objective.normalizer(shape))
+    per_pixel = objective.weights["reconstruction"] * nll + objective.weights["kl"] * kl.sum() / x.numel()
+    return per_pixel * objective.scale(tuple(frames.shape[1:]))
 
 
 class TorchTrainer:
@@ -232,16 +231,16 @@ class JaxTrainer:
         params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
         # Copies: the state is donated, and no buffer may be donated twice.
         params, average = (jax.tree.map(jnp.copy, params) for _ in range(2))
-        self.state = TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+        self.state = TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), {})
 
         def update(state, batches, key):
-            gradients = jax.tree.map(jnp.zeros_like, state.params)
+            gathered = train_step.nothing_gathered(state, None)
             for frames in batches.values():
-                gradients, _ = train_step.bucket_gradients(
-                    state, gradients, frames, key, 1.0, model=model, objective=objective
+                gathered, _ = train_step.bucket_gradients(
+                    state, gathered, frames, key, {}, 1.0, model=model, objective=objective
                 )
             return train_step.apply_gradients(
-                state, gradients, optimizer=optimizer, clipping=clipping, ema_decay=EMA_DECAY
+                state, gathered, optimizer=optimizer, clipping=clipping, ema_decay=EMA_DECAY
             )
 
         self.step = jax.jit(update, donate_argnums=0)
@@ -264,7 +263,8 @@ def check(
 
         def loss(params, x=x):
             x_hat, posterior = model.apply({"params": params}, x, key)
-            return objective(x, x_hat, posterior, jnp.zeros(()))[0], x_hat
+            out = Outputs(x_hat, posterior, posterior.mean, jnp.zeros(()), jnp.zeros(()))
+            return objective(x, out, {}, key)[0], x_hat
 
         (value, x_hat), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         shape = (1, *model.architecture.latent_shape(*frames.shape[1:4]))

@@ -9,12 +9,12 @@ given to this model, but it has never seen motion. Scores: still to be measured 
 
 from ml_collections import ConfigDict
 
-from vaejax.config import defaults
+from vaejax.config import shrink, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration; arg is '' or 'tiny'."""
-    config = defaults()
+    config = variant(arg, ("", "tiny"))
     config.data.sources = {"photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"}}
     config.data.buckets = {
         "image_256x256": {"batch": 64},
@@ -25,15 +25,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.min_quality = 75  # the notes: JPEG artefacts are noise that distorts the latent
     config.model.dtype = "bfloat16"
     if arg == "tiny":
-        config.steps = 20
-        config.log_every = 5
+        shrink(config)
         config.data.buckets = {"image_64x64": {"batch": 8}}
-        config.data.min_quality = 0
-        config.data.workers = 1
-        config.model.size = "tiny"
-        config.model.widths = (24, 24, 48)
-        config.model.dtype = "float32"
-        config.optim.warmup = 5
-        config.checkpoint.every = config.eval.every = config.panels.every = 10
-        config.eval.samples = 8
     return config

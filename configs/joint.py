@@ -17,7 +17,7 @@ The default sources are public TFDS sets; prepare them once:
 
 from ml_collections import ConfigDict
 
-from vaejax.config import defaults
+from vaejax.config import shrink, variant
 
 # A loss weight a resolution, from the field notes: what mends the forgetting of low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
@@ -25,7 +25,7 @@ WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
 
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration; arg is '', 'large' or 'tiny'."""
-    config = defaults()
+    config = variant(arg, ("", "large", "tiny"))
     config.steps = 200_000
     config.data.sources = {
         "photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"},
@@ -53,14 +53,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.size = "large" if arg == "large" else "base"
     config.model.dtype = "bfloat16"
     config.model.remat = (0, 1)
-    config.checkpoint.best = "mean/psnr"
+    # First reconstruct, then look real: by then the discriminators see what there is to improve.
+    config.loss.weights.perceptual = 1.0
+    config.loss.weights.adversarial = 0.05
+    config.loss.adversarial.start = 50_000
+    config.loss.adversarial.warmup = 1000
+    config.loss.adversarial.ramp = 5000
+    config.checkpoint.best = "-mean/lpips_alexnet"
     config.eval.every = 5000
     config.eval.linear_samples = 64
     config.panels.every = 5000
 
     if arg == "tiny":
-        config.steps = 20
-        config.log_every = 5
+        shrink(config)
         config.data.buckets = {
             "image_48x80": {"batch": 8, "weight": WEIGHT[180]},
             "image_64x64": {"batch": 8, "weight": WEIGHT[180], "every": 2},
@@ -68,13 +73,5 @@ def get_config(arg: str = "") -> ConfigDict:
             "video_5x48x80": {"batch": 8, "weight": WEIGHT[180]},
             "video_9x48x80": {"batch": 8, "weight": WEIGHT[180], "every": 4},
         }
-        config.data.min_quality = 0
         config.data.fps = 10.0
-        config.data.workers = 1
-        config.model.size = "tiny"
-        config.model.widths = (24, 24, 48)
-        config.model.dtype = "float32"
-        config.optim.warmup = 5
-        config.checkpoint.every = config.eval.every = config.panels.every = 10
-        config.eval.samples = 8
     return config

@@ -9,12 +9,12 @@ joint.py's: that is what joint training is for. Scores: still to be measured at 
 
 from ml_collections import ConfigDict
 
-from vaejax.config import defaults
+from vaejax.config import shrink, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration; arg is '' or 'tiny'."""
-    config = defaults()
+    config = variant(arg, ("", "tiny"))
     config.data.sources = {"clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"}}
     config.data.buckets = {
         "video_17x192x320": {"batch": 16},
@@ -25,15 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.remat = (0, 1)
     if arg == "tiny":
-        config.steps = 20
-        config.log_every = 5
+        shrink(config)
         config.data.buckets = {"video_9x48x80": {"batch": 8}}
         config.data.fps = 10.0
-        config.data.workers = 1
-        config.model.size = "tiny"
-        config.model.widths = (24, 24, 48)
-        config.model.dtype = "float32"
-        config.optim.warmup = 5
-        config.checkpoint.every = config.eval.every = config.panels.every = 10
-        config.eval.samples = 8
     return config

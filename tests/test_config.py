@@ -60,7 +60,12 @@ def test_a_value_that_will_not_do_is_named_with_what_is_accepted(key, value, par
     ("flags", "parts"),
     [
         (["--config=configs/demo.py", "--config.optim.acg=1"], ["optim.acg", "optim.agc"]),
+        (
+            ["--config=configs/demo.py", "--config.data.sources.mine.path=/x"],
+            ["data.sources.mine.path", "--config.data.sources='{...}'"],
+        ),
         (["--config=configs/demo.py", "--config.steps=many"], ["steps", "many"]),
+        (["--config=configs/joint.py:tinny"], [":tinny", ":tiny", ":large"]),
         (["--config=configs/none.py"], ["configs/none.py"]),
         ([], ["--config", "--workdir"]),
         (["--config=configs/demo.py", "--config.data.media=/nowhere"], ["data.media", "/nowhere"]),
@@ -69,7 +74,16 @@ def test_a_value_that_will_not_do_is_named_with_what_is_accepted(key, value, par
             ["mesh", "data 2", "1"],
         ),
     ],
-    ids=["unknown key", "wrong type", "no file", "no config", "no folder", "mesh"],
+    ids=[
+        "unknown key",
+        "unknown entry",
+        "wrong type",
+        "no variant",
+        "no file",
+        "no config",
+        "no folder",
+        "mesh",
+    ],
 )
 def test_the_command_line_tells_a_mistake_in_one_line_and_exits_2(tmp_path, flags, parts):
     command = [sys.executable, "-m", "vaejax.main", f"--workdir={tmp_path}/run", *flags]

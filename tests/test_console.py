@@ -59,13 +59,13 @@ def test_progress_shows_the_chosen_metrics_of_every_bucket(monkeypatch, capsys):
         "train/all/learning_rate": 1e-3,
         "train/image_64x64/kl": jnp.float32(3.25),
         "train/image_64x64/nll": -0.81239,
-        "eval/video_9x64x64/psnr": 24.0,
+        "train/video_9x64x64/perceptual": 0.25,
     }
     console.Progress(10).log(1, scalars)
     line = capsys.readouterr().err.strip()
     assert line.split(" | ")[1:] == [
         "image_64x64 nll -0.8124 kl 3.25",
-        "eval video_9x64x64 psnr 24",
+        "video_9x64x64 perceptual 0.25",
         "grad_norm 0.5",
     ]
 

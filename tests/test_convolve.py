@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, signal
 
 from vaejax.models.conv import convolve
 
@@ -24,6 +24,8 @@ CASES = [
     ((2, 6, 4, 8, 3), (2, 2, 2), (2, 2, 2)),
     ((2, 5, 4, 8, 3), (2, 1, 1), (2, 1, 1)),
     ((2, 3, 4, 4, 3), (1, 2, 2), (1, 2, 2)),
+    ((2, 5, 6, 8, 3), (3, 4, 4), (2, 2, 2)),
+    ((2, 2, 6, 8, 3), (1, 4, 4), (1, 2, 2)),
 ]
 FEATURES = 4
 
@@ -42,6 +44,8 @@ def directly(x, kernel, strides):
     y = np.zeros((*x.shape[:4], FEATURES))
     # SciPy puts a kernel of even size one place to the left of where a valid window starts.
     offsets = [-1 if k == s and k % 2 == 0 else 0 for k, s in zip(size, strides, strict=True)]
+    # A window of 4 at stride 2 starts 1 place before its output, SciPy's 2.
+    offsets = [-1 if (k, s) == (4, 2) else o for k, s, o in zip(size, strides, offsets, strict=True)]
     for n in range(b):
         for i in range(c):
             for j in range(FEATURES):
@@ -68,9 +72,7 @@ def with_gradients(f, x, kernel, dy):
 
 def native(x, kernel, strides):
     """XLA's convolution of odd kernels at stride 1, and of patches."""
-    pads = [
-        (k // 2, k // 2) if s == 1 else (0, 0) for k, s in zip(kernel.shape[1:3], strides[1:], strict=True)
-    ]
+    pads = [((k - s) // 2, (k - s + 1) // 2) for k, s in zip(kernel.shape[1:3], strides[1:], strict=True)]
     return jax.lax.conv_general_dilated(
         x, kernel, strides, [(0, 0), *pads], dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
@@ -93,7 +95,7 @@ def test_values_and_gradients_are_pytorch_s(shape, size, strides, dtype, toleran
     torch = pytest.importorskip("torch", reason="torch is not in the test extra")
     x, kernel = (jnp.asarray(a, dtype) for a in arrays(shape, size))
     tx, tk = (torch.tensor(np.asarray(a.astype(jnp.float32)), requires_grad=True) for a in (x, kernel))
-    padding = [0, *(k // 2 if s == 1 else 0 for k, s in zip(size[1:], strides[1:], strict=True))]
+    padding = [0, *((k - s + 1) // 2 for k, s in zip(size[1:], strides[1:], strict=True))]
     ty = torch.nn.functional.conv3d(
         tx.permute(0, 4, 1, 2, 3), tk.permute(4, 3, 0, 1, 2), stride=strides, padding=padding
     ).permute(0, 2, 3, 4, 1)
@@ -102,6 +104,26 @@ def test_values_and_gradients_are_pytorch_s(shape, size, strides, dtype, toleran
     ours = with_gradients(functools.partial(convolve, strides=strides), x, kernel, dy)
     for actual, desired in zip(ours, (ty.detach(), tx.grad, tk.grad), strict=True):
         close(actual, desired.numpy(), tolerance)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9, 11, 3), (1, 3, 8, 8, 2)])
+@pytest.mark.parametrize(("size", "strides"), [((3, 4, 4), (2, 2, 2)), ((1, 3, 3), (1, 1, 1))])
+def test_without_padding_values_and_gradients_are_those_of_scipy_and_xla(shape, size, strides):
+    x, kernel = arrays(shape, size)
+    ours = functools.partial(convolve, strides=strides, same=False)
+    whole = signal.correlate(x[0, ..., 0].astype(float), kernel[..., 0, 0].astype(float), mode="valid")
+    places = tuple(slice(None, None, s) for s in strides)
+    only = np.zeros_like(kernel)
+    only[..., 0, 0] = kernel[..., 0, 0]
+    close(ours(x, only)[0, ..., 0], whole[places], 1e-6)
+    dy = np.random.default_rng(1).standard_normal(ours(x, kernel).shape).astype(np.float32)
+
+    def xla(x, kernel):
+        numbers = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=numbers)
+
+    for a, b in zip(with_gradients(ours, x, kernel, dy), with_gradients(xla, x, kernel, dy), strict=True):
+        close(a, b, 2e-6)
 
 
 def test_result_keeps_the_dtype():

@@ -231,6 +231,10 @@ def test_the_command_sums_up_and_names_what_is_broken(folder, tmp_path):
 def test_the_command_tells_an_input_error_in_one_line(tmp_path):
     failed = run(tmp_path / "nowhere")
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "no such folder" in failed.stderr
+    failed = run(tmp_path, "--out", tmp_path)
+    assert failed.returncode == 2 and "a folder; accepted: a file" in failed.stderr
+    failed = run(tmp_path, "--workers", -1)
+    assert failed.returncode == 2 and "-1; accepted: a number from 1" in failed.stderr
     assert "example: python -m vaejax.data.index" in run("--help").stdout
 
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
+from sklearn import decomposition
 
 from vaejax.evaluation import linear, metrics
-
-decomposition = pytest.importorskip("sklearn.decomposition")
 
 
 def clips(count, length, seed=0):

@@ -1,17 +1,22 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from tests.models import SMALL
-from vaejax import config, optim, train_state, train_step
+from vaejax import compiled, config, optim, train_state, train_step
 from vaejax import mesh as sharding
+from vaejax.adversarial import Adversary
+from vaejax.data.bucket import Bucket
+from vaejax.data.pipeline import Batch
 from vaejax.errors import InputError
+from vaejax.fault import Fault
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.discriminator import Discrimination, Discriminator
 from vaejax.objective import Objective
 
 
@@ -21,24 +26,33 @@ def one_update(monkeypatch, devices: int, data: int, fsdp: int, space: int):
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
     mesh = jax.sharding.Mesh(grid, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    model, objective = Autoencoder(Architecture(**SMALL)), Objective("gaussian")
+    model = Autoencoder(Architecture(**SMALL))
+    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}, "gaussian")
+    design = Discrimination(width=8)
+    modules = {name: Discriminator(design, name == "video") for name in ("image", "video")}
+    adversary = Adversary(modules, optax.adam(1e-3), lecam=0.1)
     settings = config.defaults().optim
     settings.update({"warmup": 0, "agc": 0.01})
     optimizer = optim.optimizer(settings, 10)
-    state, shardings = train_state.create(model, optimizer, mesh, 0)
-    gradients = jax.tree.map(jnp.zeros_like, state.params)
+    state, shardings = train_state.create(model, optimizer, adversary, mesh, 0)
+    gathered = train_step.nothing_gathered(state, adversary)
     key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
     rng, terms = np.random.default_rng(0), {}
     for shape in ((8, 1, 32, 16, 3), (8, 5, 16, 16, 3)):
         frames = sharding.global_frames(mesh, rng.integers(256, size=shape, dtype=np.uint8))
-        step = functools.partial(train_step.bucket_gradients, weight=0.7, model=model, objective=objective)
-        step = jax.jit(step, out_shardings=(shardings.params, None))
-        gradients, terms[f"{shape[1]} frames"] = step(state, gradients, frames, key)
+        step = functools.partial(
+            train_step.bucket_gradients, weight=0.7, model=model, objective=objective, adversary=adversary
+        )
+        gathered, terms[f"{shape[1]} frames"] = jax.jit(step)(state, gathered, frames, key, {})
     update = functools.partial(
-        train_step.apply_gradients, optimizer=optimizer, clipping=optim.clipping(settings), ema_decay=0.9
+        train_step.apply_gradients,
+        optimizer=optimizer,
+        clipping=optim.clipping(settings),
+        ema_decay=0.9,
+        adversary=adversary,
     )
-    state, terms["all"] = jax.jit(update, out_shardings=(shardings, None))(state, gradients)
-    return jax.device_get((terms, gradients)), state
+    state, terms["all"] = jax.jit(update, out_shardings=(shardings, None))(state, gathered)
+    return jax.device_get((terms, gathered)), state
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 1), (2, 2, 2)], ids=["data 4 fsdp 2", "data 2 fsdp 2 space 2"])
@@ -70,3 +84,70 @@ def test_the_mesh_takes_the_devices_that_are_left_or_says_what_it_accepts():
     }
     with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices .* product is 8"):
         sharding.make(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
+
+
+def test_no_leaf_of_a_new_state_is_weakly_typed():
+    """A weak type becomes strong in the first update, and everything compiles twice."""
+    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
+    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
+    optimizer = optim.optimizer(config.defaults().optim, 10)
+    model, adversary = Autoencoder(Architecture(**SMALL)), Adversary(modules, optax.adam(1e-3))
+    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
+
+
+def spoiled(place, devices):
+    """A state before and after an update in which one sample of a batch of eight meets a NaN."""
+    mesh = sharding.make(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
+    model, objective = (
+        Autoencoder(Architecture(**SMALL)),
+        Objective({"reconstruction": 1.0, "adversarial": 0.1}),
+    )
+    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
+    adversary = Adversary(modules, optax.adam(1e-3))
+    settings = config.defaults().optim
+    optimizer, clipping = optim.optimizer(settings, 10), optim.clipping(settings)
+    state, shardings = train_state.create(model, optimizer, adversary, mesh, 0)
+    fault = Fault(place, "image_16x16", lambda step, x: step == 1, sample=5)
+    update = compiled.Update(
+        [Bucket(1, 16, 16, 8)],
+        shardings,
+        mesh,
+        model,
+        objective,
+        adversary,
+        optimizer,
+        clipping,
+        0.9,
+        {},
+        perceptual_start=0,
+        seed=0,
+        is_main=False,
+        faults=[fault],
+    )
+    rng, states, finite = np.random.default_rng(0), [], []
+    for step in range(3):
+        batch = Batch(rng.integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8), [], [])
+        update.prepare(state, step)
+        state, terms = update(state, {"image_16x16": batch}, step)
+        states.append(jax.device_get(state))
+        finite.append((bool(terms["all"]["finite"]), bool(terms["image_16x16"]["finite"])))
+        flags = [bool(shard.data) for shard in terms["all"]["finite"].addressable_shards]
+        assert len(flags) == devices and len(set(flags)) == 1  # all devices decided the same
+    return states, finite
+
+
+@pytest.mark.parametrize("place", ["data", "generator", "discriminator"])
+def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothing(place):
+    states, finite = spoiled(place, 8)
+    assert finite == [(True, True), (False, False), (True, True)]
+    before, skipped, after = states
+    assert (before.step, skipped.step, after.step) == (1, 2, 3)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(skipped.replace(step=before.step)), strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    for part in ("params", "ema", "optimizer", "opponents"):
+        pairs = zip(
+            jax.tree.leaves(getattr(before, part)), jax.tree.leaves(getattr(after, part)), strict=True
+        )
+        assert any((a != b).any() for a, b in pairs), part  # and the run goes on

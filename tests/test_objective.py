@@ -2,13 +2,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
+from vaejax import detail, latent_terms
+from vaejax.adversarial import LOSSES
+from vaejax.glimpse import window
+from vaejax.models import perceptual
+from vaejax.models.discriminator import Discrimination, Discriminator, power_iteration
 from vaejax.models.posterior import DiagonalGaussian
-from vaejax.objective import Objective
+from vaejax.objective import Objective, Outputs
 
 IMAGE, VIDEO = (3, 1, 16, 24, 3), (2, 5, 8, 16, 3)
 REFERENCE = (1, 8, 8)
+
+
+def outputs(x_hat, posterior, s=0.0):
+    return Outputs(x_hat, posterior, posterior.mean, jnp.float32(s), jnp.zeros(()))
+
+
+def flat_posterior(*latent):
+    return DiagonalGaussian(jnp.zeros(latent), jnp.zeros(latent))
+
+
+def weighed(likelihood, normalization, kl=1e-6, **more):
+    return Objective({"reconstruction": 1.0, "kl": kl, **more}, likelihood, normalization, REFERENCE)
 
 
 def batch(shape):
@@ -41,8 +58,9 @@ def by_hand(shape, likelihood, normalization, s, kl_weight):
 @pytest.mark.parametrize("normalization", ["sum", "mean", "reference"])
 def test_the_loss_is_that_of_the_formulas(shape, likelihood, normalization):
     x, x_hat, mean, log_variance = map(jnp.float32, batch(shape))
-    objective = Objective(likelihood, normalization, REFERENCE, kl=0.3)
-    loss, terms = objective(x, x_hat, DiagonalGaussian(mean, log_variance), jnp.float32(-0.7))
+    objective = weighed(likelihood, normalization, kl=0.3)
+    out = outputs(x_hat, DiagonalGaussian(mean, log_variance), -0.7)
+    loss, terms = objective(x, out, {}, jax.random.key(0))
     np.testing.assert_allclose(loss, by_hand(shape, likelihood, normalization, -0.7, 0.3), rtol=1e-5)
     per_pixel = by_hand(shape, likelihood, "mean", -0.7, 0.3)
     np.testing.assert_allclose(terms["loss"], per_pixel, rtol=1e-5)  # what a person reads has no shape in it
@@ -50,9 +68,10 @@ def test_the_loss_is_that_of_the_formulas(shape, likelihood, normalization):
 
 def test_the_likelihoods_are_those_of_scipy():
     x, x_hat, *_ = batch(IMAGE)
-    zero = DiagonalGaussian(jnp.zeros((3, 1, 1, 1, 1)), jnp.zeros((3, 1, 1, 1, 1)))
+    zero = flat_posterior(3, 1, 1, 1, 1)
     for likelihood, distribution in (("laplace", stats.laplace), ("gaussian", stats.norm)):
-        terms = Objective(likelihood).terms(jnp.float32(x), jnp.float32(x_hat), zero, jnp.float32(-0.7))
+        objective = weighed(likelihood, "mean")
+        terms = objective.likelihood_terms(jnp.float32(x), jnp.float32(x_hat), zero, jnp.float32(-0.7))
         expected = -distribution.logpdf(x, x_hat, np.exp(-0.7)).mean((1, 2, 3, 4))
         np.testing.assert_allclose(terms["nll"], expected, rtol=1e-5)
 
@@ -69,8 +88,8 @@ def test_the_kl_is_that_of_torch():
 def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_otherwise():
     def loss(normalization, t, h, w):
         x = jnp.zeros((1, t, h, w, 3))
-        posterior = DiagonalGaussian(jnp.zeros((1, 1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1, 1)))
-        return Objective("laplace", normalization, REFERENCE)(x, x + 0.1, posterior, jnp.float32(0))[0]
+        out = outputs(x + 0.1, flat_posterior(1, 1, 1, 1, 1))
+        return weighed("laplace", normalization)(x, out, {}, jax.random.key(0))[0]
 
     shapes = [(1, 8, 8), (1, 16, 32), (5, 8, 8), (17, 16, 16)]
     np.testing.assert_allclose([loss("reference", *s) for s in shapes], loss("reference", 1, 8, 8), rtol=1e-5)
@@ -79,14 +98,132 @@ def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_oth
 
     def gradient_of_a_pixel(normalization, *shape):
         x = jnp.zeros((1, *shape, 3))
-        posterior = DiagonalGaussian(jnp.zeros((1, 1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1, 1)))
-        objective = Objective("laplace", normalization, REFERENCE)
-        return jax.grad(lambda y: objective(x, y, posterior, jnp.float32(0))[0])(x + 0.1).ravel()[0]
+        objective, posterior = weighed("laplace", normalization), flat_posterior(1, 1, 1, 1, 1)
+
+        def loss(y):
+            return objective(x, outputs(y, posterior), {}, jax.random.key(0))[0]
+
+        return jax.grad(loss)(x + 0.1).ravel()[0]
 
     np.testing.assert_allclose([gradient_of_a_pixel("sum", *s) for s in shapes], 1, rtol=1e-5)
     np.testing.assert_allclose(
         [gradient_of_a_pixel("mean", *s) * 3 * 64 for s in shapes], 1 / sizes, rtol=1e-5
     )
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+    return perceptual.load("alexnet")
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 17])
+@pytest.mark.parametrize("size", [(40, 40), (64, 96)])
+def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
+    """A grey clip, wrong by 0.1 everywhere, whose latent has the same KL in every element."""
+    weights = {"reconstruction": 1.0, "kl": 0.5, "perceptual": 2.0, "high_pass": 1.0, "wavelet": 1.0}
+    objective = Objective(weights, "laplace", "reference", REFERENCE, "alexnet", 4, 32)
+    h, w = size
+    x = jnp.full((2, frames, h, w, 3), 0.2)
+    latent = (2, 1 + (frames - 1) // 4, h // 8, w // 8, 16)
+    posterior = DiagonalGaussian(jnp.full(latent, 0.5), jnp.full(latent, -1.0))
+    loss, terms = objective(x, outputs(x + 0.1, posterior), alexnet, jax.random.key(3))
+
+    np.testing.assert_allclose(terms["nll"], 0.1 + np.log(2), rtol=1e-5)
+    kl = 0.5 * (0.25 + np.exp(-1) - 1 + 1) * 16 / (3 * 8 * 8)  # of an element, times elements a pixel value
+    k = (frames - 1) // 4
+    np.testing.assert_allclose(terms["kl"], kl * (1 + k) / (1 + 4 * k), rtol=1e-5)
+    one = jnp.full((1, 32, 32, 3), 0.2)
+    expected = perceptual.lpips(alexnet, one, one + 0.1, "alexnet")[0]
+    np.testing.assert_allclose(terms["perceptual"], expected, rtol=1e-5)
+    np.testing.assert_allclose([terms["high_pass"], terms["wavelet"]], 0, atol=1e-6)
+    per_pixel = terms["nll"] + 0.5 * terms["kl"] + 2 * terms["perceptual"]
+    np.testing.assert_allclose([terms["loss"], loss], [per_pixel, per_pixel * 3 * 64], rtol=1e-5)
+
+    judge = Discriminator(Discrimination(width=8), temporal=False)
+    variables = judge.init(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
+    settled = power_iteration(variables["params"], variables["spectral"], 20)
+    variables = {"params": variables["params"], "spectral": settled}
+    few = judge.apply(variables, jnp.full((1, 1, 32, 32, 3), 0.3))
+    here = judge.apply(variables, x + 0.1)
+    for _, generator_loss in LOSSES.values():
+        np.testing.assert_allclose(generator_loss(here), generator_loss(few), rtol=1e-5, atol=1e-5)
+
+
+def test_the_extra_reconstruction_terms_are_those_of_scipy_and_numpy():
+    x, x_hat, *_ = batch((2, 3, 16, 24, 3))
+    error = x - x_hat
+    blurred = ndimage.gaussian_filter(error, (0, 0, 1, 1, 0), mode="nearest", truncate=3)
+    x, x_hat = jnp.float32(x), jnp.float32(x_hat)
+    np.testing.assert_allclose(detail.high_pass(x, x_hat), np.abs(error - blurred).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        detail.temporal(x, x_hat), np.abs(error[:, 1:] - error[:, :-1]).mean(), rtol=1e-5
+    )
+    a, b, c, d = (error[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1))
+    bands = np.stack([a - b + c - d, a + b - c - d, a - b - c + d]) / 2
+    expected = (np.sqrt(bands**2 + 1e-6) - 1e-3).mean()
+    np.testing.assert_allclose(detail.wavelet(x, x_hat), expected, rtol=1e-4)
+    assert detail.temporal(x[:, :1], x_hat[:, :1]) == 0
+
+
+def test_the_outlier_penalty_is_that_of_the_formula():
+    z = np.random.default_rng(0).normal(size=(2, 3, 8, 8, 4)).astype(np.float32)
+    z[0, 1, 2, 3] = 30
+    expected = []
+    for frame in z.reshape(6, 64, 4):
+        norms = np.linalg.norm(frame - frame.mean(0), axis=-1)
+        expected.append(np.maximum(norms - 2 * np.linalg.norm(frame.std(0)), 0).mean())
+    np.testing.assert_allclose(latent_terms.outliers(jnp.array(z), 2.0), np.mean(expected), rtol=1e-4)
+    for flat in (jnp.ones((1, 1, 4, 4, 2)), jnp.array(z).at[..., 0].set(1.0), jnp.ones((2, 1, 1, 1, 4))):
+        assert np.isfinite(jax.grad(latent_terms.outliers)(flat, 2.0)).all()
+
+
+def test_rough_latents_cost_and_smooth_ones_do_not():
+    noise = jax.random.normal(jax.random.key(0), (2, 4, 32, 32, 8))
+    ramp = jnp.broadcast_to(jnp.linspace(-1, 1, 32)[:, None, None], (2, 1, 32, 32, 8))
+    assert abs(latent_terms.roughness(noise, 0.75) - 0.75) < 0.05  # neighbours are not correlated
+    assert latent_terms.roughness(ramp, 0.75) < 0.01
+    x = np.random.default_rng(1).normal(size=(1, 1, 6, 7, 1))
+    centred = x - x.mean()
+    down, right = centred[:, :, :-1] * centred[:, :, 1:], centred[:, :, :, :-1] * centred[:, :, :, 1:]
+    expected = np.mean([max(0, 0.5 - part.mean() / centred.var()) for part in (down, right)])
+    np.testing.assert_allclose(latent_terms.roughness(jnp.array(x), 0.5), expected, rtol=1e-4)
+
+
+def test_masking_keeps_a_prefix_of_the_channels_of_some_samples():
+    kept = latent_terms.masked(jax.random.key(0), jnp.ones((400, 1, 1, 1, 8)), 0.5)[:, 0, 0, 0]
+    counts = np.asarray(kept.sum(-1)).astype(int)
+    np.testing.assert_array_equal(kept, np.arange(8) < counts[:, None])
+    assert abs((counts < 8).mean() - 0.5) < 0.1 and set(counts) == set(range(1, 9))
+
+
+@pytest.mark.parametrize(("scales", "rotate"), [((0.5, 0.25), False), ((1.0,), True)])
+def test_a_decoder_that_is_equivariant_costs_nothing(scales, rotate):
+    """Nearest-neighbour upsampling commutes with rotation, and with scaling of what is linear in place."""
+    settings = latent_terms.LatentSettings(scales=scales, rotate=rotate)
+
+    def decode(z):
+        return jnp.repeat(jnp.repeat(z, 8, axis=2), 8, axis=3)
+
+    noise = jax.random.normal(jax.random.key(1), (2, 1, 4, 4, 3))
+    z = noise if rotate else jnp.ones((2, 1, 8, 8, 3)) * noise[:, :, :1, :1]
+    tilt = 0.1 * jnp.arange(8.0 * z.shape[2])[:, None, None]
+    tilted = []
+    for seed in range(6):
+        key = jax.random.key(seed)
+        cost = latent_terms.equivariance(decode, z, decode(z), key, settings)
+        np.testing.assert_allclose(cost, 0, atol=1e-6)
+        tilted.append(latent_terms.equivariance(decode, z, decode(z) + tilt, key, settings))
+    assert min(tilted) > 0.1  # what no decoder of z shows
+
+
+def test_a_glimpse_is_the_same_window_of_both_clips():
+    clip = jnp.arange(2 * 9 * 40 * 48 * 3.0).reshape(2, 9, 40, 48, 3)
+    a, b = window(jax.random.key(0), (clip, clip + 1), 4, 32)
+    assert a.shape == (8, 32, 32, 3)
+    np.testing.assert_array_equal(a + 1, b)
+    whole = np.lib.stride_tricks.sliding_window_view(np.asarray(clip), (32, 32), axis=(2, 3))
+    assert (whole == np.asarray(a[0]).transpose(2, 0, 1)).all((-1, -2, -3)).any()
+    assert len({float(frame[0, 0, 0]) for frame in a}) == 8  # different frames
 
 
 def test_samples_of_the_posterior_have_its_moments(key):

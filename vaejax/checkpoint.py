@@ -21,9 +21,10 @@ class Checkpoints:
       keep: how many of the latest stay.
       best: '' or the evaluated number, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint stays as well;
         '-' before it where lower is better.
+      read_only: of another run, which may be under way: nothing is saved, made or tidied up.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int, best: str = ""):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 1, best: str = "", read_only: bool = False):
         policies: list[Any] = [preservation_policy.LatestN(keep)]
         if best:
             name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
@@ -37,7 +38,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies)
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies), read_only=read_only
             ),
         )
 
@@ -59,16 +60,15 @@ class Checkpoints:
         """
         if step == self.latest():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(positions),
-                config=ocp.args.JsonSave(config),
-                metadata=ocp.args.JsonSave({"vaejax": __version__, "jax": jax.__version__, "step": step}),
-            ),
-            metrics=scores or None,
-        )
+        items = {
+            "state": ocp.args.StandardSave(state.replace(opponents={})),
+            "data": ocp.args.JsonSave(positions),
+            "config": ocp.args.JsonSave(config),
+            "metadata": ocp.args.JsonSave({"vaejax": __version__, "jax": jax.__version__, "step": step}),
+        }
+        if state.opponents:  # apart, so that a run may get its discriminators later
+            items["opponents"] = ocp.args.StandardSave(state.opponents)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=scores or None)
 
     def config(self, step: int) -> dict:
         """The configuration that the checkpoint was trained with."""
@@ -81,16 +81,22 @@ class Checkpoints:
 
         Args:
           step: one that exists.
-          state: of the same shapes.
+          state: of the same shapes; its discriminators stay as they are where the checkpoint has none.
           shardings: where every leaf shall lie, whatever mesh saved it.
         """
+        self._manager.wait_until_finished()
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
         )
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
-        )
-        return restored.state, restored.data
+        items = {
+            "state": ocp.args.StandardRestore(target.replace(opponents={})),
+            "data": ocp.args.JsonRestore(),
+        }
+        if state.opponents and (self._manager.directory / str(step) / "opponents").exists():
+            items["opponents"] = ocp.args.StandardRestore(target.opponents)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        opponents = restored.opponents if "opponents" in items else state.opponents
+        return restored.state.replace(opponents=opponents), restored.data
 
     def __enter__(self) -> "Checkpoints":
         return self

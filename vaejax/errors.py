@@ -1,4 +1,4 @@
-"""The one error that is a person's to mend."""
+"""The errors that a person reads as one line."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that names the key or file, its value and what is accepted. Commands print it
     without a traceback and exit with code 2.
     """
+
+
+class TrainingFailed(RuntimeError):
+    """A run cannot go on. The message is one line; commands print it without a traceback and exit with 1."""

@@ -1,5 +1,6 @@
 """Trains a VAE: python -m vaejax.main --config=configs/joint.py --workdir=DIR."""
 
+import functools
 import os
 import sys
 
@@ -7,8 +8,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vaejax import command, preemption, train
 from vaejax import config as configuration
-from vaejax import preemption, train
 from vaejax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py or FILE.py:tiny.")
@@ -43,19 +44,20 @@ def _parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         known = set(configuration.flat(configuration.defaults()))
         keys = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
-        unknown = [key for key in keys if key not in known] or [str(error)]
-        raise InputError(configuration.unknown_key(unknown[0])) from error
+        unknown = [key for key in keys if key not in known]
+        # Entries of sources and buckets are a person's own: only the last suspects.
+        unknown.sort(key=lambda key: key.startswith(configuration.OPEN_SECTIONS))
+        raise InputError(configuration.unknown_key([*unknown, str(error)][0])) from error
     except (flags.Error, OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        told = str(error).strip()
+        if "Traceback" in told:  # a configuration file that raises: what it says stands last
+            told = f"--config: {told.splitlines()[-1].partition(': ')[2]}"
+        raise InputError(" ".join(told.split())) from error
 
 
 def run() -> None:
-    """The command line: InputError becomes one line and exit code 2."""
-    try:
-        app.run(main, flags_parser=_parse)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """The command line."""
+    sys.exit(command.run(functools.partial(app.run, main, flags_parser=_parse)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""The loss of one bucket: reconstruction and KL, normalised so that a term means the same at every shape."""
+"""The loss of one bucket: every term normalised so that it means the same at every shape."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vaejax import detail, latent_terms
+from vaejax.glimpse import window
+from vaejax.latent_terms import LatentSettings
+from vaejax.models.perceptual import lpips
 from vaejax.models.posterior import DiagonalGaussian
 
 Terms = dict[str, jax.Array]
@@ -23,62 +29,121 @@ def gaussian_nll(x: jax.Array, x_hat: jax.Array, log_scale: jax.Array) -> jax.Ar
 
 LIKELIHOODS = {"laplace": laplace_nll, "gaussian": gaussian_nll}
 NORMALIZATIONS = ("sum", "mean", "reference")
+# Every term by the name of its weight; 'adversarial' is played in adversarial.py.
+TERMS = (
+    "reconstruction",
+    "kl",
+    "perceptual",
+    "adversarial",
+    *detail.TERMS,
+    "outliers",
+    "roughness",
+    "equivariance",
+)
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What the generator gives for a batch x.
+
+    Attributes:
+      x_hat: (B, T, H, W, C), the reconstruction.
+      posterior: over (b, t, h, w, c).
+      z: a sample of it.
+      log_scale: () the likelihood's s.
+      equivariance: () see `latent_terms.equivariance`; 0 where it does not count.
+    """
+
+    x_hat: jax.Array
+    posterior: DiagonalGaussian
+    z: jax.Array
+    log_scale: jax.Array
+    equivariance: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """L = normalizer · (1/B) Σ_i (w_rec Σ nll + w_kl Σ KL), the ELBO's own ratio of terms at every shape.
+    """L = scale(shape) · Σ_k w_k · term_k, each term a mean per pixel value or per frame, for every shape.
 
-    With 'sum' (normalizer 1) a video outweighs an image by its size; with 'mean', 1/(C·T·H·W), a pixel of an
-    image outweighs a pixel of a video; with 'reference', |S_ref|/(C·T·H·W), a bucket weighs what its own
-    weight says and the loss keeps the magnitude of a sum over one sample of the reference shape.
+    scale(shape) is C·T·H·W times the factor of the normalisation. With 'sum', 1, a video outweighs an image
+    by its size; with 'mean', 1/(C·T·H·W), a pixel of an image outweighs a pixel of a video; with 'reference',
+    |S_ref|/(C·T·H·W), a bucket weighs what its own weight says and the loss keeps the magnitude of a sum over
+    one sample of the reference shape.
 
     Attributes:
+      weights: of TERMS; one that is missing or 0 is not computed.
       likelihood: 'laplace' or 'gaussian', with one learned log-scale.
       normalization: 'sum', 'mean' or 'reference'.
       reference: (T, H, W) of S_ref.
-      reconstruction, kl: the terms' weights.
+      perceptual_network: of LPIPS.
+      perceptual_frames, perceptual_side: the most frames of a clip, and pixels each way, that LPIPS sees.
+      perceptual_dtype: of its convolutions.
+      latent: settings of the latent's terms.
     """
 
+    weights: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"reconstruction": 1.0, "kl": 1e-6}
+    )
     likelihood: str = "laplace"
     normalization: str = "reference"
     reference: tuple[int, int, int] = (1, 64, 64)
-    reconstruction: float = 1.0
-    kl: float = 1e-6
+    perceptual_network: str = "vgg16"
+    perceptual_frames: int = 4
+    perceptual_side: int = 0
+    perceptual_dtype: str = "float32"
+    latent: LatentSettings = LatentSettings()  # noqa: RUF009 - frozen
 
-    def normalizer(self, shape: tuple[int, ...]) -> float:
-        """The factor on a sum over one sample of `shape` (T, H, W, C)."""
-        size = math.prod(shape)
-        reference = shape[-1] * math.prod(self.reference)
-        return {"sum": 1.0, "mean": 1.0 / size, "reference": reference / size}[self.normalization]
+    def scale(self, shape: tuple[int, ...]) -> float:
+        """The factor on a mean over one sample of `shape` (T, H, W, C)."""
+        size, reference = math.prod(shape), shape[-1] * math.prod(self.reference)
+        return {"sum": size, "mean": 1.0, "reference": reference}[self.normalization]
 
-    def terms(
+    def uses(self, term: str) -> bool:
+        """Whether a term counts."""
+        return self.weights.get(term, 0.0) > 0
+
+    def without(self, *terms: str) -> "Objective":
+        """The same without some terms."""
+        kept = {name: weight for name, weight in self.weights.items() if name not in terms}
+        return dataclasses.replace(self, weights=kept)
+
+    def likelihood_terms(
         self, x: jax.Array, x_hat: jax.Array, posterior: DiagonalGaussian, log_scale: jax.Array
     ) -> Terms:
-        """The terms of every sample, for the loss and for people.
+        """{'nll', 'kl'} of every sample, (B,), in nats a pixel value: sums over a sample over C·T·H·W."""
+        nll = LIKELIHOODS[self.likelihood](x, x_hat, log_scale)
+        every = tuple(range(1, x.ndim))
+        kl = posterior.kl().sum((2, 3)).sum((1, 2))  # short sums of float32
+        return {"nll": nll.mean(every), "kl": kl / math.prod(x.shape[1:])}
+
+    def __call__(self, x: jax.Array, out: Outputs, lpips_params: dict, key: jax.Array):
+        """The loss of one batch without its adversarial term.
 
         Args:
           x: (B, T, H, W, C) in [-1, 1].
-          x_hat: its reconstruction, same shape.
-          posterior: over (b, t, h, w, c).
-          log_scale: () the likelihood's s.
+          out: what the generator makes of it.
+          lpips_params: of the perceptual network; {} where it does not count.
+          key: draws what LPIPS looks at.
 
         Returns:
-          {'nll', 'kl'} each (B,) in nats a pixel value: the sum over the sample divided by C·T·H·W, whatever
-          the normalisation, so that shapes can be compared.
+          The loss, (), and its terms, each (): 'loss', their weighted sum, so the loss without its scale;
+          'nll' and 'kl' in nats a pixel value; the others by their names.
         """
-        nll = LIKELIHOODS[self.likelihood](x, x_hat, log_scale)
-        every = tuple(range(1, x.ndim))
-        return {"nll": nll.mean(every), "kl": posterior.kl().sum(every) / math.prod(x.shape[1:])}
-
-    def __call__(
-        self, x: jax.Array, x_hat: jax.Array, posterior: DiagonalGaussian, log_scale: jax.Array
-    ) -> tuple[jax.Array, Terms]:
-        """The loss of one batch, (), and its terms, each (); arguments as in `terms`.
-
-        'loss' among the terms is the weighted sum per pixel value, the loss itself its |S_ref|-fold.
-        """
-        terms = {name: values.mean() for name, values in self.terms(x, x_hat, posterior, log_scale).items()}
-        per_pixel = self.reconstruction * terms["nll"] + self.kl * terms["kl"]
-        scale = math.prod(x.shape[1:]) * self.normalizer(x.shape[1:])
-        return scale * per_pixel, {"loss": per_pixel, **terms}
+        both = self.likelihood_terms(x, out.x_hat, out.posterior, out.log_scale)
+        terms = {"nll": both["nll"].mean(), "kl": both["kl"].mean()}
+        if self.uses("perceptual"):
+            seen = window(key, (x, out.x_hat), self.perceptual_frames, self.perceptual_side)
+            dtype = jnp.dtype(self.perceptual_dtype)
+            terms["perceptual"] = lpips(lpips_params, *seen, self.perceptual_network, dtype).mean()
+        for name, term in detail.TERMS.items():
+            if self.uses(name):
+                terms[name] = term(x, out.x_hat)
+        if self.uses("outliers"):
+            terms["outliers"] = latent_terms.outliers(out.z, self.latent.outlier_radius)
+        if self.uses("roughness"):
+            terms["roughness"] = latent_terms.roughness(out.z, self.latent.correlation)
+        if self.uses("equivariance"):
+            terms["equivariance"] = out.equivariance
+        weighed = {"reconstruction" if name == "nll" else name: value for name, value in terms.items()}
+        total = sum(self.weights.get(name, 0.0) * value for name, value in weighed.items())
+        return self.scale(x.shape[1:]) * total, {"loss": total, **terms}

@@ -2,42 +2,47 @@
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
+from vaejax import adversarial, compiled, optim, report, train_state
 from vaejax import config as configuration
 from vaejax import mesh as sharding
-from vaejax import optim, report, train_state, train_step
+from vaejax.bad_steps import BadSteps
 from vaejax.checkpoint import Checkpoints
 from vaejax.data import bad_samples, bucket, pipeline, sources
-from vaejax.errors import InputError
+from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluation.held_out import HeldOut
+from vaejax.fault import Fault
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.preemption import Preemption
+from vaejax.train_state import TrainState
+
+SETTLING = 100  # updates, before which nothing is said of a discriminator
 
 
-def fit(config: ConfigDict, workdir: str) -> bool:
+def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     """Trains to config.steps, resuming what DIR holds, and leaves there what the README lists.
 
     Args:
       config: of the keys in config.py.
       workdir: DIR, made when missing.
+      faults: of tests.
 
     Returns:
       True when done, False when a signal stopped it after saving.
 
     Raises:
       InputError: for a configuration or an input that cannot be used.
-      FloatingPointError: at the first loss or gradient that is not finite.
+      TrainingFailed: when update after update is not finite, whatever the samples.
     """
     # The setting: mesh, buckets, samples.
     configuration.check(config)
@@ -62,146 +67,168 @@ def fit(config: ConfigDict, workdir: str) -> bool:
     checkpoints = Checkpoints(directory, config.checkpoint.keep, config.checkpoint.best)
     start = checkpoints.latest() or 0
     if start:
-        _check_same_model(checkpoints.config(start), config)
-    if is_main:
-        _write_config(directory, config)
+        _check_same_networks(checkpoints.config(start), config, "this workdir")
     if start >= config.steps:
         print(f"already at step {start} of {config.steps}; nothing to do", file=sys.stderr)
         return True
 
-    # The model, its objective and its optimiser, every shard born on its device.
-    model, objective = Autoencoder(architecture), configuration.objective(config.loss)
+    # The model, its objective, its adversary and its optimiser, every shard born on its device.
+    model, objective = Autoencoder(architecture), configuration.objective(config)
+    adversary = configuration.adversary(config, buckets)
     optimizer, clipping = optim.optimizer(config.optim, config.steps), optim.clipping(config.optim)
-    state, shardings = train_state.create(model, optimizer, mesh, config.seed)
-    if is_main:
-        print(report.parameter_overview(state.params["autoencoder"]), file=sys.stderr)
+    lpips_params = configuration.lpips_params(config.loss, buckets)
+    networks = {"alexnet": configuration.load_lpips("alexnet")}
+    if lpips_params:
+        networks[config.loss.perceptual.network] = lpips_params
 
-    positions = {b.name: bucket.draws(b, config.seed, start) for b in buckets}
-    if start:
-        state, saved_positions = checkpoints.restore(start, state, shardings)
-        positions |= {name: n for name, n in saved_positions.items() if name in positions}
+    def restore(step):
+        """The state and the data position at a step that was saved, or at the beginning."""
+        state, shardings = train_state.create(model, optimizer, adversary, mesh, config.seed)
+        positions = {b.name: bucket.draws(b, config.seed, step) for b in buckets}
+        if step:
+            state, saved = checkpoints.restore(step, state, shardings)
+            positions |= {name: n for name, n in saved.items() if name in positions}
+        elif config.init:
+            state = _start_from(config, state, shardings)
+        return state, shardings, positions
+
+    state, shardings, positions = restore(start)
+    if is_main:
+        _write_config(directory, config)
+        print(report.parameter_overview(state.params["autoencoder"]), file=sys.stderr)
+    update = compiled.Update(
+        buckets,
+        shardings,
+        mesh,
+        model,
+        objective,
+        adversary,
+        optimizer,
+        clipping,
+        config.ema.decay,
+        lpips_params,
+        perceptual_start=config.loss.perceptual.start if lpips_params else 0,
+        seed=config.seed + 1,
+        is_main=is_main,
+        faults=faults,
+    )
+    bad_steps = BadSteps(directory / "bad_steps.jsonl", start, writes=is_main)
+    positions |= bad_steps.positions(start)
+    held_out = HeldOut(samples, buckets, config, model, objective, mesh, networks)
     writer = report.writers(directory, start, is_main)
     writer.write_hparams(dict(config.to_dict()))
     progress = report.Progress(config.steps, start, is_main=is_main)
+    learning_rate = optim.learning_rate(config.optim, config.steps)
+    alarms: dict[str, str | None] = {}
 
-    # One update: gradients of every bucket drawn, then one step of the optimiser.
-    zeros = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like), out_shardings=shardings.params)
-    gradients_of = {
-        b.name: _compile_gradients(b, state, shardings, mesh, model, objective, is_main) for b in buckets
-    }
-    apply_gradients = jax.jit(
-        functools.partial(
-            train_step.apply_gradients, optimizer=optimizer, clipping=clipping, ema_decay=config.ema.decay
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    key = jax.device_put(jax.random.key(config.seed + 1), sharding.replicated(mesh))
+    def updates_from(step):
+        return pipeline.train_stream(
+            samples,
+            buckets,
+            config.data,
+            seed=config.seed,
+            start_step=step,
+            positions=positions,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+        )
 
-    def update(state, batches):
-        gradients, terms = zeros(state.params), {}
-        for name, batch in batches.items():
-            frames = sharding.global_frames(mesh, batch.frames)
-            gradients, terms[name] = gradients_of[name](state, gradients, frames, key)
-        state, terms["all"] = apply_gradients(state, gradients)
-        return state, terms
+    def judge(step, batches, terms):
+        """Reads whether the update of `step` was finite, which waits for the device."""
+        if terms is not None:
+            spoiled = [name for name in batches if not terms[name]["finite"]]
+            bad_steps.judge(step, bool(terms["all"]["finite"]), {n: batches[n].names for n in spoiled})
 
-    held_out = HeldOut(samples, buckets, config, model, objective, mesh)
+    def log(step, latest):
+        scalars = {
+            f"train/{b}/{k}": float(v) for b, t in latest.items() for k, v in t.items() if k != "finite"
+        }
+        scalars["train/all/learning_rate"] = float(learning_rate(step - 1))
+        scalars["train/all/bad_steps"] = bad_steps.total
+        writer.write_scalars(step, scalars | progress.log(step, scalars))
+        settled = adversary and step >= max(adversary.start, adversary.start - adversary.warmup + SETTLING)
+        for name in adversary.discriminators if settled else ():
+            told = adversarial.alarm(name, scalars[f"train/all/accuracy_{name}"])
+            if told and told != alarms.get(name) and is_main:
+                print(f"step {step}: {told}", file=sys.stderr)
+            alarms[name] = told
 
-    def evaluate(step) -> dict[str, float]:
+    def evaluate(step, state):
         scores = held_out.evaluate(state.ema, state.params)
         writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
         if is_main:
             print(held_out.table(step, scores), file=sys.stderr)
         return scores
 
-    def save(step, scores):
-        checkpoints.save(state, step, positions, json.loads(config.to_json_best_effort()), scores)
+    def show(step, state):
+        for name, *columns in held_out.panels(state.ema):
+            if is_main:
+                panel = report.write_panels(directory, step, name, *columns, config.data.fps)
+                writer.write_images(step, {f"eval/{name}/panel": panel[None]})
 
-    # The loop. Terms of a step are read after the next is under way, so that the device never waits for us.
-    stream = pipeline.train_stream(
-        samples,
-        buckets,
-        config.data,
-        seed=config.seed,
-        start_step=start,
-        positions=positions,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-    )
-    with Preemption() as preemption, contextlib.closing(writer), checkpoints, stream:
-        step, before, latest, scores = start, None, {}, {}
+    # The loop. What a step says is read after the next is under way, so that the device never waits for us.
+    with contextlib.ExitStack() as stack:
+        stream = updates_from(start)
+        preemption = stack.enter_context(Preemption())
+        stack.callback(lambda: writer.close())
+        stack.enter_context(checkpoints)
+        stack.callback(lambda: stream.close())
+        step, previous, latest = start, (start - 1, {}, None), {}
+        if config.init and not start:
+            evaluate(0, state)  # what the run starts from
         while step < config.steps:
+            with progress.paused():
+                update.prepare(state, step)
             asked = time.monotonic()
             batches = next(stream).batches
             waited = time.monotonic() - asked
-            state, terms = update(state, batches)
+            state, terms = update(state, batches, step)
+            judge(*previous)
+            previous = step, batches, terms
+            latest |= terms
             step += 1
-            _finite(step - 1, before)
-            before, latest = terms, latest | terms
-            drawn = [b for b in buckets if b.name in batches]
-            for b in drawn:
-                positions[b.name] += 1
+            for name in batches:
+                positions[name] += 1
                 if is_main:
-                    bad.replaced(batches[b.name].bad)
+                    bad.replaced(batches[name].bad)
+            drawn = [b for b in buckets if b.name in batches]
             progress.tick(sum(b.batch for b in drawn), sum(b.batch * b.pixels for b in drawn), waited)
 
-            stopping = preemption.requested(step)
-            last = step == config.steps
-            if step % config.log_every == 0 or last:
-                _finite(step, terms)
-                scalars = {f"train/{b}/{k}": float(v) for b, t in latest.items() for k, v in t.items()}
-                scalars["train/all/learning_rate"] = float(
-                    optim.learning_rate(config.optim, config.steps)(step - 1)
-                )
-                writer.write_scalars(step, scalars | progress.log(step, scalars))
+            stopping, last = preemption.requested(step), step == config.steps
+            due = [step % every == 0 or last for every in (config.log_every, config.eval.every)]
+            showing, saving = step % config.panels.every == 0 or last, step % config.checkpoint.every == 0
+            if any(due) or saving or stopping or bad_steps.in_row:
+                judge(*previous)
+                previous = step - 1, {}, None
+            if due[0]:
+                log(step, latest)
                 latest = {}
             with progress.paused():
-                scores = evaluate(step) if step % config.eval.every == 0 or last else {}
-                if step % config.panels.every == 0 or last:
-                    for name, *columns in held_out.panels(state.ema):
-                        if is_main:
-                            panel = report.write_panels(directory, step, name, *columns, config.data.fps)
-                            writer.write_images(step, {f"eval/{name}/panel": panel[None]})
-                if step % config.checkpoint.every == 0 or last or stopping:
-                    _finite(step, terms)
+                scores = evaluate(step, state) if due[1] else {}
+                if showing:
+                    show(step, state)
+                # Amid bad steps the state may be the reason: the last checkpoint is the better one.
+                if last or stopping or (saving and not bad_steps.in_row):
                     writer.flush()
-                    save(step, scores)
+                    checkpoints.save(state, step, positions, json.loads(config.to_json_best_effort()), scores)
             if stopping and not last:
                 break
+            if bad_steps.in_row >= config.recovery.bad_steps and not last:
+                back = checkpoints.latest() or 0
+                _check_rollbacks(bad_steps, step, back, config.recovery.rollbacks)
+                bad_steps.rolled_back(step, back, positions)
+                if is_main:
+                    print(f"step {step}: back to step {back}, on with other samples", file=sys.stderr)
+                state = None  # there may be no room for two
+                state, _, _ = restore(back)
+                stream.close()
+                writer.close()
+                step, previous, latest = back, (back - 1, {}, None), {}
+                stream, writer = updates_from(back), report.writers(directory, back, is_main)
+                progress = report.Progress(config.steps, back, is_main=is_main)
     if step < config.steps and is_main:
         print(f"stopped by a signal at step {step}, saved; run the same command to go on", file=sys.stderr)
     return step == config.steps
-
-
-def _compile_gradients(b, state, shardings, mesh, model, objective, is_main):
-    """The compiled gradient step of one bucket: (state, gradients, frames, key) to (gradients, terms)."""
-    if is_main:
-        print(f"compiling {b.name}, batch {b.batch} ...", end=" ", file=sys.stderr, flush=True)
-    begin = time.monotonic()
-    step = jax.jit(
-        functools.partial(train_step.bucket_gradients, weight=b.weight, model=model, objective=objective),
-        donate_argnums=1,
-        out_shardings=(shardings.params, None),
-    )
-    shape = (b.batch, b.frames, b.height, b.width, 3)
-    frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding.frames_sharding(mesh))
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding.replicated(mesh))
-    compiled = step.lower(state, state.params, frames, key).compile()
-    if is_main:
-        print(f"{time.monotonic() - begin:.1f} s", file=sys.stderr)
-    return compiled
-
-
-def _finite(step: int, terms) -> None:
-    """Raises FloatingPointError naming the first number that is not finite: training on would only spoil."""
-    for name, values in (terms or {}).items():
-        for key, value in values.items():
-            if not np.isfinite(value):
-                raise FloatingPointError(
-                    f"step {step}: {name} {key} is {float(value)}; the last checkpoint is untouched."
-                    " Lower optim.learning_rate, set optim.agc, or look at the samples of this step."
-                )
 
 
 def _make_workdir(workdir: str) -> pathlib.Path:
@@ -227,11 +254,38 @@ def _write_config(directory: pathlib.Path, config: ConfigDict) -> None:
     partial.replace(directory / "config.json")
 
 
-def _check_same_model(saved: dict, config: ConfigDict) -> None:
-    now = json.loads(config.model.to_json_best_effort())
-    for key, value in saved["model"].items():
-        if now.get(key) != value and key not in ("remat", "dtype"):  # these change no parameter
-            raise InputError(
-                f"model.{key} = {now.get(key)!r}, but the run in this workdir has {value!r};"
-                f" accepted: {value!r}, or another --workdir"
-            )
+def _check_same_networks(saved: dict, config: ConfigDict, where: str) -> None:
+    """Keys that a checkpoint's parameters depend on must have the values that it was trained with."""
+    now = json.loads(config.to_json_best_effort())
+    sections = [("model", saved["model"], now["model"])]
+    if saved["loss"]["weights"].get("adversarial") and where == "this workdir":
+        design = ("discriminators", "kind", "width", "spectral_norm")
+        was = {name: saved["loss"]["adversarial"][name] for name in design}
+        sections.append(("loss.adversarial", was, now["loss"]["adversarial"]))
+    for section, was, is_now in sections:
+        for key, value in was.items():
+            if is_now.get(key) != value and key not in ("remat", "dtype"):  # these change no parameter
+                raise InputError(
+                    f"{section}.{key} = {is_now.get(key)!r}, but the run in {where} has {value!r};"
+                    f" accepted: {value!r}, or another run"
+                )
+
+
+def _start_from(config: ConfigDict, state: TrainState, shardings: TrainState) -> TrainState:
+    """The first state of a run whose parameters are another run's averaged ones."""
+    with Checkpoints(config.init, read_only=True) as source:
+        step = source.latest()
+        if step is None:
+            raise InputError(f"init = {config.init}: no checkpoint in it; accepted: the --workdir of a run")
+        _check_same_networks(source.config(step), config, config.init)
+        average = source.restore(step, state.replace(opponents={}), shardings.replace(opponents={}))[0].ema
+    return state.replace(params=average, ema=jax.tree.map(jnp.copy, average))
+
+
+def _check_rollbacks(bad_steps: BadSteps, step: int, back: int, most: int) -> None:
+    if bad_steps.returns_to(back) >= most:
+        raise TrainingFailed(
+            f"step {step}: {bad_steps.in_row} updates in a row are not finite after {most} returns"
+            f" (recovery.rollbacks) to step {back}; bad_steps.jsonl names their samples. Lower"
+            " optim.learning_rate or optim.agc, or leave a term out"
+        )

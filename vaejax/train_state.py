@@ -7,6 +7,7 @@ import optax
 from jax.sharding import Mesh
 
 from vaejax import mesh as sharding
+from vaejax.adversarial import Adversary, Opponent
 from vaejax.models.autoencoder import Autoencoder
 
 
@@ -15,20 +16,26 @@ class TrainState:
     """The numbers of a run.
 
     Attributes:
-      step: () int32, updates done.
+      step: () int32, updates done, those that were skipped among them.
       params: {'autoencoder': ..., 'likelihood': {'log_scale': ()}}, float32.
       ema: their moving average, same tree.
       optimizer: optax state.
+      opponents: the discriminators by name; {} without an adversarial term.
     """
 
     step: jax.Array
     params: dict
     ema: dict
     optimizer: optax.OptState
+    opponents: dict[str, Opponent]
 
 
 def create(
-    model: Autoencoder, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+    model: Autoencoder,
+    optimizer: optax.GradientTransformation,
+    adversary: Adversary | None,
+    mesh: Mesh,
+    seed: int,
 ) -> tuple[TrainState, TrainState]:
     """Initialises a state every shard of which is born on its own device.
 
@@ -46,7 +53,8 @@ def create(
         }
         # A copy, because donating one buffer twice is an error.
         average = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+        opponents = adversary.init(jax.random.fold_in(key, 1)) if adversary else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), opponents)
 
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
     return jax.jit(init, out_shardings=shardings)(), shardings

@@ -6,7 +6,6 @@ changed (by size and modification time) and drops those that are gone.
     python -m vaejax.data.index FOLDER
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from vaejax import command
 from vaejax.data import media
 from vaejax.errors import InputError
 
@@ -53,7 +53,11 @@ _ACCEPTED = "accepted: a folder with photos or clips"
 
 
 def load_or_build(
-    folder: str | os.PathLike, workers: int | None = None, progress: bool = True, out: str | None = None
+    folder: str | os.PathLike,
+    workers: int | None = None,
+    progress: bool = True,
+    out: str | None = None,
+    name: str = "data.media",
 ) -> pa.Table:
     """Brings the index of a folder up to date and returns it.
 
@@ -64,6 +68,7 @@ def load_or_build(
       workers: processes that decode; None takes one for each core.
       progress: shows a progress bar and a summary on stderr.
       out: keeps the index in this file instead.
+      name: what the person who gave the folder calls it, for the errors.
 
     Returns:
       A table of `SCHEMA`, one row per photo and clip, sorted by path.
@@ -73,10 +78,10 @@ def load_or_build(
     """
     folder = os.path.abspath(os.path.expanduser(folder))
     if not os.path.isdir(folder):
-        raise InputError(f"data.media = {folder}: no such folder; {_ACCEPTED}")
+        raise InputError(f"{name} = {folder}: no such folder; {_ACCEPTED}")
     found = sorted(_files(folder), key=lambda row: row["path"])
     if not found:
-        raise InputError(f"data.media = {folder}: no photos or clips in it; {_ACCEPTED}")
+        raise InputError(f"{name} = {folder}: no photos or clips in it; {_ACCEPTED}")
     places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
     stored = [table for table in map(_load, places) if table is not None]
     known = {_identity(row): row for table in reversed(stored) for row in table.to_pylist()}
@@ -263,30 +268,32 @@ def _save(table: pa.Table, places: list[str]) -> None:
             return
         except OSError as error:
             reason = error
+    if len(places) == 1:
+        raise InputError(f"--out={places[0]}: {reason.strerror}; accepted: a file that can be written")
     print(f"the index is not kept: {reason}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vaejax.data.index",
-        description="Scans a folder of photos and clips, once, into a Parquet index. Run it again after the "
-        "folder changed: only new and changed files are read. Training does the same when it starts.",
-        epilog="example: python -m vaejax.data.index ~/Videos --workers 8",
+    parser = command.parser(
+        "vaejax.data.index",
+        "Scans a folder of photos and clips, once, into a Parquet index. Run it again after the folder"
+        " changed: only new and changed files are read. Training does the same when it starts.",
+        "~/Videos --workers 8",
     )
     parser.add_argument("folder", metavar="FOLDER", help="a folder tree of photos and clips")
     parser.add_argument("--out", metavar="FILE", help=f"the index file (default: FOLDER/{INDEX_FILE})")
-    parser.add_argument("--workers", metavar="N", type=int, help="processes (default: one a core)")
+    parser.add_argument(
+        "--workers", metavar="N", type=command.at_least(1), help="processes (default: one a core)"
+    )
     chosen = parser.parse_args(arguments)
-    try:
-        load_or_build(chosen.folder, chosen.workers, out=chosen.out)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was scanned is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+
+    def work():
+        if chosen.out and os.path.isdir(chosen.out):
+            raise InputError(f"--out={chosen.out}: a folder; accepted: a file to write")
+        load_or_build(chosen.folder, chosen.workers, out=chosen.out, name="FOLDER")
+
+    return command.run(work, "stopped; what was scanned is kept, and the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Few large files read faster from network and cloud file systems than many small 
 original files, byte for byte, so nothing is lost and nothing is decoded twice.
 """
 
-import argparse
 import importlib.util
 import math
 import os
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from vaejax import command
 from vaejax.data import index
 from vaejax.data.shards import INDEX_FILE
 from vaejax.errors import InputError
@@ -40,15 +40,17 @@ def pack(folder: str, out: str, shard_mb: float = 256.0, progress: bool = True) 
       InputError: if the folder holds nothing, or `out` holds something else.
     """
     folder, out = (os.path.abspath(os.path.expanduser(path)) for path in (folder, out))
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise InputError(f"--out={out}: a file; accepted: a new folder, or one packed before")
     if os.path.isdir(out) and os.listdir(out) and not os.path.isfile(os.path.join(out, INDEX_FILE)):
         raise InputError(f"--out={out}: holds other files; accepted: a new folder, or one packed before")
-    try:
-        files = index.load_or_build(folder, progress=progress).to_pylist()
-    except InputError as error:
-        raise InputError(str(error).replace("data.media = ", "--media=", 1)) from None
-    os.makedirs(os.path.dirname(out), exist_ok=True)
+    files = index.load_or_build(folder, progress=progress, name="--media").to_pylist()
     # Beside `out`, on the same file system: a rename makes it whole at once.
-    partial = tempfile.mkdtemp(prefix=os.path.basename(out) + ".partial-", dir=os.path.dirname(out))
+    try:
+        os.makedirs(os.path.dirname(out), exist_ok=True)
+        partial = tempfile.mkdtemp(prefix=os.path.basename(out) + ".partial-", dir=os.path.dirname(out))
+    except OSError as error:
+        raise InputError(f"--out={out}: {error.strerror}; accepted: a folder that can be written") from error
     os.chmod(partial, 0o755)
     try:
         total = sum(file["size"] for file in files if not file["error"])
@@ -117,11 +119,11 @@ def prepare_tfds(name: str, out: str | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vaejax.data.prepare",
-        description="Packs a folder of photos and clips into array_record shards for a source of kind"
-        " array_record, or prepares a TFDS data set for a source of kind tfds.",
-        epilog="example: python -m vaejax.data.prepare --media=~/Pictures --out=/data/pictures",
+    parser = command.parser(
+        "vaejax.data.prepare",
+        "Packs a folder of photos and clips into array_record shards for a source of kind array_record, or"
+        " prepares a TFDS data set for a source of kind tfds.",
+        "--media=~/Pictures --out=/data/pictures",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--media", metavar="FOLDER", help="a folder tree of photos and clips")
@@ -133,25 +135,21 @@ def main(arguments: list[str] | None = None) -> int:
         "--shard-mb", metavar="MB", type=float, default=256.0, help="of a shard (default: 256)"
     )
     chosen = parser.parse_args(arguments)
-    try:
+
+    def work():
         if chosen.tfds:
             print(f"prepared: {prepare_tfds(chosen.tfds, chosen.out)}")
-            return 0
+            return
         if not chosen.out:
             raise InputError("--out is missing; accepted: the folder that the shards of --media go to")
         if not chosen.shard_mb > 0:
             raise InputError(f"--shard-mb={chosen.shard_mb:g}; accepted: a number above 0")
         table = pack(chosen.media, chosen.out, chosen.shard_mb)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing is left of it, run the same command again", file=sys.stderr)
-        return 130
-    packed = len(table) - table["shard"].null_count
-    print(f"{chosen.out}: {packed} files packed, {len(table) - packed} unreadable left out")
-    print(f"train on it: data.sources = {{'mine': {{'kind': 'array_record', 'path': '{chosen.out}'}}}}")
-    return 0
+        packed = len(table) - table["shard"].null_count
+        print(f"{chosen.out}: {packed} files packed, {len(table) - packed} unreadable left out")
+        print(f"train on it: data.sources = {{'mine': {{'kind': 'array_record', 'path': '{chosen.out}'}}}}")
+
+    return command.run(work, "stopped; nothing is left of it, run the same command again")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from vaejax.data import pipeline
 from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
 from vaejax.evaluation.linear import LinearCodec, psnr_linear
-from vaejax.evaluation.reconstruction import score
+from vaejax.evaluation.reconstruction import SCORES, score
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.objective import Objective
 
@@ -27,6 +27,7 @@ class HeldOut:
       buckets: of the run; one without held-out samples is passed over.
       config: the run's.
       model, objective, mesh: the run's.
+      lpips_params: of the networks that LPIPS is told of, by name.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class HeldOut:
         model: Autoencoder,
         objective: Objective,
         mesh: Mesh,
+        lpips_params: Mapping[str, dict],
     ):
         self._sources, self._buckets, self._config, self._mesh = sources, buckets, config, mesh
         self._channels = model.architecture.latent_channels
@@ -45,20 +47,22 @@ class HeldOut:
             functools.partial(score, model=model, objective=objective, shown=config.panels.samples),
             out_shardings=sharding.replicated(mesh),
         )
+        self._lpips = jax.device_put(dict(lpips_params), sharding.replicated(mesh))
         self._linear: dict[str, LinearCodec] = {}
 
     def evaluate(self, average: dict, params: dict) -> dict[str, float]:
         """'BUCKET/NAME' to value for every bucket, and their 'mean/NAME'.
 
-        NAME: psnr, ssim, nll, kl of the average (EMA) of the parameters, the same with _raw of the raw
-        ones, psnr_linear of the best linear codec of the same latent size, samples, and activation spreads.
+        NAME: psnr, ssim, nll, kl, lpips_NETWORK of the average (EMA) of the parameters, the same but LPIPS
+        with _raw of the raw ones, psnr_linear of the best linear codec of the same latent size, samples, and
+        activation spreads.
         """
         scores = {}
         for bucket in self._buckets:
             scores |= {
                 f"{bucket.name}/{k}": v for k, v in self._evaluate_bucket(bucket, average, params).items()
             }
-        for name in ("psnr", "psnr_raw", "ssim", "nll", "kl"):
+        for name in SCORES:
             values = [value for key, value in scores.items() if key.split("/")[1] == name]
             if values:
                 scores[f"mean/{name}"] = float(np.mean(values))
@@ -73,7 +77,7 @@ class HeldOut:
                 lines.append(
                     f"  {bucket.name:20} psnr {get('psnr'):6.2f} | {get('psnr_raw'):6.2f} dB"
                     f"  (linear {get('psnr_linear'):6.2f})  ssim {get('ssim'):.4f} | {get('ssim_raw'):.4f}"
-                    f"  nll {get('nll'):+.3f}  kl {get('kl'):.3f}"
+                    f"  lpips {get('lpips_alexnet'):.3f}  nll {get('nll'):+.3f}  kl {get('kl'):.3f}"
                 )
         return "\n".join(lines)
 
@@ -85,7 +89,7 @@ class HeldOut:
         for bucket in self._buckets:
             for original, frames, count in self._batches(bucket):
                 shown = min(count, self._config.panels.samples)
-                _, _, reconstruction = self._score(average, frames)
+                _, _, reconstruction = self._score(average, self._lpips, frames)
                 linear = self._linear.get(bucket.name)
                 if linear:
                     linear = np.round((linear.reconstruct(original[:shown]) + 1) * 127.5).astype(np.uint8)
@@ -98,7 +102,8 @@ class HeldOut:
         linear, samples = [], 0
         for local, frames, count in self._batches(bucket):
             for suffix, params in (("", average), ("_raw", raw)):
-                scores, spread, _ = self._score(params, frames)
+                networks = {} if suffix else self._lpips
+                scores, spread, _ = self._score(params, networks, frames)
                 for name, values in scores.items():
                     sums.setdefault(name + suffix, []).append(np.asarray(values)[:count])
                 if not suffix:

@@ -1,0 +1,92 @@
+"""LPIPS is that of the lpips package, whose backbones here take their weights from our file."""
+
+import importlib.machinery
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from skimage import data
+from skimage.transform import resize
+
+from vaejax.models import perceptual
+
+torch = pytest.importorskip("torch", reason="not in the test extra: a plain torch can pull gigabytes")
+
+
+def torchvision_features(network, params):
+    """The backbone as torchvision builds it, holding our weights."""
+    layers, before = [], 3
+    for i, conv in enumerate(perceptual.NETWORKS[network]):
+        if conv.pool[0]:
+            layers.append(torch.nn.MaxPool2d(*conv.pool))
+        layer = torch.nn.Conv2d(before, conv.features, conv.size, conv.stride, conv.padding)
+        ours = params[{"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}[network]][f"Conv_{i}"]
+        layer.weight.data = torch.tensor(ours["kernel"].transpose(3, 2, 0, 1).copy())
+        layer.bias.data = torch.tensor(ours["bias"])
+        layers += [layer, torch.nn.ReLU(inplace=False)]
+        before = conv.features
+    return types.SimpleNamespace(features=torch.nn.Sequential(*layers))
+
+
+@pytest.fixture(scope="module", params=["vgg16", "alexnet"])
+def both(request):
+    """(network, our parameters, the lpips package's module)."""
+    network, params = request.param, perceptual.load(request.param)
+    torchvision = types.ModuleType("torchvision")
+    torchvision.__spec__ = importlib.machinery.ModuleSpec("torchvision", None)
+    torchvision.models = types.SimpleNamespace(**{network: lambda **_: torchvision_features(network, params)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchvision", torchvision)
+        patch.setitem(sys.modules, "torchvision.models", torchvision.models)
+        lpips = pytest.importorskip("lpips", reason="it needs torchvision, so it stays out of the extras")
+        from lpips import pretrained_networks
+
+        patch.setattr(pretrained_networks, "tv", torchvision.models)
+        theirs = lpips.LPIPS(net={"vgg16": "vgg", "alexnet": "alex"}[network], verbose=False)
+    return network, params, theirs.eval()
+
+
+def photos():
+    """Four photos in [-1, 1], (4, 96, 128, 3), and damaged copies."""
+    rng = np.random.default_rng(0)
+    x = np.stack([resize(photo, (96, 128)) for photo in (data.astronaut(), data.chelsea(), data.rocket())])
+    x = np.concatenate([x, x[:1, ::-1]]) * 2 - 1
+    y = x + rng.normal(size=x.shape) * np.array([0.05, 0.2, 0.5, 0.01])[:, None, None, None]
+    return np.float32(x), np.float32(np.clip(y, -1, 1))
+
+
+def planar(x):
+    return torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+
+
+def test_distances_and_gradients_are_those_of_the_lpips_package(both):
+    network, params, theirs = both
+    x, y = photos()
+    b = planar(y)
+    expected = theirs(planar(x), b)[:, 0, 0, 0]
+    ours = perceptual.lpips(params, x, y, network)
+    np.testing.assert_allclose(ours, expected.detach().numpy(), atol=1e-4)
+    assert expected.detach().numpy().min() > 1e-4  # not a comparison of zeros
+    expected.sum().backward()
+    gradient = jax.grad(lambda y: perceptual.lpips(params, x, y, network).sum())(jnp.array(y))
+    expected = b.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(gradient, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_equal_images_are_at_no_distance_and_flat_ones_have_finite_gradients(both):
+    network, params, _ = both
+    x = jnp.array(photos()[0])
+    np.testing.assert_allclose(perceptual.lpips(params, x, x, network), 0, atol=1e-7)
+    flat = jnp.zeros((1, 64, 64, 3))
+    gradient = jax.grad(lambda y: perceptual.lpips(params, flat, y, network).sum())
+    assert np.isfinite(gradient(flat)).all() and np.isfinite(gradient(flat + 1e-3)).all()
+
+
+def test_bfloat16_convolutions_change_little(both):
+    network, params, _ = both
+    x, y = photos()
+    exact, rough = (perceptual.lpips(params, x, y, network, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    np.testing.assert_allclose(rough, exact, rtol=0.02, atol=1e-3)
