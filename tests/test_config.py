@@ -56,6 +56,15 @@ def test_a_value_that_will_not_do_is_named_with_what_is_accepted(key, value, par
         assert part in str(error.value)
 
 
+def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
+    settings = config.defaults()
+    settings.loss.adversarial.update({"start": 5, "warmup": 6})
+    config.check(settings)  # without the term it does not matter
+    settings.loss.weights.adversarial = 0.1
+    with pytest.raises(InputError, match=r"loss\.adversarial\.warmup = 6; accepted: at most .*start = 5"):
+        config.check(settings)
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [

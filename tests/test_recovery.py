@@ -1,19 +1,29 @@
 """A run skips updates that are not finite, goes back, goes on with other samples, and counts."""
 
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import demo
-from vaejax import train
+from tests.models import SMALL
+from vaejax import mesh as sharding
+from vaejax import train, train_state
+from vaejax.adversarial import Adversary
 from vaejax.bad_steps import BadSteps
+from vaejax.checkpoint import Checkpoints
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.fault import Fault
+from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.discriminator import Discrimination, Discriminator
 
 
 def settings(media, **more):
@@ -111,6 +121,19 @@ def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_c
     assert logged(tmp_path, "bad_steps")[12] == 6  # those after the last return were met again, and were good
 
 
+def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media, tmp_path):
+    def strikes(step, x):
+        jax.debug.callback(lambda s: os.kill(os.getpid(), signal.SIGTERM) if s == 6 else None, step)
+        return step >= 5
+
+    fault = Fault("generator", "image_32x32", strikes)
+    more = {"recovery.bad_steps": 10}
+    assert not train.fit(settings(media, **more), str(tmp_path), faults=[fault])
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert train.fit(settings(media, **more), str(tmp_path))
+    assert position(tmp_path, 12) == {"image_32x32": 12} and logged(tmp_path, "bad_steps")[12] == 0
+
+
 def test_counts_are_right_after_a_resume(tmp_path):
     path = tmp_path / "bad_steps.jsonl"
     counts = BadSteps(path, 0)
@@ -134,9 +157,9 @@ def test_counts_are_right_after_a_resume(tmp_path):
 def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
     alone = {"loss.weights.adversarial": 0.0, "steps": 4}
     assert train.fit(settings(media, **alone), str(tmp_path))
-    assert not (tmp_path / "checkpoints" / "4" / "opponents").exists()
+    assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))
     assert train.fit(settings(media), str(tmp_path))
-    saved = leaves(tmp_path, 12, "opponents")["image"]
+    saved = leaves(tmp_path, 12, "discriminator_image")
     assert set(saved) == {"params", "spectral", "optimizer", "real_mean", "fake_mean", "accuracy"}
     assert saved["accuracy"] != 0.5 and saved["real_mean"] != 0
 
@@ -151,3 +174,22 @@ def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
     np.testing.assert_allclose(after, before, atol=1e-7)
     with pytest.raises(InputError, match=r"init = .*nowhere: no checkpoint"):
         train.fit(settings(media, init=str(tmp_path / "nowhere")), str(tmp_path / "three"))
+
+
+def test_a_discriminator_may_join_another(tmp_path):
+    """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
+    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    model, optimizer = Autoencoder(Architecture(**SMALL)), optax.adam(1e-3)
+    modules = {name: Discriminator(Discrimination(width=4), name == "video") for name in ("image", "video")}
+
+    def state(names, seed):
+        adversary = Adversary({name: modules[name] for name in names}, optax.adam(1e-3))
+        return train_state.create(model, optimizer, adversary, mesh, seed)
+
+    before, _ = state(["image"], 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(before, 1, {}, {}, {})
+        both, shardings = state(["image", "video"], 1)
+        after, _ = checkpoints.restore(1, both, shardings)
+    for found, expected in (("image", before), ("video", both)):
+        jax.tree.map(np.testing.assert_array_equal, after.opponents[found], expected.opponents[found])

@@ -86,7 +86,8 @@ def saved(workdir, step):
     """Every array of a checkpoint by name, and its data position."""
     path = workdir / "checkpoints" / str(step)
     restore = ocp.StandardCheckpointer().restore
-    state = [restore(path.absolute() / item) for item in ("state", "opponents")]
+    items = ("state", "discriminator_image", "discriminator_video")
+    state = [restore(path.absolute() / item) for item in items]
     leaves = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(state)}
     return leaves, json.loads((path / "data" / "metadata").read_text())
 

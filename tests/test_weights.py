@@ -48,6 +48,7 @@ def test_a_file_of_arrays_is_read_as_float32(tmp_path):
         ({"a": {"kernel": np.ones((3, 2)), "bias": np.zeros(3)}}, r"a kernel is \(3, 2\).*\(2, 3\)"),
         ({"a": {"kernel": np.ones((2, 3), int), "bias": np.zeros(3)}}, "a kernel is .* float"),
         ({"a": {"kernel": [1.0], "bias": np.zeros(3)}}, "a kernel is list"),
+        ({"a": GOOD["a"] | {"bias": np.array([0, np.nan, 0])}}, "a bias holds values that are not finite"),
         ([1, 2], "holds list"),
         (Command(), r"refers to (posix|nt)\.system"),
     ],

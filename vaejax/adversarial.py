@@ -28,7 +28,7 @@ def logistic(real: Logits, fake: Logits) -> jax.Array:
     return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
 
 
-# name: (the discriminator's loss, the generator's)
+# name: (the discriminator's loss, the generator's); logistic's is linear, as VQGAN's (arXiv 2012.09841) is
 LOSSES = {
     "hinge": (hinge, lambda fake: -fake.mean()),
     "logistic": (logistic, lambda fake: -fake.mean()),

@@ -66,8 +66,8 @@ class Checkpoints:
             "config": ocp.args.JsonSave(config),
             "metadata": ocp.args.JsonSave({"vaejax": __version__, "jax": jax.__version__, "step": step}),
         }
-        if state.opponents:  # apart, so that a run may get its discriminators later
-            items["opponents"] = ocp.args.StandardSave(state.opponents)
+        for name, one in state.opponents.items():  # apart, so that a run may get or lose one later
+            items[_item(name)] = ocp.args.StandardSave(one)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=scores or None)
 
     def config(self, step: int) -> dict:
@@ -81,7 +81,7 @@ class Checkpoints:
 
         Args:
           step: one that exists.
-          state: of the same shapes; its discriminators stay as they are where the checkpoint has none.
+          state: of the same shapes; a discriminator that the checkpoint does not have stays as it is.
           shardings: where every leaf shall lie, whatever mesh saved it.
         """
         self._manager.wait_until_finished()
@@ -92,10 +92,11 @@ class Checkpoints:
             "state": ocp.args.StandardRestore(target.replace(opponents={})),
             "data": ocp.args.JsonRestore(),
         }
-        if state.opponents and (self._manager.directory / str(step) / "opponents").exists():
-            items["opponents"] = ocp.args.StandardRestore(target.opponents)
+        there = self._manager.directory / str(step)
+        found = [name for name in state.opponents if (there / _item(name)).exists()]
+        items |= {_item(name): ocp.args.StandardRestore(target.opponents[name]) for name in found}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        opponents = restored.opponents if "opponents" in items else state.opponents
+        opponents = state.opponents | {name: restored[_item(name)] for name in found}
         return restored.state.replace(opponents=opponents), restored.data
 
     def __enter__(self) -> "Checkpoints":
@@ -105,3 +106,7 @@ class Checkpoints:
         """Waits for the last save to complete."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _item(discriminator: str) -> str:
+    return f"discriminator_{discriminator}"

@@ -98,7 +98,7 @@ def defaults() -> ConfigDict:
                     "b1": 0.5,
                     "b2": 0.9,
                     "start": 0,  # the first update at which it counts for the autoencoder
-                    "warmup": 0,  # updates before that in which discriminators learn already
+                    "warmup": 0,  # updates before that, at most `start`, in which discriminators learn
                     "ramp": 1,  # updates in which its weight grows to the whole
                     "adaptive": 0.0,  # the largest adaptive weight; 0 keeps it constant
                     "lecam": 0.0,
@@ -127,7 +127,7 @@ def defaults() -> ConfigDict:
             },
             "ema": {"decay": 0.9995},
             # An update that is not finite is skipped. After so many in a row the run goes back to its last
-            # checkpoint and on with other samples; after so many returns it ends.
+            # checkpoint and on with other samples; after so many returns to one checkpoint it ends.
             "recovery": {"bad_steps": 10, "rollbacks": 5},
             "init": "",  # the folder of a run whose EMA parameters this one starts from
             "mesh": {"data": 0, "fsdp": 1, "space": 1},  # data = 0: the devices that the others leave
@@ -379,6 +379,12 @@ def check(config: ConfigDict) -> None:
     for term, weight in config.loss.weights.items():
         if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
             raise InputError(f"loss.weights.{term} = {weight!r}; accepted: a finite number from 0")
+    game = config.loss.adversarial
+    if config.loss.weights.adversarial and game.warmup > game.start:
+        raise InputError(
+            f"loss.adversarial.warmup = {game.warmup}; accepted: at most loss.adversarial.start ="
+            f" {game.start}: so long the discriminators learn before they count"
+        )
     a = architecture(config.model)
     if a.spatial_factor % a.stem_factor:
         raise InputError(f"model.stem_factor = {a.stem_factor}; accepted: divisors of {a.spatial_factor}")

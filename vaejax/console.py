@@ -17,13 +17,20 @@ import jax
 from clu import parameter_overview as clu_overview
 from flax.core import meta
 
+from vaejax.objective import TERMS
+
 _SHOWN = (
     "loss",
     "nll",
     "kl",
-    "perceptual",
+    *(term for term in TERMS if term not in ("reconstruction", "kl", "adversarial")),
     "adversarial_image",
     "adversarial_video",
+    "discriminator_image",
+    "discriminator_video",
+    "adaptive_weight",
+    "accuracy_image",
+    "accuracy_video",
     "grad_norm",
     "bad_steps",
 )

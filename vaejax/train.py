@@ -79,7 +79,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     lpips_params = configuration.lpips_params(config.loss, buckets)
     networks = {"alexnet": configuration.load_lpips("alexnet")}
     if lpips_params:
-        networks[config.loss.perceptual.network] = lpips_params
+        networks.setdefault(config.loss.perceptual.network, lpips_params)
 
     def restore(step):
         """The state and the data position at a step that was saved, or at the beginning."""
@@ -136,7 +136,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     def judge(step, batches, terms):
         """Reads whether the update of `step` was finite, which waits for the device."""
         if terms is not None:
-            spoiled = [name for name in batches if not terms[name]["finite"]]
+            # Finite each, they may be too much together: then all of them are named.
+            spoiled = [name for name in batches if not terms[name]["finite"]] or list(batches)
             bad_steps.judge(step, bool(terms["all"]["finite"]), {n: batches[n].names for n in spoiled})
 
     def log(step, latest):
@@ -208,10 +209,11 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 if showing:
                     show(step, state)
                 # Amid bad steps the state may be the reason: the last checkpoint is the better one.
-                if last or stopping or (saving and not bad_steps.in_row):
+                if last or ((stopping or saving) and not bad_steps.in_row):
                     writer.flush()
                     checkpoints.save(state, step, positions, json.loads(config.to_json_best_effort()), scores)
             if stopping and not last:
+                saved = checkpoints.latest() or 0
                 break
             if bad_steps.in_row >= config.recovery.bad_steps and not last:
                 back = checkpoints.latest() or 0
@@ -227,7 +229,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 stream, writer = updates_from(back), report.writers(directory, back, is_main)
                 progress = report.Progress(config.steps, back, is_main=is_main)
     if step < config.steps and is_main:
-        print(f"stopped by a signal at step {step}, saved; run the same command to go on", file=sys.stderr)
+        print(f"stopped by a signal, saved at step {saved}; run the same command to go on", file=sys.stderr)
     return step == config.steps
 
 

@@ -106,7 +106,7 @@ def bucket_gradients(
         return objective(x, out, lpips_params, key_seen)
 
     cotangents, terms = jax.grad(loss, has_aux=True)(out)
-    judged, observed = {}, gathered.observed
+    judged, seen, observed = {}, {}, gathered.observed
     if adversary:
         seen_x_hat = strike(faults, "discriminator", state.step, clean, out.x_hat)
         dx_hat, judged, seen, more = adversary.play(state.opponents, x, seen_x_hat, key_judged)
@@ -125,7 +125,7 @@ def bucket_gradients(
         observed = observed | {n: jax.tree.map(jnp.add, observed[n], one) for n, one in seen.items()}
         terms |= more
     (new,) = pull(cotangents)
-    finite = jnp.isfinite(optax.tree.norm((new, judged)))
+    finite = jnp.isfinite(optax.tree.norm((new, judged, seen)))
     for value in terms.values():
         finite &= jnp.isfinite(value)
 

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -82,8 +82,8 @@ def lpips(
 ) -> jax.Array:
     """The distance of each pair of images, version 0.1 of LPIPS.
 
-    Features are made unit vectors and compared in float32 whatever the compute dtype, and recomputed in the
-    backward pass: those of VGG16 take far more memory than the images.
+    Features are made unit vectors and compared in float32 whatever the compute dtype. Between tapped layers
+    they are recomputed in the backward pass: those of VGG16 take far more memory than the images.
 
     Args:
       params: from `load`.
@@ -95,28 +95,37 @@ def lpips(
     Returns:
       (N,), 0 for equal images and seldom above 1.
     """
-    features = jax.checkpoint(functools.partial(_features, network=network, dtype=dtype))
-    distance = jnp.zeros(x.shape[0])
-    for i, (a, b) in enumerate(zip(features(params, x), features(params, y), strict=True)):
+    layers, distance = params[_NAMES[network]], jnp.zeros(x.shape[0])
+    features = (_features(layers, images, NETWORKS[network], dtype) for images in (x, y))
+    for i, (a, b) in enumerate(zip(*features, strict=True)):
         weight = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"][0, 0, :, 0]
         distance += (jnp.square(_unit(a) - _unit(b)) @ weight).mean((1, 2))
     return distance
 
 
-def _features(params: dict, x: jax.Array, *, network: str, dtype: jnp.dtype) -> list[jax.Array]:
+def _features(layers: dict, x: jax.Array, convs: Sequence[_Conv], dtype: jnp.dtype) -> Iterator[jax.Array]:
     """The tapped activations, (N, h, w, c) each."""
     x = ((x - jnp.array(_SHIFT)) / jnp.array(_SCALE)).astype(dtype)
-    tapped = []
-    for i, conv in enumerate(NETWORKS[network]):
+    first = 0
+    for last, conv in enumerate(convs):
+        if conv.tapped:
+            stage = range(first, last + 1)
+            x = jax.checkpoint(functools.partial(_stage, convs=[convs[i] for i in stage]))(
+                x, [layers[f"Conv_{i}"] for i in stage]
+            )
+            yield x
+            first = last + 1
+
+
+def _stage(x: jax.Array, layers: list[dict], convs: list[_Conv]) -> jax.Array:
+    """The layers up to a tapped one."""
+    for layer, conv in zip(layers, convs, strict=True):
         if conv.pool[0]:
             window, stride = (1, conv.pool[0], conv.pool[0], 1), (1, conv.pool[1], conv.pool[1], 1)
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride, "VALID")
-        layer = params[_NAMES[network]][f"Conv_{i}"]
-        kernel, bias = layer["kernel"].astype(dtype), layer["bias"].astype(dtype)
+        kernel, bias = layer["kernel"].astype(x.dtype), layer["bias"].astype(x.dtype)
         x = jax.nn.relu(_convolve(x, kernel, conv) + bias)
-        if conv.tapped:
-            tapped.append(x)
-    return tapped
+    return x
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, conv: _Conv) -> jax.Array:

@@ -75,4 +75,6 @@ def _checked(tree: Any, shapes: Any, where: str) -> Any:
     found = getattr(tree, "shape", type(tree).__name__)
     if found != tuple(shapes) or not np.issubdtype(tree.dtype, np.floating):
         raise BadWeights(f"{where}is {found}; accepted: float {tuple(shapes)}")
+    if not np.isfinite(tree).all():
+        raise BadWeights(f"{where}holds values that are not finite; accepted: float {tuple(shapes)}")
     return np.asarray(tree, np.float32)

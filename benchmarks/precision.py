@@ -1,0 +1,46 @@
+"""Whether training in bfloat16 is training in float32: the flagship, shrunk, twice with the same samples.
+
+    python benchmarks/precision.py --out=DIR [--config.data.media=FOLDER]
+
+Trains configs/joint.py:tiny, discriminators and all, for 300 updates in either dtype, and tells how far apart
+every loss term of every bucket is, in means over the last 50 updates that had it. Without media it takes the
+demo's. A term of either sign (nll, adversarial) is compared in units of at least 1.
+"""
+
+import argparse
+import pathlib
+import statistics
+
+import runs
+
+SETTING = {
+    "steps": 300,
+    "log_every": 1,
+    "eval.every": 300,
+    "panels.every": 300,
+    "checkpoint.every": 300,
+    "eval.linear_samples": 0,
+    "data.sources": '{"demo": {"kind": "demo"}}',
+}
+LAST = 50
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
+    args, more = parser.parse_known_args()
+    exact, rough = (
+        runs.loss_terms(
+            runs.train("configs/joint.py:tiny", args.out / dtype, SETTING | {"model.dtype": dtype}, more)
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    print(f"{'term':44} {'float32':>10} {'bfloat16':>10} {'apart':>7}")
+    for name, values in sorted(exact.items()):
+        a, b = (statistics.mean(run[-LAST:]) for run in (values, rough[name]))
+        print(f"{name.removeprefix('train/'):44} {a:10.4f} {b:10.4f} {abs(a - b) / runs.unit(name, a):7.1%}")
+
+
+if __name__ == "__main__":
+    main()
