@@ -1,11 +1,13 @@
 """What the whole objective does to a run that knew reconstruction alone, and how smoothly it comes in.
 
-    python benchmarks/full_objective.py --init=runs/demo --out=DIR [--config.KEY=VALUE ...]
+    python -m vaejax.main --config=configs/demo.py --workdir=runs/plain \\
+        --config.loss.weights.perceptual=0.0 --config.loss.weights.adversarial=0.0
+    python benchmarks/full_objective.py --init=runs/plain --out=DIR [--config.KEY=VALUE ...]
 
-Goes on from the EMA parameters of a finished run of configs/demo.py, with the perceptual term from the first
-update and the discriminators from the 100th. Tells held-out PSNR and LPIPS beside those of the start, the
-minutes that it took, and every loss term's largest value over its running median; DIR/curve.png shows all of
-it and DIR/run/panels the samples. Needs matplotlib.
+Goes on from the EMA parameters of the first run, with the perceptual term from the first update and the
+discriminators from the 100th. (A whole run of the demo has had both from its update 650.) Tells held-out PSNR
+and LPIPS beside those of the start, the minutes that it took, and every loss term's largest value over its
+running median; DIR/curve.png shows all of it and DIR/run/panels the samples. Needs matplotlib.
 """
 
 import argparse
@@ -43,9 +45,8 @@ def spikes(steps: dict[int, dict[str, float]]) -> dict[str, float]:
     for name, values in runs.loss_terms(steps).items():
         for i in range(WINDOW, len(values)):
             middle = statistics.median(values[i - WINDOW : i])
-            unit = runs.unit(name, middle)
-            if unit > 0:
-                largest[name] = max(largest.get(name, 0.0), 1 + (values[i] - middle) / unit)
+            ratio = 1 + (values[i] - middle) / runs.unit(name, middle)
+            largest[name] = max(largest.get(name, 0.0), ratio)
     return largest
 
 
@@ -76,7 +77,7 @@ def draw(path: pathlib.Path, steps: dict[int, dict[str, float]]) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--init", required=True, help="the --workdir of a finished run of configs/demo.py")
+    parser.add_argument("--init", required=True, help="the --workdir of the run to go on from")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
     args, more = parser.parse_known_args()
     begin = time.monotonic()

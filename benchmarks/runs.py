@@ -39,4 +39,6 @@ def loss_terms(steps: Mapping[int, Mapping[str, float]]) -> dict[str, list[float
 
 def unit(name: str, value: float) -> float:
     """What a difference from `value` is measured in: its size, and at least 1 for a term of either sign."""
-    return max(abs(value), 1.0) if name.rsplit("/", 1)[1].startswith(SIGNED) else abs(value)
+    # Above 0, for a term may be nothing: `temporal` of images.
+    smallest = 1.0 if name.rsplit("/", 1)[1].startswith(SIGNED) else 1e-9
+    return max(abs(value), smallest)

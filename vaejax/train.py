@@ -78,7 +78,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     optimizer, clipping = optim.optimizer(config.optim, config.steps), optim.clipping(config.optim)
     lpips_params = configuration.lpips_params(config.loss, buckets)
     networks = {"alexnet": configuration.load_lpips("alexnet")}
-    if lpips_params:
+    if lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
         networks.setdefault(config.loss.perceptual.network, lpips_params)
 
     def restore(step):

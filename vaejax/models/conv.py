@@ -30,7 +30,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1), same:
     """Convolves (B, T, H, W, C) with (kt, kh, kw, C, C'): valid in time, zero-padded in space if `same`.
 
     Accelerators get XLA's own convolution and its own gradients. A CPU gets the same sums as 2D convolutions
-    and matrix products, in float32 whatever the dtype: on two cores the gradients of a whole autoencoder
+    and matrix products, in float32 or wider: on two cores the gradients of a whole autoencoder
     take a third of XLA's time on videos and half of it on images. The choice falls when a program is lowered
     for a platform, so a program compiled for a TPU on a CPU host is the TPU's.
 
@@ -82,9 +82,9 @@ def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """The same by 2D convolutions and matrix products, in float32."""
-    dtype = x.dtype
-    x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    """The same by 2D convolutions and matrix products, in float32 or wider."""
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    x, kernel = x.astype(wide), kernel.astype(wide)
     b, t, h, w, _ = x.shape
     (kt, kh, kw), (st, sh, sw) = kernel.shape[:3], strides
     n = 1 + (t - kt) // st

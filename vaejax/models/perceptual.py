@@ -82,8 +82,8 @@ def lpips(
 ) -> jax.Array:
     """The distance of each pair of images, version 0.1 of LPIPS.
 
-    Features are made unit vectors and compared in float32 whatever the compute dtype. Between tapped layers
-    they are recomputed in the backward pass: those of VGG16 take far more memory than the images.
+    Features are made unit vectors and compared in float32 or wider, whatever the compute dtype. Between
+    tapped layers they are recomputed in the backward pass: VGG16's take far more memory than the images.
 
     Args:
       params: from `load`.
@@ -139,5 +139,5 @@ def _convolve(x: jax.Array, kernel: jax.Array, conv: _Conv) -> jax.Array:
 
 def _unit(x: jax.Array) -> jax.Array:
     """Channels as unit vectors; bounded away from 0, where the derivative of the norm would be infinite."""
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + _TINY)
