@@ -1,6 +1,7 @@
 """The adversarial game against PyTorch and NumPy, and against itself played in two separate steps."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def game(names=("image", "video"), design=None, **rules):
 
 def moved(adversary):
     """Opponents whose averages are not at their start."""
-    opponents = adversary.init(jax.random.key(3))
+    opponents = jax.jit(adversary.init)(jax.random.key(3))
     return {
         n: one.replace(real_mean=0.3 + one.real_mean, fake_mean=-0.2 + one.fake_mean)
         for n, one in opponents.items()
@@ -66,9 +67,12 @@ def test_the_discriminator_and_its_r1_are_those_of_torch(temporal):
     torch = pytest.importorskip("torch")
     module = Discriminator(Discrimination(width=4), temporal)
     x = np.random.default_rng(0).normal(size=(2, 5, 32, 24, 3)).astype(np.float32)
-    variables = module.init(jax.random.key(0), x)
-    spectral = power_iteration(variables["params"], variables["spectral"], 500)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    spectral = jax.lax.fori_loop(
+        0, 500, lambda _, vectors: power_iteration(variables["params"], vectors), variables["spectral"]
+    )
 
+    @jax.jit
     def judge(x):
         return module.apply({"params": variables["params"], "spectral": spectral}, x)
 
@@ -89,7 +93,8 @@ def test_the_discriminator_and_its_r1_are_those_of_torch(temporal):
     np.testing.assert_allclose(judge(x), y[:, 0].detach().numpy(), rtol=1e-3, atol=1e-4)
     (gradient,) = torch.autograd.grad(y.sum(), a)
     expected = gradient.square().sum().item() / y.numel()
-    np.testing.assert_allclose(adversarial.r1(judge, jnp.array(x)), expected, rtol=1e-3)
+    found = jax.jit(lambda x: adversarial.r1(judge, x))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_power_iteration_finds_the_largest_singular_value():
@@ -109,6 +114,7 @@ def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
     dx_hat, gradients, observed, terms = jax.jit(adversary.play)(opponents, x, x_hat, jax.random.key(2))
     discriminator_loss, generator_loss = LOSSES[loss]
 
+    @functools.partial(jax.jit, static_argnums=0)
     def judge(name, params, x):
         return adversary.discriminators[name].apply(
             {"params": params, "spectral": opponents[name].spectral}, x
@@ -146,7 +152,7 @@ def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
     expected = jax.jit(jax.grad(generator))(x_hat)
     np.testing.assert_allclose(dx_hat, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     total = terms["adversarial_image"] + terms["adversarial_video"]
-    np.testing.assert_allclose(total, generator(x_hat), rtol=1e-4)
+    np.testing.assert_allclose(total, jax.jit(generator)(x_hat), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +241,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(trained
 
 def test_a_discriminator_that_is_too_good_waits_and_one_not_asked_stays_as_it_is():
     adversary = game(names=("image",), pause_above=0.9)
-    one = adversary.init(jax.random.key(0))["image"]
+    one = jax.jit(adversary.init)(jax.random.key(0))["image"]
     gradient = jax.tree.map(jnp.ones_like, one.params)
     seen = adversarial.Observed(*map(jnp.float32, (1.0, -1.0, 0.8, 1.0)))
     learned = adversary.learn(one, gradient, seen)
@@ -258,10 +264,10 @@ def test_a_discriminator_that_is_too_good_waits_and_one_not_asked_stays_as_it_is
 def test_a_frame_is_judged_alone_and_a_clip_by_its_motion(kind, temporal):
     module = Discriminator(Discrimination(kind, 4), temporal)
     x = jax.random.normal(jax.random.key(0), (1, 5, 32, 40, 3))
-    variables = module.init(jax.random.key(1), x)
-    logits = module.apply(variables, x)
+    variables = jax.jit(module.init)(jax.random.key(1), x)
+    logits = jax.jit(module.apply)(variables, x)
     assert logits.shape[2:] == ((32, 40) if kind == "unet" else (4, 5))
-    gradient = jax.grad(lambda x: module.apply(variables, x)[:, 0].sum())(x)
+    gradient = jax.jit(jax.grad(lambda x: module.apply(variables, x)[:, 0].sum()))(x)
     touched = np.abs(gradient).max((0, 2, 3, 4)) > 0
     assert touched[0] and touched[2] == temporal
 
@@ -269,7 +275,7 @@ def test_a_frame_is_judged_alone_and_a_clip_by_its_motion(kind, temporal):
 def test_a_generator_is_told_apart_after_some_updates():
     """The game is played the right way round: the discriminator learns to tell noise from photos."""
     adversary = game(names=("image",))
-    opponents = adversary.init(jax.random.key(0))
+    opponents = jax.jit(adversary.init)(jax.random.key(0))
     rng = jax.random.key(1)
 
     @jax.jit

@@ -20,9 +20,8 @@ from vaejax.models.discriminator import Discrimination, Discriminator
 from vaejax.objective import Objective
 
 
-def one_update(monkeypatch, devices: int, data: int, fsdp: int, space: int):
+def one_update(devices: int, data: int, fsdp: int, space: int):
     """Terms, gradients and parameters after one update of an image and a video bucket on a mesh."""
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
     mesh = jax.sharding.Mesh(grid, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
@@ -55,10 +54,15 @@ def one_update(monkeypatch, devices: int, data: int, fsdp: int, space: int):
     return jax.device_get((terms, gathered)), state
 
 
+@pytest.fixture(scope="module")
+def of_one_device():
+    return one_update(1, 1, 1, 1)[0]
+
+
 @pytest.mark.parametrize("sizes", [(4, 2, 1), (2, 2, 2)], ids=["data 4 fsdp 2", "data 2 fsdp 2 space 2"])
-def test_eight_devices_do_what_one_does(monkeypatch, sizes):
-    expected, _ = one_update(monkeypatch, 1, 1, 1, 1)
-    sharded, state = one_update(monkeypatch, 8, *sizes)
+def test_eight_devices_do_what_one_does(monkeypatch, sizes, of_one_device):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
+    expected, (sharded, state) = of_one_device, one_update(8, *sizes)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(sharded), jax.tree.leaves(expected), strict=True
     ):

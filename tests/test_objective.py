@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,7 +105,7 @@ def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_oth
         def loss(y):
             return objective(x, outputs(y, posterior), {}, jax.random.key(0))[0]
 
-        return jax.grad(loss)(x + 0.1).ravel()[0]
+        return jax.jit(jax.grad(loss))(x + 0.1).ravel()[0]
 
     np.testing.assert_allclose([gradient_of_a_pixel("sum", *s) for s in shapes], 1, rtol=1e-5)
     np.testing.assert_allclose(
@@ -133,18 +135,18 @@ def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
     k = (frames - 1) // 4
     np.testing.assert_allclose(terms["kl"], kl * (1 + k) / (1 + 4 * k), rtol=1e-5)
     one = jnp.full((1, 32, 32, 3), 0.2)
-    expected = perceptual.lpips(alexnet, one, one + 0.1, "alexnet")[0]
+    expected = jax.jit(perceptual.lpips, static_argnums=3)(alexnet, one, one + 0.1, "alexnet")[0]
     np.testing.assert_allclose(terms["perceptual"], expected, rtol=1e-5)
     np.testing.assert_allclose([terms["high_pass"], terms["wavelet"]], 0, atol=1e-6)
     per_pixel = terms["nll"] + 0.5 * terms["kl"] + 2 * terms["perceptual"]
     np.testing.assert_allclose([terms["loss"], loss], [per_pixel, per_pixel * 3 * 64], rtol=1e-5)
 
     judge = Discriminator(Discrimination(width=8), temporal=False)
-    variables = judge.init(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
-    settled = power_iteration(variables["params"], variables["spectral"], 20)
-    variables = {"params": variables["params"], "spectral": settled}
-    few = judge.apply(variables, jnp.full((1, 1, 32, 32, 3), 0.3))
-    here = judge.apply(variables, x + 0.1)
+    variables = jax.jit(judge.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
+    settle = jax.jit(functools.partial(power_iteration, count=20))
+    variables |= {"spectral": settle(variables["params"], variables["spectral"])}
+    few = jax.jit(judge.apply)(variables, jnp.full((1, 1, 32, 32, 3), 0.3))
+    here = jax.jit(judge.apply)(variables, x + 0.1)
     for _, generator_loss in LOSSES.values():
         np.testing.assert_allclose(generator_loss(here), generator_loss(few), rtol=1e-5, atol=1e-5)
 
@@ -174,7 +176,7 @@ def test_the_outlier_penalty_is_that_of_the_formula():
         expected.append(np.maximum(norms - 2 * np.linalg.norm(frame.std(0)), 0).mean())
     np.testing.assert_allclose(latent_terms.outliers(jnp.array(z), 2.0), np.mean(expected), rtol=1e-4)
     for flat in (jnp.ones((1, 1, 4, 4, 2)), jnp.array(z).at[..., 0].set(1.0), jnp.ones((2, 1, 1, 1, 4))):
-        assert np.isfinite(jax.grad(latent_terms.outliers)(flat, 2.0)).all()
+        assert np.isfinite(jax.jit(jax.grad(latent_terms.outliers))(flat, 2.0)).all()
 
 
 def test_rough_latents_cost_and_smooth_ones_do_not():

@@ -26,11 +26,12 @@ from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.discriminator import Discrimination, Discriminator
 
 
-def settings(media, **more):
+def settings(media, adversarial=False, **more):
     config = demo.get_config("tiny")
     config.data.media = str(media)
     config.data.buckets = {"image_32x32": {"batch": 8}}
     config.loss.weights.perceptual = 0.0
+    config.loss.weights.adversarial = 0.05 if adversarial else 0.0
     config.loss.adversarial.start = config.loss.adversarial.warmup = 0
     config.loss.adversarial.discriminators = ("image",)
     config.loss.adversarial.width = 4
@@ -106,17 +107,18 @@ def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp
 
 
 def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_counts(media, tmp_path):
+    config = settings(media, adversarial=True)
     fault = Fault("discriminator", "image_32x32", lambda step, x: step >= 5)
     with pytest.raises(
         TrainingFailed, match=r"3 updates in a row are not finite after 2 returns .* to step 4"
     ) as error:
-        train.fit(settings(media), str(tmp_path), faults=[fault])
+        train.fit(config, str(tmp_path), faults=[fault])
     assert "\n" not in str(error.value)
     found = lines(tmp_path)
     assert sum("back_to" in line for line in found) == 2 and len(found) == 2 + 9
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
     # The same command again, the fault mended: it goes on past the samples of the last return.
-    assert train.fit(settings(media), str(tmp_path))
+    assert train.fit(config, str(tmp_path))
     assert position(tmp_path, 12) == {"image_32x32": found[-4]["positions"]["image_32x32"] + 8}
     assert logged(tmp_path, "bad_steps")[12] == 6  # those after the last return were met again, and were good
 
@@ -155,10 +157,9 @@ def test_counts_are_right_after_a_resume(tmp_path):
 
 
 def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
-    alone = {"loss.weights.adversarial": 0.0, "steps": 4}
-    assert train.fit(settings(media, **alone), str(tmp_path))
+    assert train.fit(settings(media, steps=4), str(tmp_path))
     assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))
-    assert train.fit(settings(media), str(tmp_path))
+    assert train.fit(settings(media, adversarial=True), str(tmp_path))
     saved = leaves(tmp_path, 12, "discriminator_image")
     assert set(saved) == {"params", "spectral", "optimizer", "real_mean", "fake_mean", "accuracy"}
     assert saved["accuracy"] != 0.5 and saved["real_mean"] != 0
