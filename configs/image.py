@@ -4,7 +4,8 @@
     python -m vaejax.main --config=configs/image.py:tiny --workdir=DIR --config.data.media=FOLDER
 
 Hardware: one node of eight accelerators. Time costs an image nothing: its convolutions are 2D. A clip may be
-given to this model, but it has never seen motion. Scores: still to be measured at this size.
+given to this model, but it has never seen motion. Reconstruction and KL alone; loss.weights add
+the rest. Scores: still to be measured at this size.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@
     python -m vaejax.main --config=configs/video.py:tiny --workdir=DIR --config.data.media=FOLDER
 
 Hardware: one node of eight accelerators. An image given to this model is reconstructed worse than by
-joint.py's: that is what joint training is for. Scores: still to be measured at this size.
+joint.py's: that is what joint training is for. Reconstruction and KL alone; loss.weights add
+the rest. Scores: still to be measured at this size.
 """
 
 from ml_collections import ConfigDict

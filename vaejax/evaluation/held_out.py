@@ -1,7 +1,7 @@
 """Evaluation during training: every bucket's held-out samples, raw and averaged parameters, linear codec."""
 
 import functools
-import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -134,7 +134,7 @@ class HeldOut:
                 self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
             )
         except InputError as error:
-            logging.warning("%s is not evaluated: %s", bucket.name, error)
+            print(f"{bucket.name} is not evaluated: {error}", file=sys.stderr)
 
     def _batches(self, bucket: Bucket):
         """(all frames on this host, the global batch on the mesh, how many of its samples are real)."""
