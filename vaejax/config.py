@@ -245,9 +245,7 @@ def adversary(config: ConfigDict, buckets: Sequence[Bucket]) -> Adversary | None
     if not config.loss.weights.adversarial:
         return None
     fields = dict(config.loss.adversarial)
-    design = Discrimination(
-        *(fields.pop(name) for name in ("kind", "width", "spectral_norm")), config.model.dtype
-    )
+    design = Discrimination(*(fields.pop(name) for name in ("kind", "width", "spectral_norm")))
     clips = any(bucket.frames > 1 for bucket in buckets)
     asked = fields.pop("discriminators")
     names = [name for name in asked if name == "image" or clips]

@@ -14,18 +14,19 @@ from vaejax.models.conv import Triple, convolve
 class Discrimination:
     """What a discriminator is made of.
 
+    It computes in float32 whatever the autoencoder does: it lives on small differences, and in bfloat16 its
+    logits drift away from those of float32 (benchmarks/RESULTS.md).
+
     Attributes:
       kind: 'patch' (PatchGAN, arXiv 1611.07004: a logit for every 8x8 pixels) or 'unet' (arXiv 2002.12655,
         its per-pixel half: a logit for every pixel).
       width: channels of the first level; they double at each of the next two.
       spectral_norm: divide every kernel by its largest singular value (arXiv 1802.05957).
-      dtype: compute dtype, 'float32' or 'bfloat16'; parameters, singular values and logits are float32.
     """
 
     kind: str = "patch"
     width: int = 64
     spectral_norm: bool = True
-    dtype: str = "float32"
 
 
 class Discriminator(nn.Module):
@@ -43,14 +44,13 @@ class Discriminator(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps pixels (B, T, H, W, 3) to float32 logits, (B, T, ...), above 0 for real."""
         d, frames = self.design, 3 if self.temporal else 1
-        dtype = jnp.dtype(d.dtype)
 
         def conv(y, features, size, stride, name):
             halves = 2 if self.temporal and stride == 2 and d.kind == "patch" and y.shape[1] > 2 else 1
             kernel, strides = (frames, size, size), (halves, stride, stride)
-            return NormalizedConv(features, kernel, strides, d.spectral_norm, dtype, name=name)(y)
+            return NormalizedConv(features, kernel, strides, d.spectral_norm, name=name)(y)
 
-        skips, y = [], x.astype(dtype)
+        skips, y = [], x
         if d.kind == "unet":
             y = _leak(conv(y, d.width, 3, 1, "conv_in"))
         for level in range(3):
@@ -62,7 +62,7 @@ class Discriminator(nn.Module):
                 skip = skips.pop()
                 y = jax.image.resize(y, (*skip.shape[:-1], y.shape[-1]), "linear")
                 y = _leak(conv(y, skip.shape[-1], 3, 1, f"up_{level}")) + skip
-        return conv(y, 1, 3, 1, "logit")[..., 0].astype(jnp.float32)
+        return conv(y, 1, 3, 1, "logit")[..., 0]
 
 
 class NormalizedConv(nn.Module):
@@ -76,7 +76,6 @@ class NormalizedConv(nn.Module):
     kernel_size: Triple
     strides: Triple = (1, 1, 1)
     spectral_norm: bool = True
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,8 +95,7 @@ class NormalizedConv(nn.Module):
         strides = (1, *self.strides[1:])
         surplus = [k - s for k, s in zip(self.kernel_size, strides, strict=True)]
         x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in surplus), (0, 0)), mode="edge")
-        y = convolve(x, kernel.astype(self.dtype), self.strides, same=False)
-        return y + bias.astype(self.dtype)
+        return convolve(x, kernel, self.strides, same=False) + bias
 
 
 def power_iteration(params: Any, spectral: Any, count: int = 1) -> Any:
