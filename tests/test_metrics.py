@@ -1,10 +1,11 @@
-"""PSNR and SSIM are what scikit-image says they are, and the spot alarm sees a spot."""
+"""PSNR and SSIM are what scikit-image says they are; spots, flicker and seams are seen, and nothing else."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from scipy import ndimage
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -113,3 +114,119 @@ def test_activation_spread_is_the_largest_norm_over_the_median_one():
     x[1, 2, 3, 4] *= 100  # one spot in 384 pixels
     assert metrics.activation_spread(x) > 50
     np.testing.assert_allclose(metrics.activation_spread(7 * x), metrics.activation_spread(x), rtol=1e-5)
+
+
+def test_pooled_psnr_is_that_of_the_whole_set_as_one_picture():
+    x, y = clips()
+    errors = metrics.squared_error(in_range(x), in_range(y))
+    wanted = peak_signal_noise_ratio(x, y, data_range=255)
+    np.testing.assert_allclose(metrics.psnr_pooled(errors), wanted, atol=1e-4)
+    parts = [metrics.squared_error(in_range(x[i : i + 1]), in_range(y[i : i + 1])) for i in range(2)]
+    np.testing.assert_allclose(metrics.psnr_pooled(np.concatenate(parts)), wanted, atol=1e-4)
+    assert wanted < np.mean(metrics.psnr(in_range(x), in_range(y))) - 3
+    assert metrics.psnr_pooled(metrics.squared_error(in_range(x), in_range(x))) == np.inf
+
+
+def test_pooled_psnr_of_a_million_frames_keeps_its_digits():
+    errors = np.random.default_rng(0).uniform(0.5, 1.5, (1000, 1000)).astype(np.float32) * 1e-3
+    wanted = 10 * np.log10(4 / errors.astype(np.longdouble).mean())
+    np.testing.assert_allclose(metrics.psnr_pooled(errors), float(wanted), rtol=1e-12)
+
+
+def test_flicker_is_the_error_of_frame_differences_in_8_bit_levels():
+    x, y = clips()
+    a, b = x.astype(float), y.astype(float)
+    wanted = np.abs((a[:, 1:] - a[:, :-1]) - (b[:, 1:] - b[:, :-1])).mean((1, 2, 3, 4))
+    np.testing.assert_allclose(metrics.flicker(in_range(x), in_range(y)), wanted, rtol=1e-5)
+    tint = np.clip(x[:, :1] + np.array([9, 0, -5]), 0, 255) - x[:, :1]  # wrong, but the same at all times
+    still = in_range(x[:, :1].repeat(3, 1) + tint)
+    np.testing.assert_allclose(metrics.flicker(in_range(x[:, :1].repeat(3, 1)), still), 0, atol=1e-5)
+    assert np.isnan(metrics.flicker(in_range(x[:, :1]), in_range(y[:, :1]))).all()
+
+
+def grey(*boxes, size=64):
+    """A grey frame (1, 1, size, size, 3), and a copy with coloured boxes (y, x, height, width)."""
+    x = np.full((1, 1, size, size, 3), 110, np.uint8)
+    y = x.copy()
+    for top, left, height, width in boxes:
+        y[0, 0, top : top + height, left : left + width, 2] = 230
+    return in_range(x), in_range(y)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 16])
+def test_a_coloured_spot_is_counted_pixel_for_pixel_wherever_it_is(width):
+    for top, left in ((24, 30), (0, 0), (64 - width, 20)):
+        share = metrics.spots(*grey((top, left, width, width)))
+        np.testing.assert_allclose(share, [[width**2 / 64**2]], rtol=1e-6)
+
+
+def test_two_spots_are_two_and_a_faint_one_is_none():
+    np.testing.assert_allclose(metrics.spots(*grey((10, 10, 3, 3), (40, 45, 3, 3))), [[18 / 64**2]])
+    x, y = grey((10, 10, 3, 3))
+    assert metrics.spots(x, x + 0.2 * (y - x)) == 0
+
+
+def test_errors_along_an_edge_all_over_or_of_texture_are_no_spots():
+    x, _ = grey()
+    slope = np.linspace(0, 1, 64, dtype=np.float32)[:, None, None]
+    assert metrics.spots(x, x + slope) == 0
+    for edge in ((0, 30, 64, 2), (30, 0, 1, 64), (63, 0, 1, 64)):
+        assert metrics.spots(*grey(edge)) == 0
+    diagonal = np.eye(64, dtype=np.float32)[:, :, None]
+    assert metrics.spots(x, x + diagonal) <= 2 * 16 / 64**2  # its ends, in two corners
+    circle = np.abs(np.hypot(*(np.mgrid[:64, :64] - 32)) - 20) < 1.5
+    assert metrics.spots(x, x + circle[:, :, None].astype(np.float32)) == 0
+    noise = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    assert metrics.spots(x, x + 0.3 * noise) == 0
+
+
+def test_what_a_codec_blurs_in_a_photo_are_no_spots_and_a_spot_in_it_is_one():
+    photo = data.astronaut()[None, None, :256, :256]
+    blurred = ndimage.gaussian_filter(photo.astype(float), (0, 0, 2, 2, 0))
+    x, y = in_range(photo), in_range(blurred)
+    assert np.abs(x - y).max() > 10 * metrics.SPOT_FLOOR / 3  # edges are far above the floor
+    before = metrics.spots(x, y)
+    assert before < 2e-3
+    y = y.at[0, 0, 40:45, 200:205].set(jnp.array([1.0, -1, 1]))
+    np.testing.assert_allclose(metrics.spots(x, y) - before, 25 / 256**2, rtol=0.1)
+
+
+def test_spots_are_those_of_a_loop_over_pixels():
+    rng = np.random.default_rng(0)
+    x, y = (rng.uniform(-1, 1, (1, 1, 34, 40, 3)).astype(np.float32) ** 9 for _ in range(2))
+    error = np.abs(x - y).max(-1)[0, 0]
+    count = 0
+    for i, j in np.ndindex(error.shape):
+        alone = False
+        for reach in metrics.SPOT_REACH:
+            ring = [
+                error[a, b]
+                for a in range(max(0, i - reach), min(34, i + reach + 1))
+                for b in range(max(0, j - reach), min(40, j + reach + 1))
+                if max(abs(a - i), abs(b - j)) == reach
+            ]
+            alone |= error[i, j] > metrics.SPOT_RATIO * max(ring)
+        count += alone and error[i, j] > metrics.SPOT_FLOOR
+    np.testing.assert_allclose(metrics.spots(x, y), [[count / error.size]], rtol=1e-6)
+
+
+def test_a_frame_too_small_for_rings_has_no_share_of_spots():
+    assert np.isnan(metrics.spots(*grey(size=15))).all()
+    assert metrics.spots(*grey((5, 5, 2, 2), size=16)) == 4 / 256
+
+
+def test_seam_error_is_the_change_at_the_seams_and_elsewhere():
+    x, _ = clips()
+    parts = x.astype(float)
+    parts[:, 1, :, 39:41] += 20
+    parts[:, :, :10] += 3
+    at = np.zeros((1, 1, 80), bool)
+    at[..., 38:42] = True
+    change = np.abs(parts - x).mean(-1)
+    where = np.broadcast_to(at, change.shape[1:])
+    seam, elsewhere = metrics.seam_error(in_range(x), in_range(parts), at)
+    np.testing.assert_allclose(seam, change[:, where].mean(1), rtol=1e-5)
+    np.testing.assert_allclose(elsewhere, change[:, ~where].mean(1), rtol=1e-5)
+    assert (seam > 2 * elsewhere).all()
+    seam, elsewhere = metrics.seam_error(in_range(x), in_range(x), at)
+    assert not seam.any() and not elsewhere.any()

@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
         raise BadWeights(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle raises anything
         raise BadWeights(f"{path}: truncated or damaged ({type(error).__name__})") from error
-    return _checked(tree, shapes, f"{path}: ")
+    return check(tree, shapes, f"{path}: ")
 
 
 def packaged(package: str, *parts: str) -> str:
@@ -66,12 +66,22 @@ def packaged(package: str, *parts: str) -> str:
     return os.path.join(spec.submodule_search_locations[0], *parts)
 
 
-def _checked(tree: Any, shapes: Any, where: str) -> Any:
+def check(tree: Any, shapes: Any, where: str) -> Any:
+    """A tree of arrays as float32, once it is of these names and shapes and finite.
+
+    Args:
+      tree: nested dictionaries of arrays.
+      shapes: nested dictionaries of their shapes.
+      where: what the message of an error begins with.
+
+    Raises:
+      BadWeights: names, a shape or numbers are not those.
+    """
     if isinstance(shapes, Mapping):
         if not isinstance(tree, Mapping) or set(tree) != set(shapes):
             found = sorted(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
             raise BadWeights(f"{where}holds {found}; accepted: {sorted(shapes)}")
-        return {name: _checked(tree[name], shapes[name], f"{where}{name} ") for name in shapes}
+        return {name: check(tree[name], shapes[name], f"{where}{name} ") for name in shapes}
     found = getattr(tree, "shape", type(tree).__name__)
     if found != tuple(shapes) or not np.issubdtype(tree.dtype, np.floating):
         raise BadWeights(f"{where}is {found}; accepted: float {tuple(shapes)}")

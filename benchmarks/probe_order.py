@@ -1,0 +1,93 @@
+"""Does the probe tell latents that are known to differ? Two cores, at most twelve minutes.
+
+    python benchmarks/probe_order.py --checkpoint=runs/demo --data=FOLDER --out=DIR
+
+Scores one codec's latents as they are; the same with a random orthogonal mixing over 8x8 positions, which is
+the same information out of place; and with white noise of equal variance added. Prints a table and writes
+DIR/order.json and a grid of samples of each. Ends with 1 unless the score puts the first before both others
+by more than twice the spread from seed to seed.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+import time
+
+from PIL import Image
+
+from vaejax import command
+from vaejax import probe as probe_command
+from vaejax.evaluation import results
+from vaejax.evaluation.codec import open_codec
+from vaejax.evaluation.features import Features
+from vaejax.evaluation.probe import controls
+from vaejax.evaluation.probe.media import open_media
+from vaejax.evaluation.probe.presets import PRESETS
+from vaejax.evaluation.probe.score import Probe
+
+WORSE = {"mixed": controls.mixed, "noise": controls.noisy}
+
+
+def apart(one: dict, other: dict) -> float:
+    """How far the second mean is above the first, in the larger spread of the two."""
+    return (other["mean"] - one["mean"]) / max(one["spread"], other["spread"])
+
+
+def told(one: dict, digits: int = 4) -> str:
+    """The mean and the spread."""
+    return f"{one['mean']:.{digits}f} ± {one['spread']:.{digits}f}"
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Scores the three, tells of them, and returns the exit code."""
+    begin = time.monotonic()
+    preset = PRESETS[args.preset]
+    codec = open_codec(args.checkpoint)
+    probe = Probe(open_media(args.data, preset), preset, Features(), progress=True)
+    latents = probe.latents(codec)
+    spaces = {"as they are": (latents, codec.decode)}
+    spaces |= {name: change(latents, codec.decode) for name, change in WORSE.items()}
+    scores = {}
+    for name, (these, decode) in spaces.items():
+        scores[name], shown = probe.score(these, decode, range(args.seeds))
+        Image.fromarray(probe_command.grid(shown)).save(args.out / f"{name.replace(' ', '_')}.png")
+    seconds = time.monotonic() - begin
+    results.write(args.out / "order.json", {"scores": scores, "time": {"seconds": seconds}})
+
+    print("| latents | kernel distance | floor | Fréchet | floor | held-out loss | explained |")
+    print("|---|---|---|---|---|---|---|")
+    for name, one in scores.items():
+        told = [
+            f"{one[key]['mean']:.4f} ± {one[key]['spread']:.4f}" for key in ("kernel", "loss", "explained")
+        ]
+        frechet = f"{one['frechet']['mean']:.2f} ± {one['frechet']['spread']:.2f}"
+        floor = one["floor"]
+        print(
+            f"| {name} | {told[0]} | {floor['kernel']:.4f} | {frechet} | {floor['frechet']:.2f}"
+            f" | {told[1]} | {told[2]} |"
+        )
+    least = math.inf
+    for key in ("kernel", "frechet", "loss"):
+        distances = {name: apart(scores["as they are"][key], scores[name][key]) for name in WORSE}
+        print(f"{key}: " + ", ".join(f"{name} is worse by {d:.1f} spreads" for name, d in distances.items()))
+        least = min(distances.values()) if key == "kernel" else least
+    print(f"{seconds / 60:.1f} minutes")
+    return 0 if least > 2 else command.FAILED
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="the --workdir of a run, or another codec")
+    parser.add_argument("--data", required=True, help="a folder of photos")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="a folder")
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    return command.run(lambda: measure(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

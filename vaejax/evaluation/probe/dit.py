@@ -1,0 +1,162 @@
+"""The diffusion transformer (DiT, arXiv 2212.09748) of latents of images and clips."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FREQUENCIES = 256  # numbers of the sinusoidal embedding of a time
+ATTENTION = ("full", "factorised")
+
+
+class DiT(nn.Module):
+    """Predicts a velocity from noisy latents.
+
+    Attributes:
+      width: of a token; a multiple of 4 and of `heads`.
+      depth: blocks.
+      heads: of attention.
+      patch: 1 or 2 latent pixels a token, each way in space; in time a token is one latent frame.
+      attention: 'full' over all tokens, or 'factorised': blocks look in turn along space and along time
+        (Latte, arXiv 2401.03048, variant 1). Images look along space alone, with either.
+      classes: of labels; 0 has none.
+      dtype: compute dtype; parameters, normalisations, softmax and the answer are float32.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: int = 1
+    attention: str = "full"
+    classes: int = 0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, times: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        """Maps latents (b, t, h, w, c), times (b,) in [0, 1] and, with classes, labels (b,) to velocities."""
+        _, t, h, w, c = x.shape
+        dtype = jnp.dtype(self.dtype)
+        tokens = nn.Dense(self.width, dtype=dtype, name="embed")(patchify(x, self.patch))
+        tokens += positions(t, h // self.patch, w // self.patch, self.width).astype(dtype)
+        condition = nn.Dense(self.width, kernel_init=_NORMAL, name="time_in")(frequencies(times))
+        condition = nn.Dense(self.width, kernel_init=_NORMAL, name="time_out")(nn.silu(condition))
+        if self.classes:
+            condition += nn.Embed(self.classes, self.width, embedding_init=_NORMAL, name="label")(labels)
+        condition = nn.silu(condition).astype(dtype)[:, None, None]
+        for i in range(self.depth):
+            axis = "full" if self.attention == "full" else "time" if i % 2 and t > 1 else "space"
+            tokens = Block(self.heads, axis, dtype, name=f"block_{i}")(tokens, condition)
+        shift, scale = _modulation(condition, 2)
+        tokens = _normalised(tokens) * (1 + scale) + shift
+        out = nn.Dense(self.patch**2 * c, kernel_init=nn.initializers.zeros, dtype=dtype, name="out")(tokens)
+        return unpatchify(out.astype(jnp.float32), h, w, self.patch)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each shifted, scaled and gated by the condition; the identity at initialisation.
+
+    Attributes:
+      heads: of attention.
+      axis: 'full', 'space' or 'time', along which tokens see each other.
+      dtype: compute dtype.
+    """
+
+    heads: int
+    axis: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """Maps tokens (b, t, s, d) and a condition (b, 1, 1, d) to tokens."""
+        width = x.shape[-1]
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(condition, 6)
+        h = _normalised(x) * (1 + scale_1) + shift_1
+        x = x + gate_1 * Attention(self.heads, self.axis, self.dtype, name="attention")(h)
+        h = _normalised(x) * (1 + scale_2) + shift_2
+        h = nn.Dense(4 * width, kernel_init=_XAVIER, dtype=self.dtype, name="mlp_in")(h)
+        h = nn.Dense(width, kernel_init=_XAVIER, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
+        return x + gate_2 * h
+
+
+class Attention(nn.Module):
+    """Softmax attention whose queries and keys have unit mean square (QK-norm, arXiv 2302.05442).
+
+    Attributes:
+      heads: of width d / heads.
+      axis: 'full', 'space' or 'time'.
+      dtype: compute dtype; the softmax is in float32.
+    """
+
+    heads: int
+    axis: str = "full"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens (b, t, s, d) to tokens."""
+        b, t, s, width = x.shape
+        if self.axis == "time":
+            x = x.swapaxes(1, 2)
+        sequences = (b, t * s) if self.axis == "full" else (b * x.shape[1], x.shape[2])
+        qkv = nn.Dense(3 * width, kernel_init=_XAVIER, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(*sequences, 3, self.heads, width // self.heads)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        query = nn.RMSNorm(dtype=self.dtype, name="query_norm")(query)
+        key = nn.RMSNorm(dtype=self.dtype, name="key_norm")(key)
+        x = jax.nn.dot_product_attention(query, key, value).reshape(*x.shape)
+        x = nn.Dense(width, kernel_init=_XAVIER, dtype=self.dtype, name="out")(x)
+        return x.swapaxes(1, 2) if self.axis == "time" else x
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """Latents (b, t, h, w, c) to tokens (b, t, h/patch · w/patch, patch² · c)."""
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t, h // patch, patch, w // patch, patch, c).swapaxes(3, 4)
+    return x.reshape(b, t, (h // patch) * (w // patch), patch**2 * c)
+
+
+def unpatchify(tokens: jax.Array, h: int, w: int, patch: int) -> jax.Array:
+    """The inverse of `patchify`: tokens (b, t, s, patch² · c) to latents (b, t, h, w, c)."""
+    b, t, _, _ = tokens.shape
+    x = tokens.reshape(b, t, h // patch, w // patch, patch, patch, -1).swapaxes(3, 4)
+    return x.reshape(b, t, h, w, -1)
+
+
+def positions(t: int, h: int, w: int, width: int) -> jax.Array:
+    """Sine and cosine embeddings (t, h·w, width): half for the row, half for the column, plus the frame."""
+    rows, columns = (_waves(np.arange(n), width // 2) for n in (h, w))
+    grid = [np.broadcast_to(rows[:, None], (h, w, width // 2)), np.broadcast_to(columns, (h, w, width // 2))]
+    space = np.concatenate(grid, -1).reshape(1, h * w, width)
+    time = _waves(np.arange(t), width)[:, None] if t > 1 else 0
+    return jnp.asarray(space + time, jnp.float32)
+
+
+def frequencies(times: jax.Array) -> jax.Array:
+    """Sine and cosine embedding (b, FREQUENCIES) of times (b,); t = 1 is where DiT has its 1000th step."""
+    waves = np.exp(-math.log(10_000) * np.arange(FREQUENCIES // 2) / (FREQUENCIES // 2))
+    angles = 1000 * times[:, None] * waves.astype(np.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _waves(places: np.ndarray, width: int) -> np.ndarray:
+    angles = places[:, None] / 10_000 ** (np.arange(width // 2) / (width // 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+
+def _normalised(x: jax.Array) -> jax.Array:
+    """Layer normalisation without parameters, of float32 statistics: the condition scales and shifts."""
+    return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=x.dtype)(x)
+
+
+def _modulation(condition: jax.Array, parts: int) -> list[jax.Array]:
+    """`parts` linear maps of the condition that start at zero, inside the module that calls."""
+    width = condition.shape[-1]
+    zeros = nn.initializers.zeros
+    linear = nn.Dense(parts * width, kernel_init=zeros, dtype=condition.dtype, name="modulation")
+    return jnp.split(linear(condition), parts, axis=-1)
+
+
+_NORMAL = nn.initializers.normal(0.02)
+_XAVIER = nn.initializers.xavier_uniform()

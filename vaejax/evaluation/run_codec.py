@@ -1,0 +1,224 @@
+"""The codec of a vaejax run: the averaged (EMA) parameters of one of its checkpoints."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vaejax import config as configuration
+from vaejax import mesh as sharding
+from vaejax.errors import InputError
+from vaejax.evaluation.codec import array_bits, check_frames
+from vaejax.evaluation.tile import decode_tiled
+from vaejax.models.autoencoder import Architecture, Autoencoder
+
+DTYPES = ("float32", "bfloat16")
+
+
+class RunCodec:
+    """An autoencoder and its parameters as a `Codec`: latents are the posterior's mean.
+
+    Args:
+      name: of the codec.
+      model: the autoencoder.
+      params: its parameters, model.init's 'params'.
+      settings: what else is known of it.
+      mesh: of devices that share a batch; None is one device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Autoencoder,
+        params: dict,
+        settings: dict[str, Any] | None = None,
+        mesh: Mesh | None = None,
+    ):
+        a = model.architecture
+        self.name, self.model = name, model
+        self.spatial_factor, self.temporal_factor = a.spatial_factor, a.temporal_factor
+        self.settings = {"kind": "vaejax", "latent": "posterior mean", "dtype": a.dtype, **(settings or {})}
+        self._mesh = mesh
+        self.params = jax.device_put(params, sharding.replicated(mesh) if mesh else None)
+        # Else an accelerator multiplies float32 in fewer digits, and scores differ from machine to machine.
+        self._precision = "float32" if a.dtype == "float32" else None
+        self._encode = jax.jit(self._moments)
+        self._decode = jax.jit(self._pixels)
+        self._continue = jax.jit(self._next_chunk, static_argnums=3)
+
+    @classmethod
+    def open(
+        cls, name: str, step: int | None = None, dtype: str = "", mesh: Mesh | None = None
+    ) -> "RunCodec":
+        """Reads a run, which may be under way: nothing in it is changed.
+
+        Args:
+          name: its folder, or FOLDER/checkpoints/STEP.
+          step: of a completed checkpoint; None takes the name's, or the last.
+          dtype: of the computation, 'float32' or 'bfloat16'; '' takes the run's.
+          mesh: of devices that share a batch; None is one device.
+
+        Raises:
+          InputError: for a folder without a run, or without this step's checkpoint.
+        """
+        folder = pathlib.Path(name).expanduser().absolute()
+        if folder.parent.name == "checkpoints" and folder.name.isdigit():
+            step = int(folder.name) if step is None else step
+            folder = folder.parent.parent
+        architecture = _architecture(name, folder, dtype)
+        step = _completed(name, folder, step)
+        model = Autoencoder(architecture)
+        params = _average(name, folder / "checkpoints" / str(step) / "state", model)
+        return cls(name, model, params, {"step": step, "parameters": "ema"}, mesh)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latents of a clip."""
+        return self.model.architecture.latent_shape(frames, height, width)
+
+    def posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps (B, T, H, W, 3) uint8 to the mean and log-variance of the latents, (b, t, h, w, c) float32."""
+        check_frames(self, frames)
+        mean, log_variance = self._on_devices(self._encode, frames)
+        return mean, log_variance
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """Maps (B, T, H, W, 3) uint8 to the mean of the latents, (b, t, h, w, c) float32."""
+        return self.posterior(frames)[0]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Maps latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
+        return self._on_devices(self._decode, np.asarray(latents, np.float32))
+
+    def decode_chunked(self, latents: np.ndarray, latent_frames: int) -> np.ndarray:
+        """As `decode`, so many latent frames at a time, each chunk given the cache of those before it."""
+        if latent_frames < 1:
+            raise InputError(f"chunks of {latent_frames} latent frames; accepted: a whole number from 1")
+        latents, count = self._shared(np.asarray(latents, np.float32)), len(latents)
+        cache, frames = {}, []
+        with jax.default_matmul_precision(self._precision):
+            for start in range(0, latents.shape[1], latent_frames):
+                chunk = latents[:, start : start + latent_frames]
+                decoded, cache = self._continue(self.params, cache, chunk, latents.shape[1] > 1)
+                frames.append(np.asarray(decoded)[:count])
+        return np.concatenate(frames, axis=1)
+
+    def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
+        """As `decode`, by square tiles of so many latent pixels; see tile.py."""
+        return decode_tiled(self.decode, latents, tile, overlap, self.spatial_factor)
+
+    def bits(self, latents: np.ndarray) -> float:
+        """Bits a pixel, 16 a latent number."""
+        return array_bits(self, latents)
+
+    def _moments(self, params: dict, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = frames.astype(jnp.float32) / 127.5 - 1
+        posterior = self.model.apply({"params": params}, x, method="encode")
+        return posterior.mean, posterior.log_variance
+
+    def _pixels(self, params: dict, latents: jax.Array) -> jax.Array:
+        return jnp.clip(self.model.apply({"params": params}, latents, method="decode"), -1, 1)
+
+    def _next_chunk(self, params: dict, cache: dict, latents: jax.Array, is_video: bool):
+        variables = {"params": params, "cache": cache} if cache else {"params": params}
+        x, state = self.model.apply(variables, latents, is_video, method="decode", mutable="cache")
+        return jnp.clip(x, -1, 1), state["cache"]
+
+    def _on_devices(self, function, batch: np.ndarray) -> Any:
+        """`function` of the parameters and the batch, back on this host."""
+        with jax.default_matmul_precision(self._precision):
+            result = function(self.params, self._shared(batch))
+        return jax.tree.map(lambda x: np.asarray(x)[: len(batch)], result)
+
+    def _shared(self, batch: np.ndarray) -> np.ndarray | jax.Array:
+        """The batch among the devices, filled up with copies to what they can share."""
+        if self._mesh is None:
+            return batch
+        filled = np.arange(len(batch) + -len(batch) % sharding.batch_shards(self._mesh)) % len(batch)
+        return jax.device_put(batch[filled], sharding.frames_sharding(self._mesh))
+
+
+def _architecture(name: str, folder: pathlib.Path, dtype: str) -> Architecture:
+    """What the run's config.json says of the autoencoder, keys that it is too old for at their defaults."""
+    path = folder / "config.json"
+    try:
+        saved = json.loads(path.read_text())["model"]
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        model = ConfigDict(configuration.defaults().model.to_dict() | fields)
+        if dtype:
+            if dtype not in DTYPES:
+                raise InputError(f"dtype {dtype!r}; accepted: {' or '.join(DTYPES)}")
+            model.dtype = dtype
+        return configuration.architecture(model)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"codec {name!r}: no config.json in it; accepted: the --workdir of a run, or its checkpoints/STEP"
+        ) from error
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"codec {name!r}: config.json describes no autoencoder ({_line(error)}); accepted: that of a run"
+        ) from error
+
+
+def _completed(name: str, folder: pathlib.Path, step: int | None) -> int:
+    """The step asked for, or the last; a checkpoint that is being written does not count."""
+    checkpoints = folder / "checkpoints"
+    steps = []
+    if checkpoints.is_dir():
+        # The other two are what read_only makes of them, with a warning unless asked for.
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+        with ocp.CheckpointManager(checkpoints, options=options) as manager:
+            steps = sorted(manager.all_steps())
+    if not steps:
+        raise InputError(f"codec {name!r}: no completed checkpoint in it; accepted: a run that saved one")
+    if step is not None and step not in steps:
+        raise InputError(
+            f"codec {name!r}: no completed checkpoint of step {step}; accepted: {', '.join(map(str, steps))}"
+        )
+    return steps[-1] if step is None else step
+
+
+def _average(name: str, path: pathlib.Path, model: Autoencoder) -> dict:
+    """The autoencoder's EMA parameters alone, as arrays of this host, whatever mesh saved them."""
+    a = model.architecture
+    side = 4 * a.spatial_factor
+    clip = jax.ShapeDtypeStruct((1, 1 + a.temporal_factor, side, side, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        shapes = jax.eval_shape(model.init, key, clip, key)["params"]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"codec {name!r}: config.json describes no autoencoder ({_line(error)}); accepted: that of a run"
+        ) from error
+    wanted = {"ema": {"autoencoder": shapes}}
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(
+                path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"codec {name!r}: {path} cannot be read: {_line(error)}; accepted: a run's"
+        ) from error
+    found = restored["ema"]["autoencoder"]
+    for (where, shape), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(found), strict=True
+    ):
+        if leaf.shape != shape.shape:
+            raise InputError(
+                f"codec {name!r}: {jax.tree_util.keystr(where)} has the shape {leaf.shape} in the checkpoint;"
+                f" accepted: {shape.shape}, by config.json"
+            )
+    return found
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
