@@ -537,8 +537,13 @@ def test_a_size_that_a_codec_cannot_take_is_told_before_it_is_encoded(shape, tol
 
 
 def test_precision_is_asked_for_where_an_accelerator_would_save_it():
-    """On a CPU both are float32: what can be seen here is what is asked of the compiler."""
+    """On a CPU all is float32: what can be seen here is what every product asks of the compiler."""
     codec = RunCodec("run", *randomised())
-    with jax.default_matmul_precision(codec._precision):
-        text = codec._decode.lower(codec.params, jnp.zeros((1, 2, 2, 2, 4))).as_text()
-    assert "HIGHEST" in text
+    latents, frames = jnp.zeros((1, 2, 2, 2, 4)), jnp.zeros((1, 5, 16, 16, 3), jnp.uint8)
+    for lowered in (
+        codec._encode.lower(codec.params, frames),
+        codec._decode.lower(codec.params, latents),
+        codec._continue.lower(codec.params, {}, latents, True),
+    ):
+        text = lowered.as_text()
+        assert "HIGHEST" in text and "DEFAULT" not in text

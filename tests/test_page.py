@@ -56,7 +56,7 @@ def results(length=1, names=("identity", "<one> & only")):
         "codecs": list(names),
         "buckets": ["image_40x60"],
         "results": {"image_40x60": scored},
-        "settings": {"data": "a folder", "fps": 12.0, "seed": 3, "devices": "1 cpu"},
+        "settings": {"data": "a folder", "cut": {"fps": 12.0}, "seed": 3, "devices": "1 cpu"},
         "training_latents": {names[1]: {"mean": [0.5, -1.25], "std": [1, 2], "step": 900}},
     }
 

@@ -6,6 +6,7 @@ on, and OUT/report.html, one page to look at that needs no other file.
 
 import argparse
 import itertools
+import logging
 import os
 import pathlib
 import sys
@@ -39,8 +40,21 @@ FEATURES = {
     "i3d": "I3D of Kinetics-400, 400 logits, antialiased bilinear to 224x224",
     "inception": "Inception-v3 of FID, 2048 features, 8 bits, bilinear to 299x299",
 }
+DEFINITIONS = {
+    "frames": "float32 in [-1, 1], clipped, not rounded",
+    "psnr": "of each frame, exact ones counted as 100 dB unless all are, then averaged",
+    "lpips": "version 0.1, every frame, float32",
+    "image_distances": "of a clip the middle frame",
+    "interval": "95%, bootstrap over samples",
+    "parts": {
+        "samples": scores.PARTS,
+        "chunk": "half of the latent frames, rounded down",
+        "tile": f"{scores.TILE} latent pixels or 5/8 of the longer side, by fours; a quarter overlaps",
+    },
+}
 FITTED = ("linear", "jpeg:matched")  # codecs that learn from training samples, opened after the others
 WORST, TYPICAL = 2, 2  # samples of a bucket that the page shows
+NAMED = 5  # worst samples of a codec that results.json names
 
 
 def evaluate(
@@ -64,7 +78,7 @@ def evaluate(
       samples: of a bucket, at most; 0 takes all of `data`, or as many as the run evaluates.
       fps: frames a second of clips; 0 takes the run's.
       batch: samples at once; no score depends on it.
-      seed: of the bootstrap, of random weights and of the training samples that `FITTED` codecs see.
+      seed: of the bootstrap and of random weights.
       inception: the file of the Inception weights of FID; '' leaves rFID out.
 
     Returns:
@@ -88,33 +102,19 @@ def evaluate(
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     batch += -batch % sharding.batch_shards(mesh)
     codecs = _open(names, run_name, chosen, found, mesh, seed)
-    for codec, bucket in itertools.product(codecs, chosen):
-        check_shape(codec, bucket.frames, bucket.height, bucket.width)
-
     judge = Judge(mesh, {network: configuration.load_lpips(network) for network in NETWORKS})
     networks = _networks(inception, clips=any(bucket.frames >= SHORTEST_CLIP for bucket in chosen))
     settings = {
         "data": data or "held out by the run",
         "run": run_name,
-        "buckets": {b.name: {"samples": found.count(b)} for b in chosen},
-        "crop": "the middle, of the largest size that fits, antialiased" if data else "as the run evaluates",
-        "fps": found.fps,
+        "cut": {"files": "each once, the middle" if data else "as the run evaluates", **found.settings},
         "batch": batch,
         "devices": f"{mesh.size} {jax.devices()[0].device_kind}",
         "seed": seed,
         "codecs": {codec.name: codec.settings for codec in codecs},
-        "frames": "float32 in [-1, 1], clipped, not rounded",
-        "psnr": "of each frame, exact ones counted as 100 dB unless all are, then averaged",
-        "lpips": "version 0.1, every frame, float32",
-        "frames_of_a_clip_for_image_distances": "the middle one",
-        "interval": "95%, bootstrap over samples",
-        "parts": {
-            "samples": scores.PARTS,
-            "chunk": "half of the latent frames, rounded down",
-            "tile": f"{scores.TILE} latent pixels or 5/8 of the longer side, by fours; a quarter overlaps",
-        },
         "features": {name: FEATURES[name] for name in networks},
         "versions": {"vaejax": vaejax.__version__, "jax": jax.__version__, "numpy": np.__version__},
+        **DEFINITIONS,
     }
     scored, shown, seconds = {}, {}, {codec.name: 0.0 for codec in codecs}
     total = sum(found.count(bucket) for bucket in chosen)
@@ -127,7 +127,6 @@ def evaluate(
             for tally in tallies:
                 seconds[tally.codec.name] += tally.seconds
             shown[bucket.name] = _show(tallies, bucket, found, places, named)
-            settings["buckets"][bucket.name]["samples"] = len(places)
     told = {
         "codecs": [codec.name for codec in codecs],
         "buckets": [bucket.name for bucket in chosen],
@@ -192,7 +191,14 @@ def _score(
     if not places:
         raise InputError(f"{bucket.name}: {found.nothing_fits(bucket)}")
     whole = {name: np.concatenate(parts) for name, parts in originals.items()}
-    return tallies, {tally.codec.name: tally.results(whole, seed) for tally in tallies}, places, named
+    told = {}
+    for tally in tallies:
+        quality = tally.quality()
+        worst = [
+            {"name": named[i], "psnr": float(quality[i])} for i in np.argsort(quality, kind="stable")[:NAMED]
+        ]
+        told[tally.codec.name] = tally.results(whole, seed) | {"worst": worst}
+    return tallies, told, places, named
 
 
 def _show(
@@ -254,15 +260,19 @@ def _open(
             raise InputError(f"codec {name!r} is named twice; accepted: every codec once")
     context = {"fps": found.fps, "seed": seed}
     opened = {name: open_codec(name, mesh=mesh, **context) for name in names if name not in FITTED}
+    for codec, bucket in itertools.product(opened.values(), buckets):
+        check_shape(codec, bucket.frames, bucket.height, bucket.width)
     like = next((c for c in opened.values() if c.latent_shape(1, c.spatial_factor, c.spatial_factor)), None)
     for name in (name for name in names if name in FITTED):
         if run_name:
-            frames = normalisation.training_samples(run_name, buckets, normalisation.SAMPLES, seed)
+            frames = normalisation.training_samples(run_name, buckets)
         else:
             frames = itertools.chain.from_iterable(_frames(found, bucket) for bucket in buckets)
         opened[name] = open_codec(name, like=like, samples=frames, **context)
         opened[name].settings["fitted_to"] = f"training samples of {run_name}" if run_name else "the samples"
         opened[name].settings["like"] = like.name if like else None
+        for bucket in buckets:
+            check_shape(opened[name], bucket.frames, bucket.height, bucket.width)
     return [opened[name] for name in names]
 
 
@@ -297,7 +307,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--batch", metavar="N", type=command.at_least(1), default=8, help="samples at once: memory and speed"
     )
-    parser.add_argument("--seed", type=command.at_least(0), default=0, help="of the intervals")
+    parser.add_argument(
+        "--seed", type=command.at_least(0), default=0, help="of the intervals, and of random weights"
+    )
     parser.add_argument(
         "--inception", metavar="FILE", default="", help="FID's Inception weights, for the standard rFID"
     )
@@ -314,6 +326,7 @@ def _command(chosen: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out={chosen.out}: {error.strerror}; accepted: a folder to write") from error
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
     cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
     told, shown = evaluate(

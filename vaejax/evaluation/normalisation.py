@@ -15,7 +15,7 @@ from vaejax.errors import InputError
 from vaejax.evaluation import latents, run
 from vaejax.evaluation.codec import Codec
 
-SAMPLES = 256  # of each bucket
+SAMPLES = 256  # of each bucket, where the run does not say how many fit its linear codec
 BATCH = 8
 
 
@@ -56,18 +56,22 @@ def _training_batches(name: str) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
     opened = sources.open_sources(config.data)
     factors = config.model.spatial_factor, config.model.temporal_factor
     for bucket in parse_buckets(config.data.buckets, *factors):
-        samples = pipeline.train_samples(opened, bucket, config.data, SAMPLES, config.seed)
-        counted = tqdm(samples, f"training latents, {bucket.name}", SAMPLES, leave=False, file=sys.stderr)
+        count = config.eval.linear_samples or SAMPLES
+        samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
+        counted = tqdm(samples, f"training latents, {bucket.name}", count, leave=False, file=sys.stderr)
         yield bucket.name, _batched(counted)
 
 
-def training_samples(name: str, buckets: Iterable[Bucket], count: int, seed: int) -> Iterator[np.ndarray]:
-    """The first training samples (1, T, H, W, 3) uint8 of a run, for buckets that need not be its own."""
+def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarray]:
+    """Training samples (1, T, H, W, 3) uint8 of a run, for buckets that need not be its own.
+
+    Of its own buckets they are those to which the linear codec was fitted whose PSNR its metrics tell.
+    """
     config = run.config(name)
-    opened = sources.open_sources(config.data)
+    opened, count = sources.open_sources(config.data), config.eval.linear_samples or SAMPLES
     for bucket in buckets:
         if not Order(opened, bucket, "train", config.data).empty:
-            yield from pipeline.train_samples(opened, bucket, config.data, count, seed)
+            yield from pipeline.train_samples(opened, bucket, config.data, count, config.seed)
 
 
 def _batched(samples: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -122,12 +122,13 @@ def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[st
 def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> str:
     """The page as text."""
     settings, codecs = results["settings"], results["codecs"]
+    fps = settings["cut"]["fps"]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width'><title>vaejax evaluation</title>",
         f"<style>{_STYLE}</style><h1>vaejax evaluation</h1>",
         f"<p>{_text(', '.join(map(short, codecs)))}<br><span class=soft>samples: {_text(settings['data'])};"
-        f" {_number(settings['fps'], 3)} fps; seed {settings['seed']}; {_text(settings['devices'])}</span>",
+        f" {_number(fps, 3)} fps; seed {settings['seed']}; {_text(settings['devices'])}</span>",
     ]
     for bucket in results["buckets"]:
         scored = results["results"][bucket]
@@ -135,7 +136,7 @@ def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> 
         parts.append(_charts(codecs, scored))
         parts.append("</div>" + _latents(codecs, scored))
         for sample in shown.get(bucket, ()):
-            parts.append(_sample(codecs, sample, settings["fps"]))
+            parts.append(_sample(codecs, sample, fps))
     parts.append("<h2>Statistics of training latents</h2>" if results.get("training_latents") else "")
     for codec, statistics in results.get("training_latents", {}).items():
         told = f"{short(codec)}, step {statistics.get('step', '?')}: normalise with (z - mean) / std"

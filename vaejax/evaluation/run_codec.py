@@ -46,8 +46,6 @@ class RunCodec:
         self.settings = {"kind": "vaejax", "latent": "posterior mean", "dtype": a.dtype, **(settings or {})}
         self._mesh = mesh
         self.params = jax.device_put(params, sharding.replicated(mesh) if mesh else None)
-        # Else an accelerator multiplies float32 in fewer digits, and scores differ from machine to machine.
-        self._precision = "float32" if a.dtype == "float32" else None
         self._encode = jax.jit(self._moments)
         self._decode = jax.jit(self._pixels)
         self._continue = jax.jit(self._next_chunk, static_argnums=3)
@@ -101,11 +99,10 @@ class RunCodec:
             raise InputError(f"chunks of {latent_frames} latent frames; accepted: a whole number from 1")
         latents, count = self._shared(np.asarray(latents, np.float32)), len(latents)
         cache, frames = {}, []
-        with jax.default_matmul_precision(self._precision):
-            for start in range(0, latents.shape[1], latent_frames):
-                chunk = latents[:, start : start + latent_frames]
-                decoded, cache = self._continue(self.params, cache, chunk, latents.shape[1] > 1)
-                frames.append(np.asarray(decoded)[:count])
+        for start in range(0, latents.shape[1], latent_frames):
+            chunk = latents[:, start : start + latent_frames]
+            decoded, cache = self._continue(self.params, cache, chunk, latents.shape[1] > 1)
+            frames.append(np.asarray(decoded)[:count])
         return np.concatenate(frames, axis=1)
 
     def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
@@ -118,21 +115,26 @@ class RunCodec:
 
     def _moments(self, params: dict, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = frames.astype(jnp.float32) / 127.5 - 1
-        posterior = self.model.apply({"params": params}, x, method="encode")
+        posterior = self._apply({"params": params}, x, method="encode")
         return posterior.mean, posterior.log_variance
 
     def _pixels(self, params: dict, latents: jax.Array) -> jax.Array:
-        return jnp.clip(self.model.apply({"params": params}, latents, method="decode"), -1, 1)
+        return jnp.clip(self._apply({"params": params}, latents, method="decode"), -1, 1)
 
     def _next_chunk(self, params: dict, cache: dict, latents: jax.Array, is_video: bool):
         variables = {"params": params, "cache": cache} if cache else {"params": params}
-        x, state = self.model.apply(variables, latents, is_video, method="decode", mutable="cache")
+        x, state = self._apply(variables, latents, is_video, method="decode", mutable="cache")
         return jnp.clip(x, -1, 1), state["cache"]
+
+    def _apply(self, variables: dict, *arguments, **options) -> Any:
+        # Else an accelerator multiplies float32 in fewer digits, and scores differ from machine to machine.
+        exact = "float32" if self.model.architecture.dtype == "float32" else None
+        with jax.default_matmul_precision(exact):
+            return self.model.apply(variables, *arguments, **options)
 
     def _on_devices(self, function, batch: np.ndarray) -> Any:
         """`function` of the parameters and the batch, back on this host."""
-        with jax.default_matmul_precision(self._precision):
-            result = function(self.params, self._shared(batch))
+        result = function(self.params, self._shared(batch))
         return jax.tree.map(lambda x: np.asarray(x)[: len(batch)], result)
 
     def _shared(self, batch: np.ndarray) -> np.ndarray | jax.Array:

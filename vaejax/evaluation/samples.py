@@ -35,6 +35,12 @@ class Samples:
         """Frames a second of the clips."""
         return self._data.fps
 
+    @property
+    def settings(self) -> dict[str, float]:
+        """What decides how a sample is cut out of its file, and which files there are."""
+        names = ("fps", "zoom", "max_upscale", "min_quality", "holdout")
+        return {name: self._data[name] for name in names}
+
     def count(self, bucket: Bucket) -> int:
         """How many samples a bucket has; a file that turns out to be unreadable is still counted."""
         fitting = sum(len(rows.candidates(source, bucket, "eval", self._data)) for source in self._sources)

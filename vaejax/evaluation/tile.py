@@ -63,9 +63,6 @@ def spans(size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, start + tile) for start in starts]
 
 
-_spans = spans  # the name that scores.py imports
-
-
 def _weights(tiles: list[tuple[int, int]], factor: int) -> list[np.ndarray]:
     """Of every tile's pixels: 1, falling in a straight line where its neighbour's rises, never to 0."""
     weights = []
