@@ -116,6 +116,7 @@ def test_a_token_is_a_patch_and_patches_come_back_in_place():
 
 def test_every_place_and_frame_has_a_position_of_its_own():
     places = np.asarray(dit.positions(3, 4, 5, 16)).reshape(-1, 16)
+    assert len(places) == 3 * 4 * 5
     distances = np.linalg.norm(places[:, None] - places[None], axis=-1) + 10 * np.eye(len(places))
     assert distances.min() > 0.1
     image = np.asarray(dit.positions(1, 4, 5, 16)).reshape(4, 5, 16)
