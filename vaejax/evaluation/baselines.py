@@ -281,6 +281,7 @@ class H264:
             "kind": "h264",
             "crf": crf,
             "preset": "medium",
+            "x264_params": "asm=0",
             "pixels": "yuv420p, BT.709, limited range",
             "fps": float(self._fps),
             "av": av.__version__,
@@ -313,7 +314,8 @@ class H264:
         encoder.pix_fmt, encoder.framerate, encoder.time_base = "yuv420p", self._fps, 1 / self._fps
         encoder.colorspace = encoder.color_primaries = encoder.color_trc = _BT709
         encoder.color_range = _LIMITED
-        encoder.options = {"crf": str(self._crf), "preset": "medium"}
+        # x264's assembler gives one clip now this stream, now that.
+        encoder.options = {"crf": str(self._crf), "preset": "medium", "x264-params": "asm=0"}
         encoder.thread_count = 1  # else the bits depend on the number of cores
         without_name = BitStreamFilterContext("filter_units=remove_types=6", "h264")
         reformatter, packets = VideoReformatter(), []
