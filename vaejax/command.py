@@ -1,6 +1,8 @@
 """What every command line shares: help that shows an example, one line for a mistake, and the exit codes."""
 
 import argparse
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -30,6 +32,26 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in $XDG_CACHE_HOME/vaejax (~/.cache/vaejax), for the next command."""
+    import jax  # which commands that only read files do without
+
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
+
+
+def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
+    """A folder to write to, made when missing; InputError where that cannot be."""
+    folder = pathlib.Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{flag}={name}: {error.strerror}; accepted: a folder that can be written"
+        ) from error
+    return folder
 
 
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:

@@ -9,5 +9,10 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: BaseException, longest: int = 200) -> str:
+    """What another's error says, as one line that is not empty."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 class TrainingFailed(RuntimeError):
     """A run cannot go on. The message is one line; commands print it without a traceback and exit with 1."""

@@ -8,7 +8,6 @@ import argparse
 import itertools
 import logging
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -321,14 +320,9 @@ def _command(chosen: argparse.Namespace) -> None:
     names = [chosen.checkpoint] * bool(chosen.checkpoint) + chosen.compare
     if not names:
         raise InputError("--checkpoint or --compare is needed: --checkpoint=DIR --data=FOLDER --out=OUT")
-    out = pathlib.Path(chosen.out).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={chosen.out}: {error.strerror}; accepted: a folder to write") from error
+    out = command.made_folder(chosen.out)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
+    command.keep_compiled()
     told, shown = evaluate(
         names,
         chosen.data,
@@ -343,7 +337,9 @@ def _command(chosen: argparse.Namespace) -> None:
         results.write(out / "results.json", told)
         page.write(out / "report.html", told, shown)
     except OSError as error:
-        raise InputError(f"--out={chosen.out}: {error.strerror}; accepted: a folder to write") from error
+        raise InputError(
+            f"--out={chosen.out}: {error.strerror}; accepted: a folder that can be written"
+        ) from error
     print(summary(told))
     print(f"{out / 'results.json'}\n{out / 'report.html'}")
 

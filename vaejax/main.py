@@ -29,8 +29,7 @@ def main(argv: list[str]) -> int:
         jax.distributed.initialize()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
+    command.keep_compiled()
     return 0 if train.fit(CONFIG.value, WORKDIR.value) else preemption.EXIT_CODE
 
 

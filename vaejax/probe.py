@@ -8,8 +8,6 @@ OUT/samples.png to look at.
 
 import argparse
 import dataclasses
-import os
-import pathlib
 import sys
 import time
 from typing import Any
@@ -34,9 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
 
     def work() -> None:
-        out = _folder(chosen.out)
-        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
+        out = command.made_folder(chosen.out)
+        command.keep_compiled()
         found, shown = probe(chosen)
         results.write(out / "probe.json", found)
         Image.fromarray(grid(shown)).save(out / "samples.png")
@@ -146,15 +143,6 @@ def _parser() -> argparse.ArgumentParser:
         kinds = {int: command.at_least(1), float: command.at_least(0, float), str: str}
         changes.add_argument(flag, type=kinds[field.type], metavar="X", help=field.metadata.get("help"))
     return parser
-
-
-def _folder(name: str) -> pathlib.Path:
-    out = pathlib.Path(name).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={name}: {error.strerror}; accepted: a folder that can be written") from error
-    return out
 
 
 if __name__ == "__main__":

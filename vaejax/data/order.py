@@ -12,7 +12,7 @@ import numpy as np
 from vaejax.data import media
 from vaejax.data.bucket import Bucket
 from vaejax.data.rows import Crop, Source, Unfit, candidates, share
-from vaejax.errors import InputError
+from vaejax.errors import InputError, one_line
 
 UNREADABLE = 20  # files tried for one sample that may be unreadable
 ATTEMPTS = 200  # draws for one sample, files that were tried before and records that do not fit included
@@ -90,7 +90,7 @@ class Order:
                     frames, start = source.read(row, self.bucket, self.data, crop)
                     return Sample(frames, f"{row.path}@{start:.3f}", tuple(bad.items()))
                 except (media.Unreadable, OSError) as error:
-                    bad[row.path] = " ".join(str(error).split()) or type(error).__name__
+                    bad[row.path] = one_line(error)
                     reason = f"{row.path}: {bad[row.path]}"
                 except Unfit as error:
                     unfit.add(row.path)

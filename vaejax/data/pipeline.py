@@ -190,7 +190,7 @@ def eval_batches(
     order = Order(sources, bucket, "eval", data)
     if order.empty:
         return
-    decoded = _in_threads(order, samples, data)
+    decoded = in_threads(order, samples, data)
     while part := list(itertools.islice(decoded, batch or bucket.batch)):
         yield _stack(part)
 
@@ -199,11 +199,12 @@ def train_samples(
     sources: Sequence[Source], bucket: Bucket, data: Any, n: int, seed: int
 ) -> Iterator[np.ndarray]:
     """The first `n` training samples of a bucket, uint8 (1, T, H, W, C) each."""
-    for sample in _in_threads(Order(sources, bucket, "train", data, seed), n, data):
+    for sample in in_threads(Order(sources, bucket, "train", data, seed), n, data):
         yield sample.frames[None]
 
 
-def _in_threads(order: Order, count: int, data: Any) -> Iterator[Sample]:
+def in_threads(order: Order, count: int, data: Any) -> Iterator[Sample]:
+    """The first `count` samples of an order, decoded ahead of time by threads."""
     return iter(grain.MapDataset.source(order)[:count].to_iter_dataset(_threads(data)))
 
 

@@ -103,46 +103,18 @@ class Linear:
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """Maps (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) float32."""
         check_frames(self, frames)
-        x = frames / 127.5 - 1
-        groups = [self._coordinates(x[:, :1], self._codec.first, 1)]
-        if x.shape[1] > 1:
-            groups.append(self._coordinates(x[:, 1:], self._later(), self.temporal_factor))
-        return np.concatenate(groups, axis=1).astype(np.float32)
+        try:
+            return self._codec.encode(frames).astype(np.float32)
+        except ValueError as error:
+            raise InputError(f"linear: {error}; accepted: images, or clips among its samples") from error
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Maps latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
-        groups = [self._frames(latents[:, :1], self._codec.first, 1)]
-        if latents.shape[1] > 1:
-            groups.append(self._frames(latents[:, 1:], self._later(), self.temporal_factor))
-        return np.concatenate(groups, axis=1).clip(-1, 1).astype(np.float32)
+        return self._codec.decode(latents)
 
     def bits(self, latents: np.ndarray) -> float:
         """Bits a pixel, 16 a latent number."""
         return array_bits(self, latents)
-
-    def _later(self):
-        if self._codec.rest is None:
-            raise InputError("linear: clips, but it was fitted on images; accepted: clips among its samples")
-        return self._codec.rest
-
-    def _coordinates(self, x: np.ndarray, components, length: int) -> np.ndarray:
-        """(B, T, H, W, 3), `length` frames a group, to (B, T/length, h, w, c): 0 where components end."""
-        b, t, height, width, _ = x.shape
-        s = self.spatial_factor
-        blocks = x.reshape(b, t // length, length, height // s, s, width // s, s, 3)
-        blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // length, height // s, width // s, -1)
-        latents = (blocks - components.mean) @ components.basis
-        short = self._codec.channels - latents.shape[-1]
-        return np.pad(latents, [(0, 0)] * 4 + [(0, short)])
-
-    def _frames(self, latents: np.ndarray, components, length: int) -> np.ndarray:
-        """The inverse, as far as there are components."""
-        b, t, h, w, _ = latents.shape
-        s = self.spatial_factor
-        basis = components.basis
-        blocks = latents[..., : basis.shape[1]].astype(np.float64) @ basis.T + components.mean
-        blocks = blocks.reshape(b, t, h, w, length, s, s, 3).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return blocks.reshape(b, t * length, h * s, w * s, 3)
 
 
 class Jpeg:

@@ -23,7 +23,8 @@ class Codec(Protocol):
     Clips are T = 1 + k·temporal_factor frames, H and W multiples of spatial_factor; an image is T = 1.
     Some have more: `frame_multiple`, which takes the place of temporal_factor in a clip's length;
     `decode_chunked(latents, latent_frames)` and `decode_tiled(latents, tile, overlap)`, which do as `decode`,
-    some latent frames at a time and by tiles of latent pixels; and `posterior(frames)`, the
+    some latent frames at a time and by tiles of latent pixels; with the latter
+    `tile_spans(size, tile, overlap)`, where its tiles lie along a side; and `posterior(frames)`, the
     (mean, log_variance) of the latents.
 
     Attributes:

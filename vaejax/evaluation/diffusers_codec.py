@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vaejax.errors import InputError
+from vaejax.errors import InputError, one_line
 from vaejax.evaluation.codec import array_bits, check_frames, normalise
 from vaejax.evaluation.tile import check_tile
 
@@ -150,6 +150,11 @@ class DiffusersCodec:
         finally:
             vae.disable_tiling()
 
+    def tile_spans(self, size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+        """Where `decode_tiled` has its tiles along a side: at one distance, to the end."""
+        starts = range(0, size, tile - overlap) if size > tile else (0,)
+        return [(start, min(start + tile, size)) for start in starts]
+
     def bits(self, latents: np.ndarray) -> float:
         """Bits a pixel, 16 a latent number."""
         return array_bits(self, latents)
@@ -227,7 +232,7 @@ def _pretrained(name: str, made: type, folder: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"codec {name!r}: {_line(error)}; accepted: a folder of config.json and weights"
+            f"codec {name!r}: {one_line(error)}; accepted: a folder of config.json and weights"
         ) from error
     if loading["missing_keys"]:
         raise InputError(
@@ -246,7 +251,7 @@ def _random(name: str, made: type, config: dict[str, Any], seed: int) -> Any:
             return made.from_config(config)
     except Exception as error:  # whatever a constructor says of settings that do not fit together
         raise InputError(
-            f"codec {name!r}: {_line(error)}; accepted: a configuration of {made.__name__}"
+            f"codec {name!r}: {one_line(error)}; accepted: a configuration of {made.__name__}"
         ) from error
 
 
@@ -287,7 +292,3 @@ def _check_class(name: str, made: type, config: dict[str, Any]) -> None:
     told = config.get("_class_name", made.__name__)
     if told != made.__name__:
         raise InputError(f"codec {name!r}: the configuration is of {told}; accepted: diffusers:{told}:PATH")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

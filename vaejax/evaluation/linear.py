@@ -7,7 +7,7 @@ the groups of frames that follow.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,9 +21,13 @@ class _Components:
     mean: np.ndarray  # (dims,)
     basis: np.ndarray  # (dims, components), orthonormal columns
 
-    def project(self, blocks: np.ndarray) -> np.ndarray:
+    def coordinates(self, blocks: np.ndarray) -> np.ndarray:
+        """Blocks (n, dims) along the components, (n, components)."""
+        return (blocks - self.mean) @ self.basis
+
+    def blocks(self, coordinates: np.ndarray) -> np.ndarray:
         """The nearest blocks (n, dims) that the components can express."""
-        return (blocks - self.mean) @ self.basis @ self.basis.T + self.mean
+        return coordinates @ self.basis.T + self.mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +84,45 @@ class LinearCodec:
         Raises:
           ValueError: as `fit`, and for videos when the codec was fitted on images alone.
         """
-        out = np.empty(frames.shape, np.float32)
-        for sample, decoded in zip(frames, out, strict=True):
-            for start, stop in _groups(sample, self.spatial, self.temporal):
-                components = self.rest if start else self.first
-                if components is None:
-                    raise ValueError("this linear codec was fitted on images and cannot code a video")
-                blocks = components.project(_to_blocks(_normalise(sample[start:stop]), self.spatial))
-                decoded[start:stop] = _from_blocks(blocks, decoded[start:stop].shape, self.spatial)
+        return np.concatenate([self.decode(self.encode(sample[None])) for sample in frames])
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """Maps (N, T, H, W, 3) uint8 to latents (n, t, h, w, c) float64; 0 where there are fewer components.
+
+        Raises:
+          ValueError: as `reconstruct`.
+        """
+        h, w = (size // self.spatial for size in frames.shape[2:4])
+        groups = _groups(frames[0], self.spatial, self.temporal)
+        latents = np.zeros((len(frames), len(groups), h, w, self.channels))
+        for sample, latent in zip(frames, latents, strict=True):
+            for (start, stop), grid in zip(groups, latent, strict=True):
+                blocks = _to_blocks(_normalise(sample[start:stop]), self.spatial)
+                coordinates = self._components(start).coordinates(blocks)
+                grid[..., : coordinates.shape[1]] = coordinates.reshape(h, w, -1)
+        return latents
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Maps latents (n, t, h, w, c) to (N, T, H, W, 3) float32, clipped to [-1, 1] and not rounded."""
+        n, t, h, w, _ = latents.shape
+        size = h * self.spatial, w * self.spatial, 3
+        out = np.empty((n, 1 + (t - 1) * self.temporal, *size), np.float32)
+        groups = _groups(out[0], self.spatial, self.temporal)
+        for latent, decoded in zip(latents, out, strict=True):
+            for (start, stop), grid in zip(groups, latent, strict=True):
+                components = self._components(start)
+                coordinates = np.float64(grid[..., : components.basis.shape[1]]).reshape(h * w, -1)
+                decoded[start:stop] = _from_blocks(
+                    components.blocks(coordinates), (stop - start, *size), self.spatial
+                )
         return out.clip(-1, 1)
+
+    def _components(self, start: int) -> _Components:
+        """Of the group of frames that begins at frame `start`."""
+        components = self.rest if start else self.first
+        if components is None:
+            raise ValueError("this linear codec was fitted on images and cannot code a video")
+        return components
 
 
 def psnr_linear(codec: LinearCodec, frames: np.ndarray) -> float:
@@ -129,7 +163,7 @@ def _normalise(frames: np.ndarray) -> np.ndarray:
     return frames / 127.5 - 1
 
 
-def _groups(sample: np.ndarray, spatial: int, temporal: int) -> Iterator[tuple[int, int]]:
+def _groups(sample: np.ndarray, spatial: int, temporal: int) -> list[tuple[int, int]]:
     """The spans of frames that one latent frame stands for: the first frame, then `temporal` at a time."""
     length, height, width, _ = sample.shape
     if (length - 1) % temporal or height % spatial or width % spatial:
@@ -137,9 +171,7 @@ def _groups(sample: np.ndarray, spatial: int, temporal: int) -> Iterator[tuple[i
             f"a clip of {length}x{height}x{width} (T, H, W); expected T = 1 + a multiple of {temporal}, "
             f"H and W multiples of {spatial}"
         )
-    yield 0, 1
-    for start in range(1, length, temporal):
-        yield start, start + temporal
+    return [(0, 1), *((start, start + temporal) for start in range(1, length, temporal))]
 
 
 def _to_blocks(frames: np.ndarray, s: int) -> np.ndarray:

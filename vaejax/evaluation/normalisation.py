@@ -1,7 +1,6 @@
 """The statistics of a run's training latents, by which a diffusion user normalises latents; computed once."""
 
 import itertools
-import logging
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -29,7 +28,7 @@ def of_run(codec: Codec, name: str, step: int) -> dict | None:
 
     Returns:
       'mean' and 'std', (c,), over all buckets, each counting the same; 'buckets': of each what
-      `latents.Moments.statistics` gives; 'step'. None, told on the log, where the run's training samples
+      `latents.Moments.statistics` gives; 'step'. None, told on stderr, where the run's training samples
       cannot be read.
     """
     folder = run.folder(name)
@@ -39,14 +38,14 @@ def of_run(codec: Codec, name: str, step: int) -> dict | None:
     try:
         found = {bucket: latents.of(codec, batches) for bucket, batches in _training_batches(name)}
     except InputError as error:
-        logging.warning("no statistics of the training latents of %s: %s", name, error)
+        print(f"no statistics of the training latents of {name}: {error}", file=sys.stderr)
         return None
     mean, std = latents.pooled(list(found.values()))
     statistics = {"mean": mean, "std": std, "buckets": found, "step": step}
     try:
         latents.store(folder, step, statistics)
     except InputError as error:  # a run that others may only read
-        logging.warning("statistics of latents are not kept: %s", error)
+        print(f"statistics of latents are not kept: {error}", file=sys.stderr)
     return statistics
 
 

@@ -6,14 +6,13 @@ import io
 import json
 import math
 import os
-import pathlib
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from vaejax.evaluation.results import write_whole
 from vaejax.panels import ERROR_GAIN, error_map
 
 CELL = 192  # pixels a picture is enlarged to at least, every pixel a square
@@ -110,13 +109,7 @@ def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[st
     Raises:
       OSError: if it cannot be written.
     """
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        unfinished.write_text(render(results, shown), encoding="utf-8", errors="replace")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, render(results, shown).encode("utf-8", "replace"))
 
 
 def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> str:

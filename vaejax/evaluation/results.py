@@ -23,12 +23,21 @@ def write(path: str | os.PathLike, results: Any) -> None:
     Raises:
       OSError: if it cannot be written.
     """
+    text = json.dumps(_plain(results), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    # A file's name that is no UTF-8 has lone surrogates, which JSON can only escape.
+    write_whole(path, (text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def write_whole(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file that no reader ever sees half of.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     path = pathlib.Path(path)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        text = json.dumps(_plain(results), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        # A file's name that is no UTF-8 has lone surrogates, which JSON can only escape.
-        unfinished.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
+        unfinished.write_bytes(data)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

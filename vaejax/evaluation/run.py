@@ -17,6 +17,12 @@ def folder(name: str) -> pathlib.Path:
     return path.parent.parent if path.parent.name == "checkpoints" and path.name.isdigit() else path
 
 
+def step(name: str) -> int | None:
+    """The STEP of 'RUN/checkpoints/STEP'."""
+    path = pathlib.Path(name).expanduser().absolute()
+    return None if folder(name) == path else int(path.name)
+
+
 def config(name: str) -> ConfigDict:
     """The configuration of a run, keys that it is too old for at their defaults.
 

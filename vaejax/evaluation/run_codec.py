@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from vaejax import config as configuration
 from vaejax import mesh as sharding
-from vaejax.errors import InputError
+from vaejax.errors import InputError, one_line
+from vaejax.evaluation import run
 from vaejax.evaluation.codec import array_bits, check_frames
-from vaejax.evaluation.tile import decode_tiled
+from vaejax.evaluation.tile import decode_tiled, spans
 from vaejax.models.autoencoder import Architecture, Autoencoder
 
 DTYPES = ("float32", "bfloat16")
@@ -65,10 +66,8 @@ class RunCodec:
         Raises:
           InputError: for a folder without a run, or without this step's checkpoint.
         """
-        folder = pathlib.Path(name).expanduser().absolute()
-        if folder.parent.name == "checkpoints" and folder.name.isdigit():
-            step = int(folder.name) if step is None else step
-            folder = folder.parent.parent
+        folder = run.folder(name)
+        step = run.step(name) if step is None else step
         architecture = _architecture(name, folder, dtype)
         step = _completed(name, folder, step)
         model = Autoencoder(architecture)
@@ -108,6 +107,10 @@ class RunCodec:
     def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
         """As `decode`, by square tiles of so many latent pixels; see tile.py."""
         return decode_tiled(self.decode, latents, tile, overlap, self.spatial_factor)
+
+    def tile_spans(self, size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+        """Where `decode_tiled` has its tiles along a side, in latent pixels."""
+        return spans(size, tile, overlap)
 
     def bits(self, latents: np.ndarray) -> float:
         """Bits a pixel, 16 a latent number."""
@@ -165,7 +168,8 @@ def _architecture(name: str, folder: pathlib.Path, dtype: str) -> Architecture:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"codec {name!r}: config.json describes no autoencoder ({_line(error)}); accepted: that of a run"
+            f"codec {name!r}: config.json describes no autoencoder ({one_line(error)});"
+            " accepted: that of a run"
         ) from error
 
 
@@ -197,7 +201,8 @@ def _average(name: str, path: pathlib.Path, model: Autoencoder) -> dict:
         shapes = jax.eval_shape(model.init, key, clip, key)["params"]
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"codec {name!r}: config.json describes no autoencoder ({_line(error)}); accepted: that of a run"
+            f"codec {name!r}: config.json describes no autoencoder ({one_line(error)});"
+            " accepted: that of a run"
         ) from error
     wanted = {"ema": {"autoencoder": shapes}}
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -208,7 +213,7 @@ def _average(name: str, path: pathlib.Path, model: Autoencoder) -> dict:
             )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"codec {name!r}: {path} cannot be read: {_line(error)}; accepted: a run's"
+            f"codec {name!r}: {path} cannot be read: {one_line(error)}; accepted: a run's"
         ) from error
     found = restored["ema"]["autoencoder"]
     for (where, shape), leaf in zip(
@@ -220,7 +225,3 @@ def _average(name: str, path: pathlib.Path, model: Autoencoder) -> dict:
                 f" accepted: {shape.shape}, by config.json"
             )
     return found
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

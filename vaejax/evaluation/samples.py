@@ -75,10 +75,13 @@ class Samples:
 
     def label(self, name: str) -> str | None:
         """The class of a sample: the folder of the first level that its file lies in; None if it has none."""
-        if not self._folder:
-            return None
-        path = pathlib.PurePath(os.path.relpath(name.rpartition("@")[0], self._folder))
-        return path.parts[0] if len(path.parts) > 1 else None
+        return class_of(name.rpartition("@")[0], self._folder) if self._folder else None
+
+
+def class_of(path: str, folder: str) -> str | None:
+    """The class of a file: the folder in `folder` that it lies in, however deep; None if it lies in none."""
+    parts = pathlib.PurePath(os.path.relpath(path, folder)).parts
+    return parts[0] if len(parts) > 1 and parts[0] != os.pardir else None
 
 
 def open_samples(name: str, data: ConfigDict, limit: int = 0) -> Samples:

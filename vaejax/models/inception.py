@@ -8,7 +8,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from vaejax.models import folded, torch_file
+from vaejax.models import folded
 from vaejax.models.conv import convolve
 from vaejax.models.folded import Layers
 from vaejax.models.weights import BadWeights
@@ -16,7 +16,6 @@ from vaejax.models.weights import BadWeights
 SIZE = 299  # pixels a side
 FEATURES = 2048
 _FILE = "pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
-_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def load(path: str | os.PathLike) -> dict:
@@ -34,16 +33,8 @@ def load(path: str | os.PathLike) -> dict:
     """
     if not path:
         raise BadWeights("FID's Inception: no weights were given; accepted: a path of " + _FILE)
-    kernels, shapes = folded.kernel_shapes(_network, (1, SIZE, SIZE, 3)), {}
-    for name, (*size, before, after) in kernels.items():
-        shapes[f"{name}.conv.weight"] = (after, before, *size)
-        shapes |= {f"{name}.bn.{part}": (after,) for part in _BATCH_NORM}
-    state, params = torch_file.load(path, shapes), {}
-    for name in kernels:
-        scale, shift, mean, variance = (state[f"{name}.bn.{part}"] for part in _BATCH_NORM)
-        kernel = state[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
-        params[name] = folded.fold(kernel, mean, variance, shift, scale)
-    return params
+    names = lambda name: (f"{name}.conv", f"{name}.bn")  # noqa: E731
+    return folded.from_torch(path, _network, (1, SIZE, SIZE, 3), names)[0]
 
 
 def features(params: dict, x: jax.Array) -> jax.Array:

@@ -60,16 +60,9 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       BadWeights: no such file, damaged, or not a state dict of dense tensors in the CPU's byte order.
     """
-    try:
-        with open(path, "rb") as file:
-            state, storages = (_read_zip if zipfile.is_zipfile(file) else _read_legacy)(file)
+    with weights.reading(path) as file:
+        state, storages = (_read_zip if zipfile.is_zipfile(file) else _read_legacy)(file)
         return {name: _array(view, storages) for name, view in state.items()}
-    except OSError as error:
-        raise BadWeights(f"{path}: {error.strerror}") from error
-    except BadWeights as error:
-        raise BadWeights(f"{path}: {error}") from None
-    except Exception as error:  # a damaged pickle raises anything
-        raise BadWeights(f"{path}: truncated or damaged ({type(error).__name__})") from error
 
 
 class _Storage(NamedTuple):

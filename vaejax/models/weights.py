@@ -1,9 +1,11 @@
 """Pretrained weights from pickles, without running what a pickle may hold."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,16 +44,23 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
     Raises:
       BadWeights: no such file, damaged, not of arrays alone, or of other names or shapes.
     """
+    with reading(path) as file:
+        tree = _ArraysOnly(file).load()
+    return check(tree, shapes, f"{path}: ")
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
+    """The opened file; whatever is raised while it is read becomes a BadWeights of one line."""
     try:
         with open(path, "rb") as file:
-            tree = _ArraysOnly(file).load()
+            yield file
     except OSError as error:
         raise BadWeights(f"{path}: {error.strerror}") from error
     except BadWeights as error:
         raise BadWeights(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle raises anything
         raise BadWeights(f"{path}: truncated or damaged ({type(error).__name__})") from error
-    return check(tree, shapes, f"{path}: ")
 
 
 def packaged(package: str, *parts: str) -> str:

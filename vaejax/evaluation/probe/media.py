@@ -1,20 +1,21 @@
 """What the probe learns from: training and held-out samples of one shape, read as training reads them."""
 
+import itertools
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
 
 from vaejax import config as configuration
 from vaejax.data import bucket as buckets
+from vaejax.data import pipeline
 from vaejax.data.bucket import Bucket
 from vaejax.data.order import Order
 from vaejax.data.rows import Source
 from vaejax.data.sources import nothing_fits, open_sources
 from vaejax.errors import InputError
 from vaejax.evaluation.probe.presets import Preset
+from vaejax.evaluation.samples import class_of
 
 BATCH = 16  # samples
 # What the command calls the keys that errors speak of.
@@ -51,11 +52,8 @@ class Media:
 
     def batches(self, split: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The first samples of 'train' or 'eval': frames (B, T, H, W, 3) uint8 and classes (B,) int32."""
-        threads = min(4, os.cpu_count() or 1)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * BATCH)
-        samples = iter(grain.MapDataset.source(self._orders[split])[:count].to_iter_dataset(options))
-        for start in range(0, count, BATCH):
-            part = [next(samples) for _ in range(min(BATCH, count - start))]
+        samples = pipeline.in_threads(self._orders[split], count, self.data)
+        while part := list(itertools.islice(samples, BATCH)):
             labels = [self._label(sample.name.rpartition("@")[0]) for sample in part]
             yield np.stack([sample.frames for sample in part]), np.array(labels, np.int32)
 
@@ -63,12 +61,12 @@ class Media:
         return self.classes.index(self._class(path)) if self.classes else 0
 
     def _class(self, path: str) -> str:
-        parts = pathlib.PurePath(os.path.relpath(path, self._folder)).parts
-        if len(parts) < 2 or parts[0] == os.pardir:
+        found = class_of(path, self._folder)
+        if found is None:
             raise InputError(
                 f"--labels: {path} has no class; accepted: every file in the folder of its class"
             )
-        return parts[0]
+        return found
 
 
 def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
