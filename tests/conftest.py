@@ -3,10 +3,15 @@
 import os
 import pathlib
 
+import jaxlib.version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: unoptimised code is compiled seven times as fast.
+# Tests compile much and compute little: unoptimised code is compiled seven times as fast, and twice as fast
+# again without the fusion emitters, which later releases have no choice about.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + (" --xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__ < (0, 11) else ""),
 )
 
 import absl.flags

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from vaejax.models.autoencoder import Architecture, Autoencoder
 
@@ -18,10 +19,8 @@ def randomised(seed: int = 0, **options):
 
     def init():
         key = jax.random.key(seed)
-        leaves, structure = jax.tree.flatten(model.init(key, jnp.zeros((1, 1 + t, s, s, 3)), key)["params"])
-        keys = jax.random.split(key, len(leaves))
-        leaves = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(structure, leaves)
+        params, as_tree = ravel_pytree(model.init(key, jnp.zeros((1, 1 + t, s, s, 3)), key)["params"])
+        return as_tree(params + 0.1 * jax.random.normal(key, params.shape))
 
     return model, jax.jit(init)()
 

@@ -35,11 +35,15 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs in $XDG_CACHE_HOME/vaejax (~/.cache/vaejax), for the next command."""
+    """Keeps compiled programs for the next command.
+
+    They lie in $JAX_COMPILATION_CACHE_DIR, else in $XDG_CACHE_HOME/vaejax (~/.cache/vaejax).
+    """
     import jax  # which commands that only read files do without
 
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
+    if not jax.config.jax_compilation_cache_dir:
+        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
 
 
 def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
