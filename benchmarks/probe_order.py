@@ -16,11 +16,11 @@ import time
 from PIL import Image
 
 from vaejax import command
-from vaejax import probe as probe_command
 from vaejax.evaluation import results
 from vaejax.evaluation.codec import open_codec
 from vaejax.evaluation.features import Features
 from vaejax.evaluation.probe import controls
+from vaejax.evaluation.probe.grid import grid
 from vaejax.evaluation.probe.media import open_media
 from vaejax.evaluation.probe.presets import PRESETS
 from vaejax.evaluation.probe.score import Probe
@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace) -> int:
     scores = {}
     for name, (these, decode) in spaces.items():
         scores[name], shown = probe.score(these, decode, range(args.seeds))
-        Image.fromarray(probe_command.grid(shown)).save(out / f"{name.replace(' ', '_')}.png")
+        Image.fromarray(grid(shown)).save(out / f"{name.replace(' ', '_')}.png")
     seconds = time.monotonic() - begin
     results.write(out / "order.json", {"scores": scores, "time": {"seconds": seconds}})
 

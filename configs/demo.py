@@ -59,5 +59,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.widths = (24, 24, 48)
         config.data.workers = 0
         config.eval.samples = 4
-        config.eval.linear_samples = 32
+        config.eval.linear_samples = config.eval.latent_samples = 32
     return config

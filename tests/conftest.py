@@ -27,3 +27,8 @@ absl.flags.FLAGS.mark_as_parsed()
 @pytest.fixture(scope="session")
 def key():
     return jax.random.key(0)
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs come first: at the end one core would wait for the other."""
+    items.sort(key=lambda item: item.path.stem not in ("test_train", "test_recovery", "test_mesh"))

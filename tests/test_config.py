@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from configs import demo
 from vaejax import config
 from vaejax.errors import InputError
 
@@ -63,6 +64,48 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
     settings.loss.weights.adversarial = 0.1
     with pytest.raises(InputError, match=r"loss\.adversarial\.warmup = 6; accepted: at most .*start = 5"):
         config.check(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"checkpoint.best": "mean/psrn"},
+            r"checkpoint\.best = 'mean/psrn'; .* BUCKET one of mean, image_64x64",
+        ),
+        ({"checkpoint.best": "-image_64x64/probe_kernel"}, r"with probe\.every, BUCKET/probe_kernel"),
+        (
+            {"checkpoint.best": "-mean/probe_kernel", "probe.every": 300},
+            r"or image_64x64/probe_kernel, image_64x64/probe_frechet",
+        ),
+        (
+            {"checkpoint.best": "-image_64x64/probe_kernel", "probe.every": 500},
+            r"probe\.every = 500 .* multiple or a divisor of checkpoint\.every = 300",
+        ),
+        (
+            {"checkpoint.best": "mean/psnr", "eval.every": 200},
+            r"eval\.every = 200 .* checkpoint\.every = 300",
+        ),
+        (
+            {"probe.bucket": "image_1x1"},
+            r"probe\.bucket = 'image_1x1'; accepted: '' or one of image_64x64, video",
+        ),
+    ],
+)
+def test_the_best_checkpoint_follows_a_number_that_checkpoints_have(changes, told):
+    settings = demo.get_config()
+    settings.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=told):
+        config.check(settings)
+
+
+@pytest.mark.parametrize("best", ["mean/psnr", "-mean/flicker", "-video_9x64x64/probe_kernel"])
+def test_any_evaluated_number_may_be_followed(best):
+    settings = demo.get_config()
+    settings.update_from_flattened_dict(
+        {"checkpoint.best": best, "probe.every": 600, "probe.bucket": "video_9x64x64"}
+    )
+    config.check(settings)
 
 
 @pytest.mark.parametrize(

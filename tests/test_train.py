@@ -51,6 +51,7 @@ def command(workdir, media, *flags, config="demo.py:tiny"):
         f"--workdir={workdir}",
         f"--config.data.media={media}",
         "--config.eval.linear_samples=4",
+        "--config.eval.latent_samples=4",
         "--config.loss.perceptual.network=alexnet",  # the flagship's VGG16 takes longer than all the rest
         *flags,
     ]

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from vaejax.adversarial import LOSSES, Adversary
 from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
+from vaejax.evaluation import probe
+from vaejax.evaluation.probe.presets import PRESETS
 from vaejax.evaluation.reconstruction import SCORES
 from vaejax.latent_terms import LatentSettings
 from vaejax.models import perceptual, weights
@@ -143,6 +145,17 @@ def defaults() -> ConfigDict:
                 "every": 1000,  # updates
                 "samples": 32,  # held-out samples a bucket
                 "linear_samples": 256,  # training samples a bucket that fit the linear codec; 0 leaves it out
+                # Training samples a bucket, the mean and std of whose latents stay with the last checkpoint;
+                # 0 leaves that to vaejax.evaluate.
+                "latent_samples": 256,
+            },
+            # A small diffusion model is fitted to the latents of the averaged parameters (vaejax.probe) and
+            # what it generates compared with real samples: BUCKET/probe_kernel.
+            "probe": {
+                "every": 0,  # updates; 0 is never
+                "bucket": "",  # '' is the first
+                "preset": "cpu",  # the budget: cpu, gpu, standard
+                "seeds": 1,  # fits that are averaged
             },
             "panels": {"every": 1000, "samples": 4},  # rows, at most a batch of the bucket
         }
@@ -178,6 +191,7 @@ def shrink(config: ConfigDict) -> None:
     config.loss.adversarial.start, config.loss.adversarial.warmup, config.loss.adversarial.ramp = 10, 5, 5
     config.checkpoint.every = config.eval.every = config.panels.every = 10
     config.eval.samples = 8
+    config.eval.latent_samples = 32
 
 
 def architecture(config: ConfigDict) -> Architecture:
@@ -355,6 +369,10 @@ ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "eval.every": _COUNT,
     "eval.samples": _COUNT,
     "eval.linear_samples": _NATURAL,
+    "eval.latent_samples": _NATURAL,
+    "probe.every": _NATURAL,
+    "probe.preset": _one_of(*PRESETS),
+    "probe.seeds": _COUNT,
     "panels.every": _COUNT,
     "panels.samples": _COUNT,
 }
@@ -389,22 +407,43 @@ def check(config: ConfigDict) -> None:
         raise InputError(f"model.stem_factor = {a.stem_factor}; accepted: divisors of {a.spatial_factor}")
     if max(a.remat, default=0) > len(a.strides):
         raise InputError(f"model.remat = {a.remat}; accepted: levels 0 to {len(a.strides)}")
-    best = config.checkpoint.best.removeprefix("-").split("/")
     buckets = [name for name, fields in config.data.buckets.items() if fields.get("batch")]
-    unknown = {f"lpips_{name}" for name in NETWORKS} - {"lpips_alexnet"}
-    if config.loss.weights.perceptual:
-        unknown -= {f"lpips_{config.loss.perceptual.network}"}
-    scores = [name for name in SCORES if name not in unknown]
-    if best != [""] and not (len(best) == 2 and best[0] in ["mean", *buckets] and best[1] in scores):
+    if config.probe.bucket and config.probe.bucket not in buckets:
         raise InputError(
-            f"checkpoint.best = {config.checkpoint.best!r}; accepted: '' or BUCKET/NAME, '-' before it where"
-            f" lower is better, BUCKET one of mean, {', '.join(buckets)} and NAME one of {', '.join(scores)}"
+            f"probe.bucket = {config.probe.bucket!r}; accepted: '' or one of {', '.join(buckets)}"
         )
+    _check_best(config, buckets)
     if not a.widths or not a.encoder_blocks or not a.decoder_blocks:
         raise InputError("model.widths and blocks; accepted: at least one of each")
     if a.latent_channels > 3 * a.spatial_factor**2:
         raise InputError(
             f"model.latent_channels = {a.latent_channels}; accepted: at most {3 * a.spatial_factor**2}"
+        )
+
+
+def _check_best(config: ConfigDict, buckets: Sequence[str]) -> None:
+    """checkpoint.best must be a number that is there when a checkpoint is saved."""
+    best = config.checkpoint.best
+    if not best:
+        return
+    lpips = {"alexnet", config.loss.perceptual.network if config.loss.weights.perceptual else "alexnet"}
+    unknown = {f"lpips_{network}" for network in NETWORKS} - {f"lpips_{network}" for network in lpips}
+    known = [f"{bucket}/{name}" for bucket in ("mean", *buckets) for name in SCORES if name not in unknown]
+    probed = [f"{config.probe.bucket or buckets[0]}/{name}" for name in probe.SCORES if config.probe.every]
+    name = best.removeprefix("-")
+    if name not in known + probed:
+        names = ", ".join(name for name in SCORES if name not in unknown)
+        raise InputError(
+            f"checkpoint.best = {best!r}; accepted: '' or BUCKET/NAME, '-' before it where lower is better,"
+            f" BUCKET one of mean, {', '.join(buckets)} and NAME one of {names}"
+            + (f"; or {', '.join(probed)}" if probed else "; with probe.every, BUCKET/probe_kernel")
+        )
+    key = "probe.every" if name in probed else "eval.every"
+    every, saved = _get(config, key), config.checkpoint.every
+    if every % saved and saved % every:
+        raise InputError(
+            f"{key} = {every} with checkpoint.best = {best!r}; accepted: a multiple or a divisor of"
+            f" checkpoint.every = {saved}, so that checkpoints have the number"
         )
 
 

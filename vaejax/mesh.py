@@ -76,6 +76,11 @@ def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
     return P()
 
 
+def shared(mesh: Mesh, batch: np.ndarray) -> jax.Array:
+    """The global batch, (B, T, H, W, C), that every process holds whole."""
+    return jax.make_array_from_callback(batch.shape, frames_sharding(mesh), lambda part: batch[part])
+
+
 def global_frames(mesh: Mesh, frames: np.ndarray) -> jax.Array:
     """The global batch of which this process holds `frames`, (B / processes, T, H, W, C)."""
     return jax.make_array_from_process_local_data(frames_sharding(mesh), frames)

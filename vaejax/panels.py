@@ -63,8 +63,6 @@ def write_panels(
 
     frames = np.stack(list(columns.values()), axis=2)  # (N, T, columns, H, W, 3)
     samples, length = frames.shape[:2]
-    directory = Path(workdir) / "panels" / str(step)
-    directory.mkdir(parents=True, exist_ok=True)
     if length == 1:
         still = _grid(frames[:, 0], list(columns))
     else:
@@ -72,9 +70,14 @@ def write_panels(
         rows = frames[:, shown].reshape(-1, *frames.shape[2:])
         still = _grid(rows, list(columns), [f"t={t}" for t in shown] * samples)
         panels = (_grid(frames[:, t], list(columns)) for t in range(length))
-        _write_mp4(directory / f"{bucket_name}.mp4", panels, fps)
-    Image.fromarray(still).save(directory / f"{bucket_name}.png")
+        _write_mp4(_folder(workdir, step) / f"{bucket_name}.mp4", panels, fps)
+    write_picture(workdir, step, bucket_name, still)
     return still
+
+
+def write_picture(workdir: str | os.PathLike, step: int, name: str, picture: np.ndarray) -> None:
+    """Writes a picture (H, W, 3) uint8 as DIR/panels/STEP/NAME.png."""
+    Image.fromarray(picture).save(_folder(workdir, step) / f"{name}.png")
 
 
 def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
@@ -91,6 +94,12 @@ def frame_strip(video: np.ndarray, frames: int = 8) -> np.ndarray:
     length = videos.shape[1]
     chosen = np.linspace(0, length - 1, min(frames, length)).round().astype(int)
     return np.concatenate([np.concatenate(list(v[chosen]), axis=1) for v in videos], axis=0)
+
+
+def _folder(workdir: str | os.PathLike, step: int) -> Path:
+    directory = Path(workdir) / "panels" / str(step)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def _grid(cells: np.ndarray, column_labels: Sequence[str], row_labels: Sequence[str] = ()) -> np.ndarray:

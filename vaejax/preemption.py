@@ -34,6 +34,10 @@ class Preemption:
             os.write(sys.stderr.fileno(), told)  # print is not safe in a handler
         self._received = True
 
+    def received(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._received
+
     def requested(self, step: int) -> bool:
         """Whether any process was asked to stop; all processes get the same answer at the same step.
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from vaejax.console import Progress, parameter_overview
-from vaejax.panels import frame_strip, write_panels
+from vaejax.panels import frame_strip, write_panels, write_picture
 
 __all__ = ["JsonlWriter", "MultiWriter", "Progress", "TensorboardWriter", "Writer"]
-__all__ += ["parameter_overview", "write_panels", "writers"]
+__all__ += ["parameter_overview", "write_panels", "write_picture", "writers"]
 
 
 class Writer:

@@ -20,7 +20,10 @@ from vaejax.bad_steps import BadSteps
 from vaejax.checkpoint import Checkpoints
 from vaejax.data import bad_samples, bucket, pipeline, sources
 from vaejax.errors import InputError, TrainingFailed
+from vaejax.evaluation import latents, normalisation
 from vaejax.evaluation.held_out import HeldOut
+from vaejax.evaluation.probe.in_training import TrainingProbe
+from vaejax.evaluation.run_codec import RunCodec
 from vaejax.fault import Fault
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.preemption import Preemption
@@ -118,7 +121,10 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     )
     bad_steps = BadSteps(directory / "bad_steps.jsonl", start, writes=is_main)
     positions |= bad_steps.positions(start)
-    held_out = HeldOut(samples, buckets, config, model, objective, mesh, networks)
+    held_out, preemption = HeldOut(samples, buckets, config, model, objective, mesh, networks), Preemption()
+    probe = None
+    if config.probe.every:
+        probe = TrainingProbe(samples, buckets, config, model, mesh, stopping=preemption.received)
     writer = report.writers(directory, start, is_main)
     writer.write_hparams(dict(config.to_dict()))
     progress = report.Progress(config.steps, start, is_main=is_main)
@@ -164,6 +170,15 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
             print(held_out.table(step, scores), file=sys.stderr)
         return scores
 
+    def generate(step, state):
+        scores, picture = probe.evaluate(state.ema)
+        writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
+        if is_main and scores:
+            print(probe.line(step, scores), file=sys.stderr)
+            report.write_picture(directory, step, f"{probe.bucket.name}_generated", picture)
+            writer.write_images(step, {f"eval/{probe.bucket.name}/generated": picture})
+        return scores
+
     def show(step, state):
         for name, *columns in held_out.panels(state.ema):
             if is_main:
@@ -173,7 +188,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     # The loop. What a step says is read after the next is under way, so that the device never waits for us.
     with contextlib.ExitStack() as stack:
         stream = updates_from(start)
-        preemption = stack.enter_context(Preemption())
+        stack.enter_context(preemption)
         stack.callback(lambda: writer.close())
         stack.enter_context(checkpoints)
         stack.callback(lambda: stream.close())
@@ -200,8 +215,9 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
 
             stopping, last = preemption.requested(step), step == config.steps
             due = [step % every == 0 or last for every in (config.log_every, config.eval.every)]
+            probing = probe and (step % config.probe.every == 0 or last)
             showing, saving = step % config.panels.every == 0 or last, step % config.checkpoint.every == 0
-            if any(due) or saving or stopping or bad_steps.in_row:
+            if any(due) or probing or saving or stopping or bad_steps.in_row:
                 judge(*previous)
                 previous = step - 1, {}, None
             if due[0]:
@@ -209,6 +225,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 latest = {}
             with progress.paused():
                 scores = evaluate(step, state) if due[1] else {}
+                if probing and not stopping:
+                    scores |= generate(step, state)
                 if showing:
                     show(step, state)
                 # Amid bad steps the state may be the reason: the last checkpoint is the better one.
@@ -233,6 +251,12 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 if config.init and not back:
                     evaluate(0, state)
                 progress = report.Progress(config.steps, back, is_main=is_main)
+    if step == config.steps and config.eval.latent_samples:
+        # What the user of a diffusion model normalises latents by stays with the last checkpoint.
+        codec = RunCodec("run", model, state.ema["autoencoder"], mesh=mesh)
+        statistics = normalisation.of_training_samples(codec, samples, buckets, config) | {"step": step}
+        if is_main:
+            latents.store(directory, step, statistics)
     if step < config.steps and is_main:
         print(f"stopped by a signal, saved at step {saved}; run the same command to go on", file=sys.stderr)
     return step == config.steps

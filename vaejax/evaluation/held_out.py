@@ -53,9 +53,9 @@ class HeldOut:
     def evaluate(self, average: dict, params: dict) -> dict[str, float]:
         """'BUCKET/NAME' to value for every bucket, and their 'mean/NAME'.
 
-        NAME: psnr, ssim, nll, kl, lpips_NETWORK of the average (EMA) of the parameters, the same but LPIPS
-        with _raw of the raw ones, psnr_linear of the best linear codec of the same latent size, samples, and
-        activation spreads.
+        NAME: psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK of the average (EMA) of the parameters, the
+        same but LPIPS with _raw of the raw ones, psnr_linear of the best linear codec of the same latent
+        size, samples, and activation spreads.
         """
         scores = {}
         for bucket in self._buckets:
@@ -138,17 +138,10 @@ class HeldOut:
 
     def _batches(self, bucket: Bucket):
         """(all frames on this host, the global batch on the mesh, how many of its samples are real)."""
-        hosts, host = jax.process_count(), jax.process_index()
         for batch in self._samples(bucket):
             count = len(batch.frames)
             repeats = np.arange(bucket.batch) % count  # the last batch is filled up, its copies not counted
-            filled = batch.frames[repeats]
-            share = bucket.batch // hosts
-            yield (
-                batch.frames,
-                sharding.global_frames(self._mesh, filled[host * share : (host + 1) * share]),
-                count,
-            )
+            yield batch.frames, sharding.shared(self._mesh, batch.frames[repeats]), count
 
 
 def _get(scores: dict[str, float], bucket: str, name: str) -> float:

@@ -2,23 +2,26 @@
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.data.order import Order
+from vaejax.data.rows import Source
 from vaejax.errors import InputError
 from vaejax.evaluation import latents, run
-from vaejax.evaluation.codec import Codec
+from vaejax.evaluation.run_codec import RunCodec
 
-SAMPLES = 256  # of each bucket, where the run does not say how many fit its linear codec
-BATCH = 8
+SAMPLES = 256  # of each bucket, where the run does not say how many
+BATCH, PIXELS = 8, 2**21  # of a device at once, at most, but one sample at least
 
 
-def of_run(codec: Codec, name: str, step: int) -> dict | None:
+def of_run(codec: RunCodec, name: str, step: int) -> dict | None:
     """The statistics of the latents of a run's training samples; kept with the checkpoint once computed.
 
     Args:
@@ -35,13 +38,14 @@ def of_run(codec: Codec, name: str, step: int) -> dict | None:
     stored = latents.load(folder, step)
     if stored is not None:
         return stored
+    config = run.config(name)
     try:
-        found = {bucket: latents.of(codec, batches) for bucket, batches in _training_batches(name)}
+        opened = sources.open_sources(config.data)
+        buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
+        statistics = of_training_samples(codec, opened, buckets, config) | {"step": step}
     except InputError as error:
         print(f"no statistics of the training latents of {name}: {error}", file=sys.stderr)
         return None
-    mean, std = latents.pooled(list(found.values()))
-    statistics = {"mean": mean, "std": std, "buckets": found, "step": step}
     try:
         latents.store(folder, step, statistics)
     except InputError as error:  # a run that others may only read
@@ -49,16 +53,34 @@ def of_run(codec: Codec, name: str, step: int) -> dict | None:
     return statistics
 
 
-def _training_batches(name: str) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
-    """Batches (B, T, H, W, 3) uint8 of the first training samples of every bucket that the run trains on."""
-    config = run.config(name)
-    opened = sources.open_sources(config.data)
-    factors = config.model.spatial_factor, config.model.temporal_factor
-    for bucket in parse_buckets(config.data.buckets, *factors):
-        count = config.eval.linear_samples or SAMPLES
+def of_training_samples(
+    codec: RunCodec, opened: Sequence[Source], buckets: Sequence[Bucket], config: ConfigDict
+) -> dict:
+    """The statistics of the latents of the first training samples of every bucket.
+
+    Args:
+      codec: the run's.
+      opened: its sources.
+      buckets: its buckets.
+      config: its configuration.
+
+    Returns:
+      'mean', 'std' and 'buckets', as `of_run`.
+
+    Raises:
+      InputError: if they cannot be read.
+    """
+    found, count = {}, config.eval.latent_samples or SAMPLES
+    for bucket in buckets:
         samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
-        counted = tqdm(samples, f"training latents, {bucket.name}", count, leave=False, file=sys.stderr)
-        yield bucket.name, _batched(counted)
+        silent = jax.process_index() > 0
+        counted = tqdm(
+            samples, f"training latents, {bucket.name}", count, leave=False, file=sys.stderr, disable=silent
+        )
+        each = max(1, min(BATCH, PIXELS // bucket.pixels))
+        found[bucket.name] = latents.of(codec, _batched(counted, each * codec.shards))
+    mean, std = latents.pooled(list(found.values()))
+    return {"mean": mean, "std": std, "buckets": found}
 
 
 def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarray]:
@@ -73,7 +95,7 @@ def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarra
             yield from pipeline.train_samples(opened, bucket, config.data, count, config.seed)
 
 
-def _batched(samples: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _batched(samples: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     samples = iter(samples)
-    while batch := list(itertools.islice(samples, BATCH)):
+    while batch := list(itertools.islice(samples, size)):
         yield np.concatenate(batch)

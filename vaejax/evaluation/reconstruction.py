@@ -15,7 +15,7 @@ Scores = dict[str, jax.Array]
 
 
 # The names that a run can follow; 'psnr_raw' is 'psnr' of the parameters that are not averaged.
-SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "lpips_alexnet", "lpips_vgg16")
+SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
 LPIPS_FRAMES = 8  # of a clip, evenly spaced
 
 
@@ -39,8 +39,9 @@ def score(
       shown: how many reconstructions to return.
 
     Returns:
-      {'psnr', 'ssim', 'nll', 'kl', 'lpips_NETWORK'}, each (B,), PSNR in dB, SSIM and LPIPS averaged over
-      frames (LPIPS over LPIPS_FRAMES of them), of the reconstruction clipped to [-1, 1];
+      {'psnr', 'ssim', 'nll', 'kl', 'spots', 'lpips_NETWORK'}, of clips 'flicker' too, each (B,), PSNR in dB,
+      SSIM, spots and LPIPS averaged over frames (LPIPS over LPIPS_FRAMES of them), of the reconstruction
+      clipped to [-1, 1];
       activation spreads, each (): maximum over median of the pixels' L2 norms by level, the spot alarm;
       the first reconstructions, (shown, T, H, W, C) uint8.
     """
@@ -53,7 +54,10 @@ def score(
     terms = objective.likelihood_terms(x, x_hat, posterior, params["likelihood"]["log_scale"])
     x_hat = jnp.clip(x_hat, -1, 1)
     psnr = jnp.minimum(metrics.psnr(x, x_hat), metrics.PSNR_CEILING)
-    scores = {"psnr": psnr.mean(1), "ssim": metrics.ssim(x, x_hat).mean(1), **terms}
+    scores = {name: getattr(metrics, name)(x, x_hat).mean(1) for name in ("ssim", "spots")}
+    scores |= {"psnr": psnr.mean(1), **terms}
+    if x.shape[1] > 1:
+        scores["flicker"] = metrics.flicker(x, x_hat)
     if min(x.shape[2:4]) >= perceptual.SMALLEST:
         seen = np.linspace(0, x.shape[1] - 1, min(x.shape[1], LPIPS_FRAMES)).round().astype(int)
         pairs = [y[:, seen].reshape(-1, *y.shape[2:]) for y in (x, x_hat)]

@@ -30,7 +30,11 @@ class RunCodec:
       model: the autoencoder.
       params: its parameters, model.init's 'params'.
       settings: what else is known of it.
-      mesh: of devices that share a batch; None is one device.
+      mesh: of devices that share a batch, of every process, which then call the methods together; None is
+        one device.
+
+    Attributes:
+      shards: parts that a batch is split into; others are filled up.
     """
 
     def __init__(
@@ -46,10 +50,12 @@ class RunCodec:
         self.spatial_factor, self.temporal_factor = a.spatial_factor, a.temporal_factor
         self.settings = {"kind": "vaejax", "latent": "posterior mean", "dtype": a.dtype, **(settings or {})}
         self._mesh = mesh
-        self.params = jax.device_put(params, sharding.replicated(mesh) if mesh else None)
-        self._encode = jax.jit(self._moments)
-        self._decode = jax.jit(self._pixels)
-        self._continue = jax.jit(self._next_chunk, static_argnums=3)
+        self.shards = sharding.batch_shards(mesh) if mesh else 1
+        whole = sharding.replicated(mesh) if mesh else None
+        self.params = jax.device_put(params, whole)
+        self._encode = jax.jit(self._moments, out_shardings=whole)
+        self._decode = jax.jit(self._pixels, out_shardings=whole)
+        self._continue = jax.jit(self._next_chunk, static_argnums=3, out_shardings=(whole, None))
 
     @classmethod
     def open(
@@ -144,8 +150,8 @@ class RunCodec:
         """The batch among the devices, filled up with copies to what they can share."""
         if self._mesh is None:
             return batch
-        filled = np.arange(len(batch) + -len(batch) % sharding.batch_shards(self._mesh)) % len(batch)
-        return jax.device_put(batch[filled], sharding.frames_sharding(self._mesh))
+        filled = np.arange(len(batch) + -len(batch) % self.shards) % len(batch)
+        return sharding.shared(self._mesh, batch[filled])
 
 
 def _architecture(name: str, folder: pathlib.Path, dtype: str) -> Architecture:

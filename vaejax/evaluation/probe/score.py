@@ -42,6 +42,10 @@ from vaejax.evaluation.probe.presets import Preset
 SHOWN = 8  # samples of each kind for people to look at
 
 
+class Stopped(Exception):
+    """Somebody asked the probe to stop."""
+
+
 class Probe:
     """A budget and its media: looks at the real samples once, then scores any number of codecs.
 
@@ -51,9 +55,11 @@ class Probe:
       features: the networks.
       fid: ask Inception too, whose weights `features` has.
       progress: shows what is under way on stderr.
+      stopping: asked between two batches and every few updates whether to give up.
 
     Raises:
       weights.BadWeights: a network's weights are missing or damaged.
+      Stopped: by this or a method, once `stopping` says so.
 
     Attributes:
       media: as given.
@@ -61,10 +67,16 @@ class Probe:
     """
 
     def __init__(
-        self, media: Media, preset: Preset, features: Features, fid: bool = False, progress: bool = False
+        self,
+        media: Media,
+        preset: Preset,
+        features: Features,
+        fid: bool = False,
+        progress: bool = False,
+        stopping: Callable[[], bool] = lambda: False,
     ):
         self.media, self._preset, self._features, self._fid = media, preset, features, fid
-        self._progress = progress
+        self._progress, self._stopping = progress, stopping
         self._model = DiT(
             preset.width,
             preset.depth,
@@ -126,7 +138,7 @@ class Probe:
         found = []
         for seed in seeds:
             with self._bar(self._preset.steps, f"seed {seed}", " updates") as bar:
-                params = fit(self._model, latents, self._preset, seed, functools.partial(_tick, bar))
+                params = fit(self._model, latents, self._preset, seed, functools.partial(self._tick, bar))
             loss = self._validate(params, latents)
             z = latents.restore(self._generate(params, latents, seed))
             distances, generated = self._judged(z, decode, f"seed {seed}: decoding")
@@ -166,7 +178,7 @@ class Probe:
                 frames = decode(z[start : start + BATCH])
                 seen.append(self._seen(frames))
                 shown = _pixels(frames[:SHOWN]) if shown is None else shown
-                bar.update(len(frames))
+                self._advance(bar, len(frames))
         ours, real = _joined(seen), self._real
         distances = {
             "kernel": frechet.kernel_distance(ours[self.network], real[self.network]),
@@ -188,10 +200,20 @@ class Probe:
         with self._bar(count, doing, " samples") as bar:
             for frames, labels in self.media.batches(split, count):
                 yield frames, labels
-                bar.update(len(frames))
+                self._advance(bar, len(frames))
 
     def _bar(self, total: int, doing: str, unit: str) -> tqdm:
         return tqdm(total=total, desc=doing, unit=unit, disable=not self._progress, leave=False)
+
+    def _advance(self, bar: tqdm, count: int) -> None:
+        bar.update(count)
+        if self._stopping():
+            raise Stopped
+
+    def _tick(self, bar: tqdm, updates: int, loss: jax.Array) -> None:
+        self._advance(bar, updates)
+        if not bar.disable:  # reading a loss waits for it
+            bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -245,9 +267,3 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 def _pixels(frames: np.ndarray) -> np.ndarray:
     return np.round((frames + 1) * 127.5).astype(np.uint8)
-
-
-def _tick(bar: tqdm, updates: int, loss: jax.Array) -> None:
-    bar.update(updates)
-    if not bar.disable:  # reading a loss waits for it
-        bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)

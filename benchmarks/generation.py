@@ -1,0 +1,135 @@
+"""Reconstruction against generation: small VAEs that differ in one thing each, by PSNR and by the probe.
+
+    python benchmarks/generation.py --out=DIR [--steps=400] [--seeds=2] [--config.data.media=FOLDER ...]
+
+Trains configs/demo.py without its perceptual and adversarial terms once for every variant, probes the latents
+of its image bucket, and prints a table and the rank correlation of the two; DIR/generation.png shows one
+against the other. The same command again goes on where it stopped. Needs matplotlib and scipy.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import runs
+from scipy import stats
+
+from vaejax import command
+from vaejax.data import sources
+from vaejax.data.bucket import parse_buckets
+from vaejax.evaluation import results, run
+from vaejax.evaluation.features import Features
+from vaejax.evaluation.probe.media import Media
+from vaejax.evaluation.probe.presets import PRESETS
+from vaejax.evaluation.probe.score import Probe
+from vaejax.evaluation.run_codec import RunCodec
+
+SETTING = {
+    "loss.weights.perceptual": 0.0,
+    "loss.weights.adversarial": 0.0,
+    "eval.linear_samples": 0,
+    "panels.every": 10_000,
+}
+VARIANTS = {
+    "the demo's": {},
+    "KL 1e-4": {"loss.weights.kl": 1e-4},
+    "KL 1e-2": {"loss.weights.kl": 1e-2},
+    "4 channels": {"model.latent_channels": 4},
+    "8 channels": {"model.latent_channels": 8},
+    "32 channels": {"model.latent_channels": 32},
+    "equivariance 0.5": {"loss.weights.equivariance": 0.5},
+}
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="a folder")
+    parser.add_argument("--steps", type=int, default=400, help="updates of each VAE (default: 400)")
+    parser.add_argument("--seeds", type=int, default=2, help="fits of the probe (default: 2)")
+    args, more = parser.parse_known_args()
+    return command.run(lambda: measure(args, more))
+
+
+def measure(args: argparse.Namespace, more: list[str]) -> None:
+    """Trains, probes, and tells of it."""
+    out = command.made_folder(args.out)
+    command.keep_compiled()
+    every = {name: args.steps for name in ("steps", "eval.every", "checkpoint.every")}
+    folders = {name: out / name.replace(" ", "_").replace("'", "") for name in VARIANTS}
+    quality = {}
+    for name, changes in VARIANTS.items():
+        steps = runs.train("configs/demo.py", folders[name], SETTING | every | changes, more)
+        quality[name] = {key: value for key, value in steps[args.steps].items() if key.startswith("eval/")}
+
+    config = run.config(str(folders["the demo's"]))
+    buckets = parse_buckets(config.data.buckets, config.model.spatial_factor, config.model.temporal_factor)
+    bucket = next(bucket for bucket in buckets if bucket.frames == 1)
+    probe = Probe(
+        Media(sources.open_sources(config.data), bucket, config.data),
+        PRESETS["cpu"],
+        Features(),
+        progress=True,
+    )
+    rows = {}
+    for name, folder in folders.items():
+        kept = out / f"{folder.name}.json"
+        if kept.exists():
+            rows[name] = json.loads(kept.read_text())
+            continue
+        codec = RunCodec.open(str(folder))
+        scores, _ = probe.score(probe.latents(codec), codec.decode, range(args.seeds))
+        rows[name] = {
+            "psnr": quality[name][f"eval/{bucket.name}/psnr"],
+            "psnr_videos": quality[name]["eval/video_9x64x64/psnr"],
+            "kl": quality[name][f"eval/{bucket.name}/kl"],
+            **{key: scores[key] for key in ("kernel", "frechet", "loss", "explained", "floor")},
+        }
+        results.write(kept, rows[name])
+    tell(rows)
+    draw(out / "generation.png", rows, bucket.name)
+
+
+def tell(rows: dict[str, dict]) -> None:
+    """The table and the rank correlations."""
+    print("| VAE | PSNR images | videos | KL | kernel distance | floor | Fréchet | explained |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        kernel, frechet, floor = row["kernel"], row["frechet"]["mean"], row["floor"]["kernel"]
+        print(
+            f"| {name} | {row['psnr']:.2f} | {row['psnr_videos']:.2f} | {row['kl']:.3f}"
+            f" | {kernel['mean']:.3f} ± {kernel['spread']:.3f} | {floor:.3f} | {frechet:.1f}"
+            f" | {row['explained']['mean']:.3f} |"
+        )
+    psnr = [row["psnr"] for row in rows.values()]
+    for key, sign in (("kernel", -1), ("frechet", -1), ("explained", 1)):
+        found = stats.spearmanr(psnr, [sign * row[key]["mean"] for row in rows.values()])
+        print(
+            f"rank correlation (Spearman) of PSNR with {key}, good with good: {found.statistic:+.2f}"
+            f" (p = {found.pvalue:.2f}, {len(rows)} VAEs)"
+        )
+
+
+def draw(path: pathlib.Path, rows: dict[str, dict], bucket: str) -> None:
+    """PSNR across, kernel distance up, a point and its spread a VAE, its floor below it."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name, row in rows.items():
+        kernel = row["kernel"]
+        (point,) = axes.plot(row["psnr"], kernel["mean"], "o")
+        axes.errorbar(row["psnr"], kernel["mean"], kernel["spread"], color=point.get_color(), capsize=3)
+        axes.plot(row["psnr"], row["floor"]["kernel"], "_", color=point.get_color())
+        axes.annotate(name, (row["psnr"], kernel["mean"]), (6, 4), textcoords="offset points", fontsize=9)
+    axes.set_xlabel(f"PSNR of held-out samples, {bucket}, dB (better →)")
+    axes.set_ylabel("kernel distance of generated samples (better ↓; _ : floor)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
