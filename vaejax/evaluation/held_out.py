@@ -74,9 +74,10 @@ class HeldOut:
         for bucket in self._buckets:
             get = functools.partial(_get, scores, bucket.name)
             if f"{bucket.name}/psnr" in scores:
+                linear = f"  (linear {get('psnr_linear'):6.2f})" if self._config.eval.linear_samples else ""
                 lines.append(
-                    f"  {bucket.name:20} psnr {get('psnr'):6.2f} | {get('psnr_raw'):6.2f} dB"
-                    f"  (linear {get('psnr_linear'):6.2f})  ssim {get('ssim'):.4f} | {get('ssim_raw'):.4f}"
+                    f"  {bucket.name:20} psnr {get('psnr'):6.2f} | {get('psnr_raw'):6.2f} dB{linear}"
+                    f"  ssim {get('ssim'):.4f} | {get('ssim_raw'):.4f}"
                     f"  lpips {get('lpips_alexnet'):.3f}  nll {get('nll'):+.3f}  kl {get('kl'):.3f}"
                 )
         return "\n".join(lines)
