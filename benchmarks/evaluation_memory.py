@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation_memory.py --out=DIR [--clips=1000] [--bucket=video_5x32x32] [--codec=RUN]
 
-Makes so many clips of scikit-image's photos, a window that moves over each; evaluates a tenth of them and then
-all, each in a process of its own, and prints the largest resident memory of both.
+Makes so many clips of scikit-image's photos, a window that moves over each; evaluates a tenth of them and
+then all, each in a process of its own, and prints the largest resident memory of both.
 """
 
 import argparse

@@ -86,6 +86,7 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
             {"checkpoint.best": "mean/psnr", "eval.every": 200},
             r"eval\.every = 200 .* checkpoint\.every = 300",
         ),
+        ({"checkpoint.best": "-image_64x64/flicker"}, r"checkpoint\.best = '-image_64x64/flicker'"),
         (
             {"probe.bucket": "image_1x1"},
             r"probe\.bucket = 'image_1x1'; accepted: '' or one of image_64x64, video",

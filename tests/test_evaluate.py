@@ -135,6 +135,16 @@ def test_frechet_distances_are_of_the_whole_set_and_never_of_batches():
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-9)
 
 
+def test_a_codec_that_breaks_on_one_clip_keeps_its_other_scores(capsys):
+    codec = open_codec("jpeg:40")
+    decode, places = codec.decode, iter(range(7))
+    codec.decode = lambda z: decode(z) * (np.nan if next(places) == 3 else 1)
+    found = evaluated(codec, clips(), 5, judge())["scores"]
+    assert "jpeg:40: 1 of 7 samples are not finite; its distances are NaN" in capsys.readouterr().err
+    assert np.isnan(found["rfvd_i3d"]["value"]) and np.isnan(found["psnr"]["value"])
+    assert np.isfinite(found["bits_per_pixel"]["value"])
+
+
 @pytest.mark.slow
 def test_batch_and_devices_change_no_score(codec):
     frames, labels = clips(), ["a", "b", "a", "b", "a", "b", None]

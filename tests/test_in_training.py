@@ -103,6 +103,29 @@ def test_a_probe_gives_up_when_the_run_is_asked_to_stop(run, config, monkeypatch
         assert asked == last
 
 
+def test_a_probe_that_fails_ends_no_run(run, config, monkeypatch, capsys):
+    def fail(*_):
+        raise InputError("features of 1 of 9 samples are not finite")
+
+    monkeypatch.setattr(in_training, "PRESETS", {"cpu": TINY})
+    monkeypatch.setattr(Probe, "score", fail)
+    codec = RunCodec.open(str(run))
+    probe = in_training.TrainingProbe(
+        *opened(config), config, codec.model, sharding.make(config.mesh), lambda: False
+    )
+    assert probe.evaluate({"autoencoder": codec.params}) == ({}, None)
+    assert f"{NAME} is not probed: features of 1 of 9" in capsys.readouterr().err
+
+
+def test_a_finished_run_gets_the_statistics_that_it_lacks(run, config):
+    stored = latents.load(run, 6)
+    (run / "checkpoints" / "6" / latents.FILE).unlink()
+    assert train.fit(config, str(run))
+    again = latents.load(run, 6)
+    np.testing.assert_allclose(again["mean"], stored["mean"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(again["std"], stored["std"], rtol=1e-4)
+
+
 def test_latents_that_are_no_whole_patches_are_refused_before_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setattr(in_training, "PRESETS", {"cpu": dataclasses.replace(TINY, patch=8)})
     with pytest.raises(

@@ -12,6 +12,8 @@ from skimage import data
 from sklearn.metrics import pairwise
 
 from vaejax import probe as command
+from vaejax.data import sources
+from vaejax.data.order import Order
 from vaejax.errors import InputError
 from vaejax.evaluation.codec import open_codec
 from vaejax.evaluation.features import Features
@@ -20,7 +22,7 @@ from vaejax.evaluation.probe.cache import Latents
 from vaejax.evaluation.probe.fit import fit, velocity
 from vaejax.evaluation.probe.media import open_media
 from vaejax.evaluation.probe.presets import PRESETS
-from vaejax.evaluation.probe.score import Probe
+from vaejax.evaluation.probe.score import Probe, Stopped
 
 TINY = dataclasses.replace(
     PRESETS["cpu"], width=16, depth=2, heads=2, steps=12, batch=8, warmup=2, train_samples=24, samples=9,
@@ -324,6 +326,33 @@ def test_the_held_out_photos_are_not_learned_from(probe):
         order = probe.media._orders[split]
         names[split] = {order[i].name.rpartition("@")[0] for i in range(24)}
     assert names["train"] and names["eval"] and not names["train"] & names["eval"]
+
+
+def test_held_out_photos_are_cut_as_training_ones_are(probe, photos):
+    """And not whole from the middle, as reconstructions are scored, for nothing is generated like that."""
+    order, held_out = probe.media._orders["eval"], open_media(str(photos), TINY)
+    middle = Order(sources.open_sources(held_out.data), held_out.bucket, "eval", held_out.data)
+    count = next(i for i in range(1, 24) if middle[i].name == middle[0].name)  # the photos come again
+    np.testing.assert_array_equal(order[0].frames, middle[count].frames)
+    assert not np.array_equal(order[0].frames, middle[0].frames)
+
+
+def test_a_probe_listens_while_it_generates_and_validates(probe, latents):
+    asked = [False, True]
+    params, _ = randomised(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
+    deaf = Probe(probe.media, TINY, Features())
+    for work in (lambda: deaf._generate(params, latents, 0), lambda: deaf._validate(params, latents)):
+        answers = iter(asked)
+        deaf._stopping = lambda answers=answers: next(answers)
+        with pytest.raises(Stopped):
+            work()
+
+
+def test_a_clip_of_few_frames_is_one_sample(probe):
+    frames = np.random.default_rng(0).integers(256, size=(3, 5, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(
+        probe._seen(frames)["efficientnet"], probe._seen(frames[:, 2:3])["efficientnet"]
+    )
 
 
 def test_folders_are_classes(photos, tmp_path):

@@ -1,6 +1,7 @@
 """What every command line shares: help that shows an example, one line for a mistake, and the exit codes."""
 
 import argparse
+import errno
 import os
 import pathlib
 import sys
@@ -51,6 +52,8 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputError(
             f"{flag}={name}: {error.strerror}; accepted: a folder that can be written"

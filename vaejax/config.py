@@ -428,7 +428,10 @@ def _check_best(config: ConfigDict, buckets: Sequence[str]) -> None:
         return
     lpips = {"alexnet", config.loss.perceptual.network if config.loss.weights.perceptual else "alexnet"}
     unknown = {f"lpips_{network}" for network in NETWORKS} - {f"lpips_{network}" for network in lpips}
+    clips = [bucket for bucket in buckets if bucket.startswith("video")]
     known = [f"{bucket}/{name}" for bucket in ("mean", *buckets) for name in SCORES if name not in unknown]
+    still = {"mean", *buckets} - ({"mean", *clips} if clips else set())
+    known = [name for name in known if name not in {f"{bucket}/flicker" for bucket in still}]
     probed = [f"{config.probe.bucket or buckets[0]}/{name}" for name in probe.SCORES if config.probe.every]
     name = best.removeprefix("-")
     if name not in known + probed:

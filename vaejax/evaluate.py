@@ -44,7 +44,8 @@ DEFINITIONS = {
     "psnr": "of each frame, exact ones counted as 100 dB unless all are, then averaged",
     "lpips": "version 0.1, every frame, float32",
     "image_distances": "of a clip the middle frame",
-    "interval": "95%, bootstrap over samples",
+    "kid, kvd": "cubic kernel (x·y/d + 1)³; pairs of a sample with its own reconstruction are left out",
+    "interval": "95%, bootstrap over samples: percentiles for means, ±1.96 standard deviations for distances",
     "parts": {
         "samples": scores.PARTS,
         "chunk": "half of the latent frames, rounded down",

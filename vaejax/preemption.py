@@ -35,16 +35,14 @@ class Preemption:
         self._received = True
 
     def received(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._received
+        """Whether any process was asked to stop; all processes ask together and get the same answer."""
+        if jax.process_count() == 1:
+            return self._received
+        return bool(multihost_utils.process_allgather(np.array(self._received)).any())
 
     def requested(self, step: int) -> bool:
         """Whether any process was asked to stop; all processes get the same answer at the same step.
 
         Several processes ask each other every `AGREE_EVERY` steps only, since asking waits for the device.
         """
-        if jax.process_count() == 1:
-            return self._received
-        return step % AGREE_EVERY == 0 and bool(
-            multihost_utils.process_allgather(np.array(self._received)).any()
-        )
+        return (jax.process_count() == 1 or step % AGREE_EVERY == 0) and self.received()

@@ -1,9 +1,7 @@
 """Training from configuration to checkpoint, read from top to bottom."""
 
 import contextlib
-import errno
 import json
-import os
 import pathlib
 import sys
 import time
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vaejax import adversarial, compiled, optim, report, train_state
+from vaejax import adversarial, command, compiled, optim, report, train_state
 from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.bad_steps import BadSteps
@@ -77,6 +75,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         _check_init(config)
     if start >= config.steps:
         print(f"already at step {start} of {config.steps}; nothing to do", file=sys.stderr)
+        if config.eval.latent_samples and is_main and latents.load(directory, start) is None:
+            normalisation.of_run(RunCodec.open(str(directory)), str(directory), start)
         return True
 
     # The model, its objective, its adversary and its optimiser, every shard born on its device.
@@ -254,9 +254,12 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     if step == config.steps and config.eval.latent_samples:
         # What the user of a diffusion model normalises latents by stays with the last checkpoint.
         codec = RunCodec("run", model, state.ema["autoencoder"], mesh=mesh)
-        statistics = normalisation.of_training_samples(codec, samples, buckets, config) | {"step": step}
-        if is_main:
-            latents.store(directory, step, statistics)
+        try:
+            statistics = normalisation.of_training_samples(codec, samples, buckets, config) | {"step": step}
+            if is_main:
+                latents.store(directory, step, statistics)
+        except InputError as error:  # the run is done and saved
+            print(f"no statistics of the training latents: {error}", file=sys.stderr)
     if step < config.steps and is_main:
         print(f"stopped by a signal, saved at step {saved}; run the same command to go on", file=sys.stderr)
     return step == config.steps
@@ -267,16 +270,7 @@ def _make_workdir(workdir: str) -> pathlib.Path:
         raise InputError(
             f"--workdir={workdir}; accepted: a folder of this machine's file system, mounted ones too"
         )
-    directory = pathlib.Path(workdir).expanduser()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise InputError(
-            f"--workdir={workdir}: {error.strerror}; accepted: a folder that can be written"
-        ) from error
-    return directory
+    return command.made_folder(workdir, "--workdir")
 
 
 def _write_config(directory: pathlib.Path, config: ConfigDict) -> None:

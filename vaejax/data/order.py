@@ -37,12 +37,24 @@ class Order:
     """The endless sequence of a bucket's samples: `order[i]` reads sample i.
 
     Every source is shuffled anew in each of its epochs; sources take turns in proportion to their weights;
-    the cut is drawn from (seed, bucket, i). The held-out order is fixed: it has no seed, and when it runs out
-    of files it cuts them again elsewhere.
+    the cut is drawn from (seed, bucket, i). The held-out order is fixed: it has no seed, cuts the middle of
+    every file first, and when it runs out of files it cuts them again elsewhere.
     """
 
-    def __init__(self, sources: Sequence[Source], bucket: Bucket, split: str, data: Any, seed: int = 0):
-        """Finds the rows of `split` ('train' or 'eval') that fit; `empty` says that none does."""
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        bucket: Bucket,
+        split: str,
+        data: Any,
+        seed: int = 0,
+        middle_first: bool = True,
+    ):
+        """Finds the rows of `split` ('train' or 'eval') that fit; `empty` says that none does.
+
+        Without `middle_first` held-out samples are cut as widely as training samples from the first on.
+        """
+        self._first_cut = 0 if middle_first else 1
         self.bucket, self.data, self.split = bucket, data, split
         self._key = (seed % 2**64, zlib.crc32(bucket.name.encode()))
         self._sources = tuple(sources)
@@ -81,7 +93,9 @@ class Order:
         """
         number, place, epoch = self._mixture[index]
         source, rows = self._sources[number], self._rows[number]
-        crop = _varied(epoch, self.data.zoom) if self.split == "eval" else self._drawn(index)
+        crop = (
+            _varied(epoch + self._first_cut, self.data.zoom) if self.split == "eval" else self._drawn(index)
+        )
         bad, unfit, reason = {}, set(), ""
         for attempt in range(1, ATTEMPTS + 1):
             row = source.row(int(rows[place]))

@@ -133,7 +133,7 @@ def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> 
     parts.append("<h2>Statistics of training latents</h2>" if results.get("training_latents") else "")
     for codec, statistics in results.get("training_latents", {}).items():
         told = f"{short(codec)}, step {statistics.get('step', '?')}: normalise with (z - mean) / std"
-        lists = {name: [round(value, 6) for value in statistics[name]] for name in ("mean", "std")}
+        lists = {name: [round(float(value), 6) for value in statistics[name]] for name in ("mean", "std")}
         parts.append(f"<p>{_text(told)}<pre>{_text(json.dumps(lists))}</pre>")
     parts.append("<h2>Settings</h2><p class=soft>Whatever changes a number; results.json has the same.")
     parts.append(f"<pre>{_text(json.dumps(settings, indent=1, sort_keys=True, default=str))}</pre></html>\n")

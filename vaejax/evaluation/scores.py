@@ -6,6 +6,8 @@ are of the whole set.
 
 import functools
 import itertools
+import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -171,7 +173,15 @@ class Tally:
         )
         for network, parts in self._features.items():
             x, y = originals[network], np.concatenate(parts)
-            if len(x) > 1:
+            broken = int((~np.isfinite(y).all(1)).sum())
+            if broken:
+                print(
+                    f"{self.codec.name}: {broken} of {len(y)} samples are not finite; its distances are NaN",
+                    file=sys.stderr,
+                )
+                unknown = dict.fromkeys(("value", "low", "high"), math.nan) | {"samples": len(y)}
+                scores |= dict.fromkeys(DISTANCES[network], unknown)
+            elif len(x) > 1:
                 of_spread, of_kernel = DISTANCES[network]
                 scores[of_spread] = _with_interval(frechet.frechet_distance, x, y, seed)
                 # y_i was made from x_i: alike, they are no two samples.

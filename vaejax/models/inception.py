@@ -22,8 +22,7 @@ def load(path: str | os.PathLike) -> dict:
     """The weights, with batch normalisation folded in.
 
     Args:
-      path: a state dict with pytorch-fid's names; torchvision's own weights have the same names and shapes
-        but are of another training, and give no FID.
+      path: a state dict with pytorch-fid's names; torchvision's own weights, which give no FID, are refused.
 
     Returns:
       {layer: {'kernel', 'bias'}}, float32.
@@ -34,7 +33,9 @@ def load(path: str | os.PathLike) -> dict:
     if not path:
         raise BadWeights("FID's Inception: no weights were given; accepted: a path of " + _FILE)
     names = lambda name: (f"{name}.conv", f"{name}.bn")  # noqa: E731
-    return folded.from_torch(path, _network, (1, SIZE, SIZE, 3), names)[0]
+    # Not read but for its shape: torchvision's file, whose network is another, has 1000 classes.
+    last = {"fc.weight": (1008, FEATURES)}
+    return folded.from_torch(path, _network, (1, SIZE, SIZE, 3), names, last)[0]
 
 
 def features(params: dict, x: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The probe while a run trains: what a small diffusion model learns on the averaged parameters' latents."""
 
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from vaejax.evaluation.probe.media import Media
 from vaejax.evaluation.probe.presets import PRESETS
 from vaejax.evaluation.probe.score import Probe, Stopped
 from vaejax.evaluation.run_codec import RunCodec
+from vaejax.models import weights
 from vaejax.models.autoencoder import Autoencoder
 
 
@@ -31,7 +33,7 @@ class TrainingProbe:
       config: the run's, its preset's fps, zoom and holdout being those of config.data.
       model: the run's.
       mesh: on which the parameters lie.
-      stopping: asked now and then whether to give up.
+      stopping: asked now and then, by all processes together, whether to give up.
 
     Raises:
       InputError: if the bucket has no held-out samples, or its latents are not whole patches.
@@ -67,7 +69,8 @@ class TrainingProbe:
         """Scores the averaged parameters, {'autoencoder': ...}.
 
         Returns:
-          'BUCKET/NAME' to value, NAME of SCORES, and samples as a picture; nothing of either if given up.
+          'BUCKET/NAME' to value, NAME of SCORES, and samples as a picture; nothing of either if it gave up
+          or failed, which stderr tells.
         """
         codec = RunCodec("run", self._model, average["autoencoder"], mesh=self._mesh)
         values, picture = np.full(len(SCORES), np.nan), None
@@ -82,7 +85,9 @@ class TrainingProbe:
             picture = grid(shown)
         except Stopped:
             pass
-        if jax.process_count() > 1:  # they keep the same best checkpoint, whoever was stopped
+        except (InputError, weights.BadWeights) as error:  # none must end a run
+            print(f"{self.bucket.name} is not probed: {error}", file=sys.stderr)
+        if jax.process_count() > 1:  # they keep the same best checkpoint
             values = multihost_utils.broadcast_one_to_all(values)
         if np.isnan(values).any():
             return {}, None

@@ -43,7 +43,10 @@ class Media:
 
     def __init__(self, sources: Sequence[Source], bucket: Bucket, data, folder: str = ""):
         self.bucket, self.data, self._folder = bucket, data, folder
-        self._orders = {split: Order(sources, bucket, split, data) for split in ("train", "eval")}
+        # What is generated is like training samples, so what it is compared with is cut as they are.
+        self._orders = {
+            split: Order(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
+        }
         for split, order in self._orders.items():
             if order.empty:
                 raise InputError(nothing_fits(sources, bucket, split, data))

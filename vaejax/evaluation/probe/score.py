@@ -15,8 +15,8 @@ decode badly. Beside it stand:
   more than this normalisation. Codecs of one latent shape may be compared by it, but it is no score: latents
   that repeat themselves are easily explained.
 
-Features are EfficientNet's of every frame; of clips that are long enough, I3D's of the whole clip. So
-`kernel` and `frechet` are KID and FID with another network, or KVD and FVD.
+Features are EfficientNet's, of a clip its middle frame's; of clips that are long enough I3D's of the whole
+clip. So `kernel` and `frechet` are KID and FID with another network, or KVD and FVD.
 """
 
 import functools
@@ -156,7 +156,7 @@ class Probe:
             x, labels = latents.held_out[sample], latents.held_out_labels[sample]
             return _losses(params, jax.random.key(0), places, x, times[time], labels, model=self._model)
 
-        found = _in_batches(losses, len(latents.held_out) * len(times), self._preset.batch)
+        found = self._in_batches(losses, len(latents.held_out) * len(times))
         return float(found.mean(dtype=np.float64))
 
     def _generate(self, params: dict, latents: Latents, seed: int) -> np.ndarray:
@@ -168,7 +168,15 @@ class Probe:
             labels = latents.labels[places % len(latents.labels)]
             return _solve(params, key, places, labels, model=self._model, shape=shape, steps=steps)
 
-        return _in_batches(solve, self._preset.samples, self._preset.batch)
+        return self._in_batches(solve, self._preset.samples)
+
+    def _in_batches(self, function: Callable[[np.ndarray], jax.Array], count: int) -> np.ndarray:
+        """The function of the places 0 to `count`, a batch at once; the last one is filled up with copies."""
+        found, batch = [], self._preset.batch
+        for start in range(0, count, batch):
+            self._go_on()
+            found.append(np.asarray(function(np.minimum(np.arange(start, start + batch), count - 1))))
+        return np.concatenate(found)[:count]
 
     def _judged(self, z: np.ndarray, decode: Decoder, doing: str) -> tuple[dict[str, float], np.ndarray]:
         """The distances of decoded latents to the real samples, and the first of them, uint8."""
@@ -189,11 +197,11 @@ class Probe:
         return distances, shown
 
     def _seen(self, frames: np.ndarray) -> dict[str, np.ndarray]:
-        """Features by network: of clips as wholes, or of every frame."""
-        look = self._features.clips if self.network == "i3d" else self._features.images
-        return {self.network: look(frames)} | (
-            {"inception": self._features.inception(frames)} if self._fid else {}
-        )
+        """Features (B, d) by network: of clips as wholes, or of their middle frames; one of a sample."""
+        middle = frames[:, frames.shape[1] // 2][:, None]
+        whole = self.network == "i3d"
+        seen = {self.network: self._features.clips(frames) if whole else self._features.images(middle)}
+        return seen | ({"inception": self._features.inception(middle)} if self._fid else {})
 
     def _read(self, split: str, doing: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         count = self._preset.train_samples if split == "train" else self._preset.samples
@@ -205,10 +213,13 @@ class Probe:
     def _bar(self, total: int, doing: str, unit: str) -> tqdm:
         return tqdm(total=total, desc=doing, unit=unit, disable=not self._progress, leave=False)
 
-    def _advance(self, bar: tqdm, count: int) -> None:
-        bar.update(count)
+    def _go_on(self) -> None:
         if self._stopping():
             raise Stopped
+
+    def _advance(self, bar: tqdm, count: int) -> None:
+        bar.update(count)
+        self._go_on()
 
     def _tick(self, bar: tqdm, updates: int, loss: jax.Array) -> None:
         self._advance(bar, updates)
@@ -247,13 +258,6 @@ def _solve(
 def _noise(key: jax.Array, places: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Noise (b, *shape) that depends on each sample's own place alone, whatever batch it comes in."""
     return jax.vmap(lambda place: jax.random.normal(jax.random.fold_in(key, place), shape))(places)
-
-
-def _in_batches(function: Callable[[np.ndarray], jax.Array], count: int, batch: int) -> np.ndarray:
-    """The function of the places 0 to `count`, `batch` at once; the last batch is filled up with copies."""
-    starts = range(0, count, batch)
-    found = [function(np.minimum(np.arange(start, start + batch), count - 1)) for start in starts]
-    return np.concatenate(found)[:count]
 
 
 def _joined(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
