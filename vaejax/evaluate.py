@@ -88,7 +88,8 @@ def evaluate(
       InputError: in one line, before anything is computed where that can be known.
     """
     started = time.monotonic()
-    run_name = next((name for name in names if os.path.isdir(os.path.expanduser(name))), "")
+    folders = [name for name in names if name not in ("identity", "linear")]  # whatever folders there are
+    run_name = next((name for name in folders if os.path.isdir(os.path.expanduser(name))), "")
     config = run.config(run_name) if run_name else configuration.defaults()
     if fps:
         config.data.fps = fps
