@@ -209,7 +209,7 @@ class DiffusersCodec:
 
     def _channels_first(self, x: np.ndarray) -> Any:
         """(B, T, H, W, C) to the model's (B, C, T, H, W), or (B·T, C, H, W)."""
-        x = self._torch.from_numpy(np.ascontiguousarray(x)).to(self._device)
+        x = self._torch.from_numpy(np.array(x)).to(self._device)
         return x.permute(0, 4, 1, 2, 3) if self._is_video else x.flatten(0, 1).permute(0, 3, 1, 2)
 
     def _channels_last(self, x, batch: int) -> np.ndarray:
