@@ -23,6 +23,14 @@ def corners(height: int = 64, width: int = 96) -> np.ndarray:
     return out
 
 
+def write_photos(folder, count: int, size: int = 48) -> None:
+    """Writes smooth random photos, 00.png and on, into a folder."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        small = Image.fromarray(rng.integers(256, size=(6, 6, 3), dtype=np.uint8))
+        small.resize((size, size), Image.BICUBIC).save(folder / f"{i:02}.png")
+
+
 def corner_colours(picture: np.ndarray) -> np.ndarray:
     """The middle of each quadrant, (4, 3)."""
     h, w = picture.shape[:2]

@@ -86,6 +86,10 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
             {"checkpoint.best": "mean/psnr", "eval.every": 200},
             r"eval\.every = 200 .* checkpoint\.every = 300",
         ),
+        (
+            {"checkpoint.best": "-mean/lpips_alexnet", "data.buckets": {"image_16x16": {"batch": 1}}},
+            r"NAME one of psnr, .*, kl, spots where",
+        ),
         ({"checkpoint.best": "-image_64x64/flicker"}, r"checkpoint\.best = '-image_64x64/flicker'"),
         (
             {"probe.bucket": "image_1x1"},
@@ -95,6 +99,7 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
 )
 def test_the_best_checkpoint_follows_a_number_that_checkpoints_have(changes, told):
     settings = demo.get_config()
+    settings.data.buckets = changes.pop("data.buckets", settings.data.buckets)
     settings.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=told):
         config.check(settings)

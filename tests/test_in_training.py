@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import demo
+from tests import media_files
 from tests.test_probe import TINY
 from vaejax import mesh as sharding
 from vaejax import train
@@ -26,10 +26,7 @@ NAME = "image_32x32"
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        small = rng.integers(256, size=(6, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((48, 48), Image.BICUBIC).save(folder / f"{i:02}.png")
+    media_files.write_photos(folder, 40)
     config = demo.get_config("tiny")
     config.data.media = str(folder)
     config.data.buckets = {NAME: {"batch": 8}}

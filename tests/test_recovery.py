@@ -11,9 +11,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
 
 from configs import demo
+from tests import media_files
 from tests.models import SMALL
 from vaejax import mesh as sharding
 from vaejax import train, train_state
@@ -49,10 +49,7 @@ def settings(media, adversarial=False, **more):
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        small = rng.integers(256, size=(6, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((48, 48), Image.BICUBIC).save(folder / f"{i:02}.png")
+    media_files.write_photos(folder, 40)
     return folder
 
 

@@ -1,11 +1,12 @@
 """What every command line shares: help that shows an example, one line for a mistake, and the exit codes."""
 
 import argparse
+import contextlib
 import errno
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from vaejax.errors import InputError, TrainingFailed
 
@@ -50,15 +51,22 @@ def keep_compiled() -> None:
 def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
     """A folder to write to, made when missing; InputError where that cannot be."""
     folder = pathlib.Path(name).expanduser()
-    try:
+    with writing(name, flag):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return folder
+
+
+@contextlib.contextmanager
+def writing(name: str, flag: str = "--out") -> Iterator[None]:
+    """While a folder is written to: what the system says against it becomes an InputError of one line."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{flag}={name}: {error.strerror}; accepted: a folder that can be written"
         ) from error
-    return folder
 
 
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:

@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -426,19 +427,16 @@ def _check_best(config: ConfigDict, buckets: Sequence[str]) -> None:
     best = config.checkpoint.best
     if not best:
         return
-    lpips = {"alexnet", config.loss.perceptual.network if config.loss.weights.perceptual else "alexnet"}
-    unknown = {f"lpips_{network}" for network in NETWORKS} - {f"lpips_{network}" for network in lpips}
-    clips = [bucket for bucket in buckets if bucket.startswith("video")]
-    known = [f"{bucket}/{name}" for bucket in ("mean", *buckets) for name in SCORES if name not in unknown]
-    still = {"mean", *buckets} - ({"mean", *clips} if clips else set())
-    known = [name for name in known if name not in {f"{bucket}/flicker" for bucket in still}]
+    scores = {bucket: _evaluated(config, bucket) for bucket in buckets}
+    scores["mean"] = [name for name in SCORES if any(name in names for names in scores.values())]
+    known = [f"{bucket}/{name}" for bucket, names in scores.items() for name in names]
     probed = [f"{config.probe.bucket or buckets[0]}/{name}" for name in probe.SCORES if config.probe.every]
     name = best.removeprefix("-")
     if name not in known + probed:
-        names = ", ".join(name for name in SCORES if name not in unknown)
         raise InputError(
             f"checkpoint.best = {best!r}; accepted: '' or BUCKET/NAME, '-' before it where lower is better,"
-            f" BUCKET one of mean, {', '.join(buckets)} and NAME one of {names}"
+            f" BUCKET one of mean, {', '.join(buckets)} and NAME one of {', '.join(scores['mean'])} where the"
+            " bucket has it"
             + (f"; or {', '.join(probed)}" if probed else "; with probe.every, BUCKET/probe_kernel")
         )
     key = "probe.every" if name in probed else "eval.every"
@@ -448,6 +446,17 @@ def _check_best(config: ConfigDict, buckets: Sequence[str]) -> None:
             f"{key} = {every} with checkpoint.best = {best!r}; accepted: a multiple or a divisor of"
             f" checkpoint.every = {saved}, so that checkpoints have the number"
         )
+
+
+def _evaluated(config: ConfigDict, bucket: str) -> list[str]:
+    """The names of SCORES that evaluation gives of a bucket."""
+    networks = {"alexnet"} | ({config.loss.perceptual.network} if config.loss.weights.perceptual else set())
+    sizes = [int(size) for size in re.findall(r"\d+", bucket)]
+    missing = {
+        f"lpips_{name}" for name in NETWORKS if name not in networks or min(sizes[-2:], default=0) < SMALLEST
+    }
+    missing |= set() if bucket.startswith("video_") else {"flicker"}
+    return [name for name in SCORES if name not in missing]
 
 
 def unknown_key(key: str) -> str:

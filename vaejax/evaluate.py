@@ -335,13 +335,9 @@ def _command(chosen: argparse.Namespace) -> None:
         chosen.seed,
         chosen.inception,
     )
-    try:
+    with command.writing(chosen.out):
         results.write(out / "results.json", told)
         page.write(out / "report.html", told, shown)
-    except OSError as error:
-        raise InputError(
-            f"--out={chosen.out}: {error.strerror}; accepted: a folder that can be written"
-        ) from error
     print(summary(told))
     print(f"{out / 'results.json'}\n{out / 'report.html'}")
 

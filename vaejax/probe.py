@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         out = command.made_folder(chosen.out)
         command.keep_compiled()
         found, shown = probe(chosen)
-        results.write(out / "probe.json", found)
-        Image.fromarray(grid(shown)).save(out / "samples.png")
+        with command.writing(chosen.out):
+            results.write(out / "probe.json", found)
+            Image.fromarray(grid(shown)).save(out / "samples.png")
         print(summary(found))
         print(f"{out / 'probe.json'}, {out / 'samples.png'}: {found['time']['seconds']:.0f} s")
 

@@ -254,12 +254,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     if step == config.steps and config.eval.latent_samples:
         # What the user of a diffusion model normalises latents by stays with the last checkpoint.
         codec = RunCodec("run", model, state.ema["autoencoder"], mesh=mesh)
-        try:
-            statistics = normalisation.of_training_samples(codec, samples, buckets, config) | {"step": step}
-            if is_main:
-                latents.store(directory, step, statistics)
-        except InputError as error:  # the run is done and saved
-            print(f"no statistics of the training latents: {error}", file=sys.stderr)
+        normalisation.keep(codec, samples, buckets, config, directory, step)
     if step < config.steps and is_main:
         print(f"stopped by a signal, saved at step {saved}; run the same command to go on", file=sys.stderr)
     return step == config.steps

@@ -93,9 +93,8 @@ class Order:
         """
         number, place, epoch = self._mixture[index]
         source, rows = self._sources[number], self._rows[number]
-        crop = (
-            _varied(epoch + self._first_cut, self.data.zoom) if self.split == "eval" else self._drawn(index)
-        )
+        held_out = self.split == "eval"
+        crop = _varied(epoch + self._first_cut, self.data.zoom) if held_out else self._drawn(index)
         bad, unfit, reason = {}, set(), ""
         for attempt in range(1, ATTEMPTS + 1):
             row = source.row(int(rows[place]))

@@ -1,6 +1,7 @@
 """The statistics of a run's training latents, by which a diffusion user normalises latents; computed once."""
 
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -42,45 +43,52 @@ def of_run(codec: RunCodec, name: str, step: int) -> dict | None:
     try:
         opened = sources.open_sources(config.data)
         buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
-        statistics = of_training_samples(codec, opened, buckets, config) | {"step": step}
     except InputError as error:
         print(f"no statistics of the training latents of {name}: {error}", file=sys.stderr)
         return None
-    try:
-        latents.store(folder, step, statistics)
-    except InputError as error:  # a run that others may only read
-        print(f"statistics of latents are not kept: {error}", file=sys.stderr)
-    return statistics
+    return keep(codec, opened, buckets, config, folder, step)
 
 
-def of_training_samples(
-    codec: RunCodec, opened: Sequence[Source], buckets: Sequence[Bucket], config: ConfigDict
-) -> dict:
-    """The statistics of the latents of the first training samples of every bucket.
+def keep(
+    codec: RunCodec,
+    opened: Sequence[Source],
+    buckets: Sequence[Bucket],
+    config: ConfigDict,
+    folder: str | os.PathLike,
+    step: int,
+) -> dict | None:
+    """Computes the statistics, by all processes of the codec's mesh together, and keeps them.
 
     Args:
       codec: the run's.
       opened: its sources.
       buckets: its buckets.
       config: its configuration.
+      folder: its --workdir.
+      step: of a completed checkpoint.
 
     Returns:
-      'mean', 'std' and 'buckets', as `of_run`.
-
-    Raises:
-      InputError: if they cannot be read.
+      As `of_run`: a run that is done does not fail because of its statistics.
     """
-    found, count = {}, config.eval.latent_samples or SAMPLES
-    for bucket in buckets:
-        samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
-        silent = jax.process_index() > 0
-        counted = tqdm(
-            samples, f"training latents, {bucket.name}", count, leave=False, file=sys.stderr, disable=silent
-        )
-        each = max(1, min(BATCH, PIXELS // bucket.pixels))
-        found[bucket.name] = latents.of(codec, _batched(counted, each * codec.shards))
+    found, count, is_main = {}, config.eval.latent_samples or SAMPLES, jax.process_index() == 0
+    try:
+        for bucket in buckets:
+            samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
+            doing = f"training latents, {bucket.name}"
+            samples = tqdm(samples, doing, count, leave=False, file=sys.stderr, disable=not is_main)
+            each = max(1, min(BATCH, PIXELS // bucket.pixels))
+            found[bucket.name] = latents.of(codec, _batched(samples, each * codec.shards))
+    except InputError as error:
+        print(f"no statistics of the training latents of {folder}: {error}", file=sys.stderr)
+        return None
     mean, std = latents.pooled(list(found.values()))
-    return {"mean": mean, "std": std, "buckets": found}
+    statistics = {"mean": mean, "std": std, "buckets": found, "step": step}
+    try:
+        if is_main:
+            latents.store(folder, step, statistics)
+    except InputError as error:  # a run that others may only read
+        print(f"statistics of latents are not kept: {error}", file=sys.stderr)
+    return statistics
 
 
 def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarray]:

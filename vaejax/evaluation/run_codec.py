@@ -52,7 +52,7 @@ class RunCodec:
         self._mesh = mesh
         self.shards = sharding.batch_shards(mesh) if mesh else 1
         whole = sharding.replicated(mesh) if mesh else None
-        self.params = jax.device_put(params, whole)
+        self.load(params)
         self._encode = jax.jit(self._moments, out_shardings=whole)
         self._decode = jax.jit(self._pixels, out_shardings=whole)
         self._continue = jax.jit(self._next_chunk, static_argnums=3, out_shardings=(whole, None))
@@ -79,6 +79,10 @@ class RunCodec:
         model = Autoencoder(architecture)
         params = _average(name, folder / "checkpoints" / str(step) / "state", model)
         return cls(name, model, params, {"step": step, "parameters": "ema"}, mesh)
+
+    def load(self, params: dict) -> None:
+        """Takes other parameters of the model, for which nothing is compiled again; {} frees their memory."""
+        self.params = jax.device_put(params, sharding.replicated(self._mesh) if self._mesh else None)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents of a clip."""

@@ -54,7 +54,7 @@ class TrainingProbe:
         settings = config.probe
         self.bucket = next(b for b in buckets if b.name == (settings.bucket or buckets[0].name))
         self._media, self._seeds = Media(sources, self.bucket, config.data), range(settings.seeds)
-        self._preset, self._model, self._mesh = PRESETS[settings.preset], model, mesh
+        self._preset, self._codec = PRESETS[settings.preset], RunCodec("run", model, {}, mesh=mesh)
         self._stopping, self._probe = stopping, None
         _, h, w, _ = model.architecture.latent_shape(
             self.bucket.frames, self.bucket.height, self.bucket.width
@@ -72,7 +72,8 @@ class TrainingProbe:
           'BUCKET/NAME' to value, NAME of SCORES, and samples as a picture; nothing of either if it gave up
           or failed, which stderr tells.
         """
-        codec = RunCodec("run", self._model, average["autoencoder"], mesh=self._mesh)
+        codec = self._codec
+        codec.load(average["autoencoder"])
         values, picture = np.full(len(SCORES), np.nan), None
         try:
             if self._probe is None:  # the networks and the real samples, once
@@ -87,13 +88,14 @@ class TrainingProbe:
             pass
         except (InputError, weights.BadWeights) as error:  # none must end a run
             print(f"{self.bucket.name} is not probed: {error}", file=sys.stderr)
+        finally:
+            codec.load({})  # until it is asked again its copy is in the run's way
         if jax.process_count() > 1:  # they keep the same best checkpoint
             values = multihost_utils.broadcast_one_to_all(values)
         if np.isnan(values).any():
             return {}, None
-        return {
-            f"{self.bucket.name}/{name}": float(v) for name, v in zip(SCORES, values, strict=True)
-        }, picture
+        names = (f"{self.bucket.name}/{name}" for name in SCORES)
+        return dict(zip(names, values.tolist(), strict=True)), picture
 
     def line(self, step: int, scores: dict[str, float]) -> str:
         """The scores for people."""
