@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -43,6 +44,11 @@ def make(config: ConfigDict) -> Mesh:
         )
     # Auto: under Explicit axes linen's partitioning and the kernel gradient of a 3D convolution fail.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def over_height(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of these devices along `space`: one clip that all of them share."""
+    return jax.make_mesh((1, 1, len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from vaejax.codec.tile import check_tile
 from vaejax.errors import InputError, one_line
 from vaejax.evaluation.codec import array_bits, check_frames, normalise
-from vaejax.evaluation.tile import check_tile
 
 IMAGES = ("AutoencoderKL",)
 VIDEOS = (

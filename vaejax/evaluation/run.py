@@ -32,9 +32,10 @@ def config(name: str) -> ConfigDict:
     path = folder(name) / "config.json"
     try:
         saved = json.loads(path.read_text())
+        saved["model"]  # of an older run any other key may be missing
         return ConfigDict(_merged(configuration.defaults().to_dict(), saved, ""))
-    except (OSError, ValueError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or "damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or "describes no run"
         raise InputError(f"{path}: {reason}; accepted: the --workdir of a run") from error
 
 

@@ -1,25 +1,19 @@
 """The codec of a vaejax run: the averaged (EMA) parameters of one of its checkpoints."""
 
-import json
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from vaejax import config as configuration
 from vaejax import mesh as sharding
-from vaejax.errors import InputError, one_line
-from vaejax.evaluation import run
+from vaejax.codec.network import apply
+from vaejax.codec.tile import decode_tiled, spans
+from vaejax.codec.trained import open_trained
+from vaejax.errors import InputError
 from vaejax.evaluation.codec import array_bits, check_frames
-from vaejax.evaluation.tile import decode_tiled, spans
-from vaejax.models.autoencoder import Architecture, Autoencoder
-
-DTYPES = ("float32", "bfloat16")
+from vaejax.models.autoencoder import Autoencoder
 
 
 class RunCodec:
@@ -61,24 +55,20 @@ class RunCodec:
     def open(
         cls, name: str, step: int | None = None, dtype: str = "", mesh: Mesh | None = None
     ) -> "RunCodec":
-        """Reads a run, which may be under way: nothing in it is changed.
+        """Reads a run or an export, as `open_trained` does.
 
         Args:
-          name: its folder, or FOLDER/checkpoints/STEP.
+          name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
           step: of a completed checkpoint; None takes the name's, or the last.
           dtype: of the computation, 'float32' or 'bfloat16'; '' takes the run's.
           mesh: of devices that share a batch; None is one device.
 
         Raises:
-          InputError: for a folder without a run, or without this step's checkpoint.
+          InputError: where there is none.
         """
-        folder = run.folder(name)
-        step = run.step(name) if step is None else step
-        architecture = _architecture(name, folder, dtype)
-        step = _completed(name, folder, step)
-        model = Autoencoder(architecture)
-        params = _average(name, folder / "checkpoints" / str(step) / "state", model)
-        return cls(name, model, params, {"step": step, "parameters": "ema"}, mesh)
+        trained = open_trained(name, step, dtype)
+        model = Autoencoder(trained.architecture)
+        return cls(name, model, trained.params, {"step": trained.step, "parameters": "ema"}, mesh)
 
     def load(self, params: dict) -> None:
         """Takes other parameters of the model, for which nothing is compiled again; {} frees their memory."""
@@ -128,22 +118,16 @@ class RunCodec:
 
     def _moments(self, params: dict, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = frames.astype(jnp.float32) / 127.5 - 1
-        posterior = self._apply({"params": params}, x, method="encode")
+        posterior = apply(self.model, {"params": params}, x, method="encode")
         return posterior.mean, posterior.log_variance
 
     def _pixels(self, params: dict, latents: jax.Array) -> jax.Array:
-        return jnp.clip(self._apply({"params": params}, latents, method="decode"), -1, 1)
+        return jnp.clip(apply(self.model, {"params": params}, latents, method="decode"), -1, 1)
 
     def _next_chunk(self, params: dict, cache: dict, latents: jax.Array, is_video: bool):
         variables = {"params": params, "cache": cache} if cache else {"params": params}
-        x, state = self._apply(variables, latents, is_video, method="decode", mutable="cache")
+        x, state = apply(self.model, variables, latents, is_video, method="decode", mutable="cache")
         return jnp.clip(x, -1, 1), state["cache"]
-
-    def _apply(self, variables: dict, *arguments, **options) -> Any:
-        # Else an accelerator multiplies float32 in fewer digits, and scores differ from machine to machine.
-        exact = "float32" if self.model.architecture.dtype == "float32" else None
-        with jax.default_matmul_precision(exact):
-            return self.model.apply(variables, *arguments, **options)
 
     def _on_devices(self, function, batch: np.ndarray) -> Any:
         """`function` of the parameters and the batch, back on this host."""
@@ -156,82 +140,3 @@ class RunCodec:
             return batch
         filled = np.arange(len(batch) + -len(batch) % self.shards) % len(batch)
         return sharding.shared(self._mesh, batch[filled])
-
-
-def _architecture(name: str, folder: pathlib.Path, dtype: str) -> Architecture:
-    """What the run's config.json says of the autoencoder, keys that it is too old for at their defaults."""
-    path = folder / "config.json"
-    try:
-        saved = json.loads(path.read_text())["model"]
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        model = ConfigDict(configuration.defaults().model.to_dict() | fields)
-        if dtype:
-            if dtype not in DTYPES:
-                raise InputError(f"dtype {dtype!r}; accepted: {' or '.join(DTYPES)}")
-            model.dtype = dtype
-        return configuration.architecture(model)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"codec {name!r}: no config.json in it; accepted: the --workdir of a run, or its checkpoints/STEP"
-        ) from error
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"codec {name!r}: config.json describes no autoencoder ({one_line(error)});"
-            " accepted: that of a run"
-        ) from error
-
-
-def _completed(name: str, folder: pathlib.Path, step: int | None) -> int:
-    """The step asked for, or the last; a checkpoint that is being written does not count."""
-    checkpoints = folder / "checkpoints"
-    steps = []
-    if checkpoints.is_dir():
-        # The other two are what read_only makes of them, with a warning unless asked for.
-        options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-        with ocp.CheckpointManager(checkpoints, options=options) as manager:
-            steps = sorted(manager.all_steps())
-    if not steps:
-        raise InputError(f"codec {name!r}: no completed checkpoint in it; accepted: a run that saved one")
-    if step is not None and step not in steps:
-        raise InputError(
-            f"codec {name!r}: no completed checkpoint of step {step}; accepted: {', '.join(map(str, steps))}"
-        )
-    return steps[-1] if step is None else step
-
-
-def _average(name: str, path: pathlib.Path, model: Autoencoder) -> dict:
-    """The autoencoder's EMA parameters alone, as arrays of this host, whatever mesh saved them."""
-    a = model.architecture
-    side = 4 * a.spatial_factor
-    clip = jax.ShapeDtypeStruct((1, 1 + a.temporal_factor, side, side, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        shapes = jax.eval_shape(model.init, key, clip, key)["params"]
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"codec {name!r}: config.json describes no autoencoder ({one_line(error)});"
-            " accepted: that of a run"
-        ) from error
-    wanted = {"ema": {"autoencoder": shapes}}
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(
-                path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"codec {name!r}: {path} cannot be read: {one_line(error)}; accepted: a run's"
-        ) from error
-    found = restored["ema"]["autoencoder"]
-    for (where, shape), leaf in zip(
-        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(found), strict=True
-    ):
-        if leaf.shape != shape.shape:
-            raise InputError(
-                f"codec {name!r}: {jax.tree_util.keystr(where)} has the shape {leaf.shape} in the checkpoint;"
-                f" accepted: {shape.shape}, by config.json"
-            )
-    return found
