@@ -123,12 +123,12 @@ def draw(path: pathlib.Path, rows: dict[str, dict], bucket: str) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, row in rows.items():
         kernel = row["kernel"]
-        (point,) = axes.plot(row["psnr"], kernel["mean"], "o")
+        (point,) = axes.plot(row["psnr"], kernel["mean"], "o", label=name)
         axes.errorbar(row["psnr"], kernel["mean"], kernel["spread"], color=point.get_color(), capsize=3)
         axes.plot(row["psnr"], row["floor"]["kernel"], "_", color=point.get_color())
-        axes.annotate(name, (row["psnr"], kernel["mean"]), (6, 4), textcoords="offset points", fontsize=9)
     axes.set_xlabel(f"PSNR of held-out samples, {bucket}, dB (better →)")
     axes.set_ylabel("kernel distance of generated samples (better ↓; _ : floor)")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
