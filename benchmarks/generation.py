@@ -4,9 +4,9 @@
 
 Trains configs/demo.py without its perceptual and adversarial terms once for every variant, probes the latents
 of its image bucket, and prints a table and the rank correlation of the two; DIR/generation.png shows one
-against the other, DIR/generation.json has the numbers. Of the demo's own media two photos are held out, too few
-to generate like: give a folder of hundreds. The same command again goes on where it stopped. Needs matplotlib
-and scipy.
+against the other, DIR/generation.json has the numbers. Of the demo's own media two photos are held out: too
+few to generate like; give a folder of hundreds. The same command again goes on where it stopped. Needs
+matplotlib and scipy.
 """
 
 import argparse
