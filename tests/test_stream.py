@@ -99,6 +99,9 @@ def test_frames_come_back_as_they_went_in():
         real = codec.decode(codec.encode(np.float32(frames) / 127.5 - 1))
         assert real.dtype == np.float32
         assert np.abs((real + 1) * 127.5 - decoded).max() < 0.51
+        copy = np.array(latent)
+        copy[:], decoded[:] = 0, decoded.copy()  # both are the caller's to change
+        assert np.abs(latent.values).max() > 0
         on_device = codec.encode(jnp.asarray(frames))
         assert isinstance(on_device.values, jax.Array)
         np.testing.assert_array_equal(codec.decode(on_device), decoded)

@@ -23,6 +23,7 @@ import vaejax
 from vaejax import command
 from vaejax import config as configuration
 from vaejax import mesh as sharding
+from vaejax.codec import trained
 from vaejax.data import sources
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.errors import InputError
@@ -72,7 +73,7 @@ def evaluate(
     Args:
       names: of codecs, see `codec.open_codec`. The first run among them gives the default samples, buckets
         and frame rate, and the training samples of `FITTED` codecs; their size is the first one's that has
-        latents.
+        latents. Without a run, an export gives buckets and frame rate.
       data: FOLDER or 'tfds:NAME'; '' takes what the run held out.
       buckets: names; () takes the run's.
       samples: of a bucket, at most; 0 takes all of `data`, or as many as the run evaluates.
@@ -89,8 +90,9 @@ def evaluate(
     """
     started = time.monotonic()
     folders = [name for name in names if name not in ("identity", "linear")]  # whatever folders there are
-    run_name = next((name for name in folders if os.path.isdir(os.path.expanduser(name))), "")
-    config = run.config(run_name) if run_name else configuration.defaults()
+    folders = [name for name in folders if os.path.isdir(os.path.expanduser(name))]
+    run_name = next((name for name in folders if not trained.exported_config(name)), "")
+    config = run.config(run_name) if run_name else _trained_on(folders)
     if fps:
         config.data.fps = fps
     if data:
@@ -142,6 +144,16 @@ def evaluate(
     told["training_latents"] = {name: one for name, one in statistics.items() if one}
     told["time"] = {"seconds": time.monotonic() - started, "seconds_encoding_and_decoding": seconds}
     return told, shown
+
+
+def _trained_on(folders: Sequence[str]) -> ConfigDict:
+    """The defaults, with the buckets and the frame rate that the first of these exports tells of."""
+    config = configuration.defaults()
+    for name in folders[:1]:
+        training = (trained.exported_config(name) or {}).get("training", {})
+        config.data.fps = training.get("fps", config.data.fps)
+        config.data.buckets = ConfigDict({bucket: {"batch": 1} for bucket in training.get("buckets", ())})
+    return config
 
 
 def _networks(inception: str, clips: bool) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -290,7 +302,9 @@ def main(arguments: list[str] | None = None) -> int:
         " run held out.",
         "--checkpoint runs/demo --data ~/Videos --out evaluation --compare linear jpeg:matched h264:23",
     )
-    parser.add_argument("--checkpoint", metavar="DIR", default="", help="a run, or its checkpoints/STEP")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", default="", help="a run, its checkpoints/STEP, or an export"
+    )
     parser.add_argument(
         "--compare", metavar="CODEC", nargs="+", default=[], help=f"more codecs in the same table: {NAMES}"
     )

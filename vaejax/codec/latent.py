@@ -35,4 +35,4 @@ class Latent:
         return self.values.shape
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self.values, dtype)
+        return np.array(self.values, dtype, copy=copy)

@@ -108,9 +108,8 @@ class _Stream:
         """The chunks as one, of the kind and the rank of what was pushed."""
         xp = _module(self._like)
         found = found or [np.zeros((len(self._like), 0, *empty), dtype)]
-        whole = (
-            xp.concatenate([xp.asarray(one) for one in found], axis=1) if found[1:] else xp.asarray(found[0])
-        )
+        # Joined even if it is one: what NumPy sees of an array of JAX cannot be written to.
+        whole = xp.concatenate([xp.asarray(one) for one in found], axis=1)
         return whole[0] if self._rank == 4 else whole
 
 

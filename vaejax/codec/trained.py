@@ -23,6 +23,7 @@ from vaejax.models.autoencoder import Architecture, Autoencoder
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "vaejax.export"  # of an export's config.json; a run's has none
+UNFINISHED = ".partial"  # ends the name of a folder that an export is being written to
 ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or a folder of vaejax.export"
 
 
@@ -52,7 +53,7 @@ def open_trained(name: str, step: int | None = None, dtype: str = "") -> Trained
 
     Args:
       name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
-      step: of a run, a completed checkpoint's; None takes the name's, or the last.
+      step: of a completed checkpoint; None takes the name's, or the last.
       dtype: of the computation, 'float32' or 'bfloat16'; '' takes the one it was trained with.
 
     Raises:
@@ -60,8 +61,15 @@ def open_trained(name: str, step: int | None = None, dtype: str = "") -> Trained
     """
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}; accepted: {' or '.join(DTYPES)}")
-    exported = _exported_config(name)
-    trained = _of_export(name, exported) if exported else _of_run(name, step)
+    exported = exported_config(name)
+    if exported is None:
+        trained = _of_run(name, step)
+    elif pathlib.Path(name).expanduser().resolve().name.endswith(UNFINISHED):
+        raise InputError(f"{name}: an export that was not completed; accepted: {ACCEPTED}")
+    else:
+        trained = of_export(name, exported)
+        if step is not None and step != trained.step:
+            raise InputError(f"{name}: an export of step {trained.step}; accepted: that step, not {step}")
     if dtype:
         trained = trained._replace(architecture=dataclasses.replace(trained.architecture, dtype=dtype))
     return trained
@@ -112,7 +120,7 @@ def _of_run(name: str, step: int | None) -> Trained:
     return Trained(name, architecture, params, mean, std, step, fingerprint(params))
 
 
-def _exported_config(name: str) -> dict | None:
+def exported_config(name: str) -> dict | None:
     """config.json of an export; None where there is none, or it is a run's."""
     try:
         found = json.loads((pathlib.Path(name).expanduser() / CONFIG).read_bytes())
@@ -121,12 +129,21 @@ def _exported_config(name: str) -> dict | None:
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
-def _of_export(name: str, found: dict) -> Trained:
+def of_export(name: str, found: dict) -> Trained:
+    """Reads an export, completed or not.
+
+    Args:
+      name: of its folder.
+      found: its config.json.
+
+    Raises:
+      InputError: if it is damaged.
+    """
     path = pathlib.Path(name).expanduser() / WEIGHTS
     try:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in found["architecture"].items()}
         architecture = Architecture(**fields)
-        step, model = int(found["step"]), str(found["fingerprint"])
+        step, model, stored = int(found["step"]), str(found["fingerprint"]), found["weights"]["fingerprint"]
         mean, std = (_channels(found["latents"][key]) for key in ("mean", "std"))
         wanted = _shapes_of(name, architecture)
         params = traverse_util.unflatten_dict(load_file(path), sep=".")
@@ -136,6 +153,8 @@ def _of_export(name: str, found: dict) -> Trained:
         raise InputError(f"{name}: damaged export ({one_line(error)}); accepted: {ACCEPTED}") from error
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     _check_shapes(name, wanted, params)
+    if fingerprint(params) != stored:
+        raise InputError(f"{path}: not the weights that config.json tells of; accepted: {ACCEPTED}")
     return Trained(name, architecture, params, mean, std, step, model)
 
 

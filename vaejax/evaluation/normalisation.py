@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from vaejax.codec import trained
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.data.order import Order
@@ -27,14 +28,20 @@ def of_run(codec: RunCodec, name: str, step: int) -> dict | None:
 
     Args:
       codec: the run's, with a posterior.
-      name: 'RUN' or 'RUN/checkpoints/STEP'.
+      name: 'RUN', 'RUN/checkpoints/STEP', or the folder of an export, which brings them along.
       step: of the checkpoint that the codec has.
 
     Returns:
       'mean' and 'std', (c,), over all buckets, each counting the same; 'buckets': of each what
       `latents.Moments.statistics` gives; 'step'. None, told on stderr, where the run's training samples
-      cannot be read.
+      cannot be read, or an export has none.
     """
+    exported = trained.exported_config(name)
+    if exported is not None:
+        if exported["latents"]["mean"] is None:
+            print(f"{name} was exported without statistics of its training latents", file=sys.stderr)
+            return None
+        return exported["latents"]
     folder = run.folder(name)
     stored = latents.load(folder, step)
     if stored is not None:
