@@ -105,7 +105,14 @@ def test_power_iteration_finds_the_largest_singular_value():
     np.testing.assert_allclose(value, np.linalg.svd(np.asarray(kernel).reshape(108, 6))[1][0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("loss", "penalty"), [("hinge", 0.5), ("logistic", 0.0), ("non_saturating", 0.0)])
+@pytest.mark.parametrize(
+    ("loss", "penalty"),
+    [
+        ("hinge", 0.5),
+        pytest.param("logistic", 0.0, marks=pytest.mark.slow),
+        pytest.param("non_saturating", 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
     adversary = game(loss=loss, lecam=0.1, r1=penalty)
     opponents = moved(adversary)

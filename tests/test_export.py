@@ -314,7 +314,11 @@ def test_what_is_not_the_same_is_told(run, whole, params):
             compared.check_programs(codec, encode, decode, told)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"attention": True, "film": True}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow), {"attention": True, "film": True}],
+    ids=["bfloat16", "attention and film"],
+)
 def test_programs_of_every_kind_of_model_are_what_the_codec_is(tmp_path, options):
     model, params = randomised(**options)
     mean, std = (np.float32(STATISTICS[key]) for key in ("mean", "std"))
@@ -368,6 +372,7 @@ def test_without_statistics_latents_are_as_they_come(tmp_path, capsys):
     np.testing.assert_allclose(encode(frames), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_path, capsys):
     (tmp_path / "my photos").mkdir()
     media_files.write_photos(tmp_path / "my photos", 4)

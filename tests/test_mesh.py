@@ -59,7 +59,13 @@ def of_one_device():
     return one_update(1, 1, 1, 1)[0]
 
 
-@pytest.mark.parametrize("sizes", [(4, 2, 1), (2, 2, 2)], ids=["data 4 fsdp 2", "data 2 fsdp 2 space 2"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((4, 2, 1), marks=pytest.mark.slow, id="data 4 fsdp 2"),
+        pytest.param((2, 2, 2), id="data 2 fsdp 2 space 2"),
+    ],
+)
 def test_eight_devices_do_what_one_does(monkeypatch, sizes, of_one_device):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
     expected, (sharded, state) = of_one_device, one_update(8, *sizes)

@@ -174,6 +174,7 @@ def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
         train.fit(settings(media, init=str(tmp_path / "nowhere")), str(tmp_path / "three"))
 
 
+@pytest.mark.slow
 def test_a_discriminator_may_join_another(tmp_path):
     """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
     mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))

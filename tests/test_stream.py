@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skimage import data
 
 from tests.frames import pans, photos
 from tests.models import randomised
@@ -178,6 +179,17 @@ def test_tiles_are_the_whole_frame():
     # Tiles that overlap by less than the network sees do differ: the above is no accident.
     codec, *_ = opened(tile=88, overlap=8)
     assert np.abs(codec.decode(latent, dtype="float32") - pixels).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_tiles_of_a_large_frame_are_the_whole_frame():
+    frames = np.tile(data.astronaut(), (2, 1, 1, 1))
+    (at_once, *_), (codec, *_) = opened(), opened(tile=256)
+    latent = at_once.encode(frames)
+    np.testing.assert_allclose(codec.encode(frames), latent, atol=1e-4)
+    pixels = at_once.decode(latent, dtype="float32")
+    assert pixels.shape == (2, 512, 512, 3)
+    np.testing.assert_allclose(codec.decode(latent, dtype="float32"), pixels, atol=1e-4)
 
 
 def test_tiles_of_a_network_that_sees_all_of_a_frame_are_blended_and_told_apart():
