@@ -8,6 +8,7 @@ is told, not counted. Needs `pip install torch==2.13.0 diffusers`.
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
@@ -40,6 +41,7 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     architecture = configuration.architecture(module.get_config(*filter(None, [preset])).model)
+    architecture = dataclasses.replace(architecture, dtype="float32")
     frames = jnp.zeros((1, 1, 32, 32, 3))
     key = jax.random.key(0)
     params = jax.jit(Autoencoder(architecture).init)(key, frames, key)["params"]

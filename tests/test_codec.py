@@ -162,7 +162,7 @@ def test_a_bad_name_gets_one_line(name, told):
 
 def test_a_folder_that_is_no_run_gets_one_line(run, tmp_path):
     folder, _, _ = run
-    with pytest.raises(InputError, match=r"config.json: No such file or directory; accepted: the --workdir"):
+    with pytest.raises(InputError, match=r"config.json: no such file; accepted: the --workdir of a run"):
         open_codec(str(tmp_path))
     with pytest.raises(InputError, match=r"no completed checkpoint of step 4; accepted: 3, 7"):
         open_codec(str(folder), step=4)

@@ -12,6 +12,7 @@ from tests.frames import pans, photos
 from tests.models import randomised
 from vaejax.codec import tile
 from vaejax.codec.codec import Codec
+from vaejax.codec.stream import StreamEncoder
 from vaejax.codec.trained import Trained, fingerprint
 from vaejax.errors import InputError
 
@@ -133,6 +134,9 @@ def test_samples_are_drawn_from_the_posterior_whatever_the_parts():
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.4
     parts = streamed(codec.stream_encoder(key=jax.random.key(3), normalise=False), frames, 0)
     np.testing.assert_allclose(parts, latent.values, atol=1e-4)
+    large = pans(1, 1, 96, 128)
+    samples = [opened(**how)[0].encode(large, key=jax.random.key(3)).values for how in ({}, {"tile": 88})]
+    np.testing.assert_allclose(*samples, atol=1e-3)
     other = codec.encode(frames, key=jax.random.key(4), normalise=False)
     assert (
         np.abs(other.values - latent.values).mean()
@@ -234,6 +238,18 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
         stream.push(photos(1, 24, 24)[0])
     with pytest.raises(ValueError, match="uint8, as before"):
         stream.push(np.float32(clip))
+    with pytest.raises(ValueError, match="at least one clip"):
+        codec.encode(clip[None][:0])
+    for ended in (codec.stream_encoder(), codec.stream_decoder()):
+        with pytest.raises(ValueError, match="was pushed"):
+            ended.flush()
+        ended.push(clip if isinstance(ended, StreamEncoder) else np.zeros((2, 2, 2, 4)))
+        ended.flush()
+        with pytest.raises(ValueError, match="was flushed"):
+            ended.flush()
+    latent = codec.encode(clip)
+    with pytest.raises(ValueError, match=r"\(2, 1, 2, 4\) of 5x16x16 frames; accepted: \(2, 2, 2, 4\)"):
+        codec.decode(jax.tree.map(lambda x: x[:, :1], latent))
     other, *_ = opened(seed=5)
     with pytest.raises(InputError, match=f"{codec.fingerprint}; accepted: of {other.fingerprint}"):
         other.decode(codec.encode(clip))
@@ -246,6 +262,7 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
         ({"tile": 60}, "multiples of 8"),
         ({"tile": 64, "overlap": 64}, "below"),
         ({"tile": 32}, "from"),
+        ({"overlap": 8}, "with a tile"),
     ):
         with pytest.raises(InputError, match=told):
             opened(**how)

@@ -100,7 +100,9 @@ def evaluate(
     elif run_name:
         found = Samples(sources.open_sources(config.data), config.data, limit=samples or config.eval.samples)
     else:
-        raise InputError("--data is missing and no codec is a run; accepted: --data=FOLDER or tfds:NAME")
+        raise InputError(
+            "--data is missing, and only a run knows what it held out; accepted: --data=FOLDER or tfds:NAME"
+        )
     chosen = _buckets(buckets, config, found, asked=bool(buckets))
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     batch += -batch % sharding.batch_shards(mesh)

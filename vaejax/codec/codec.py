@@ -116,6 +116,7 @@ class Codec:
             if latents.model != self.fingerprint:
                 raise InputError(self.another_model(latents.model))
             size = latents.frames, latents.height, latents.width
+            self._check_size(latents)
             normalised, dtype, latents = latents.normalised, dtype or latents.dtype, latents.values
         stream = self.stream_decoder(size, normalised=normalised, dtype=dtype or "uint8")
         image = np.ndim(latents) == 3
@@ -149,6 +150,17 @@ class Codec:
         return StreamDecoder(
             self._network, self.architecture, self._tiles(self._decoder_reach), size, normalised, dtype
         )
+
+    def _check_size(self, latent: Latent) -> None:
+        """Raises ValueError where the values are not those of so many frames of that size."""
+        a = self.architecture
+        t, s = -(-(latent.frames - 1) // a.temporal_factor), a.spatial_factor
+        shape = (1 + t, -(-latent.height // s), -(-latent.width // s), a.latent_channels)
+        if latent.shape[-4:] not in (shape, shape[1:]):
+            raise ValueError(
+                f"latents are {latent.shape} of {latent.frames}x{latent.height}x{latent.width} frames;"
+                f" accepted: {shape}, or the bare array"
+            )
 
     def another_model(self, fingerprint: str) -> str:
         """What is said of a latent of another model."""
@@ -191,6 +203,8 @@ def _in_latents(architecture, tile: int, overlap: int | None) -> tuple[int, int 
       InputError: for what is no multiple of fs, or too small a tile.
     """
     s = architecture.spatial_factor
+    if overlap is not None and not tile:
+        raise InputError(f"overlap of {overlap} pixels; accepted: with a tile")
     for name, value in (("tile", tile), ("overlap", overlap or 0)):
         if value < 0 or value % s:
             raise InputError(f"{name} of {value} pixels; accepted: multiples of {s}")

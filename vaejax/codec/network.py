@@ -1,6 +1,5 @@
 """The autoencoder as two compiled functions of a chunk: what came before it lies in a cache."""
 
-import functools
 from typing import Any
 
 import jax
@@ -43,7 +42,7 @@ class Network:
         self,
         cache: dict,
         frames: jax.Array,
-        noise: tuple[jax.Array, int] | None,
+        noise: jax.Array | None,
         *,
         is_video: bool,
         normalised: bool,
@@ -53,7 +52,7 @@ class Network:
         Args:
           cache: of the stream; {} at its start.
           frames: (B, T, H, W, 3), uint8 or float in [-1, 1]: 1 + ft·k at the start, ft·k later.
-          noise: (key, index of the chunk's first latent frame) to sample; None gives the posterior's mean.
+          noise: (b, t, h, w, c) from N(0, 1), to sample; None gives the posterior's mean.
           is_video: whether the stream is longer than one frame.
           normalised: gives (z - mean) / std.
 
@@ -87,11 +86,7 @@ class Network:
         posterior, cache = self._next(params, cache, x, is_video, "encode")
         z = posterior.mean
         if noise is not None:
-            key, index = noise
-            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index + jnp.arange(z.shape[1]))
-            frame = z[:, 0]
-            drawn = jax.vmap(lambda key: jax.random.normal(key, frame.shape), out_axes=1)(keys)
-            z += jnp.exp(0.5 * posterior.log_variance) * drawn
+            z += jnp.exp(0.5 * posterior.log_variance) * noise
         return ((z - self._mean) / self._std if normalised else z), cache
 
     def _decoded(self, params, cache, latents, is_video, normalised, dtype):

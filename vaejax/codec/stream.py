@@ -5,6 +5,7 @@ the whole clip would. Work is done in chunks of 1 frame at the start and of 1, 2
 so few programs are compiled whatever is pushed.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +45,8 @@ class _Stream:
             accepted = f"{self._rank}, as before" if self._rank else "4 of a clip or 5 of a batch"
             raise ValueError(f"{what} have {x.ndim} axes, {x.shape}; accepted: {accepted}")
         batch = x[None] if x.ndim == 4 else x
+        if 0 in batch.shape[:1] + batch.shape[2:]:
+            raise ValueError(f"{what} are {x.shape}; accepted: at least one pixel of at least one clip")
         if self._like is not None and (batch.shape[2:], len(batch)) != (
             self._like.shape[2:],
             len(self._like),
@@ -51,6 +54,13 @@ class _Stream:
             raise ValueError(f"{what} are {x.shape}; accepted: the size of those before")
         self._rank, self._like = x.ndim, batch[:, :0]
         return batch
+
+    def _end(self, what: str) -> None:
+        if self._flushed:
+            raise ValueError("the stream was flushed; accepted: a new one")
+        if self._like is None or not (self._started or self._waiting is not None):
+            raise ValueError(f"no {what} was pushed")
+        self._flushed = True
 
     def _chunks(self, x: Any, pixels: int) -> Iterator[Any]:
         """Cuts whatever can be worked on into chunks; the rest waits.
@@ -75,22 +85,21 @@ class _Stream:
             done += size
         self._waiting = x[:, done:] if done < count else None
 
-    def _in_tiles(self, x: Any, before: int, after: int, work: Callable) -> Any:
-        """`work` of x, or of every tile of it with a cache of its own.
+    def _in_tiles(self, after: int, work: Callable, *arrays: tuple[Any, int]) -> Any:
+        """`work` of arrays, or of every tile of them with a cache of its own.
 
         Args:
-          x: a chunk, (B, n, H, W, C).
-          before: pixels of x by one latent pixel.
-          after: pixels of the result by one.
-          work: (cache, x) -> (result, cache).
+          after: pixels of the result by one latent pixel.
+          work: (cache, *arrays) -> (result, cache).
+          arrays: (B, n, H, W, C) or None, each with its pixels by one latent pixel.
         """
         if len(self._tiles.places) == 1:
-            result, self._caches[0] = work(self._caches[0], x)
+            result, self._caches[0] = work(self._caches[0], *(x for x, _ in arrays))
             return result
         parts = []
         for i, ((y0, y1), (x0, x1)) in enumerate(self._tiles.places):
-            part = x[:, :, y0 * before : y1 * before, x0 * before : x1 * before]
-            result, cache = work(self._caches[i], part)
+            cut = (None if x is None else x[:, :, y0 * s : y1 * s, x0 * s : x1 * s] for x, s in arrays)
+            result, cache = work(self._caches[i], *cut)
             # On the host: the caches of all tiles are as large as that of the frame that does not fit.
             parts.append(np.asarray(result))
             self._caches[i] = jax.tree.map(np.asarray, cache)
@@ -159,9 +168,7 @@ class StreamEncoder(_Stream):
 
     def flush(self) -> Any:
         """Ends the clip: gives the latents still due, after filling up with copies of the last frame."""
-        if not self.frames:
-            raise ValueError("no frame was pushed")
-        self._flushed = True
+        self._end("frame")
         # The first frame stands alone, the others by `_unit`.
         missing = -(self.frames - 1) % self._unit
         fill = _module(self._like).repeat(self._waiting[:, -1:], missing, axis=1) if missing else None
@@ -179,15 +186,29 @@ class StreamEncoder(_Stream):
         room = [(0, -size % self._spatial) for size in frames.shape[2:4]]
         if room != [(0, 0)] * 2:
             frames = _module(frames).pad(frames, ((0, 0), (0, 0), *room, (0, 0)), mode="edge")
-        noise = None if self._key is None else (self._key, self._index)
+        noise = self._noise(frames)
         how = {"is_video": self._is_video, "normalised": self._normalised}
 
-        def work(cache, x):
+        def work(cache, x, noise):
             return self._network.encode(cache, x, noise, **how)
 
-        latents = self._in_tiles(frames, self._spatial, 1, work)
+        latents = self._in_tiles(1, work, (frames, self._spatial), (noise, 1))
         self._index += latents.shape[1]
         return latents
+
+    def _noise(self, frames: Any) -> jax.Array | None:
+        """Of the frames' latents, drawn for each latent frame by its index: whatever chunks and tiles are."""
+        if self._key is None:
+            return None
+        h, w = (size // self._spatial for size in frames.shape[2:4])
+        count = -(-frames.shape[1] // self._unit)
+        return _normal(self._key, self._index, count, (len(frames), h, w, self._channels))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _normal(key: jax.Array, start: int, count: int, shape: tuple[int, ...]) -> jax.Array:
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jnp.arange(count))
+    return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
 
 
 class StreamDecoder(_Stream):
@@ -230,9 +251,7 @@ class StreamDecoder(_Stream):
 
     def flush(self) -> Any:
         """Ends the clip: gives the frames still due."""
-        if self._like is None:
-            raise ValueError("no latent was pushed")
-        self._flushed = True
+        self._end("latent")
         return self._worked(None)
 
     def _worked(self, latents: Any) -> Any:
@@ -255,7 +274,7 @@ class StreamDecoder(_Stream):
         def work(cache, z):
             return self._network.decode(cache, z, **how)
 
-        frames = self._in_tiles(latents, 1, self._spatial, work)
+        frames = self._in_tiles(self._spatial, work, (latents, 1))
         if in_parts and self._dtype == "uint8":
             return np.round((frames + 1) * 127.5).astype(np.uint8)
         return frames

@@ -104,6 +104,8 @@ def fingerprint(params: dict) -> str:
 
 def _of_run(name: str, step: int | None) -> Trained:
     folder = run.folder(name)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder / CONFIG}: no such file; accepted: {ACCEPTED}")
     step = run.step(name) if step is None else step
     config = run.config(name)
     try:
