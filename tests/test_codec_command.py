@@ -31,9 +31,10 @@ from tests.media_files import corner_colours, corners, turn, write_clip
 from tests.models import SMALL, randomised
 from vaejax import mesh as sharding
 from vaejax.checkpoint import Checkpoints
-from vaejax.codec import clip_writer
+from vaejax.codec import audio, clip_writer
 from vaejax.codec.__main__ import main
 from vaejax.data import media
+from vaejax.errors import InputError
 from vaejax.evaluation import latents
 from vaejax.train_state import TrainState
 
@@ -193,12 +194,12 @@ def test_colours_read_back_as_they_were(tmp_path, extension, size):
         assert np.abs(corner_colours(found) - corner_colours(picture)).max() <= 4
 
 
-def write_with_sound(path, codec, rate=48000, seconds=2.0, late=0.0, video_late=0.0):
+def write_with_sound(path, codec, rate=48000, seconds=2.0, late=0.0, video_late=0.0, layout="mono"):
     """A clip of 25 fps beside a tone."""
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=25)
+        video = container.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=25)
         video.height, video.width, video.pix_fmt = 32, 48, "yuv420p"
-        audio = container.add_stream(codec, rate=rate, layout="mono")
+        audio = container.add_stream(codec, rate=rate, layout=layout)
         tone = 0.5 * np.sin(np.arange(int(rate * seconds)) * 440 * 2 * np.pi / rate)
         kinds = {"libopus": "flt", "libmp3lame": "fltp", "aac": "fltp", "pcm_s16le": "s16"}
         kind = kinds[codec]
@@ -209,7 +210,8 @@ def write_with_sound(path, codec, rate=48000, seconds=2.0, late=0.0, video_late=
             container.mux(video.encode(shot))
         container.mux(video.encode())
         for start in range(0, len(tone), 960):
-            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 960], kind, "mono")
+            heard = np.repeat(tone[None, start : start + 960], audio.layout.nb_channels, axis=1)
+            frame = av.AudioFrame.from_ndarray(heard, kind, layout)
             frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
             frame.pts = round(late * rate) + start
             container.mux(audio.encode(frame))
@@ -243,6 +245,43 @@ def test_audio_is_copied_bit_for_bit(model, tmp_path, name, codec, options):
         assert np.isfinite(heard.astype(float)).all() and len(heard)
 
 
+@pytest.mark.parametrize("name", ["clip.avi", "clip.mov"])
+def test_pcm_of_two_channels_goes_into_an_mp4(model, tmp_path, name):
+    path = write_with_sound(tmp_path / name, "pcm_s16le", layout="stereo")
+    _, back = there_and_back(model, path, tmp_path, extension=".mp4")
+    (wanted, times), (found, found_times) = sound(path), sound(back)
+    assert b"".join(found) == b"".join(wanted) and len(found) > 10
+    assert found_times[0] == pytest.approx(times[0], abs=1.1e-3)
+    with av.open(str(back)) as container:
+        assert container.streams.audio[0].layout.name == "stereo"
+
+
+def test_damaged_audio_is_left_out_and_told(model, tmp_path, capsys):
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    assert run(model, "encode", write_with_sound(tmp_path / "a.mp4", "aac"), folder / "a.mp4.latent") == 0
+    data = (folder / "a.mp4.latent").read_bytes()
+    room = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:room])
+    for name, tensor, share in (("b", "audio", 0.5), ("c", "audio", 0), ("d", "audio_time", 0.5)):
+        start, stop = (room + at for at in header[tensor]["data_offsets"])
+        at = start + int((stop - start) * share) // 8 * 8
+        (folder / f"{name}.mp4.latent").write_bytes(data[:at] + b"\xff" * (stop - at) + data[stop:])
+    header["sound"] = header.pop("audio")
+    other = json.dumps(header).encode().ljust(room - 8)
+    (folder / "e.mp4.latent").write_bytes(data[:8] + other + data[room:])
+    assert run(model, "decode", folder, tmp_path / "out") == 0
+    told = capsys.readouterr().err
+    for name in "abcde":
+        assert len(shown(tmp_path / "out" / f"{name}.mp4")[0]) == 50
+        assert bool(re.search(f"{name}.mp4.latent: its audio is damaged.*: left out", told)) == (name != "a")
+
+
+def test_a_file_whose_audio_cannot_be_read_is_not_mistaken_for_one_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"audio: .*No such file"):
+        audio.copied(str(tmp_path / "gone.mp4"), 0.0, None)
+
+
 def test_audio_lies_between_the_frames(model, tmp_path):
     _, back = there_and_back(model, write_with_sound(tmp_path / "a.mp4", "aac", seconds=4), tmp_path)
     with av.open(str(back)) as container:
@@ -268,6 +307,15 @@ def test_a_photo_becomes_a_photo(model, codec, tmp_path, name):
     assert np.abs(np.asarray(Image.open(back)).astype(int) - wanted).max() <= 2  # latents in halves
     with safe_open(latent, "numpy") as file:
         assert file.metadata()["kind"] == "image" and "fps" not in file.metadata()
+
+
+@pytest.mark.parametrize(("name", "count"), [("a.gif", 8), ("a.webp", 8), ("still.gif", 1), ("a.mpo", 2)])
+def test_an_animation_is_told(model, tmp_path, capsys, name, count):
+    first, *others = [Image.fromarray(corners()).rotate(90 * i) for i in range(count)]
+    first.save(tmp_path / name, save_all=True, append_images=others)
+    assert run(model, "encode", tmp_path / name, tmp_path / "a.latent") == 0
+    told = f"{name}: the first of {count} pictures" in capsys.readouterr().err
+    assert told == (name in ("a.gif", "a.webp"))
 
 
 def make_folder(folder, clips=2):
@@ -340,6 +388,36 @@ def test_bad_files_are_refused_by_name_and_the_rest_is_done(model, tmp_path, cap
     assert "old.avi.mp4" not in names(tmp_path / "out") and len(names(tmp_path / "out")) == 5
 
 
+def test_what_nobody_foresaw_ends_one_file_only(model, tmp_path, capsys):
+    folder = tmp_path / "latents"
+    assert run(model, "encode", make_folder(tmp_path / "in", clips=1), folder) == 0
+    data = (folder / "photo.jpg.latent").read_bytes()
+    odd = data.replace(b'"height": "32"', b'"height":"3e1"')  # no size of an array
+    assert odd != data
+    (folder / "photo.jpg.latent").write_bytes(odd)
+    capsys.readouterr()
+    assert run(model, "decode", folder, tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert told.out == "3 decoded, 1 refused\n" and "Traceback" not in told.err
+    assert "error: photo.jpg.latent: TypeError: " in told.err
+
+
+def test_a_folder_that_cannot_be_read_is_told(model, tmp_path, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(pan(1)[0]).save(source / "a.png")
+    here = os.open(source, os.O_RDONLY)
+    for _ in range(20):  # longer than a path may be
+        os.mkdir("x" * 250, dir_fd=here)
+        deeper = os.open("x" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    assert run(model, "encode", source, tmp_path / "latents") == 2
+    told = capsys.readouterr()
+    assert told.out == "1 encoded, 1 refused\n" and "File name too long; accepted: a folder that" in told.err
+
+
 def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
     source = tmp_path / "in"
     source.mkdir()
@@ -355,6 +433,29 @@ def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
         told = capsys.readouterr()
         assert re.search(r"a\.png\.latent: a latent of the model [0-9a-f]{16}; accepted: of ", told.err)
         assert told.out == f"1 {action}d, 1 refused\n"
+    assert run(model, "decode", tmp_path / "latents" / "a.png.latent", tmp_path / "out", f"--step={OLD}") == 0
+    capsys.readouterr()
+    assert (
+        run(model, "decode", tmp_path / "latents", tmp_path / "out") == 2
+    )  # it is there, but not this one's
+    told = capsys.readouterr()
+    assert told.out == "0 decoded, 1 already there, 1 refused\n" and "a.png.latent: a latent of" in told.err
+
+
+def test_latents_of_other_settings_are_refused(model, tmp_path, capsys):
+    Image.fromarray(pan(1)[0]).save(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    for flags, told in (
+        (["--seed=3"], "1 encoded"),
+        (["--seed=3"], "1 already there"),
+        ([], "--dtype=float16 and --seed=3; accepted: another folder, or the same"),
+        (["--seed=4"], "--seed=3; accepted"),
+        (["--seed=3", "--dtype=float32"], "--dtype=float16 and"),
+    ):
+        refused = "accepted" in told or told.startswith("--")
+        assert run(model, "encode", tmp_path / "a.png", f"{tmp_path}/out/", *flags) == (2 if refused else 0)
+        found = capsys.readouterr()
+        assert told in (found.err if refused else found.out)
 
 
 def test_a_job_never_takes_its_own_results(model, tmp_path, capsys):
@@ -377,6 +478,9 @@ def test_shards_share_a_folder(model, tmp_path, capsys):
         assert run(model, "encode", source, tmp_path / "latents", f"--shard={i}/3") == 0
     assert capsys.readouterr().out == "2 encoded\n1 encoded\n1 encoded\n"
     assert len(names(tmp_path / "latents")) == 4
+    (source / "scan.tif.png").write_bytes((source / "photo.jpg").read_bytes())
+    codes = [run(model, "reconstruct", source, tmp_path / "out", f"--shard={i}/2") for i in range(2)]
+    assert sorted(codes) == [0, 2]  # one name for two files, which are of different shards
 
 
 def test_a_seed_samples_and_can_be_repeated(model, tmp_path):
@@ -438,6 +542,72 @@ def test_pipes_carry_files(model, codec, tmp_path):
     with process(model, "decode", "-", "-", **pipes) as other:
         nothing, told = other.communicate(b"no latent")
     assert other.returncode == 2 and not nothing and b"stdin: no latent file" in told
+
+
+def test_a_stdout_that_is_closed_or_full_gets_no_traceback(model, tmp_path):
+    Image.fromarray(pan(1)[0]).save(tmp_path / "a.png")
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    jobs = [process(model, "encode", tmp_path / "a.png", "-", stdout=out) for out in (writer, full)]
+    told = [job.communicate()[1].decode() for job in jobs]
+    os.close(writer)
+    os.close(full)
+    assert [job.returncode for job in jobs] == [1, 2]
+    assert not any(word in text for text in told for word in ("Traceback", "Exception"))
+    assert "error" not in told[0]
+    assert "error: stdout: No space left on device; accepted: one that can be written\n" in told[1]
+
+
+def begun(job, folder):
+    """Waits until a job writes into a folder."""
+    while job.poll() is None and not list(folder.glob("*.part")):
+        time.sleep(0.005)
+    assert job.poll() is None
+
+
+def clips(folder, count, length):
+    folder.mkdir()
+    for i in range(count):
+        write_clip(folder / f"{i:02}.mp4", pan(length + i, 48, 64))
+    return folder
+
+
+def test_two_jobs_at_once_leave_each_other_alone(model, tmp_path):
+    source, out = clips(tmp_path / "in", 3, 9), tmp_path / "out"
+    with process(model, "reconstruct", source, out) as one:
+        begun(one, out)
+        one.send_signal(signal.SIGSTOP)
+        assert run(model, "reconstruct", source, out) == 0
+        one.send_signal(signal.SIGCONT)
+        _, told = one.communicate()
+    assert one.returncode == 0, told
+    assert run(model, "reconstruct", source, tmp_path / "whole") == 0
+    assert names(out) == names(tmp_path / "whole")
+    for name in names(out):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_ctrl_c_ends_in_one_line_at_any_moment(model, tmp_path):
+    source, out = clips(tmp_path / "in", 6, 60), tmp_path / "out"
+
+    def imports(library):
+        def wait(job):
+            while job.poll() is None and library not in pathlib.Path(f"/proc/{job.pid}/maps").read_text():
+                time.sleep(0.005)
+
+        return wait
+
+    moments = [imports("_multiarray_umath"), imports("jaxlib"), lambda job: begun(job, out)]
+    for wait in moments:
+        job = process(model, "reconstruct", source, out)
+        wait(job)
+        job.send_signal(signal.SIGINT)
+        told = job.communicate()[1].decode()
+        assert job.returncode == 130, told
+        assert told.endswith("stopped; the same command goes on\n")
+        assert not any(word in told for word in ("Traceback", "Exception", "terminate", "error"))
+        assert not out.exists() or not list(out.glob(".*"))
 
 
 def test_killing_a_job_tears_nothing_and_it_goes_on(model, tmp_path):

@@ -138,6 +138,15 @@ def test_what_a_killed_job_left_is_swept_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
+def test_what_is_being_written_is_not_swept(tmp_path):
+    with unfinished.whole(tmp_path / "a.mp4") as file, unfinished.scratch(tmp_path / "b.mp4") as scratch:
+        file.write(b"all of it")
+        unfinished.sweep([tmp_path / "a.mp4", tmp_path / "b.mp4"])
+        assert scratch.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"all of it"
+
+
 NTSC = Fraction(24000, 1001)
 
 

@@ -1,115 +1,90 @@
 """Files through a trained VAE: python -m vaejax.codec encode|decode|reconstruct IN OUT --model=PATH."""
 
 import argparse
-import collections
+import contextlib
 import logging
+import os
+import signal
 import sys
 import threading
-import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 
-from tqdm import tqdm
-
-import vaejax
 from vaejax import command
-from vaejax.codec import files, unfinished
-from vaejax.codec.codec import Codec
-from vaejax.codec.files import DECODE, ENCODE, RECONSTRUCT, Task
-from vaejax.codec.latent_file import DTYPES, EXTENSION, LatentFile
-from vaejax.codec.media_file import Converter, Settings
-from vaejax.codec.trained import DTYPES as COMPUTE
-from vaejax.errors import InputError
 
-DONE = {ENCODE: "encoded", DECODE: "decoded", RECONSTRUCT: "reconstructed"}
+STOPPED = "stopped; the same command goes on"
 
 
-class _Stopped(Exception):
-    """Another file's failure or Ctrl-C ends this one's work."""
+class _Interrupt:
+    """What Ctrl-C does; a second one ends the process at once.
+
+    Attributes:
+      stop: set by the first.
+      now: 'imports', of which some crash if it is raised in them: the process ends. 'waits':
+        KeyboardInterrupt is raised. 'works': `stop` is heeded by whoever works.
+    """
+
+    def __init__(self):
+        self.stop, self.now = threading.Event(), "imports"
+
+    def __call__(self, signum: int, frame: object) -> None:
+        if self.stop.is_set():
+            os._exit(command.INTERRUPTED)
+        self.stop.set()
+        if self.now == "imports":
+            os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
+            os._exit(command.INTERRUPTED)
+        if self.now == "waits":
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if there was one."""
+        if self.stop.is_set():
+            raise KeyboardInterrupt
 
 
-class _Job:
-    """Does tasks, several files at once, and counts how they went."""
-
-    def __init__(self, action: str, codec: Codec, settings: Settings, workers: int):
-        self._action, self._codec, self._workers = action, codec, workers
-        self._converter = Converter(codec, settings, self._progressed, self._tell)
-        self._stop, self._lock = threading.Event(), threading.Lock()
-        self._frames, self._shown = 0, 0.0
-        self._bar: tqdm | None = None
-        self.counts: collections.Counter[str] = collections.Counter()
-
-    def run(self, tasks: list[Task]) -> None:
-        """Does all tasks; what cannot be done is told by name."""
-        with (
-            tqdm(total=len(tasks), unit=" files", file=sys.stderr) as self._bar,
-            ThreadPoolExecutor(self._workers) as pool,
-        ):
-            work = [pool.submit(self._do, task) for task in tasks]
-            try:
-                wait(work, return_when=FIRST_EXCEPTION)
-            finally:
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
-                self._show()
-        for one in work:
-            if not one.cancelled() and not isinstance(one.exception(), _Stopped):
-                one.result()
-
-    def _do(self, task: Task) -> None:
-        try:
-            outcome = self._outcome(task)
-        except InputError as error:
-            self._tell(f"error: {error}")
-            outcome = "refused"
-        with self._lock:
-            self.counts[outcome] += 1
-            self._bar.update()
-
-    def _outcome(self, task: Task) -> str:
-        if task.refusal:
-            raise InputError(f"{task.name}: {task.refusal}")
-        if task.keep and task.target.exists():
-            if self._action == ENCODE:
-                there = LatentFile(task.target).facts.model
-                if there != self._codec.fingerprint:
-                    raise InputError(f"{task.target}: {self._codec.another_model(there)}")
-            return "already there"
-        try:
-            task.target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{task.target}: {error.strerror}; accepted: one that can be written") from error
-        if self._action == ENCODE:
-            self._converter.encode(task.source, task.target, task.name, task.kind)
-        elif self._action == DECODE:
-            self._converter.decode(task.source, task.target, task.name, task.extension)
-        else:
-            self._converter.reconstruct(task.source, task.target, task.name, task.kind, task.extension)
-        return DONE[self._action]
-
-    def _progressed(self, frames: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        with self._lock:
-            self._frames += frames
-            if time.monotonic() - self._shown > 0.2:
-                self._show()
-
-    def _show(self) -> None:
-        self._shown = time.monotonic()
-        self._bar.set_postfix(frames=self._frames)
-
-    def _tell(self, line: str) -> None:
-        with self._lock:
-            tqdm.write(line, file=sys.stderr)
+@contextlib.contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):
+        yield interrupt
+        return
+    # Where Python cannot raise, as in JAX's callback of the garbage collector, it tells of that instead.
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda told: None if interrupt.stop.is_set() else unraisable(told)
+    former = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, former)
+        sys.unraisablehook = unraisable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
+
+    def work() -> int:
+        with _interruptible() as interrupt:
+            try:
+                return _command(arguments, interrupt)
+            except BrokenPipeError:  # such as head, which has read enough
+                return command.FAILED
+
+    return command.run(work, STOPPED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from vaejax.codec.job import DONE
+    from vaejax.codec.latent_file import DTYPES, EXTENSION
+    from vaejax.codec.trained import DTYPES as COMPUTE
+
     parser = command.parser(
         "vaejax.codec",
         "Photos and clips to latents and back with a trained VAE. Frame count, size, orientation, frame rate"
         f" and audio are kept. Of a folder a/b.mp4 becomes OUT/a/b.mp4{EXTENSION}, and again OUT/a/b.mp4;"
-        " what is there already is left alone, so the same command goes on where it was stopped.",
+        " what is there already is left alone, so the same command goes on where it was stopped. Of what is"
+        " there encode and decode check that the same model and settings made it; reconstruct does not look.",
         "encode ~/Videos latents --model=runs/demo",
     )
     parser.add_argument("action", choices=DONE, help="what to do")
@@ -158,21 +133,31 @@ def main(arguments: list[str] | None = None) -> int:
         default=(0, 1),
         help="of a folder every Nth file, I from 0: for several machines",
     )
-    chosen = parser.parse_args(arguments)
-    return command.run(lambda: _command(chosen), "stopped; the same command goes on")
+    return parser
 
 
-def _command(chosen: argparse.Namespace) -> int:
+def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
+    import vaejax
+    from vaejax.codec import files, unfinished
+    from vaejax.codec.job import DONE, Job
+    from vaejax.codec.media_file import Settings
+
+    chosen = _parser().parse_args(arguments)
+    interrupt.now = "waits"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
     with files.tasks(chosen.action, chosen.source, chosen.target, chosen.shard) as tasks:
+        interrupt.now = "works"
         command.keep_compiled()
         codec = vaejax.load(
             chosen.model, step=chosen.step, dtype=chosen.compute, tile=chosen.tile, overlap=chosen.overlap
         )
         codec.stream_encoder()  # says at once what no file can do without
         unfinished.sweep(task.target for task in tasks)
-        job = _Job(chosen.action, codec, Settings(chosen.dtype, chosen.seed, chosen.crf), chosen.workers)
+        settings = Settings(chosen.dtype, chosen.seed, chosen.crf)
+        job = Job(chosen.action, codec, settings, chosen.workers, interrupt.stop)
         job.run(tasks)
+        interrupt.check()
+        interrupt.now = "waits"
     outcomes = (DONE[chosen.action], "already there", "refused")
     told = [f"{job.counts[o]} {o}" for o in outcomes if job.counts[o] or o == outcomes[0]]
     print(", ".join(told), file=sys.stderr if chosen.target == files.PIPE else sys.stdout)
@@ -193,4 +178,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == command.INTERRUPTED:  # what still compiles would end an orderly end with an abort
+        os._exit(code)
+    sys.exit(code)

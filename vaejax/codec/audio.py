@@ -11,10 +11,13 @@ from fractions import Fraction
 from typing import BinaryIO, NamedTuple
 
 import av
+import numpy as np
 
 from vaejax.data import clip
 from vaejax.errors import InputError, one_line
 
+# What channels are where a file only counts them: FFmpeg's own guess.
+LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 REPRODUCIBLE = {"fflags": "+bitexact"}  # else Matroska draws random identifiers
 
 
@@ -48,17 +51,23 @@ def copied(path: str, start: float, end: float | None) -> Audio | None:
     Raises:
       InputError: if it cannot be copied.
     """
-    with clip.opened(path) as container:
-        stream = next(iter(container.streams.audio), None)
-        if stream is None:
-            return None
+    try:
+        with clip.opened(path) as container:
+            if not container.streams.audio:
+                return None
+            if not holds("matroska", container):
+                found = codec_name(container.streams.audio[0])
+                raise InputError(f"audio of the kind {found}; accepted: what Matroska can hold")
+        container = clip.opened(path)
+    except av.error.FFmpegError as error:
+        raise InputError(f"audio: {one_line(error)}; accepted: sound audio") from error
+    with container:
+        stream = container.streams.audio[0]
         found = codec_name(stream)
-        if not holds("matroska", stream):
-            raise InputError(f"audio of the kind {found}; accepted: what Matroska can hold")
         file, times = tempfile.TemporaryFile(), array.array("d")  # noqa: SIM115 - given to the caller
         try:
             with av.open(file, "w", format="matroska", options=REPRODUCIBLE) as out:
-                copy = out.add_stream_from_template(stream)
+                copy = _added(out, stream)
                 shift = None
                 for packet in _packets(container, stream):
                     time = float(packet.pts * packet.time_base) - start
@@ -89,18 +98,21 @@ class Copy:
     Args:
       audio: what `copied` gave.
       out: the container, before anything is written to it.
+
+    Raises:
+      InputError: also of `until`, if the audio cannot be read.
     """
 
     def __init__(self, audio: Audio, out: av.container.OutputContainer):
         audio.file.seek(0)
         self._tick, self._out = audio.tick, out
-        self._container = av.open(audio.file, format="matroska")
+        with _read():
+            self._container = av.open(audio.file, format="matroska")
         stream = self._container.streams.audio[0]
-        self._copy = out.add_stream_from_template(stream)
+        self._copy = _added(out, stream)
         self._copy.time_base = audio.tick
-        found = (packet for packet in self._container.demux(stream) if packet.size)
         ticks = [round(time / audio.tick) for time in (*audio.times, audio.end)]
-        self._left = zip(found, audio.times, itertools.pairwise(ticks), strict=True)
+        self._left = zip(_stored(self._container), audio.times, itertools.pairwise(ticks), strict=True)
         self._next = next(self._left, None)
 
     def until(self, time: float = math.inf) -> None:
@@ -119,12 +131,32 @@ class Copy:
         self._container.close()
 
 
-def holds(container: str, stream: av.AudioStream) -> bool:
-    """Says whether a container's format can hold a stream as it is."""
+def is_whole(audio: Audio) -> bool:
+    """Says whether every packet of stored audio is there, with a time of its own."""
+    times, tick = np.asarray([*audio.times, audio.end], np.float64), audio.tick
+    if tick <= 0 or not np.isfinite(times).all() or (np.diff(times[:-1]) < 0).any():
+        return False
+    audio.file.seek(0)
     try:
-        with av.open(io.BytesIO(), "w", format=container) as out:
-            out.add_stream_from_template(stream)
-            out.start_encoding()
+        with av.open(audio.file, format="matroska") as container:
+            return sum(1 for _ in _stored(container)) == len(audio.times) > 0
+    except (av.error.FFmpegError, InputError, IndexError):
+        return False
+
+
+def holds(kind: str, container: av.container.InputContainer) -> bool:
+    """Says whether a format can hold the first audio stream of a container, of which it reads a packet."""
+    stream = container.streams.audio[0]
+    try:
+        with av.open(io.BytesIO(), "w", format=kind) as out:
+            copy = _added(out, stream)
+            packet = next(_packets(container, stream), None)
+            if packet is None:
+                out.start_encoding()
+            else:
+                packet.pts = packet.dts = 0
+                packet.stream = copy
+                out.mux(packet)
         return True
     except (av.error.FFmpegError, ValueError, AttributeError):
         return False
@@ -133,6 +165,29 @@ def holds(container: str, stream: av.AudioStream) -> bool:
 def codec_name(stream: av.AudioStream) -> str:
     """What the codec of a stream is called; of one that nobody knows 'unknown'."""
     return stream.codec_context.name if stream.codec_context else "unknown"
+
+
+def _added(out: av.container.OutputContainer, stream: av.AudioStream) -> av.AudioStream:
+    """Adds a stream like another, with a layout where that has none: .mp4 takes no sound without."""
+    copy = out.add_stream_from_template(stream)
+    codec = copy.codec_context
+    if codec and codec.layout.name == f"{codec.channels} channels" and codec.channels in LAYOUTS:
+        codec.layout = LAYOUTS[codec.channels]
+    return copy
+
+
+def _stored(container) -> Iterator[av.Packet]:
+    """Every packet of audio that `copied` stored."""
+    with _read():
+        yield from (packet for packet in container.demux(container.streams.audio[0]) if packet.size)
+
+
+@contextlib.contextmanager
+def _read() -> Iterator[None]:
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise InputError(f"its audio: {one_line(error)}; accepted: sound audio") from error
 
 
 def _packets(container, stream) -> Iterator[av.Packet]:

@@ -59,14 +59,15 @@ def write_clip(
       audio: to copy beside it.
 
     Returns:
-      The codec of audio that this container cannot take and that was left out; else ''.
+      Why audio was left out; else ''.
 
     Raises:
       av.error.FFmpegError, OSError: if it cannot be written.
+      InputError: if the audio cannot be read.
     """
     left_out = ""
     if audio is not None:
-        left_out = _not_taken(CLIPS[extension], audio)
+        left_out = _obstacle(extension, audio)
         audio = None if left_out else audio
     with av.open(file, "w", format=CLIPS[extension], options=sound.REPRODUCIBLE) as out:
         video = _Video(out, extension, size, times, duration, rate, constant, crf)
@@ -131,11 +132,16 @@ class _Video:
             self._out.mux(packet)
 
 
-def _not_taken(container: str, audio: Audio) -> str:
+def _obstacle(extension: str, audio: Audio) -> str:
+    """Why audio cannot be copied into a clip, or ''."""
+    if not sound.is_whole(audio):
+        return "its audio is damaged: left out"
     audio.file.seek(0)
     with av.open(audio.file, format="matroska") as found:
-        stream = found.streams.audio[0]
-        return "" if sound.holds(container, stream) else sound.codec_name(stream)
+        if sound.holds(CLIPS[extension], found):
+            return ""
+        codec = sound.codec_name(found.streams.audio[0])
+        return f"{extension} cannot hold its audio, {codec}: left out; choose .mkv"
 
 
 def extension_for(source: str, kind: str) -> str:

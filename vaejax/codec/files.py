@@ -54,6 +54,7 @@ def tasks(action: str, source: str, target: str, shard: tuple[int, int] = (0, 1)
 
     Raises:
       InputError: one line, if source or target cannot be used.
+      BrokenPipeError: if nobody reads stdout any more.
     """
     with tempfile.TemporaryDirectory() if PIPE in (source, target) else contextlib.nullcontext("") as spool:
         if source != PIPE and os.path.isdir(source):
@@ -64,9 +65,17 @@ def tasks(action: str, source: str, target: str, shard: tuple[int, int] = (0, 1)
         task = _of_file(action, source, target, pathlib.Path(spool))
         yield [task]
         if target == PIPE and task.target.exists():
-            with open(task.target, "rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-                sys.stdout.buffer.flush()
+            _to_stdout(task.target)
+
+
+def _to_stdout(path: pathlib.Path) -> None:
+    try:  # by a file of its own: what could not be written is not tried again at the end of Python
+        with open(path, "rb") as file, open(sys.stdout.fileno(), "wb", closefd=False) as out:
+            shutil.copyfileobj(file, out)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"stdout: {error.strerror}; accepted: one that can be written") from error
 
 
 def _of_file(action: str, source: str, target: str, spool: pathlib.Path) -> Task:
@@ -108,22 +117,26 @@ def _of_folder(action: str, source: pathlib.Path, target: str, shard: tuple[int,
     out = _folder(target)
     if action == RECONSTRUCT and out.samefile(source):
         raise InputError(f"{target} is what is read; accepted: another folder")
-    found, made = [], {}
-    for path in _walk(source, out):
+    found, made, closed = [], {}, []
+    for path in _walk(source, out, closed):
         kind = media.kind_of(path) or ""
         if path.suffix == EXTENSION if action == DECODE else kind:
             found.append((path, kind))
-    if not found:
+    if not found and not closed:
         what = f"a {EXTENSION} file" if action == DECODE else "a photo or a clip"
         raise InputError(f"{source}: holds nothing to {action}; accepted: a folder with {what} in it")
-    for path, kind in found[shard[0] :: shard[1]]:
+    for path, kind in found:
         name = path.relative_to(source)
         to = out / _made(action, path, str(name), kind)
         task = Task(path, to, str(name), "" if action == DECODE else kind, to.suffix.lower(), True)
         other = made.setdefault(to, task)
         if other is not task:
             made[path] = task._replace(refusal=f"would become {to}, as {other.name}; accepted: other names")
-    return list(made.values())
+    for error in closed:
+        path = pathlib.Path(error.filename)
+        refusal = f"{error.strerror}; accepted: a folder that can be read"
+        made[path] = Task(path, out / path.name, str(path.relative_to(source)), "", "", True, refusal)
+    return list(made.values())[shard[0] :: shard[1]]
 
 
 def _made(action: str, path: pathlib.Path, name: str, kind: str) -> str:
@@ -143,10 +156,13 @@ def _kind_inside(path: pathlib.Path) -> str:
         return "video"
 
 
-def _walk(folder: pathlib.Path, out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Every file in a folder, in an order that every machine agrees on; what lies in `out` is not read."""
+def _walk(folder: pathlib.Path, out: pathlib.Path, closed: list[OSError]) -> Iterator[pathlib.Path]:
+    """Every file in a folder, in an order that every machine agrees on; what lies in `out` is not read.
+
+    Why a folder in it cannot be read is added to `closed`.
+    """
     seen = set() if out.samefile(folder) else {_identity(out)}
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=closed.append, followlinks=True):
         if _identity(root) in seen:  # also where a link leads back
             folders.clear()
             continue

@@ -173,6 +173,7 @@ class LatentFile:
       facts: of its header.
       shape: of the latents, (t, h, w, c).
       times: of every frame, seconds.
+      dtype: of the latents, one of `DTYPES`.
 
     Raises:
       InputError: one line, for what is no latent file, is damaged or of a later version.
@@ -191,6 +192,7 @@ class LatentFile:
             self.facts = Facts.of_header(header)
             self._latent = self._file.get_slice("latent")
             self.shape = tuple(self._latent.get_shape())
+            self.dtype = {kind: dtype for dtype, kind in DTYPES.items()}[self._latent.get_dtype()]
             self.times = self._file.get_tensor("time")
             self._check()
         except InputError:
@@ -220,12 +222,20 @@ class LatentFile:
             yield np.asarray(self._latent[start : min(start + size, self.shape[0])], np.float32)
 
     def audio(self) -> Audio | None:
-        """The audio of the clip, or None; its file is the caller's to close."""
+        """The audio of the clip, or None; its file is the caller's to close.
+
+        Raises:
+          InputError: if it is damaged; what is stored of it is not looked into.
+        """
         if self.facts.audio_tick is None:
             return None
-        stored = self._file.get_slice("audio")
-        (size,) = stored.get_shape()
+        try:
+            stored, times = self._file.get_slice("audio"), self._file.get_tensor("audio_time")
+            (size,) = stored.get_shape()
+            end = float(self.facts.audio_end)
+        except (SafetensorError, TypeError, ValueError) as error:
+            raise InputError(f"{self.name}: its audio is damaged ({one_line(error)})") from error
         file = tempfile.TemporaryFile()  # noqa: SIM115 - given to the caller
         for start in range(0, size, 1 << 20):
             file.write(stored[start : min(start + (1 << 20), size)].data)
-        return Audio(file, self._file.get_tensor("audio_time"), self.facts.audio_end, self.facts.audio_tick)
+        return Audio(file, times, end, self.facts.audio_tick)

@@ -103,6 +103,8 @@ class Converter:
             self._tell(f"{name}: damaged after {frames}, which are kept: {error}")
         with self._device:
             writer.append(stream.flush())
+        if kind == "image" and (pictures := media.pictures(source)) > 1:
+            self._tell(f"{name}: the first of {pictures} pictures")
         fps, constant, audio = None, True, None
         if kind == "video":
             clock = media.clock(source)
@@ -181,7 +183,12 @@ class Converter:
             self.decode(latent, target, name, extension)
 
     def _write_clip(self, file, extension: str, chunks: Iterable[np.ndarray], found: LatentFile) -> None:
-        facts, audio = found.facts, found.audio()
+        facts = found.facts
+        try:
+            audio = found.audio()
+        except InputError as error:
+            audio = None
+            self._tell(f"{error}: left out")
         with contextlib.ExitStack() as stack:
             if audio:
                 stack.enter_context(audio.file)
@@ -198,7 +205,7 @@ class Converter:
                 audio,
             )
         if left_out:
-            self._tell(f"{found.name}: {extension} cannot hold its audio, {left_out}: left out; choose .mkv")
+            self._tell(f"{found.name}: {left_out}")
 
     def _decoded(self, stream, found: LatentFile) -> Iterator[np.ndarray]:
         for latents in found.chunks(LATENT_FRAMES):

@@ -1,6 +1,7 @@
 """Files that are whole or not there: what is being written has another name until it is done."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -19,7 +20,7 @@ def whole(path: pathlib.Path) -> Iterator[BinaryIO]:
       OSError: if it cannot be written.
     """
     with scratch(path) as unfinished:
-        with open(unfinished, "w+b") as file:
+        with open(unfinished, "r+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -28,24 +29,41 @@ def whole(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def scratch(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The name of a file that is needed while `path` is made, and removed then."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    """Makes an empty file that is needed while `path` is made, and removed then; until then it is locked.
+
+    Raises:
+      OSError: if it cannot be made.
+    """
+    unfinished, locked = _locked(path)
     try:
-        yield unfinished
+        with locked:
+            yield unfinished
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
 
+def _locked(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
+    while True:
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        file = open(unfinished, "xb")  # noqa: SIM115 - given to the caller
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if unfinished.exists():  # not swept before it was locked
+            return unfinished, file
+        file.close()
+
+
 def sweep(paths: Iterable[pathlib.Path]) -> None:
-    """Removes what jobs that were killed left of these files; nobody else may be writing them."""
+    """Removes what killed jobs left of these files, where it can; what is locked is being written."""
     names: dict[pathlib.Path, set[str]] = {}
     for path in paths:
         names.setdefault(path.parent, set()).add(path.name)
     for folder, wanted in names.items():
-        if not folder.is_dir():
-            continue
-        with os.scandir(folder) as entries:
+        left = []
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
             left = [e.name for e in entries if (m := _NAME.fullmatch(e.name)) and m["target"] in wanted]
         for name in left:
-            (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError), open(folder / name, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (folder / name).unlink()

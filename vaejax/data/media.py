@@ -98,6 +98,15 @@ def clock(source: str | os.PathLike) -> clip.Clock:
         return clip.clock(source)
 
 
+def pictures(source: str | os.PathLike) -> int:
+    """How many pictures a photo's file shows, of which the first is read: more than 1 if it is animated."""
+    try:
+        with _reasons():
+            return photo.pictures(source)
+    except Unreadable:  # what is damaged after the first is not missed
+        return 1
+
+
 def probe(source: str | os.PathLike | bytes, kind: str) -> dict:
     """Decodes a whole file and says what is in it.
 

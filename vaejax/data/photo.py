@@ -63,6 +63,12 @@ def whole(source) -> np.ndarray:
         return np.asarray(_rgb(photo))
 
 
+def pictures(source) -> int:
+    """Counts the pictures of a file; what a camera puts behind a JPEG (MPO) is no other picture."""
+    with _open(source) as photo:
+        return 1 if photo.format == "MPO" else getattr(photo, "n_frames", 1)
+
+
 def _rgb(photo: Image.Image) -> Image.Image:
     """Decodes the first picture of a file to RGB, upright.
 
