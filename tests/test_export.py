@@ -314,9 +314,10 @@ def test_what_is_not_the_same_is_told(run, whole, params):
             compared.check_programs(codec, encode, decode, told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow), {"attention": True, "film": True}],
+    [{"dtype": "bfloat16"}, {"attention": True, "film": True}],
     ids=["bfloat16", "attention and film"],
 )
 def test_programs_of_every_kind_of_model_are_what_the_codec_is(tmp_path, options):
@@ -360,6 +361,7 @@ def test_statistics_that_nobody_computed_are_computed(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["latents"] == kept
 
 
+@pytest.mark.slow
 def test_without_statistics_latents_are_as_they_come(tmp_path, capsys):
     run = saved_run(tmp_path / "run", None)
     assert export.main([str(run), str(tmp_path / "out"), "--stablehlo=1x16x24"]) == 0

@@ -16,7 +16,7 @@ from vaejax.codec.stream import StreamEncoder
 from vaejax.codec.trained import Trained, fingerprint
 from vaejax.errors import InputError
 
-LENGTHS = [(n, film) for n in (1, 2, 3, 5, 16, 17, 31, 33, 81) for film in (False, True) if n < 6 or not film]
+LENGTHS = [(n, film) for n in (1, 2, 3, 5, 16, 17, 31, 33, 81) for film in (False, True) if n < 3 or not film]
 MEAN, STD = np.float32([0.5, -1.0, 0.0, 2.0]), np.float32([0.5, 2.0, 1.0, 0.1])
 
 
@@ -144,7 +144,7 @@ def test_samples_are_drawn_from_the_posterior_whatever_the_parts():
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"spatial_factor": 16}, {"stem_factor": 4}, {"decoder_blocks": 2}])
+@pytest.mark.parametrize("options", [{"decoder_blocks": 2}, {"spatial_factor": 16}])
 def test_reach_is_what_a_pixel_depends_on(options):
     """One latent pixel, and one pixel, are changed; nothing farther than the reach notices, its edge does."""
     codec, model, params = opened(**options)
