@@ -20,6 +20,8 @@ def load(path, *, step=None, dtype="", tile=0, overlap=None, devices=None):
     Raises:
       vaejax.errors.InputError: one line, where there is none.
     """
-    from vaejax.codec.codec import Codec  # imported here: the version needs no JAX
+    # Imported here: the version needs no JAX.
+    from vaejax.codec.codec import Codec
+    from vaejax.codec.trained import open_trained
 
-    return Codec.load(path, step=step, dtype=dtype, tile=tile, overlap=overlap, devices=devices)
+    return Codec(open_trained(str(path), step, dtype), tile=tile, overlap=overlap, devices=devices)

@@ -1,6 +1,5 @@
 """The codec that `vaejax.load` gives: any number of frames of any size to latents, and back."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ from vaejax import mesh as sharding
 from vaejax.codec import tile as tiling
 from vaejax.codec.latent import Latent
 from vaejax.codec.network import Network
-from vaejax.codec.stream import StreamDecoder, StreamEncoder
-from vaejax.codec.trained import Trained, open_trained
+from vaejax.codec.stream import StreamDecoder, StreamEncoder, TilesOf
+from vaejax.codec.trained import Trained
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Autoencoder
 
@@ -28,7 +27,7 @@ class Codec:
       trained: the autoencoder.
       tile: side of square tiles in pixels, for frames that do not fit; 0 takes frames whole.
       overlap: of tiles, pixels; None takes what makes tiles exact, or a quarter of a tile where attention or
-        group normalisation let nothing do so.
+        group normalisation let nothing do so. Tiles that overlap by less are blended.
       devices: among which the height of frames is split; None is one device.
 
     Attributes:
@@ -49,26 +48,14 @@ class Codec:
         a = trained.architecture
         self.name, self.architecture, self.fingerprint = trained.name, a, trained.fingerprint
         self.mean, self.std = trained.mean, trained.std
-        self.tiles_exact = tiling.is_exact(a)
         self._tile, self._overlap = _in_latents(a, tile, overlap)
+        self._reach = tiling.encoder_reach(a), tiling.decoder_reach(a)
+        wide = self._overlap is None or self._overlap >= 2 * max(self._reach)
+        self.tiles_exact = tiling.is_exact(a) and wide
         mesh = sharding.over_height(devices) if devices else None
         c = a.latent_channels
         mean, std = (np.zeros(c), np.ones(c)) if self.mean is None else (self.mean, self.std)
         self._network = Network(Autoencoder(a), trained.params, mean, std, mesh)
-
-    @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        step: int | None = None,
-        dtype: str = "",
-        tile: int = 0,
-        overlap: int | None = None,
-        devices: Sequence[jax.Device] | None = None,
-    ) -> "Codec":
-        """As `vaejax.load`."""
-        return cls(open_trained(str(path), step, dtype), tile=tile, overlap=overlap, devices=devices)
 
     def encode(self, frames: Any, *, key: Any = None, normalise: bool = True) -> Latent:
         """Frames to latents.
@@ -130,9 +117,8 @@ class Codec:
           normalise: by the statistics of the training latents.
         """
         self._check_statistics(normalise)
-        return StreamEncoder(
-            self._network, self.architecture, self._tiles(self._encoder_reach), key, normalise
-        )
+        tiles = self._tiles(self._reach[0])
+        return StreamEncoder(self._network, self.architecture, tiles, key, normalise)
 
     def stream_decoder(
         self, size: tuple[int, int, int] | None = None, *, normalised: bool = True, dtype: str = "uint8"
@@ -147,9 +133,8 @@ class Codec:
         if dtype not in ("uint8", "float32"):
             raise ValueError(f"dtype {dtype!r}; accepted: uint8 or float32")
         self._check_statistics(normalised)
-        return StreamDecoder(
-            self._network, self.architecture, self._tiles(self._decoder_reach), size, normalised, dtype
-        )
+        tiles = self._tiles(self._reach[1])
+        return StreamDecoder(self._network, self.architecture, tiles, size, normalised, dtype)
 
     def _check_size(self, latent: Latent) -> None:
         """Raises ValueError where the values are not those of so many frames of that size."""
@@ -166,25 +151,17 @@ class Codec:
         """What is said of a latent of another model."""
         return f"a latent of the model {fingerprint}; accepted: of {self.fingerprint}, which is {self.name}"
 
-    @functools.cached_property
-    def _encoder_reach(self) -> int:
-        return tiling.encoder_reach(self.architecture)
-
-    @functools.cached_property
-    def _decoder_reach(self) -> int:
-        return tiling.decoder_reach(self.architecture)
-
-    def _tiles(self, reach: int):
-        """The tiles of latents of h x w."""
+    def _tiles(self, reach: int) -> TilesOf:
+        """The tiles of latents of h x w: exact, or blended where they cannot be."""
+        margin = reach if self.tiles_exact else 0
+        overlap = self._overlap
+        if overlap is None:
+            overlap = 2 * margin or self._tile // 4
 
         def tiles(h: int, w: int) -> tiling.Tiles:
             if not self._tile:
                 return tiling.Tiles(h, w, max(h, w), 0)
-            if self._overlap is not None:
-                return tiling.Tiles(h, w, self._tile, self._overlap, reach if self.tiles_exact else 0)
-            if not self.tiles_exact:
-                return tiling.Tiles(h, w, self._tile, self._tile // 4)
-            return tiling.Tiles(h, w, self._tile, 2 * reach, reach)
+            return tiling.Tiles(h, w, self._tile, overlap, margin)
 
         return tiles
 

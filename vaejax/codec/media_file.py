@@ -171,7 +171,7 @@ class Converter:
                 clip_writer.write_photo(file, extension, np.concatenate(list(chunks))[0])
             else:
                 self._write_clip(file, extension, _ahead(chunks), found)
-        self._tell_seams(name, stream.disagreement, "8-bit levels")
+        self._tell_seams(name, 127.5 * stream.disagreement, "8-bit levels")
 
     def reconstruct(
         self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str, extension: str = ""

@@ -216,7 +216,7 @@ class StreamDecoder(_Stream):
 
     Attributes:
       frames: given out so far.
-      disagreement: as the encoder's, in 8-bit levels.
+      disagreement: as the encoder's, of pixels in [-1, 1].
     """
 
     def __init__(

@@ -74,13 +74,15 @@ class Tiles:
 
         Returns:
           (B, T, H·factor, W·factor, C) float32, and by how much tiles disagree where they fade into each
-          other: the mean of |part - joined|, by their shares; 0 where they do not fade.
+          other: the mean of |part - joined|, by their shares; 0 with a margin, for there they agree.
         """
         high, wide = (factor * size for size in self._size)
         out = np.zeros((*parts[0].shape[:2], high, wide, parts[0].shape[-1]), np.float32)
         shares = list(self._shares(factor))
         for part, (where, share) in zip(parts, shares, strict=True):
             out[:, :, *where] += share * part
+        if self._margin:
+            return out, 0.0
         apart = weight = 0.0
         for part, (where, share) in zip(parts, shares, strict=True):
             fading = (share > 0) & (share < 1)
@@ -105,16 +107,14 @@ def decode_tiled(
     tile: int,
     overlap: int,
     factor: int,
-    margin: int = 0,
 ) -> np.ndarray:
-    """Decodes whole clips by tiles.
+    """Decodes whole clips by tiles that are blended.
 
     Args:
       decode: latents (b, t, h', w', c) to float32 pixels (B, T, H', W', 3).
       latents: (b, t, h, w, c).
       tile: side of a tile in latent pixels.
       overlap: of tiles, in latent pixels.
-      margin: of a tile's edges that is not used, in latent pixels.
       factor: pixels a latent pixel, each way.
 
     Returns:
@@ -123,7 +123,7 @@ def decode_tiled(
     Raises:
       InputError: for an overlap that leaves no tile.
     """
-    tiles = Tiles(*latents.shape[2:4], tile, overlap, margin)
+    tiles = Tiles(*latents.shape[2:4], tile, overlap)
     return tiles.joined([decode(latents[:, :, y0:y1, x0:x1]) for (y0, y1), (x0, x1) in tiles.places], factor)[
         0
     ]
