@@ -105,7 +105,7 @@ class Update:
         nothing, gradients, apply = self._programs[self._phase(step)]
         gathered, terms = nothing(state), {}
         for name, batch in batches.items():
-            frames = sharding.global_frames(self._mesh, batch.frames)
+            frames = sharding.global_frames(self._mesh, batch.frames, batch.rows, self._buckets[name].batch)
             gathered, terms[name] = gradients[name](state, gathered, frames, self._key, self._lpips)
         state, terms["all"] = apply(state, gathered)
         return state, terms
@@ -129,7 +129,9 @@ class Update:
             out_shardings=(places, None),
         )
         shape = (b.batch, b.frames, b.height, b.width, 3)
-        frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding.frames_sharding(self._mesh))
+        frames = jax.ShapeDtypeStruct(
+            shape, jnp.uint8, sharding=sharding.frames_sharding(self._mesh, b.batch)
+        )
         with self._told(f"{b.name}, batch {b.batch}"):
             return step.lower(state, gathered, frames, self._key, self._lpips).compile()
 

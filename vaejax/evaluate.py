@@ -105,7 +105,7 @@ def evaluate(
         )
     chosen = _buckets(buckets, config, found, asked=bool(buckets))
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
-    batch += -batch % sharding.batch_shards(mesh)
+    batch += -batch % mesh.size
     codecs = _open(names, run_name, chosen, found, mesh, seed)
     judge = Judge(mesh, {network: configuration.load_lpips(network) for network in NETWORKS})
     networks = _networks(inception, clips=any(bucket.frames >= SHORTEST_CLIP for bucket in chosen))

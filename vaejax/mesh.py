@@ -1,9 +1,11 @@
 """The device mesh and every sharding rule; no other file names an axis.
 
 `data` splits the batch; `fsdp` splits the batch too, and parameters, optimiser state and EMA with it
-(ZeRO-3); `space` splits the height of frames and activations, with halo exchange left to XLA.
+(ZeRO-3); `space` splits the batch as well where it is large enough, and otherwise the height of frames and
+activations, with halo exchange left to XLA.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -16,7 +18,8 @@ from ml_collections import ConfigDict
 from vaejax.errors import InputError
 
 AXES = ("data", "fsdp", "space")
-FRAMES = P(("data", "fsdp"), None, "space", None, None)  # B T H W C, and b t h w c
+SAMPLES = P(AXES)  # of B T H W C, and b t h w c: whole frames on every device
+HEIGHT = P(("data", "fsdp"), None, "space")  # where there are fewer samples than devices
 SMALLEST_SHARDED = 2**14  # elements: below it a collective costs more than the memory it saves
 
 
@@ -37,11 +40,6 @@ def make(config: ConfigDict) -> Mesh:
             f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not make the"
             f" {devices} devices there are; accepted: sizes whose product is {devices} (data=0: the rest)"
         )
-    if jax.local_device_count() % config.space:
-        raise InputError(
-            f"mesh.space = {config.space}; accepted: divisors of {jax.local_device_count()}, the devices of"
-            " one process: the height of a frame is not split over hosts"
-        )
     # Auto: under Explicit axes linen's partitioning and the kernel gradient of a 3D convolution fail.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -51,14 +49,19 @@ def over_height(devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh((1, 1, len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def batch_shards(mesh: Mesh) -> int:
-    """How many parts a batch is split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
+    """Of so many samples of frames or latents: whole where every device gets some, else split by height."""
+    return NamedSharding(mesh, SAMPLES if batch % mesh.size == 0 else HEIGHT)
 
 
-def frames_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a batch of frames or latents."""
-    return NamedSharding(mesh, FRAMES)
+def rows(mesh: Mesh, batch: int) -> list[int]:
+    """The samples of a batch of which this process's devices hold a part, in order.
+
+    Which these are depends on where the mesh puts a host's devices: on a pod they need not lie together.
+    """
+    shape = (batch, 1, mesh.shape["space"])
+    parts = frames_sharding(mesh, batch).addressable_devices_indices_map(shape).values()
+    return sorted({row for part in parts for row in range(batch)[part[0]]})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -84,9 +87,21 @@ def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
 
 def shared(mesh: Mesh, batch: np.ndarray) -> jax.Array:
     """The global batch, (B, T, H, W, C), that every process holds whole."""
-    return jax.make_array_from_callback(batch.shape, frames_sharding(mesh), lambda part: batch[part])
+    return global_frames(mesh, batch, range(len(batch)), len(batch))
 
 
-def global_frames(mesh: Mesh, frames: np.ndarray) -> jax.Array:
-    """The global batch of which this process holds `frames`, (B / processes, T, H, W, C)."""
-    return jax.make_array_from_process_local_data(frames_sharding(mesh), frames)
+def global_frames(mesh: Mesh, frames: np.ndarray, held: Sequence[int], batch: int) -> jax.Array:
+    """The global batch, (B, T, H, W, C).
+
+    Args:
+      mesh: of all processes.
+      frames: (B / processes, T, H, W, C), what this process holds of it.
+      held: the place of each in the batch, `rows` at least, in order.
+      batch: B.
+    """
+
+    def part(index):
+        first = bisect.bisect_left(held, index[0].indices(batch)[0])
+        return frames[first : first + len(range(batch)[index[0]]), *index[1:]]
+
+    return jax.make_array_from_callback((batch, *frames.shape[1:]), frames_sharding(mesh, batch), part)

@@ -54,9 +54,10 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         config.data.buckets,
         architecture.spatial_factor,
         architecture.temporal_factor,
-        shards=sharding.batch_shards(mesh),
+        shards=mesh.shape["data"] * mesh.shape["fsdp"],
         space=mesh.shape["space"],
     )
+    rows = {b.name: sharding.rows(mesh, b.batch) for b in buckets}
     directory = _make_workdir(workdir)
     samples = sources.open_sources(config.data)
     sources.check_buckets(samples, buckets, config.data)
@@ -139,8 +140,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
             seed=config.seed,
             start_step=step,
             positions=positions,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
+            rows=rows,
         )
 
     def judge(step, batches, terms):

@@ -105,4 +105,4 @@ class Network:
         """Splits the height among the devices, which need not divide it."""
         if self._mesh is None:
             return x
-        return jax.lax.with_sharding_constraint(x, sharding.frames_sharding(self._mesh))
+        return jax.lax.with_sharding_constraint(x, sharding.frames_sharding(self._mesh, len(x)))

@@ -61,8 +61,8 @@ def parse_buckets(
       config_buckets: {name: {batch, weight, every}}; a batch of 0 turns a bucket off.
       spatial_factor: of the model; H and W are multiples of it.
       temporal_factor: of the model; T = 1 + temporal_factor·k.
-      shards: parts that the mesh divides a batch into.
-      space: parts that the mesh divides the height into.
+      shards: parts that the mesh divides any batch into.
+      space: parts of each that it divides the batch into where it can, and else the height.
 
     Raises:
       InputError: naming data.buckets.NAME, its value and what is accepted.
@@ -121,11 +121,9 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
     if (frames - 1) % temporal:
         accepted = _nearest(frames - 1, temporal, offset=1)
         raise InputError(f"{key}: T = {frames}; accepted: 1 + {temporal}k, nearest {accepted}")
-    unit = spatial * space
-    if height % unit:
-        why = f"{spatial}" if space == 1 else f"{spatial}·mesh.space = {unit}"
+    if height % spatial:
         raise InputError(
-            f"{key}: H = {height}; accepted: multiples of {why}, nearest {_nearest(height, unit)}"
+            f"{key}: H = {height}; accepted: multiples of {spatial}, nearest {_nearest(height, spatial)}"
         )
     if width % spatial:
         raise InputError(
@@ -139,6 +137,13 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
         raise InputError(
             f"{key}.batch = {batch}; accepted: multiples of {shards}, the parts that the mesh"
             f" (mesh.data x mesh.fsdp) divides it into, nearest {accepted}"
+        )
+    unit = spatial * space
+    if batch % (shards * space) and height % unit:
+        raise InputError(
+            f"{key}: H = {height}; accepted: multiples of {spatial}·mesh.space = {unit}, nearest"
+            f" {_nearest(height, unit)}, or batches in multiples of {shards * space}, which leave frames"
+            " whole"
         )
     if (
         isinstance(weight, bool)

@@ -21,7 +21,6 @@ from vaejax.data.bucket import Bucket, draws, scheduled
 from vaejax.data.order import Order, Sample
 from vaejax.data.rows import Source
 from vaejax.data.sources import check_buckets
-from vaejax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,14 @@ class Batch:
     """This host's part of one bucket's batch.
 
     Attributes:
-      frames: uint8, (B, T, H, W, C), B the bucket's batch over the number of hosts.
+      frames: uint8, (B, T, H, W, C), B the samples of the bucket's batch that this host holds.
+      rows: the place of each in that batch, in order.
       names: 'path@start' of each sample.
       bad: (path, reason) of files that could not be read and were replaced.
     """
 
     frames: np.ndarray
+    rows: Sequence[int]
     names: list[str]
     bad: list[tuple[str, str]]
 
@@ -54,14 +55,13 @@ class _Slots:
     element's place follows from its number by the schedule's closed form, so nothing is ever replayed.
     """
 
-    def __init__(self, orders, buckets, seed, start_step, positions, host_index, host_count):
+    def __init__(self, orders, buckets, seed, start_step, positions, rows):
         self._orders, self._buckets, self._seed = orders, buckets, seed
-        self._start, self._positions = start_step, positions
-        self._hosts, self._host = host_count, host_index
+        self._start, self._positions, self.rows = start_step, positions, rows
 
     def part(self, bucket: Bucket) -> int:
-        """This host's samples of a batch."""
-        return bucket.batch // self._hosts
+        """How many samples of a batch are this host's."""
+        return len(self.rows[bucket.name])
 
     def plan(self, step: int) -> list[tuple[Bucket, int]]:
         """The (bucket, place in the batch) of each element of a step, in order.
@@ -86,7 +86,7 @@ class _Slots:
         step = steps[bisect.bisect_right(steps, element, key=self._before) - 1]
         bucket, place = self.plan(step)[element - self._before(step)]
         drawn = self._positions[bucket.name] + self._drawn(bucket, step)
-        return self._orders[bucket.name][drawn * bucket.batch + self._host * self.part(bucket) + place]
+        return self._orders[bucket.name][drawn * bucket.batch + self.rows[bucket.name][place]]
 
     def _before(self, step: int) -> int:
         """Elements of the steps from the start to before `step`."""
@@ -123,7 +123,8 @@ class UpdateStream:
         for bucket, place in plan:
             samples[bucket.name][place] = next(self._samples)
         self._step += 1
-        return Update(self._step - 1, {name: _stack(samples[name]) for name in sorted(samples)})
+        rows = self._slots.rows
+        return Update(self._step - 1, {name: _stack(samples[name], rows[name]) for name in sorted(samples)})
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -144,8 +145,7 @@ def train_stream(
     seed: int,
     start_step: int = 0,
     positions: Mapping[str, int] | None = None,
-    host_index: int = 0,
-    host_count: int = 1,
+    rows: Mapping[str, Sequence[int]] | None = None,
 ) -> UpdateStream:
     """The updates from `start_step` on: the same for every number of workers and hosts.
 
@@ -156,20 +156,16 @@ def train_stream(
       seed: of the schedule, the shuffles and the cuts.
       start_step: the step of the first update.
       positions: batches of each bucket, by name, drawn before `start_step`; by default as scheduled.
-      host_index: of this process; it reads its contiguous part of every batch.
-      host_count: processes that share a batch.
+      rows: the samples of each bucket's batch, by name, that this host reads; by default all.
 
     Raises:
-      InputError: if nothing fits a bucket, or the hosts cannot share its batch.
+      InputError: if nothing fits a bucket.
     """
     check_buckets(sources, buckets, data)
-    for bucket in buckets:
-        if bucket.batch % host_count:
-            key = f"data.buckets.{bucket.name}.batch"
-            raise InputError(f"{key} = {bucket.batch}; accepted: multiples of {host_count}, the hosts")
     drawn = {bucket.name: draws(bucket, seed, start_step) for bucket in buckets} | dict(positions or {})
     orders = {bucket.name: Order(sources, bucket, "train", data, seed) for bucket in buckets}
-    slots = _Slots(orders, tuple(buckets), seed, start_step, drawn, host_index, host_count)
+    rows = rows or {bucket.name: range(bucket.batch) for bucket in buckets}
+    slots = _Slots(orders, tuple(buckets), seed, start_step, drawn, rows)
     return UpdateStream(slots, start_step, 3 * max(bucket.pixels for bucket in buckets), data)
 
 
@@ -192,7 +188,7 @@ def eval_batches(
         return
     decoded = in_threads(order, samples, data)
     while part := list(itertools.islice(decoded, batch or bucket.batch)):
-        yield _stack(part)
+        yield _stack(part, range(len(part)))
 
 
 def train_samples(
@@ -213,9 +209,9 @@ def _threads(data: Any) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * data.prefetch)
 
 
-def _stack(samples: Sequence[Sample]) -> Batch:
-    bad = [tuple(one) for sample in samples for one in sample.bad]
-    return Batch(np.stack([sample.frames for sample in samples]), [sample.name for sample in samples], bad)
+def _stack(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
+    frames, names = np.stack([sample.frames for sample in samples]), [sample.name for sample in samples]
+    return Batch(frames, rows, names, [tuple(one) for sample in samples for one in sample.bad])
 
 
 def _with_room(dataset: grain.IterDataset, data: Any, largest: int) -> grain.IterDataset:

@@ -44,7 +44,7 @@ class RunCodec:
         self.spatial_factor, self.temporal_factor = a.spatial_factor, a.temporal_factor
         self.settings = {"kind": "vaejax", "latent": "posterior mean", "dtype": a.dtype, **(settings or {})}
         self._mesh = mesh
-        self.shards = sharding.batch_shards(mesh) if mesh else 1
+        self.shards = mesh.size if mesh else 1
         whole = sharding.replicated(mesh) if mesh else None
         self.load(params)
         self._encode = jax.jit(self._moments, out_shardings=whole)

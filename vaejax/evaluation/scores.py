@@ -82,7 +82,7 @@ class Judge:
         return {name: np.asarray(value) for name, value in found.items()}
 
     def _shared(self, frames: np.ndarray) -> jax.Array:
-        return sharding.global_frames(self._mesh, np.asarray(frames, np.float32))
+        return sharding.shared(self._mesh, np.asarray(frames, np.float32))
 
 
 class Tally:
