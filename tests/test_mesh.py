@@ -118,28 +118,17 @@ def spoiled(place, devices):
     adversary = Adversary(modules, optax.adam(1e-3))
     settings = config.defaults().optim
     optimizer, clipping = optim.optimizer(settings, 10), optim.clipping(settings)
-    state, shardings = train_state.create(model, optimizer, adversary, mesh, 0)
+    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
     fault = Fault(place, "image_16x16", lambda step, x: step == 1, sample=5)
-    update = compiled.Update(
-        [Bucket(1, 16, 16, 8)],
-        shardings,
-        mesh,
-        model,
-        objective,
-        adversary,
-        optimizer,
-        clipping,
-        0.9,
-        {},
-        perceptual_start=0,
-        seed=0,
-        is_main=False,
-        faults=[fault],
+    shapes = train_state.shapes(model, optimizer, adversary, mesh)
+    programs = compiled.Programs(
+        shapes, mesh, model, objective, adversary, optimizer, clipping, 0.9, {}, faults=[fault]
     )
+    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0, is_main=False)
     rng, states, finite = np.random.default_rng(0), [], []
     for step in range(3):
         batch = Batch(rng.integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8), range(8), [], [])
-        update.prepare(state, step)
+        update.prepare(step)
         state, terms = update(state, {"image_16x16": batch}, step)
         states.append(jax.device_get(state))
         finite.append((bool(terms["all"]["finite"]), bool(terms["image_16x16"]["finite"])))

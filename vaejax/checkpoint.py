@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vaejax import __version__
+from vaejax import mesh as sharding
 from vaejax.train_state import TrainState
 
 
@@ -85,9 +86,7 @@ class Checkpoints:
           shardings: where every leaf shall lie, whatever mesh saved it.
         """
         self._manager.wait_until_finished()
-        target = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-        )
+        target = sharding.placed(state, shardings)
         items = {
             "state": ocp.args.StandardRestore(target.replace(opponents={})),
             "data": ocp.args.JsonRestore(),

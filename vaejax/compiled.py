@@ -1,18 +1,22 @@
 """The programs of a run: the gradients of each bucket and the step, compiled when a phase first needs it."""
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.stages import Traced
+from ml_collections import ConfigDict
 
+from vaejax import config as configuration
+from vaejax import flops, optim, train_state, train_step
 from vaejax import mesh as sharding
-from vaejax import train_step
 from vaejax.adversarial import Adversary
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
@@ -21,130 +25,201 @@ from vaejax.models.autoencoder import Autoencoder
 from vaejax.objective import Objective, Terms
 from vaejax.train_state import TrainState
 
+Phase = tuple[bool, bool]  # whether the perceptual term counts, whether the discriminators take part
 
-class Update:
-    """One update of a run: state and batches to state and terms.
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What an update runs, not yet compiled, for a mesh that need not be there.
 
     Terms that do not count yet cost nothing: before `perceptual_start` and before the discriminators take
     part, other programs run, without them.
 
-    Args:
-      buckets: of the run.
-      shardings: of the state.
+    Attributes:
+      state: the shape and the sharding of every array of the state.
       mesh: of the run.
       model, objective, adversary, optimizer, clipping, ema_decay: see train_step.py.
-      lpips_params: of the perceptual network, or {}.
+      lpips_params: of the perceptual network, arrays or shapes; {} where there is none.
       perceptual_start: the first step that has the perceptual term.
+      faults: of tests.
+    """
+
+    state: TrainState
+    mesh: Mesh
+    model: Autoencoder
+    objective: Objective
+    adversary: Adversary | None
+    optimizer: optax.GradientTransformation
+    clipping: optax.GradientTransformation
+    ema_decay: float
+    lpips_params: dict
+    perceptual_start: int = 0
+    faults: Sequence[Fault] = ()
+
+    @classmethod
+    def of(
+        cls, config: ConfigDict, buckets: Sequence[Bucket], mesh: Mesh, faults: Sequence[Fault] = ()
+    ) -> "Programs":
+        """The programs of a configuration.
+
+        Raises:
+          InputError: for a configuration whose parts do not fit together.
+        """
+        model = Autoencoder(configuration.architecture(config.model))
+        adversary = configuration.adversary(config, buckets)
+        optimizer = optim.optimizer(config.optim, config.steps)
+        lpips_params = configuration.lpips_params(config.loss, buckets)
+        return cls(
+            train_state.shapes(model, optimizer, adversary, mesh),
+            mesh,
+            model,
+            configuration.objective(config),
+            adversary,
+            optimizer,
+            optim.clipping(config.optim),
+            config.ema.decay,
+            lpips_params,
+            config.loss.perceptual.start if lpips_params else 0,
+            faults,
+        )
+
+    def phase(self, step: int) -> Phase:
+        """What counts at a step."""
+        return step >= self.perceptual_start, self.adversary is not None and self.adversary.plays(step)
+
+    def nothing(self, phase: Phase) -> Traced:
+        """The state to what an update begins with."""
+        nothing = functools.partial(train_step.nothing_gathered, adversary=self._adversary(phase))
+        places = jax.tree.map(lambda x: x.sharding, self._gathered(phase))
+        return jax.jit(nothing, out_shardings=places).trace(self.state)
+
+    def gradients(self, phase: Phase, bucket: Bucket) -> Traced:
+        """State, what was gathered, frames, key and perceptual network to what is gathered, and terms."""
+        gathered = self._gathered(phase)
+        step = functools.partial(
+            train_step.bucket_gradients,
+            weight=bucket.weight,
+            model=self.model,
+            objective=self.objective if phase[0] else self.objective.without("perceptual"),
+            adversary=self._adversary(phase),
+            faults=tuple(fault for fault in self.faults if fault.bucket == bucket.name),
+        )
+        shape = (bucket.batch, bucket.frames, bucket.height, bucket.width, 3)
+        place, whole = sharding.frames_sharding(self.mesh, bucket.batch), sharding.replicated(self.mesh)
+        frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
+        key, lpips_params = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+            (jax.eval_shape(lambda: jax.random.key(0)), self.lpips_params),
+        )
+        places = jax.tree.map(lambda x: x.sharding, gathered)
+        step = jax.jit(step, donate_argnums=1, out_shardings=(places, None))
+        return step.trace(self.state, gathered, frames, key, lpips_params)
+
+    def apply(self, phase: Phase) -> Traced:
+        """State and what was gathered to the next state and its norms."""
+        apply = functools.partial(
+            train_step.apply_gradients,
+            adversary=self._adversary(phase),
+            optimizer=self.optimizer,
+            clipping=self.clipping,
+            ema_decay=self.ema_decay,
+        )
+        places = jax.tree.map(lambda x: x.sharding, self.state)
+        apply = jax.jit(apply, donate_argnums=0, out_shardings=(places, None))
+        return apply.trace(self.state, self._gathered(phase))
+
+    def model_flops(self, phase: Phase, bucket: Bucket) -> int:
+        """Operations of the gradients of a batch, without what rematerialisation computes once more."""
+        architecture = dataclasses.replace(self.model.architecture, remat=())
+        once = dataclasses.replace(self, model=self.model.clone(architecture=architecture))
+        return flops.count(once.gradients(phase, bucket).jaxpr)
+
+    def _adversary(self, phase: Phase) -> Adversary | None:
+        return self.adversary if phase[1] else None
+
+    def _gathered(self, phase: Phase) -> train_step.Gathered:
+        """Its shapes: gradients lie where their parameters do."""
+        adversary = self._adversary(phase)
+        nothing = functools.partial(train_step.nothing_gathered, adversary=adversary)
+        gathered = jax.eval_shape(nothing, self.state)
+        opponents = {name: one.params for name, one in self.state.opponents.items()} if adversary else {}
+        like = (self.state.params, opponents)
+        places = jax.tree.map(lambda x: x.sharding, like)
+        whole = jax.tree.map(lambda _: sharding.replicated(self.mesh), (gathered.observed, gathered.finite))
+        return sharding.placed(gathered, train_step.Gathered(*places, *whole))
+
+
+class Update:
+    """One update of a run: state and batches to state and terms.
+
+    Args:
+      programs: of the run.
+      buckets: of the run.
       seed: of the noise.
       is_main: tells what is compiled.
-      faults: of tests.
+      counts_flops: whether `model_flops` is wanted, for which a program is traced twice.
+
+    Attributes:
+      model_flops: of the gradients of a batch of each bucket, by name, in the phase prepared last.
+      compile_seconds: of each bucket's program, by name, in that phase.
     """
 
     def __init__(
         self,
+        programs: Programs,
         buckets: Sequence[Bucket],
-        shardings: TrainState,
-        mesh: Mesh,
-        model: Autoencoder,
-        objective: Objective,
-        adversary: Adversary | None,
-        optimizer: optax.GradientTransformation,
-        clipping: optax.GradientTransformation,
-        ema_decay: float,
-        lpips_params: dict,
-        perceptual_start: int,
         seed: int,
         is_main: bool,
-        faults: Sequence[Fault] = (),
+        counts_flops: bool = False,
     ):
+        self._programs, self._is_main, self._counts_flops = programs, is_main, counts_flops
         self._buckets = {b.name: b for b in buckets}
-        self._shardings, self._mesh, self._is_main, self._faults = shardings, mesh, is_main, faults
-        self._model, self._objective, self._adversary = model, objective, adversary
-        self._perceptual_start = perceptual_start
-        self._optimization = {"optimizer": optimizer, "clipping": clipping, "ema_decay": ema_decay}
-        replicated = sharding.replicated(mesh)
+        replicated = sharding.replicated(programs.mesh)
         self._key = jax.device_put(jax.random.key(seed), replicated)
-        self._lpips = jax.device_put(lpips_params, replicated)
-        self._programs: dict = {}
+        self._lpips = jax.device_put(programs.lpips_params, replicated)
+        self._compiled: dict = {}
+        self.model_flops: dict[str, int] = {}
+        self.compile_seconds: dict[str, float] = {}
 
-    def prepare(self, state: TrainState, step: int) -> None:
-        """Compiles what `step` needs and is not there yet."""
-        phase = self._phase(step)
-        if phase in self._programs:
-            return
-        perceptual, plays = phase
-        objective = self._objective if perceptual else self._objective.without("perceptual")
-        adversary = self._adversary if plays else None
-        gathered = jax.eval_shape(functools.partial(train_step.nothing_gathered, adversary=adversary), state)
-        observed = jax.tree.map(
-            lambda _: sharding.replicated(self._mesh), (gathered.observed, gathered.finite)
-        )
-        opponents = {n: one.params for n, one in self._shardings.opponents.items()} if plays else {}
-        places = train_step.Gathered(self._shardings.params, opponents, *observed)
-        gathered = jax.tree.map(_with_sharding, gathered, places)
-        nothing = jax.jit(
-            functools.partial(train_step.nothing_gathered, adversary=adversary), out_shardings=places
-        )
-        apply = jax.jit(
-            functools.partial(train_step.apply_gradients, adversary=adversary, **self._optimization),
-            donate_argnums=0,
-            out_shardings=(self._shardings, None),
-        )
+    def prepare(self, step: int) -> bool:
+        """Compiles what `step` needs and is not there yet; whether there was any."""
+        phase = self._programs.phase(step)
+        if phase in self._compiled:
+            return False
         with self._told("the update"):
-            nothing, apply = nothing.lower(state).compile(), apply.lower(state, gathered).compile()
-        gradients = {
-            name: self._compile(bucket, state, gathered, places, objective, adversary)
-            for name, bucket in self._buckets.items()
-        }
-        self._programs[phase] = nothing, gradients, apply
+            nothing, apply = (
+                program(phase).lower().compile() for program in (self._programs.nothing, self._programs.apply)
+            )
+        gradients = {}
+        for name, bucket in self._buckets.items():
+            with self._told(f"{name}, batch {bucket.batch}") as took:
+                gradients[name] = self._programs.gradients(phase, bucket).lower().compile()
+            self.compile_seconds[name] = took()
+            if self._counts_flops:
+                self.model_flops[name] = self._programs.model_flops(phase, bucket)
+        self._compiled[phase] = nothing, gradients, apply
+        return True
 
     def __call__(
         self, state: TrainState, batches: Mapping[str, Batch], step: int
     ) -> tuple[TrainState, dict[str, Terms]]:
         """The state after one update, and the terms of every bucket and of 'all'; `state` is given away."""
-        nothing, gradients, apply = self._programs[self._phase(step)]
+        nothing, gradients, apply = self._compiled[self._programs.phase(step)]
         gathered, terms = nothing(state), {}
         for name, batch in batches.items():
-            frames = sharding.global_frames(self._mesh, batch.frames, batch.rows, self._buckets[name].batch)
+            frames = sharding.global_frames(
+                self._programs.mesh, batch.frames, batch.rows, self._buckets[name].batch
+            )
             gathered, terms[name] = gradients[name](state, gathered, frames, self._key, self._lpips)
         state, terms["all"] = apply(state, gathered)
         return state, terms
 
-    def _phase(self, step: int) -> tuple[bool, bool]:
-        return step >= self._perceptual_start, self._adversary is not None and self._adversary.plays(step)
-
-    def _compile(self, b: Bucket, state, gathered, places, objective, adversary):
-        """The gradient program of one bucket."""
-        faults = tuple(fault for fault in self._faults if fault.bucket == b.name)
-        step = jax.jit(
-            functools.partial(
-                train_step.bucket_gradients,
-                weight=b.weight,
-                model=self._model,
-                objective=objective,
-                adversary=adversary,
-                faults=faults,
-            ),
-            donate_argnums=1,
-            out_shardings=(places, None),
-        )
-        shape = (b.batch, b.frames, b.height, b.width, 3)
-        frames = jax.ShapeDtypeStruct(
-            shape, jnp.uint8, sharding=sharding.frames_sharding(self._mesh, b.batch)
-        )
-        with self._told(f"{b.name}, batch {b.batch}"):
-            return step.lower(state, gathered, frames, self._key, self._lpips).compile()
-
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Says on the console what is compiled inside, and how long it took."""
+    def _told(self, what: str) -> Iterator[Callable[[], float]]:
+        """Says on the console what is compiled inside, and how long it took; gives the seconds so far."""
         if self._is_main:
             print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)
         begin = time.monotonic()
-        yield
+        yield lambda: time.monotonic() - begin
         if self._is_main:
             print(f"{time.monotonic() - begin:.1f} s", file=sys.stderr)
-
-
-def _with_sharding(shape: jax.ShapeDtypeStruct, place) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)

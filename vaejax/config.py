@@ -63,6 +63,7 @@ def defaults() -> ConfigDict:
                 "pixel_norm": False,  # RMS normalisation of pixels in every block
                 "attention": False,  # within each frame, at the lowest resolution
                 "remat": (),  # levels, 0 the highest resolution, that are recomputed in the backward pass
+                "scan": False,  # blocks of a level as one loop: the same numbers, compiled faster
                 "dtype": "float32",  # or bfloat16: of the computation; parameters are float32
             },
             "loss": {

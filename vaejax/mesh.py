@@ -23,25 +23,26 @@ HEIGHT = P(("data", "fsdp"), None, "space")  # where there are fewer samples tha
 SMALLEST_SHARDED = 2**14  # elements: below it a collective costs more than the memory it saves
 
 
-def make(config: ConfigDict) -> Mesh:
+def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all devices of all processes.
 
     Args:
       config: config.mesh with sizes data, fsdp and space; data = 0 takes the devices that the others leave.
+      devices: others than those, of a topology that need not be there.
 
     Raises:
       InputError: if the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    data = config.data or devices // (config.fsdp * config.space)
+    count = len(devices) if devices is not None else jax.device_count()
+    data = config.data or count // (config.fsdp * config.space)
     sizes = (data, config.fsdp, config.space)
-    if math.prod(sizes) != devices:
+    if math.prod(sizes) != count:
         raise InputError(
             f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not make the"
-            f" {devices} devices there are; accepted: sizes whose product is {devices} (data=0: the rest)"
+            f" {count} devices there are; accepted: sizes whose product is {count} (data=0: the rest)"
         )
     # Auto: under Explicit axes linen's partitioning and the kernel gradient of a 3D convolution fail.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def over_height(devices: Sequence[jax.Device]) -> Mesh:
@@ -74,6 +75,11 @@ def state_shardings(mesh: Mesh, shapes):
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"])), shapes
     )
+
+
+def placed(shapes, shardings):
+    """A tree of shapes, each with its sharding."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vaejax import adversarial, command, compiled, optim, report, train_state
+from vaejax import adversarial, command, optim, report, train_state
 from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.bad_steps import BadSteps
 from vaejax.checkpoint import Checkpoints
+from vaejax.compiled import Programs, Update
 from vaejax.data import bad_samples, bucket, pipeline, sources
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluation import latents, normalisation
@@ -23,10 +24,10 @@ from vaejax.evaluation.held_out import HeldOut
 from vaejax.evaluation.probe.in_training import TrainingProbe
 from vaejax.evaluation.run_codec import RunCodec
 from vaejax.fault import Fault
-from vaejax.models.autoencoder import Autoencoder
 from vaejax.preemption import Preemption
 from vaejax.train_state import TrainState
 
+HARMLESS = ("remat", "scan", "dtype")  # keys of model that change no parameter
 SETTLING = 100  # updates, before which nothing is said of a discriminator
 
 
@@ -81,48 +82,34 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         return True
 
     # The model, its objective, its adversary and its optimiser, every shard born on its device.
-    model, objective = Autoencoder(architecture), configuration.objective(config)
-    adversary = configuration.adversary(config, buckets)
-    optimizer, clipping = optim.optimizer(config.optim, config.steps), optim.clipping(config.optim)
-    lpips_params = configuration.lpips_params(config.loss, buckets)
+    programs = Programs.of(config, buckets, mesh, faults)
+    model, adversary = programs.model, programs.adversary
     networks = {"alexnet": configuration.load_lpips("alexnet")}
-    if lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
-        networks.setdefault(config.loss.perceptual.network, lpips_params)
+    if programs.lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
+        networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
 
     def restore(step):
         """The state and the data position at a step that was saved, or at the beginning."""
-        state, shardings = train_state.create(model, optimizer, adversary, mesh, config.seed)
+        state, shardings = train_state.create(model, programs.optimizer, adversary, mesh, config.seed)
         positions = {b.name: bucket.draws(b, config.seed, step) for b in buckets}
         if step:
             state, saved = checkpoints.restore(step, state, shardings)
             positions |= {name: n for name, n in saved.items() if name in positions}
         elif config.init:
             state = _start_from(config, state, shardings)
-        return state, shardings, positions
+        return state, positions
 
-    state, shardings, positions = restore(start)
+    state, positions = restore(start)
     if is_main:
         _write_config(directory, config)
         print(report.parameter_overview(state.params["autoencoder"]), file=sys.stderr)
-    update = compiled.Update(
-        buckets,
-        shardings,
-        mesh,
-        model,
-        objective,
-        adversary,
-        optimizer,
-        clipping,
-        config.ema.decay,
-        lpips_params,
-        perceptual_start=config.loss.perceptual.start if lpips_params else 0,
-        seed=config.seed + 1,
-        is_main=is_main,
-        faults=faults,
-    )
+    update = Update(programs, buckets, seed=config.seed + 1, is_main=is_main)
     bad_steps = BadSteps(directory / "bad_steps.jsonl", start, writes=is_main)
     positions |= bad_steps.positions(start)
-    held_out, preemption = HeldOut(samples, buckets, config, model, objective, mesh, networks), Preemption()
+    held_out, preemption = (
+        HeldOut(samples, buckets, config, model, programs.objective, mesh, networks),
+        Preemption(),
+    )
     probe = None
     if config.probe.every:
         probe = TrainingProbe(samples, buckets, config, model, mesh, stopping=preemption.received)
@@ -197,7 +184,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
             evaluate(0, state)  # what the run starts from
         while step < config.steps:
             with progress.paused():
-                update.prepare(state, step)
+                update.prepare(step)
             asked = time.monotonic()
             batches = next(stream).batches
             waited = time.monotonic() - asked
@@ -243,7 +230,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 if is_main:
                     print(f"step {step}: back to step {back}, on with other samples", file=sys.stderr)
                 state = None  # there may be no room for two
-                state, _, _ = restore(back)
+                state, _ = restore(back)
                 stream.close()
                 writer.close()
                 step, previous, latest = back, (back - 1, {}, None), {}
@@ -284,7 +271,11 @@ def _check_same_networks(saved: dict, config: ConfigDict, where: str, discrimina
         sections.append(("loss.adversarial", was, now["loss"]["adversarial"]))
     for section, was, is_now in sections:
         for key, value in was.items():
-            if is_now.get(key) != value and key not in ("remat", "dtype"):  # these change no parameter
+            if is_now.get(key) != value and key not in (
+                "remat",
+                "scan",
+                "dtype",
+            ):  # these change no parameter
                 raise InputError(
                     f"{section}.{key} = {is_now.get(key)!r}, but the run in {where} has {value!r};"
                     f" accepted: {value!r}, or another run"

@@ -1,5 +1,7 @@
 """What an update changes, and its birth on the mesh."""
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,20 @@ def create(
     Returns:
       The state, and a tree of the same structure holding its shardings.
     """
+    init = _init(model, optimizer, adversary, seed)
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
+    return jax.jit(init, out_shardings=shardings)(), shardings
 
+
+def shapes(
+    model: Autoencoder, optimizer: optax.GradientTransformation, adversary: Adversary | None, mesh: Mesh
+) -> TrainState:
+    """The shape and the sharding of every array of a state, for a mesh that need not be there."""
+    state = jax.eval_shape(_init(model, optimizer, adversary, 0))
+    return sharding.placed(state, sharding.state_shardings(mesh, state))
+
+
+def _init(model, optimizer, adversary, seed: int) -> Callable[[], TrainState]:
     def init() -> TrainState:
         key = jax.random.key(seed)
         s = model.architecture.spatial_factor
@@ -56,5 +71,4 @@ def create(
         opponents = adversary.init(jax.random.fold_in(key, 1)) if adversary else {}
         return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), opponents)
 
-    shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
-    return jax.jit(init, out_shardings=shardings)(), shardings
+    return init
