@@ -148,7 +148,7 @@ def test_a_stream_in_chunks_is_the_whole_clip(options):
     [{}, {"conv": "groupnorm", "film": True, "pixel_norm": True, "attention": True}],
     ids=["default", "all else"],
 )
-def test_neither_recomputation_nor_a_loop_of_blocks_changes_a_gradient(options):
+def test_recomputation_changes_no_gradient(options):
     x = clip(5)
 
     def gradient(**more):
@@ -160,8 +160,8 @@ def test_neither_recomputation_nor_a_loop_of_blocks_changes_a_gradient(options):
         return jax.jit(jax.grad(loss))(params)
 
     expected = gradient()
-    for more in ({"remat": (0, 2)}, {"remat": (0, 1), "scan": True}):
-        found = gradient(**more)
+    for levels in ((0, 2), (0, 1, 2)):
+        found = gradient(remat=levels)
         assert jax.tree.structure(found) == jax.tree.structure(expected)  # checkpoints do not depend on it
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())

@@ -41,6 +41,11 @@ def test_an_autoencoder_costs_three_passes_and_its_recomputed_blocks_one_convolu
 
     forward, both = counts()
     assert both == pytest.approx(3 * forward, rel=0.01)
-    for scan in (False, True):
-        assert counts(scan=scan)[1] == both  # a loop counts as often as it runs
-        assert 1.4 * forward < counts(scan=scan, remat=(0, 1, 2))[1] - both + forward < 1.6 * forward
+    assert 0.4 * forward < counts(remat=(0, 1, 2))[1] - both < 0.6 * forward
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def twice(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)[0]
+
+    assert flops.count(jax.make_jaxpr(twice)(jnp.zeros((8, 8)))) == 7 * 2 * 8**3

@@ -39,13 +39,17 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
 def keep_compiled() -> None:
     """Keeps compiled programs for the next command.
 
-    They lie in $JAX_COMPILATION_CACHE_DIR, else in $XDG_CACHE_HOME/vaejax (~/.cache/vaejax).
+    They lie in $JAX_COMPILATION_CACHE_DIR, else in the cache's folder xla.
     """
     import jax  # which commands that only read files do without
 
     if not jax.config.jax_compilation_cache_dir:
-        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vaejax", "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def cache_folder() -> pathlib.Path:
+    """$XDG_CACHE_HOME/vaejax, ~/.cache/vaejax by default: what can be made again."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vaejax"
 
 
 def made_folder(name: str, flag: str = "--out") -> pathlib.Path:

@@ -90,12 +90,12 @@ class Programs:
     def nothing(self, phase: Phase) -> Traced:
         """The state to what an update begins with."""
         nothing = functools.partial(train_step.nothing_gathered, adversary=self._adversary(phase))
-        places = jax.tree.map(lambda x: x.sharding, self._gathered(phase))
+        places = jax.tree.map(lambda x: x.sharding, self.gathered(phase))
         return jax.jit(nothing, out_shardings=places).trace(self.state)
 
     def gradients(self, phase: Phase, bucket: Bucket) -> Traced:
         """State, what was gathered, frames, key and perceptual network to what is gathered, and terms."""
-        gathered = self._gathered(phase)
+        gathered = self.gathered(phase)
         step = functools.partial(
             train_step.bucket_gradients,
             weight=bucket.weight,
@@ -126,7 +126,7 @@ class Programs:
         )
         places = jax.tree.map(lambda x: x.sharding, self.state)
         apply = jax.jit(apply, donate_argnums=0, out_shardings=(places, None))
-        return apply.trace(self.state, self._gathered(phase))
+        return apply.trace(self.state, self.gathered(phase))
 
     def model_flops(self, phase: Phase, bucket: Bucket) -> int:
         """Operations of the gradients of a batch, without what rematerialisation computes once more."""
@@ -137,8 +137,8 @@ class Programs:
     def _adversary(self, phase: Phase) -> Adversary | None:
         return self.adversary if phase[1] else None
 
-    def _gathered(self, phase: Phase) -> train_step.Gathered:
-        """Its shapes: gradients lie where their parameters do."""
+    def gathered(self, phase: Phase) -> train_step.Gathered:
+        """The shapes of what is gathered: gradients lie where their parameters do."""
         adversary = self._adversary(phase)
         nothing = functools.partial(train_step.nothing_gathered, adversary=adversary)
         gathered = jax.eval_shape(nothing, self.state)
@@ -161,7 +161,7 @@ class Update:
 
     Attributes:
       model_flops: of the gradients of a batch of each bucket, by name, in the phase prepared last.
-      compile_seconds: of each bucket's program, by name, in that phase.
+      compile_seconds: of each bucket's program, by name, until someone clears it.
     """
 
     def __init__(
@@ -181,11 +181,11 @@ class Update:
         self.model_flops: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}
 
-    def prepare(self, step: int) -> bool:
-        """Compiles what `step` needs and is not there yet; whether there was any."""
+    def prepare(self, step: int) -> None:
+        """Compiles what `step` needs and is not there yet."""
         phase = self._programs.phase(step)
         if phase in self._compiled:
-            return False
+            return
         with self._told("the update"):
             nothing, apply = (
                 program(phase).lower().compile() for program in (self._programs.nothing, self._programs.apply)
@@ -198,7 +198,6 @@ class Update:
             if self._counts_flops:
                 self.model_flops[name] = self._programs.model_flops(phase, bucket)
         self._compiled[phase] = nothing, gradients, apply
-        return True
 
     def __call__(
         self, state: TrainState, batches: Mapping[str, Batch], step: int

@@ -63,7 +63,6 @@ def defaults() -> ConfigDict:
                 "pixel_norm": False,  # RMS normalisation of pixels in every block
                 "attention": False,  # within each frame, at the lowest resolution
                 "remat": (),  # levels, 0 the highest resolution, that are recomputed in the backward pass
-                "scan": False,  # blocks of a level as one loop: the same numbers, compiled faster
                 "dtype": "float32",  # or bfloat16: of the computation; parameters are float32
             },
             "loss": {
@@ -160,6 +159,7 @@ def defaults() -> ConfigDict:
                 "seeds": 1,  # fits that are averaged
             },
             "panels": {"every": 1000, "samples": 4},  # rows, at most a batch of the bucket
+            "profile": (0, 0),  # FIRST, COUNT: updates, from 0, of which an XProf trace is written
         }
     )
 
@@ -377,6 +377,10 @@ ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "probe.seeds": _COUNT,
     "panels.every": _COUNT,
     "panels.samples": _COUNT,
+    "profile": (
+        lambda v: len(v) == 2 and all(isinstance(n, int) and n >= 0 for n in v),
+        "(FIRST, COUNT), two whole numbers from 0",
+    ),
 }
 
 

@@ -49,6 +49,7 @@ class Progress:
       start_step: the step it starts or resumes from.
       shown: the names of the metrics to print, in this order; others are passed over.
       is_main: other processes print nothing.
+      peak_flops: operations a second of all devices together, at most; 0 where it is not known.
     """
 
     def __init__(
@@ -57,19 +58,21 @@ class Progress:
         start_step: int = 0,
         shown: Sequence[str] = _SHOWN,
         is_main: bool = True,
+        peak_flops: float = 0.0,
     ):
         self._total, self._start, self._shown, self._is_main = total_steps, start_step, tuple(shown), is_main
-        self._first = True
+        self._first, self._peak_flops = True, peak_flops
         self._recent = collections.deque(maxlen=21)  # seconds a step, of the latest intervals
         self._begin_interval()
 
-    def tick(self, samples: int, pixels: int, waited: float = 0.0) -> None:
+    def tick(self, samples: int, pixels: int, waited: float = 0.0, flops: float = 0.0) -> None:
         """Counts one step.
 
         Args:
           samples: images and clips in the step, over all processes.
           pixels: B·T·H·W of the step, over all processes and buckets.
           waited: seconds of the step spent waiting for data.
+          flops: operations of the step's model (without rematerialisation), over all processes.
         """
         if self._first:
             self._first = False
@@ -79,6 +82,7 @@ class Progress:
         self._samples += samples
         self._pixels += pixels
         self._waited += waited
+        self._flops += flops
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -98,8 +102,9 @@ class Progress:
 
         Returns:
           The speeds since the last call, as scalars to write beside the others: step_seconds,
-          samples_per_second, megapixels_per_second and data_wait (a share, 0 to 1), under train/all/. Empty
-          when no step was timed since.
+          samples_per_second, megapixels_per_second, data_wait (a share, 0 to 1) and, where the peak is
+          known, flop_utilisation (a share of the bfloat16 peak), under train/all/. Empty when no step was
+          timed since.
         """
         line = f"step {step:>{len(str(self._total))}}/{self._total} {100 * step / self._total:5.1f}%"
         speeds = {}
@@ -117,6 +122,9 @@ class Progress:
             step_seconds, samples, megapixels, wait = speeds.values()
             line += f"  eta {_duration(left)}  {step_seconds:.3g} s/step  {_compact(samples)} samples/s"
             line += f"  {_compact(megapixels)} Mpx/s  data wait {100 * wait:.0f}%"
+            if self._peak_flops:
+                utilisation = speeds["train/all/flop_utilisation"] = self._flops / seconds / self._peak_flops
+                line += f"  MFU {100 * utilisation:.1f}%"
             self._begin_interval()
         for bucket, numbers in self._by_bucket(scalars).items():
             line += f" | {bucket} ".replace("all ", "") + " ".join(f"{n} {float(v):.4g}" for n, v in numbers)
@@ -125,7 +133,8 @@ class Progress:
         return speeds
 
     def _begin_interval(self) -> None:
-        self._begin, self._steps, self._samples, self._pixels, self._waited = time.monotonic(), 0, 0, 0, 0.0
+        self._begin, self._steps, self._samples, self._pixels = time.monotonic(), 0, 0, 0
+        self._waited = self._flops = 0.0
 
     def _by_bucket(self, scalars: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
         """The shown metrics of every bucket, those of 'all' last."""

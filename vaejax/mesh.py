@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -41,8 +42,10 @@ def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
             f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not make the"
             f" {count} devices there are; accepted: sizes whose product is {count} (data=0: the rest)"
         )
+    # An axis of the mesh may be a part of one of a pod's: space = 8 on 4 x 4 x 4 chips.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto: under Explicit axes linen's partitioning and the kernel gradient of a 3D convolution fail.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def over_height(devices: Sequence[jax.Device]) -> Mesh:
@@ -80,6 +83,11 @@ def state_shardings(mesh: Mesh, shapes):
 def placed(shapes, shardings):
     """A tree of shapes, each with its sharding."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def device_bytes(placed) -> int:
+    """Bytes of a tree of placed shapes, or arrays, on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(placed))
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vaejax import adversarial, command, optim, report, train_state
+from vaejax import adversarial, command, hardware, optim, report, train_state
 from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.bad_steps import BadSteps
@@ -25,9 +25,10 @@ from vaejax.evaluation.probe.in_training import TrainingProbe
 from vaejax.evaluation.run_codec import RunCodec
 from vaejax.fault import Fault
 from vaejax.preemption import Preemption
+from vaejax.profile import Profile
 from vaejax.train_state import TrainState
 
-HARMLESS = ("remat", "scan", "dtype")  # keys of model that change no parameter
+HARMLESS = ("remat", "dtype")  # keys of model that change no parameter
 SETTLING = 100  # updates, before which nothing is said of a discriminator
 
 
@@ -103,7 +104,10 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     if is_main:
         _write_config(directory, config)
         print(report.parameter_overview(state.params["autoencoder"]), file=sys.stderr)
-    update = Update(programs, buckets, seed=config.seed + 1, is_main=is_main)
+    chip = hardware.chip(jax.devices()[0].device_kind)
+    peak_flops = chip.flops * mesh.size if chip else 0.0
+    update = Update(programs, buckets, config.seed + 1, is_main, counts_flops=bool(peak_flops))
+    profile = Profile(directory / "profile", config.profile, is_main)
     bad_steps = BadSteps(directory / "bad_steps.jsonl", start, writes=is_main)
     positions |= bad_steps.positions(start)
     held_out, preemption = (
@@ -115,7 +119,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         probe = TrainingProbe(samples, buckets, config, model, mesh, stopping=preemption.received)
     writer = report.writers(directory, start, is_main)
     writer.write_hparams(dict(config.to_dict()))
-    progress = report.Progress(config.steps, start, is_main=is_main)
+    progress = report.Progress(config.steps, start, is_main=is_main, peak_flops=peak_flops)
     learning_rate = optim.learning_rate(config.optim, config.steps)
     alarms: dict[str, str | None] = {}
 
@@ -140,6 +144,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     def log(step, latest):
         latest = jax.device_get(latest)
         scalars = {f"train/{b}/{k}": v for b, t in latest.items() for k, v in t.items() if k != "finite"}
+        scalars |= {f"train/{b}/compile_seconds": s for b, s in update.compile_seconds.items()}
+        update.compile_seconds.clear()
         scalars["train/all/learning_rate"] = jax.device_get(learning_rate(step - 1))
         scalars["train/all/bad_steps"] = bad_steps.total
         writer.write_scalars(step, scalars | progress.log(step, scalars))
@@ -179,17 +185,20 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         stack.callback(lambda: writer.close())
         stack.enter_context(checkpoints)
         stack.callback(lambda: stream.close())
+        stack.callback(profile.close)
         step, previous, latest = start, (start - 1, {}, None), {}
         if config.init and not start:
             evaluate(0, state)  # what the run starts from
         while step < config.steps:
             with progress.paused():
                 update.prepare(step)
-            asked = time.monotonic()
-            batches = next(stream).batches
-            waited = time.monotonic() - asked
-            state, terms = update(state, batches, step)
-            judge(*previous)
+            with profile.update(step):
+                asked = time.monotonic()
+                batches = next(stream).batches
+                waited = time.monotonic() - asked
+                state, terms = update(state, batches, step)
+                judge(*previous)
+            profile.done(step, terms)
             previous = step, batches, terms
             latest |= terms
             step += 1
@@ -198,7 +207,12 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 if is_main:
                     bad.replaced(batches[name].bad)
             drawn = [b for b in buckets if b.name in batches]
-            progress.tick(sum(b.batch for b in drawn), sum(b.batch * b.pixels for b in drawn), waited)
+            progress.tick(
+                sum(b.batch for b in drawn),
+                sum(b.batch * b.pixels for b in drawn),
+                waited,
+                sum(update.model_flops.get(b.name, 0) for b in drawn),
+            )
 
             stopping, last = preemption.requested(step), step == config.steps
             due = [step % every == 0 or last for every in (config.log_every, config.eval.every)]
@@ -237,7 +251,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 stream, writer = updates_from(back), report.writers(directory, back, is_main)
                 if config.init and not back:
                     evaluate(0, state)
-                progress = report.Progress(config.steps, back, is_main=is_main)
+                progress = report.Progress(config.steps, back, is_main=is_main, peak_flops=peak_flops)
     if step == config.steps and config.eval.latent_samples:
         # What the user of a diffusion model normalises latents by stays with the last checkpoint.
         codec = RunCodec("run", model, state.ema["autoencoder"], mesh=mesh)

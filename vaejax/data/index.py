@@ -239,9 +239,8 @@ def _serve() -> None:
 
 
 def _cache_path(folder: str) -> str:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-    return os.path.join(cache, "vaejax", "index", f"{name}.parquet")
+    return str(command.cache_folder() / "index" / f"{name}.parquet")
 
 
 def _load(path: str) -> pa.Table | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vaejax.models import transform
 from vaejax.models.blocks import FrameAttention, ResidualBlock
-from vaejax.models.conv import CausalConv, Triple, remembers
+from vaejax.models.conv import CausalConv, Triple
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.models.resample import Downsample, Upsample, stem, unstem
 
@@ -42,7 +42,6 @@ class Architecture:
       pixel_norm: RMS normalisation of pixels in every block.
       attention: attention within each frame at the lowest resolution.
       remat: levels (0 is the highest resolution) whose blocks are recomputed in the backward pass.
-      scan: a level's blocks are one program that runs again and again, which compiles faster, but streams.
       dtype: compute dtype, 'float32' or 'bfloat16'; parameters are float32.
     """
 
@@ -59,7 +58,6 @@ class Architecture:
     pixel_norm: bool = False
     attention: bool = False
     remat: tuple[int, ...] = ()
-    scan: bool = False
     dtype: str = "float32"
 
     @property
@@ -186,20 +184,10 @@ class Decoder(nn.Module):
 def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: bool) -> jax.Array:
     """The residual blocks of a level, recomputed in the backward pass where asked; sows activation norms."""
     a = module.architecture
-    scanned = a.scan and not module.is_initializing() and not remembers(module)
-    kind = ResidualBlock
-    if level in a.remat:  # a loop is no place where two equal computations could be merged
-        kind = nn.remat(ResidualBlock, prevent_cse=not scanned, static_argnums=(2,))
-    block = functools.partial(kind, a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype))
-    names = [f"level_{level}_block_{i}" for i in range(count)]
-    if scanned:
-        params = [module.variables["params"][name] for name in names]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        alone = block(parent=None)
-        x, _ = jax.lax.scan(lambda x, p: (alone.apply({"params": p}, x, is_video), None), x, stacked)
-    else:
-        for name in names:
-            x = block(name=name)(x, is_video)
+    block = nn.remat(ResidualBlock, static_argnums=(2,)) if level in a.remat else ResidualBlock
+    for i in range(count):
+        name = f"level_{level}_block_{i}"
+        x = block(a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype), name=name)(x, is_video)
     if module.is_mutable_collection("activations") and not module.is_initializing():
         norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
         module.sow("activations", f"level_{level}", norms, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -190,13 +190,12 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
 def first_chunk(module: nn.Module) -> bool:
     """Whether the module sees the start of a clip; a streaming call remembers that it was asked."""
     first = not module.has_variable("cache", "started")
-    if remembers(module):
+    if _remembers(module):
         module.put_variable("cache", "started", jnp.ones((), bool))
     return first
 
 
-def remembers(module: nn.Module) -> bool:
-    """Whether this is a call of a stream, which keeps a cache."""
+def _remembers(module: nn.Module) -> bool:
     return module.is_mutable_collection("cache") and not module.is_initializing()
 
 
@@ -228,7 +227,7 @@ def causal_convolve(module: nn.Module, x: jax.Array, kernel: jax.Array, strides:
         padded = jnp.concatenate([before, x], axis=1)
         y = convolve(padded, kernel, strides)
         past = padded[:, padded.shape[1] - (kernel.shape[0] - strides[0]) :]
-    if remembers(module):
+    if _remembers(module):
         module.put_variable("cache", "past", past)
     return y
 

@@ -1,0 +1,1 @@
+"""What a configuration needs and how fast it would train on devices that one does not have."""

@@ -1,0 +1,88 @@
+"""Plans a run: python -m vaejax.plan --config=configs/joint.py:large --topology=v5e:16x16."""
+
+import functools
+import json
+import math
+import pathlib
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from vaejax import command
+from vaejax import config as configuration
+from vaejax import mesh as sharding
+from vaejax.compiled import Programs
+from vaejax.config_flag import CONFIG, parse
+from vaejax.data.bucket import parse_buckets
+from vaejax.errors import InputError
+from vaejax.plan import suggestion, table, topology
+from vaejax.plan.cost import Costs
+from vaejax.plan.prediction import Prediction
+
+TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices that need not be there: {topology.ACCEPTED}.")
+SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; by default those of config.steps updates.")
+PRICE = flags.DEFINE_float("price", 0.0, "Of a chip for an hour.")
+JSON = flags.DEFINE_string("json", "", "File for the same numbers as JSON.")
+SUGGEST = flags.DEFINE_bool("suggest", False, "Search batch sizes and mesh for the most samples a second.")
+
+
+def main(argv: list[str]) -> int:
+    """Prints the plan; returns 0 where everything fits, else 1."""
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --topology=NAME --config.KEY=VALUE")
+    if CONFIG.value is None or not TOPOLOGY.value:
+        raise InputError("--config and --topology are needed: --config=configs/joint.py --topology=v5e:16x16")
+    where, config = topology.of(TOPOLOGY.value), CONFIG.value
+    configuration.check(config)
+    costs = Costs(where, functools.partial(print, file=sys.stderr))
+    planned = functools.partial(plan, where=where, costs=costs)
+    if SUGGEST.value:
+        config = suggestion.best(config, where, planned)
+    prediction = planned(config)
+    print(table.text(config, where, prediction, SAMPLES.value, PRICE.value))
+    if JSON.value:
+        found = table.numbers(config, where, prediction, SAMPLES.value, PRICE.value)
+        with command.writing(JSON.value, "--json"):
+            pathlib.Path(JSON.value).write_text(json.dumps(found, indent=2) + "\n")
+    return 0 if all(map(prediction.fits, prediction.costs)) else 1
+
+
+def plan(config: ConfigDict, where: topology.Topology, costs: Costs) -> Prediction:
+    """Compiles every program of a configuration's last phase for a topology.
+
+    Raises:
+      InputError: for a configuration that does not suit it.
+    """
+    mesh = sharding.make(config.mesh, where.devices)
+    architecture = configuration.architecture(config.model)
+    buckets = parse_buckets(
+        config.data.buckets,
+        architecture.spatial_factor,
+        architecture.temporal_factor,
+        shards=mesh.shape["data"] * mesh.shape["fsdp"],
+        space=mesh.shape["space"],
+    )
+    programs = Programs.of(config, buckets, mesh)
+    phase = programs.phase(config.steps - 1)
+    everything = json.loads(config.to_json_best_effort())
+    made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
+    found = {
+        "update": costs.of("the update", made_from, lambda: programs.apply(phase), lambda: 0),
+    }
+    for bucket in sorted(buckets, key=lambda b: b.pixels * b.batch):
+        found[bucket.name] = costs.of(
+            f"{bucket.name}, batch {bucket.batch}",
+            made_from | {"bucket": [bucket.name, bucket.batch, bucket.weight]},
+            functools.partial(programs.gradients, phase, bucket),
+            functools.partial(programs.model_flops, phase, bucket),
+        )
+    resident = [programs.state, programs.gathered(phase)]
+    state = sharding.device_bytes(resident)
+    state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))
+    return Prediction(buckets, found, state, math.prod(mesh.shape.values()), where.chip)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(functools.partial(app.run, main, flags_parser=parse)))

@@ -1,0 +1,155 @@
+"""What one program costs, found by compiling it; kept, so that the same program is compiled once."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Callable
+
+import jax
+from jax.stages import Traced
+
+import vaejax
+from vaejax import command, flops
+from vaejax.plan import hlo
+from vaejax.plan.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One program, on one chip where nothing else is said.
+
+    Attributes:
+      flops: operations of all chips together, recomputation among them.
+      model_flops: the same without what rematerialisation computes again.
+      memory_traffic: bytes read from and written to memory; 0 where it does not fit.
+      collectives: bytes sent to other chips, by kind.
+      arguments, output, aliased, temporary, code: bytes; the output's aliased part lies in the arguments.
+      fits: whether the compiler found room; if not, `temporary` is what it would have needed.
+      seconds: that compilation took.
+    """
+
+    flops: int
+    model_flops: int
+    memory_traffic: float
+    collectives: dict[str, float]
+    arguments: int
+    output: int
+    aliased: int
+    temporary: int
+    code: int
+    fits: bool
+    seconds: float
+
+    @property
+    def sent(self) -> float:
+        """Bytes sent to other chips."""
+        return sum(self.collectives.values())
+
+
+class Costs:
+    """Costs of programs for a topology, kept in $XDG_CACHE_HOME/vaejax/plan (~/.cache/vaejax/plan).
+
+    Two keys lead to a cost: what a program is made from (configuration, sources and versions), which is known
+    at once, and its own text, which is known when it has been traced.
+
+    Args:
+      topology: to compile for.
+      told: hears what is compiled, and how long it took.
+    """
+
+    def __init__(self, topology: Topology, told: Callable[[str], None] = lambda line: None):
+        self._topology, self._told = topology, told
+        self._folder = command.cache_folder() / "plan"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def of(
+        self, name: str, made_from: object, trace: Callable[[], Traced], model_flops: Callable[[], int]
+    ) -> Cost:
+        """The cost of a program.
+
+        Args:
+          name: for people.
+          made_from: JSON of all that the program depends on beside vaejax's sources and the topology.
+          trace: gives the program.
+          model_flops: counts its operations without rematerialisation.
+        """
+        source = self._key("made from", _sources(), json.dumps(made_from, sort_keys=True))
+        pointer = self._read(source)
+        if pointer and (kept := self._read(pointer["program"])):
+            return Cost(**kept)
+        self._told(f"tracing {name} ...")
+        traced = trace()
+        lowered = traced.lower(lowering_platforms=(self._topology.platform,))
+        program = self._key("program", lowered.as_text())
+        kept = self._read(program)
+        if not kept:
+            self._told(f"compiling {name} ...")
+            cost = _compiled(traced, lowered, model_flops())
+            self._told(f"compiled {name} in {cost.seconds:.0f} s")
+            self._write(program, kept := dataclasses.asdict(cost))
+        self._write(source, {"program": program})
+        return Cost(**kept)
+
+    def _key(self, *parts: str) -> str:
+        versions = {package: _version(package) for package in ("jax", "jaxlib", "libtpu")}
+        whole = json.dumps([self._topology.name, versions, *parts])
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    def _read(self, key: str) -> dict | None:
+        try:
+            return json.loads((self._folder / f"{key}.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _write(self, key: str, value: dict) -> None:
+        partial = self._folder / f"{key}.{os.getpid()}.partial"
+        partial.write_text(json.dumps(value))
+        partial.replace(self._folder / f"{key}.json")
+
+
+def _compiled(traced: Traced, lowered: jax.stages.Lowered, model_flops: int) -> Cost:
+    begin, executed = time.monotonic(), flops.count(traced.jaxpr)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"HLO temporaries \(([\d.]+)([KMG])\)", str(error))
+        if not needed:
+            raise
+        temporary = int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[needed[2]])
+        return Cost(executed, model_flops, 0.0, {}, 0, 0, 0, temporary, 0, False, time.monotonic() - begin)
+    memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
+    return Cost(
+        executed,
+        model_flops,
+        moved.memory,
+        moved.collectives,
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes,
+        memory.alias_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
+        True,
+        time.monotonic() - begin,
+    )
+
+
+def _sources() -> str:
+    """A digest of vaejax itself, any change of which may change a program."""
+    digest = hashlib.sha256()
+    root = pathlib.Path(vaejax.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if path.parent.name != "plan":
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

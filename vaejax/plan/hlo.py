@@ -1,0 +1,228 @@
+"""What a compiled program moves, read from its text: bytes of memory, bytes between chips.
+
+XLA's own count of bytes takes a loop's body once, and everything that stays in a TPU's fast memory as well.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+SIZES = {"f64": 8, "s64": 8, "u64": 8, "c64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2}
+SIZES |= {"u16": 2, "s8": 1, "u8": 1, "pred": 1, "f8e4m3fn": 1, "f8e5m2": 1}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# What moves nothing: names for what is there, and what is counted inside.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "partition-id"}
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "iota",
+    "partition-id",
+    "replica-id",
+}
+FREE |= {"while", "conditional", "call", "after-all", "add-dependency", "opt-barrier", "replica-id"}
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = ")
+_LEAF = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line, `name = shape opcode(arguments), rest`; operands are the names among the arguments."""
+
+    name: str
+    shape: str
+    opcode: str
+    arguments: str
+    operands: tuple[str, ...]
+    rest: str
+    is_root: bool
+
+
+@dataclasses.dataclass
+class Traffic:
+    """What one chip moves in one run of a program.
+
+    Attributes:
+      memory: bytes read from and written to its memory.
+      collectives: bytes that it sends to others, by kind of collective.
+    """
+
+    memory: float = 0.0
+    collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: "Traffic", times: float = 1.0) -> None:
+        """Adds another's, so many times."""
+        self.memory += times * other.memory
+        for kind, value in other.collectives.items():
+            self.collectives[kind] = self.collectives.get(kind, 0.0) + times * value
+
+
+def traffic(text: str) -> Traffic:
+    """The traffic of `jax.stages.Compiled.as_text()`, which tells of one chip of many."""
+    computations, entry = _parse(text)
+    known: dict[str, Traffic] = {}
+
+    def of(name: str) -> Traffic:
+        if name not in known:
+            total, shapes = Traffic(), {i.name: i.shape for i in computations[name]}
+            for instruction in computations[name]:
+                total.add(_alone(instruction, shapes, computations))
+                for callee, times in _called(instruction, computations):
+                    total.add(of(callee), times)
+            known[name] = total
+        return known[name]
+
+    return of(entry)
+
+
+def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    computations, entry, current = collections.defaultdict(list), "", ""
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = header[2]
+            entry = current if header[1] else entry
+        elif (start := _INSTRUCTION.match(line)) and current:
+            shape, rest = _balanced(line[start.end() :])
+            opcode, _, rest = rest.strip().partition("(")
+            arguments, rest = _balanced("(" + rest)
+            names = tuple(re.findall(r"%([\w.-]+)", arguments))
+            computations[current].append(
+                Instruction(start[2], shape, opcode, arguments[1:-1], names, rest, bool(start[1]))
+            )
+    return computations, entry
+
+
+def _balanced(text: str) -> tuple[str, str]:
+    """Its first word, or what stands between its first parenthesis and the one that closes it; the rest."""
+    if not text.startswith("("):
+        word, _, rest = text.partition(" ")
+        return word, rest
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return text[: i + 1], text[i + 1 :]
+    return text, ""
+
+
+def size(shape: str, anywhere: bool = False) -> int:
+    """Bytes of a shape, a TPU's tiles filled up and a tuple's parts together.
+
+    Args:
+      shape: as HLO writes it, layout and all.
+      anywhere: counts what lies in a TPU's fast memory too.
+    """
+    leaves = (leaf for leaf in _LEAF.findall(shape) if leaf[0] in SIZES)
+    return sum(_leaf_size(*leaf) for leaf in leaves if anywhere or "S(" not in leaf[2])
+
+
+def _leaf_size(dtype: str, dims: str, layout: str) -> int:
+    dims = [int(dim) for dim in dims.split(",") if dim]
+    tiled = re.match(r"\{([\d,]+):T\(([\d,]+)\)", layout)
+    if tiled:
+        order, tile = ([int(n) for n in part.split(",")] for part in tiled.groups())
+        for dim, unit in zip(order, reversed(tile), strict=False):
+            dims[dim] += -dims[dim] % unit
+    return math.prod(dims) * SIZES[dtype]
+
+
+def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) -> Traffic:
+    """Of an instruction, without loops and branches that it runs."""
+    opcode, kind = instruction.opcode, instruction.opcode.removesuffix("-start")
+    if opcode in FREE or opcode.endswith("-done"):
+        return Traffic()
+    if kind in COLLECTIVES:
+        given = sum(size(shapes.get(name, ""), anywhere=True) for name in instruction.operands)
+        return Traffic(2 * given, {kind: given * _share_sent(kind, instruction.rest)})
+    if opcode == "copy-start":  # (to, from, token): one of them in fast memory
+        return Traffic(size(instruction.shape))
+    if opcode == "slice-start":  # ((from), to, token)
+        return Traffic(size(_balanced(instruction.shape[1:])[1], anywhere=True))
+    if opcode in ("slice", "dynamic-slice", "gather"):
+        return Traffic(2 * size(instruction.shape))
+    if opcode == "dynamic-update-slice":
+        return Traffic(2 * size(shapes.get(instruction.operands[1], "")))
+    called = re.search(r"calls=%?([\w.-]+)", instruction.rest) if opcode == "fusion" else None
+    inner = computations.get(called[1], []) if called else []
+    read = sum(
+        min(size(shapes.get(name, "")), _read_inside(inner, i)) for i, name in enumerate(instruction.operands)
+    )
+    return Traffic(read + min(size(instruction.shape), _written_inside(inner)))
+
+
+def _read_inside(fusion: list[Instruction], number: int) -> float:
+    """Bytes of its parameter of that number that a fusion reads, where it reads but slices."""
+    for parameter in fusion:
+        if parameter.opcode == "parameter" and parameter.arguments == str(number):
+            names, read = {parameter.name}, 0.0
+            for user in fusion:
+                if not names & set(user.operands):
+                    continue
+                if user.opcode == "bitcast":
+                    names.add(user.name)
+                elif user.opcode in ("slice", "dynamic-slice"):
+                    read += size(user.shape, anywhere=True)
+                elif user.opcode != "dynamic-update-slice" or user.operands[0] not in names:
+                    return math.inf
+            return read
+    return math.inf
+
+
+def _written_inside(fusion: list[Instruction]) -> float:
+    """Bytes that a fusion writes, where it but updates a slice."""
+    by_name = {instruction.name: instruction for instruction in fusion}
+    root = next((instruction for instruction in fusion if instruction.is_root), None)
+    while root and root.opcode == "bitcast":
+        root = by_name.get(root.operands[0])
+    if root and root.opcode == "dynamic-update-slice" and root.operands[1] in by_name:
+        return size(by_name[root.operands[1]].shape, anywhere=True)
+    return math.inf
+
+
+def _share_sent(kind: str, rest: str) -> float:
+    """What a chip sends for each byte of its operand, round a ring."""
+    if kind == "collective-permute":
+        return 1.0
+    n = _group_size(rest)
+    return {"all-reduce": 2 * (n - 1) / n, "all-gather": n - 1, "reduce-scatter": (n - 1) / n}.get(
+        kind, (n - 1) / n
+    )
+
+
+def _group_size(rest: str) -> int:
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(counted[1])
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return listed[1].count(",") + 1
+    return 1
+
+
+def _called(instruction: Instruction, computations) -> Iterator[tuple[str, float]]:
+    """The computations that an instruction runs as programs of their own, and how often."""
+    if instruction.opcode == "while":
+        names = dict(re.findall(r"(condition|body)=%?([\w.-]+)", instruction.rest))
+        told = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
+        bounds = [int(i.arguments) for i in computations[names["condition"]] if _is_count(i)]
+        yield names["body"], int(told[1]) if told else max(bounds, default=1)
+    elif instruction.opcode == "conditional":
+        branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+        names = re.findall(r"%?([\w.-]+)", branches[1]) if branches else []
+        names += re.findall(r"(?:true|false)_computation=%?([\w.-]+)", instruction.rest)
+        for name in names:
+            yield name, 1 / len(names)
+    elif instruction.opcode == "call":
+        for name in re.findall(r"to_apply=%?([\w.-]+)", instruction.rest):
+            yield name, 1.0
+
+
+def _is_count(instruction: Instruction) -> bool:
+    return instruction.opcode == "constant" and instruction.shape.startswith("s32[]")
