@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal
 
+from vaejax.models import conv
 from vaejax.models.conv import convolve
 
 # Shape of x, kernel, strides: the general path, both parities of T, the image path, patches.
@@ -70,9 +71,29 @@ def with_gradients(f, x, kernel, dy):
     return [np.asarray(a.astype(jnp.float32)) for a in jax.jit(run)(x, kernel, dy)]
 
 
-def native(x, kernel, strides):
+@pytest.mark.parametrize(
+    ("shape", "size", "strides"),
+    [*(case for case in CASES if max(case[2][1:]) > 1), ((1, 2, 7, 9, 3), (1, 4, 4), (1, 2, 2))],
+)
+def test_a_strided_convolution_of_few_channels_is_that_of_their_patches(shape, size, strides):
+    """What accelerators get, a stride's pixels as channels, and its gradients."""
+    x, kernel = arrays(shape, size)
+
+    def value_and_gradients(f):
+        y, pull = jax.vjp(lambda x, k: f(x, k, strides), x, kernel)
+        return y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    for same in (True, False):
+        expected = value_and_gradients(functools.partial(native, same=same))
+        found = value_and_gradients(functools.partial(conv._native, same=same))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def native(x, kernel, strides, same=True):
     """XLA's convolution of odd kernels at stride 1, and of patches."""
-    pads = [((k - s) // 2, (k - s + 1) // 2) for k, s in zip(kernel.shape[1:3], strides[1:], strict=True)]
+    surplus = [(k - s) * same for k, s in zip(kernel.shape[1:3], strides[1:], strict=True)]
+    pads = [(n // 2, (n + 1) // 2) for n in surplus]
     return jax.lax.conv_general_dilated(
         x, kernel, strides, [(0, 0), *pads], dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )

@@ -20,6 +20,7 @@ from vaejax import train, train_state
 from vaejax.adversarial import Adversary
 from vaejax.bad_steps import BadSteps
 from vaejax.checkpoint import Checkpoints
+from vaejax.data.pipeline import Batch
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.fault import Fault
 from vaejax.models.autoencoder import Architecture, Autoencoder
@@ -133,11 +134,15 @@ def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media,
     assert position(tmp_path, 12) == {"image_32x32": 12} and logged(tmp_path, "bad_steps")[12] == 0
 
 
+def batch(*names):
+    return Batch(np.zeros((len(names), 1, 8, 8, 3), np.uint8), range(len(names)), list(names), [])
+
+
 def test_counts_are_right_after_a_resume(tmp_path):
     path = tmp_path / "bad_steps.jsonl"
     counts = BadSteps(path, 0)
     for step, finite in enumerate([True, False, True, False, False]):
-        counts.judge(step, finite, {} if finite else {"image_8x8": ["a.png@0.000"]})
+        counts.judge(step, finite, {} if finite else {"image_8x8": batch("a.png@0.000")})
     assert (counts.total, counts.in_row, counts.rollbacks) == (3, 2, 0)
     with open(path, "a") as file:
         file.write('{"torn')
@@ -149,7 +154,7 @@ def test_counts_are_right_after_a_resume(tmp_path):
     resumed = BadSteps(path, 2)
     assert (resumed.total, resumed.in_row, resumed.rollbacks) == (2, 0, 1)
     assert resumed.positions(2) == {"image_8x8": 9} and resumed.positions(4) == {}
-    resumed.judge(3, False, {"image_8x8": ["b.png@0.000"]})
+    resumed.judge(3, False, {"image_8x8": batch("b.png@0.000")})
     assert (BadSteps(path, 4).total, BadSteps(path, 4).in_row, BadSteps(path, 3).total) == (3, 1, 2)
 
 

@@ -141,11 +141,13 @@ def test_bad_samples_are_counted_over_resumes(tmp_path):
     assert not path.exists()
     bad.found([("a.jpg", "broken")])
     bad.replaced([("b.mp4", "cut off"), ("b.mp4", "cut off")])
+    bad.write()
     with path.open("a") as file:
         file.write('{"path": "half a li')
     bad = BadSamples(path)
     bad.found([("a.jpg", "broken")])
     bad.replaced([("b.mp4", "cut off")])
+    bad.write()
     assert path.read_text().splitlines() == [
         '{"path": "a.jpg", "reason": "broken", "count": 1}',
         '{"path": "b.mp4", "reason": "cut off", "count": 3}',

@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+from vaejax import multihost
+from vaejax.data.pipeline import Batch
 
 
 class BadSteps:
@@ -52,13 +55,25 @@ class BadSteps:
         """How often the run went back to this checkpoint."""
         return sum(line.get("back_to") == step for line in self._lines)
 
-    def judge(self, step: int, finite: bool, samples: Mapping[str, Sequence[str]]) -> None:
-        """Counts the update of `step`, from 0; `samples` are the names in the buckets that were to blame."""
+    def judge(self, step: int, finite: bool, batches: Mapping[str, Batch]) -> None:
+        """Counts the update of `step`, from 0, of which all processes say the same.
+
+        Args:
+          step: of the update.
+          finite: whether it was.
+          batches: of the buckets that are to blame, this process's parts.
+        """
         if finite:
             self.in_row = 0
             return
         self.total, self.in_row = self.total + 1, self.in_row + 1
-        self._lines.append({"step": step, "samples": {name: list(names) for name, names in samples.items()}})
+        parts = {name: dict(zip(batch.rows, batch.names, strict=True)) for name, batch in batches.items()}
+        samples: dict[str, dict[int, str]] = {name: {} for name in parts}
+        for of_host in multihost.gathered({name: list(part.items()) for name, part in parts.items()}):
+            for name, part in of_host.items():
+                samples[name] |= dict(map(tuple, part))
+        in_order = {name: [part[row] for row in sorted(part)] for name, part in samples.items()}
+        self._lines.append({"step": step, "samples": in_order})
         self._write()
 
     def rolled_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:

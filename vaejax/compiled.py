@@ -113,7 +113,8 @@ class Programs:
         )
         places = jax.tree.map(lambda x: x.sharding, gathered)
         step = jax.jit(step, donate_argnums=1, out_shardings=(places, None))
-        return step.trace(self.state, gathered, frames, key, lpips_params)
+        with sharding.placing_frames(self.mesh):
+            return step.trace(self.state, gathered, frames, key, lpips_params)
 
     def apply(self, phase: Phase) -> Traced:
         """State and what was gathered to the next state and its norms."""

@@ -3,15 +3,14 @@
 import functools
 import sys
 
-import jax
 from absl import app, flags, logging
 
-from vaejax import command, preemption, train
+from vaejax import command, multihost, preemption, train
 from vaejax.config_flag import CONFIG, parse
 from vaejax.errors import InputError
 
 MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "One process of several, found by jax.distributed.initialize."
+    "multihost", False, "One process of several, on each of which the same command runs (multihost.py)."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder again resumes it.")
 
@@ -23,7 +22,7 @@ def main(argv: list[str]) -> int:
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are needed: --config=configs/demo.py --workdir=DIR")
     if MULTIHOST.value:
-        jax.distributed.initialize()
+        multihost.initialize()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
     command.keep_compiled()
@@ -31,4 +30,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(functools.partial(app.run, main, flags_parser=parse)))
+    with multihost.leaving_at_once():
+        sys.exit(command.run(functools.partial(app.run, main, flags_parser=parse)))

@@ -6,6 +6,7 @@ activations, with halo exchange left to XLA.
 """
 
 import bisect
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from vaejax.errors import InputError
+from vaejax.models.placement import placing
 
 AXES = ("data", "fsdp", "space")
 SAMPLES = P(AXES)  # of B T H W C, and b t h w c: whole frames on every device
@@ -56,6 +58,15 @@ def over_height(devices: Sequence[jax.Device]) -> Mesh:
 def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     """Of so many samples of frames or latents: whole where every device gets some, else split by height."""
     return NamedSharding(mesh, SAMPLES if batch % mesh.size == 0 else HEIGHT)
+
+
+def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """While tracing inside, activations of models are split as their batch is."""
+
+    def place(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, frames_sharding(mesh, len(x)))
+
+    return placing(place)
 
 
 def rows(mesh: Mesh, batch: int) -> list[int]:

@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+import time
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-AGREE_EVERY = 10
+from vaejax import multihost
+
+AGREE_SECONDS = 5  # between two times that several processes ask each other, about
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command to go on
 
 
@@ -17,6 +18,7 @@ class Preemption:
 
     def __init__(self):
         self._received = False
+        self._asked_at, self._step, self._next = time.monotonic(), 0, 0
 
     def __enter__(self) -> "Preemption":
         self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -36,13 +38,21 @@ class Preemption:
 
     def received(self) -> bool:
         """Whether any process was asked to stop; all processes ask together and get the same answer."""
-        if jax.process_count() == 1:
-            return self._received
-        return bool(multihost_utils.process_allgather(np.array(self._received)).any())
+        return any(multihost.gathered(self._received))
 
     def requested(self, step: int) -> bool:
         """Whether any process was asked to stop; all processes get the same answer at the same step.
 
-        Several processes ask each other every `AGREE_EVERY` steps only, since asking waits for the device.
+        Asking waits for the device, so several processes do it every few seconds only. They agree on the next
+        step at which they ask by what the steps since the last took the slowest of them.
         """
-        return (jax.process_count() == 1 or step % AGREE_EVERY == 0) and self.received()
+        if jax.process_count() == 1:
+            return self._received
+        if step < self._next:
+            return False
+        now = time.monotonic()
+        seconds = (now - self._asked_at) / max(step - self._step, 1)
+        self._asked_at, self._step = now, step
+        received, seconds = zip(*multihost.gathered([self._received, seconds]), strict=True)
+        self._next = step + max(1, min(100, int(AGREE_SECONDS / max(*seconds, 1e-3))))
+        return any(received)

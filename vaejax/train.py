@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vaejax import adversarial, command, hardware, optim, report, train_state
+from vaejax import adversarial, command, hardware, multihost, optim, report, train_state
 from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.bad_steps import BadSteps
 from vaejax.checkpoint import Checkpoints
 from vaejax.compiled import Programs, Update
 from vaejax.data import bad_samples, bucket, pipeline, sources
+from vaejax.data.bad_samples import BadSamples
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluation import latents, normalisation
 from vaejax.evaluation.held_out import HeldOut
@@ -27,6 +28,7 @@ from vaejax.fault import Fault
 from vaejax.preemption import Preemption
 from vaejax.profile import Profile
 from vaejax.train_state import TrainState
+from vaejax.watchdog import UPDATE, Watchdog
 
 HARMLESS = ("remat", "dtype")  # keys of model that change no parameter
 SETTLING = 100  # updates, before which nothing is said of a discriminator
@@ -61,24 +63,26 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     )
     rows = {b.name: sharding.rows(mesh, b.batch) for b in buckets}
     directory = _make_workdir(workdir)
+    multihost.check_shared(directory)
     samples = sources.open_sources(config.data)
     sources.check_buckets(samples, buckets, config.data)
     for line in sources.not_evaluated(samples, buckets, config.data) if is_main else ():
         print(line, file=sys.stderr)
-    bad = bad_samples.BadSamples(directory / "bad_samples.jsonl") if is_main else None
-    if is_main:
-        bad.found(bad_samples.unreadable(samples))
+    bad = BadSamples(directory / "bad_samples.jsonl", writes=is_main)
+    bad.found(bad_samples.unreadable(samples))
 
     # Where an earlier run in this folder left off.
     checkpoints = Checkpoints(directory, config.checkpoint.keep, config.checkpoint.best)
-    start = checkpoints.latest() or 0
+    start = multihost.gathered(checkpoints.latest() or 0)[0]
     if start:
         _check_same_networks(checkpoints.config(start), config, "this workdir", discriminators=True)
     elif config.init:
         _check_init(config)
     if start >= config.steps:
-        print(f"already at step {start} of {config.steps}; nothing to do", file=sys.stderr)
-        if config.eval.latent_samples and is_main and latents.load(directory, start) is None:
+        if is_main:
+            print(f"already at step {start} of {config.steps}; nothing to do", file=sys.stderr)
+        missing = config.eval.latent_samples and latents.load(directory, start) is None
+        if any(multihost.gathered(bool(missing))):
             normalisation.of_run(RunCodec.open(str(directory)), str(directory), start)
         return True
 
@@ -139,7 +143,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         if terms is not None:
             # Finite each, they may be too much together: then all of them are named.
             spoiled = [name for name in batches if not terms[name]["finite"]] or list(batches)
-            bad_steps.judge(step, bool(terms["all"]["finite"]), {n: batches[n].names for n in spoiled})
+            bad_steps.judge(step, bool(terms["all"]["finite"]), {name: batches[name] for name in spoiled})
 
     def log(step, latest):
         latest = jax.device_get(latest)
@@ -182,6 +186,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     with contextlib.ExitStack() as stack:
         stream = updates_from(start)
         stack.enter_context(preemption)
+        watchdog = stack.enter_context(Watchdog(config.recovery.stall))
         stack.callback(lambda: writer.close())
         stack.enter_context(checkpoints)
         stack.callback(lambda: stream.close())
@@ -190,12 +195,15 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         if config.init and not start:
             evaluate(0, state)  # what the run starts from
         while step < config.steps:
+            watchdog.doing("compiling", step, patient=True)
             with progress.paused():
                 update.prepare(step)
             with profile.update(step):
+                watchdog.doing("waiting for samples", step)
                 asked = time.monotonic()
                 batches = next(stream).batches
                 waited = time.monotonic() - asked
+                watchdog.doing(UPDATE, step)
                 state, terms = update(state, batches, step)
                 judge(*previous)
             profile.done(step, terms)
@@ -204,8 +212,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
             step += 1
             for name in batches:
                 positions[name] += 1
-                if is_main:
-                    bad.replaced(batches[name].bad)
+                bad.replaced(batches[name].bad)
             drawn = [b for b in buckets if b.name in batches]
             progress.tick(
                 sum(b.batch for b in drawn),
@@ -221,9 +228,12 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
             if any(due) or probing or saving or stopping or bad_steps.in_row:
                 judge(*previous)
                 previous = step - 1, {}, None
+            if due[0] or saving or stopping:
+                bad.write()
             if due[0]:
                 log(step, latest)
                 latest = {}
+            watchdog.doing("evaluating", step, patient=True)
             with progress.paused():
                 scores = evaluate(step, state) if due[1] else {}
                 if probing and not stopping:
@@ -232,6 +242,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                     show(step, state)
                 # Amid bad steps the state may be the reason: the last checkpoint is the better one.
                 if last or ((stopping or saving) and not bad_steps.in_row):
+                    watchdog.doing("saving a checkpoint", step)
                     writer.flush()
                     checkpoints.save(state, step, positions, json.loads(config.to_json_best_effort()), scores)
             if stopping and not last:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 
+from vaejax import multihost
 from vaejax.data.rows import Source
 
 
@@ -13,11 +14,16 @@ def unreadable(sources: Sequence[Source]) -> list[tuple[str, str]]:
 
 
 class BadSamples:
-    """Lines of {"path", "reason", "count"}: how often each file was met in vain, over all resumes."""
+    """Lines of {"path", "reason", "count"}: how often each file was met in vain, over all resumes and hosts.
 
-    def __init__(self, path: str | os.PathLike):
-        """Reads what an earlier run wrote; a damaged line is dropped, for this file must never stop a run."""
-        self._path = os.fspath(path)
+    Args:
+      path: the file. What an earlier run wrote is counted on from; a damaged line is dropped, for this file
+        must never stop a run.
+      writes: whether this process writes.
+    """
+
+    def __init__(self, path: str | os.PathLike, writes: bool = True):
+        self._path, self._writes, self._new = os.fspath(path), writes, []
         self._counts: dict[tuple[str, str], int] = {}
         if os.path.exists(self._path):
             with open(self._path, encoding="utf-8", errors="surrogateescape") as lines:
@@ -36,15 +42,22 @@ class BadSamples:
             self._write()
 
     def replaced(self, bad: Iterable[tuple[str, str]]) -> None:
-        """Counts files that samples of a batch had to replace, and writes the file if there are any."""
-        bad = [tuple(one) for one in bad]
-        for one in bad:
+        """Counts files that samples of a batch had to replace."""
+        self._new += bad
+
+    def write(self) -> None:
+        """Writes the file if any process met new ones; all ask together."""
+        new = [tuple(one) for of_host in multihost.gathered(self._new) for one in of_host]
+        self._new = []
+        for one in new:
             self._counts[one] = self._counts.get(one, 0) + 1
-        if bad:
+        if new:
             self._write()
 
     def _write(self) -> None:
         """In one stroke: a run that is killed leaves the old file or the new one, never half of it."""
+        if not self._writes:
+            return
         partial = f"{self._path}.partial"
         with open(partial, "w", encoding="utf-8", errors="surrogateescape") as lines:
             for (path, reason), count in sorted(self._counts.items()):

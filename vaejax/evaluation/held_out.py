@@ -43,10 +43,12 @@ class HeldOut:
         self._sources, self._buckets, self._config, self._mesh = sources, buckets, config, mesh
         self._channels = model.architecture.latent_channels
         self._factors = model.architecture.spatial_factor, model.architecture.temporal_factor
-        self._score = jax.jit(
-            functools.partial(score, model=model, objective=objective, shown=config.panels.samples),
-            out_shardings=sharding.replicated(mesh),
-        )
+
+        def placed_score(*arguments):
+            with sharding.placing_frames(mesh):
+                return score(*arguments, model=model, objective=objective, shown=config.panels.samples)
+
+        self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
         self._lpips = jax.device_put(dict(lpips_params), sharding.replicated(mesh))
         self._linear: dict[str, LinearCodec] = {}
 

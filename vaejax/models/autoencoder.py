@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from vaejax.models import transform
 from vaejax.models.blocks import FrameAttention, ResidualBlock
 from vaejax.models.conv import CausalConv, Triple
+from vaejax.models.placement import place
 from vaejax.models.posterior import DiagonalGaussian
+from vaejax.models.remat import recomputed
 from vaejax.models.resample import Downsample, Upsample, stem, unstem
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -130,18 +132,19 @@ class Encoder(nn.Module):
             kernel_init=transform.analysis,
             name="linear",
         )(x)
-        x = plain(a.width(0), name="conv_in")(stem(x, a.stem_factor, a.stem))
+        x = place(plain(a.width(0), name="conv_in")(stem(x, a.stem_factor, a.stem)))
         for level, strides in enumerate((None, *a.strides)):
             if strides:
-                x = Downsample(
+                down = Downsample(
                     a.width(level), strides, modulated=a.conv == "smc", dtype=x.dtype, name=f"down_{level}"
-                )(x)
+                )
+                x = place(down(x))
             x = _blocks(self, x, level, a.encoder_blocks, is_video)
         if a.attention:
             x = FrameAttention(x.dtype, name="attention")(x)
         x = plain(2 * a.latent_channels, kernel_init=nn.initializers.zeros, name="conv_out")(x)
         mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        return jnp.concatenate([linear + mean, log_variance + LOG_VARIANCE_INIT], axis=-1)
+        return place(jnp.concatenate([linear + mean, log_variance + LOG_VARIANCE_INIT], axis=-1))
 
 
 class Decoder(nn.Module):
@@ -164,30 +167,37 @@ class Decoder(nn.Module):
             name="linear",
         )(z)
         lowest = len(a.strides)
-        x = plain(a.width(lowest), name="conv_in")(z)
+        x = place(plain(a.width(lowest), name="conv_in")(place(z)))
         if a.attention:
             x = FrameAttention(x.dtype, name="attention")(x)
         for level in range(lowest, -1, -1):
             x = _blocks(self, x, level, a.decoder_blocks, is_video)
             if level:
-                x = Upsample(
+                up = Upsample(
                     a.width(level - 1),
                     a.strides[level - 1],
                     modulated=a.conv == "smc",
                     dtype=x.dtype,
                     name=f"up_{level}",
-                )(x)
+                )
+                x = place(up(x))
         x = plain(3 * a.stem_factor**2, kernel_init=nn.initializers.zeros, name="conv_out")(x)
-        return linear + unstem(x.astype(jnp.float32), a.stem_factor, a.stem)
+        return place(linear + unstem(x.astype(jnp.float32), a.stem_factor, a.stem))
 
 
 def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: bool) -> jax.Array:
     """The residual blocks of a level, recomputed in the backward pass where asked; sows activation norms."""
     a = module.architecture
-    block = nn.remat(ResidualBlock, static_argnums=(2,)) if level in a.remat else ResidualBlock
+    block = functools.partial(ResidualBlock, a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype))
+    differentiated = not module.is_initializing() and not module.is_mutable_collection("cache")
     for i in range(count):
         name = f"level_{level}_block_{i}"
-        x = block(a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype), name=name)(x, is_video)
+        if level in a.remat and differentiated:
+            alone = block(parent=None)
+            params = module.variables["params"][name]
+            x = recomputed(lambda params, x, b=alone: b.apply({"params": params}, x, is_video), params, x)
+        else:
+            x = block(name=name)(x, is_video)
     if module.is_mutable_collection("activations") and not module.is_initializing():
         norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
         module.sow("activations", f"level_{level}", norms, reduce_fn=lambda _, new: new, init_fn=lambda: None)

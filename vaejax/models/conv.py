@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vaejax.models.smc import modulate
 
 Triple = tuple[int, int, int]
+LANES = 128  # channels that a TPU fills up to
 
 _image_path = contextvars.ContextVar("image_path", default=True)
 
@@ -75,10 +76,28 @@ def _padding(kernel: jax.Array, strides: Triple, same: bool) -> list[tuple[int, 
 
 
 def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """XLA's 3D convolution."""
+    """XLA's 3D convolution.
+
+    Where it is strided and has few channels, a stride's pixels become channels first: a TPU fills channels up
+    to 128, and keeps 43 times the memory of what has 3.
+    """
     padding = [(0, 0), *_padding(kernel, strides, same)]
     dimensions = ("NDHWC", "DHWIO", "NDHWC")
+    whole = all(k % s == 0 for k, s in zip(kernel.shape[1:3], strides[1:], strict=True))
+    if max(strides[1:]) > 1 and whole and x.shape[-1] < LANES:
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        x = x[:, :, : x.shape[2] // strides[1] * strides[1], : x.shape[3] // strides[2] * strides[2]]
+        x = _to_channels(x, strides[1:])
+        kernel = _to_channels(kernel[None], strides[1:])[0]
+        strides, padding = (strides[0], 1, 1), [(0, 0)] * 3
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
+
+
+def _to_channels(x: jax.Array, strides: tuple[int, int]) -> jax.Array:
+    """(B, T, H, W, C, ...) to (B, T, H/sh, W/sw, sh·sw·C, ...)."""
+    (b, t, h, w, c, *rest), (sh, sw) = x.shape, strides
+    x = jnp.moveaxis(x.reshape(b, t, h // sh, sh, w // sw, sw, c, *rest), 3, 4)
+    return x.reshape(b, t, h // sh, w // sw, sh * sw * c, *rest)
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vaejax.models.conv import Triple, convolve
+from vaejax.models.placement import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Discriminator(nn.Module):
         def conv(y, features, size, stride, name):
             halves = 2 if self.temporal and stride == 2 and d.kind == "patch" and y.shape[1] > 2 else 1
             kernel, strides = (frames, size, size), (halves, stride, stride)
-            return NormalizedConv(features, kernel, strides, d.spectral_norm, name=name)(y)
+            return place(NormalizedConv(features, kernel, strides, d.spectral_norm, name=name)(y))
 
         skips, y = [], x
         if d.kind == "unet":

@@ -14,15 +14,6 @@ SIZES |= {"u16": 2, "s8": 1, "u8": 1, "pred": 1, "f8e4m3fn": 1, "f8e5m2": 1}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # What moves nothing: names for what is there, and what is counted inside.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "partition-id"}
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "iota",
-    "partition-id",
-    "replica-id",
-}
 FREE |= {"while", "conditional", "call", "after-all", "add-dependency", "opt-barrier", "replica-id"}
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")

@@ -1,0 +1,222 @@
+"""Runs of several real processes: the same numbers and samples, and none can die or stall unseen."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests import processes
+from vaejax import multihost
+from vaejax.errors import InputError
+
+pytestmark = pytest.mark.slow
+
+JOINT = ["--config=configs/joint.py:tiny", "--config.data.sources={'demo': {'kind': 'demo'}}"]
+JOINT += ["--config.log_every=1", "--config.mesh.fsdp=2", "--config.data.workers=0"]
+JOINT += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.samples=4"]
+# A clip that is split by height, over hosts where they have one device each.
+SMALL = ["--config=configs/demo.py:tiny", "--config.log_every=1", "--config.model.widths=(8, 8, 8)"]
+SMALL += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.every=1000"]
+SMALL += ["--config.panels.every=1000", "--config.mesh.space=2", "--config.mesh.fsdp=2"]
+SMALL += ["--config.loss.weights.perceptual=0.", "--config.data.workers=1"]
+
+
+def run(count, devices, workdir, *arguments, **more):
+    started = processes.start(count, devices, [f"--workdir={workdir}", *arguments], workdir, **more)
+    codes = processes.finish(started)
+    return codes, [process.log.read_text() for process in started]
+
+
+def losses(workdir):
+    """{(step, bucket): (loss, grad_norm or nll)} of metrics.jsonl, in which no line may come twice."""
+    found = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(line)
+        if line["split"] == "train":
+            key = line["step"], line["bucket"]
+            assert key not in found, key
+            found[key] = [line[name] for name in ("loss", "grad_norm", "param_norm") if name in line]
+    return found
+
+
+def params(workdir, step):
+    folder = (workdir / "checkpoints" / str(step) / "state").absolute()
+    return ocp.StandardCheckpointer().restore(folder)["params"]
+
+
+def assert_same_losses(found, expected, rtol):
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, rtol=rtol, err_msg=str(key))
+
+
+@pytest.fixture(scope="module")
+def of_one_process(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    codes, logs = run(1, 4, workdir, *JOINT)
+    assert codes == [0], logs[0][-2000:]
+    return workdir
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_compute_what_one_does(count, of_one_process, tmp_path):
+    """Twenty steps of the whole objective."""
+    codes, logs = run(count, 4 // count, tmp_path, *JOINT)
+    assert codes == [0] * count, logs[0][-2000:]
+    expected = losses(of_one_process)
+    assert_same_losses(losses(tmp_path), expected, rtol=1e-3)
+    assert len({step for step, _ in expected}) == 20
+    pairs = zip(*(jax.tree.leaves(params(w, 20)) for w in (tmp_path, of_one_process)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-3 * max(np.abs(b).max(), 1e-2))
+    assert all("step" not in log for log in logs[1:])  # one of them tells
+
+
+def noted(folder):
+    """{(step, bucket): names in the order of the batch}."""
+    parts = {}
+    for path in folder.glob("*.jsonl"):
+        for step, bucket, rows in map(json.loads, path.read_text().splitlines()):
+            parts.setdefault((step, bucket), {}).update(dict(map(tuple, rows)))
+    return {key: [part[row] for row in sorted(part)] for key, part in parts.items()}
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(tmp_path, monkeypatch):
+    """Saved on two processes of two devices, resumed on one of four and on four of one."""
+
+    def training(count, devices, name):
+        notes = tmp_path / f"{name}-notes"
+        notes.mkdir()
+        monkeypatch.setenv("NOTED", str(notes))
+        arguments = [*SMALL, "--config.steps=12", "--config.checkpoint.every=6", "--config.checkpoint.keep=9"]
+        codes, logs = run(count, devices, tmp_path / name, *arguments, module="tests.noting")
+        assert codes == [0] * count, logs[0][-2000:]
+        return noted(notes), losses(tmp_path / name)
+
+    samples, expected = training(2, 2, "whole")
+    assert {step for step, _ in samples} == set(range(12))
+    for count in (1, 4):
+        name = f"on-{count}"
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "12")
+        found, found_losses = training(count, 4 // count, name)
+        assert found == {(step, bucket): names for (step, bucket), names in samples.items() if step >= 6}
+        assert_same_losses(found_losses, expected, rtol=1e-3)
+
+
+def steps_done(workdir):
+    """The last step in metrics.jsonl, whose last line may be torn."""
+    try:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    steps = [int(found[1]) for line in lines if (found := re.match(r'{"step": (\d+)', line))]
+    return max(steps, default=0)
+
+
+def wait_for(condition, started, seconds=300):
+    """Until the condition holds; False if a process ended before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if any(process.popen.poll() is not None for process in started):
+            return False
+        assert time.monotonic() < end, started[0].log.read_text()[-2000:]
+        time.sleep(0.01)
+    return True
+
+
+def kill(number, *started):
+    for process in started:
+        process.popen.send_signal(number)
+
+
+def test_a_run_survives_ten_kills(tmp_path, capsys):
+    """At random moments, one process or both, SIGKILL and SIGTERM, while it saves: always the same command."""
+    arguments = [
+        *SMALL,
+        "--config.steps=60",
+        "--config.checkpoint.every=4",
+        "--config.loss.adversarial.start=8",
+    ]
+    codes, logs = run(2, 2, tmp_path / "whole", *arguments)
+    assert codes == [0, 0], logs[0][-2000:]
+    expected = losses(tmp_path / "whole")
+
+    rng, run_dir, told = random.Random(5), tmp_path / "killed", []
+    saving = run_dir / "checkpoints"
+    for life in range(10):
+        before = steps_done(run_dir)
+        started = processes.start(2, 2, [f"--workdir={run_dir}", *arguments], run_dir)
+        target = 5 * life + rng.randint(2, 6)
+        how = ("kill one", "kill both", "kill while saving", "terminate one")[life % 4]
+        assert wait_for(lambda t=target: steps_done(run_dir) >= t, started), started[0].log.read_text()[
+            -2000:
+        ]
+        if how == "kill while saving":
+            wait_for(lambda: any("tmp" in path.name for path in saving.iterdir()), started)
+        else:
+            time.sleep(rng.random())
+        one = started[rng.randrange(2)]
+        kill(
+            signal.SIGTERM if how == "terminate one" else signal.SIGKILL,
+            *(started if "both" in how else [one]),
+        )
+        codes = processes.finish(started, 120)
+        assert codes == [75, 75] if how == "terminate one" else -signal.SIGKILL in codes, (how, codes)
+        assert how == "kill both" or how == "terminate one" or set(codes) - {-signal.SIGKILL, 1} == set(), (
+            codes
+        )
+        kept = sorted(int(path.name) for path in saving.iterdir() if path.name.isdecimal())
+        told.append(
+            f"{how:18} before step {before:2}, at step {steps_done(run_dir):2}, exit {codes}, kept {kept}"
+        )
+    codes, logs = run(2, 2, run_dir, *arguments)
+    assert codes == [0, 0], logs[0][-2000:]
+    assert_same_losses(losses(run_dir), expected, rtol=1e-3)
+    kept = sorted(int(path.name) for path in saving.iterdir())  # no leftovers of torn ones
+    for step in kept:
+        assert params(run_dir, step)
+    assert kept[-1] == 60 and len(told) == 10
+    with capsys.disabled():
+        print("", *told, sep="\n")
+
+
+def test_a_signal_to_one_process_stops_all_after_saving_and_a_stopped_one_is_named(tmp_path):
+    arguments = [*SMALL, "--config.steps=400", "--config.checkpoint.every=100", "--config.recovery.stall=20"]
+    started = processes.start(2, 2, [f"--workdir={tmp_path}", *arguments], tmp_path)
+    assert wait_for(lambda: steps_done(tmp_path) >= 3, started)
+    kill(signal.SIGTERM, started[1])
+    assert processes.finish(started) == [75, 75]
+    (saved,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert saved >= 3
+
+    started = processes.start(2, 2, [f"--workdir={tmp_path}", *arguments], tmp_path)
+    assert wait_for(lambda: steps_done(tmp_path) >= saved + 3, started)
+    kill(signal.SIGSTOP, started[1])  # it hangs
+    assert started[0].popen.wait(120) == 1
+    kill(signal.SIGKILL, started[1])
+    log = started[0].log.read_text()
+    assert re.search(r"error: does not answer: process 1 on \S+ stalls at step \d+", log), log[-3000:]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(saved)]
+
+
+def test_what_is_wrong_with_the_environment_is_one_line(monkeypatch):
+    cases = {
+        ("host:1", "2", None): "JAX_PROCESS_ID missing",
+        ("host:1", "2", "2"): "JAX_PROCESS_ID=2; accepted",
+        ("host", "2", "0"): "JAX_COORDINATOR_ADDRESS=host; accepted: HOST:PORT",
+    }
+    for values, told in cases.items():
+        for name, value in zip(multihost.EXPLICIT, values, strict=True):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=told):
+            multihost.initialize()

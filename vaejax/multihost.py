@@ -1,0 +1,125 @@
+"""Several processes, one run: how they find each other, and what they tell each other."""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vaejax.errors import InputError, TrainingFailed, one_line
+
+EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+FINDING = 300  # seconds in which all processes must have started
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead, and the others end
+
+
+def initialize() -> None:
+    """Joins the processes of a run.
+
+    Explicit environment variables come first: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without them JAX asks what started it: Slurm, Open MPI, the metadata
+    of a TPU pod, GKE.
+
+    Raises:
+      InputError: where neither tells who the others are.
+      TrainingFailed: where they cannot be reached.
+    """
+    told = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
+    arguments: dict[str, Any] = {}
+    if told:
+        arguments = _explicit(told)
+    try:
+        jax.distributed.initialize(
+            **arguments, initialization_timeout=FINDING, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"--multihost: nothing says who the other processes are ({one_line(error)}); accepted: Slurm,"
+            f" Open MPI, a TPU pod, GKE, or the environment {', '.join(EXPLICIT)}"
+        ) from error
+    except RuntimeError as error:
+        where = told.get("JAX_COORDINATOR_ADDRESS", "the first process")
+        raise TrainingFailed(f"--multihost: {where} cannot be reached: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends one process of several at once where what is inside fails.
+
+    Python would first say goodbye to the others, and wait for them while they wait for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if code in (None, 0, 75) or not jax.distributed.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+            print(
+                f"error: process {jax.process_index()}: {one_line(error)} (no process can go on without the"
+                " others); run the same command on all to go on from the last checkpoint",
+                file=sys.stderr,
+            )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises InputError where a folder is not the same one for all processes."""
+    if jax.process_count() == 1:
+        return
+    token = folder / f".shared-{gathered(secrets.token_hex(8))[0]}"
+    if jax.process_index() == 0:
+        token.touch()
+    gathered("made")
+    found = gathered(token.exists())
+    if jax.process_index() == 0:
+        token.unlink()
+    if not all(found):
+        without = ", ".join(str(number) for number, there in enumerate(found) if not there)
+        raise InputError(
+            f"--workdir={folder}: process {without} has another folder there than process 0; accepted: one"
+            " that all hosts mount"
+        )
+
+
+def gathered(value: Any) -> list[Any]:
+    """What all processes say, in their order; all must ask together.
+
+    Args:
+      value: of this process, as JSON has it.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    said = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(said)]))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(said)] = said
+    everything = multihost_utils.process_allgather(padded)
+    return [json.loads(row[: int(n)].tobytes()) for row, n in zip(everything, lengths.ravel(), strict=True)]
+
+
+def _explicit(told: dict[str, str]) -> dict[str, Any]:
+    missing = [name for name in EXPLICIT if name not in told]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} missing beside {', '.join(told)}; accepted: all three or none"
+        )
+    address, count, number = (told[name] for name in EXPLICIT)
+    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise InputError(
+            f"JAX_NUM_PROCESSES={count} JAX_PROCESS_ID={number}; accepted: a whole number N, and one below it"
+        )
+    if not address.rpartition(":")[2].isdecimal():
+        raise InputError(f"JAX_COORDINATOR_ADDRESS={address}; accepted: HOST:PORT of process 0")
+    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}

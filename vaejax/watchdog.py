@@ -1,0 +1,141 @@
+"""Ends a run that does not get on, and says which host stalls in what."""
+
+import concurrent.futures
+import dataclasses
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+
+TOLD_EVERY = 5  # seconds between what a host tells the others
+KEY = "vaejax/doing/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Doing:
+    """What a process is at.
+
+    Attributes:
+      process: its index.
+      host: name of its machine.
+      what: in a few words.
+      step: of the update.
+      since: of its machine's clock, seconds.
+      told: when it last said so, seconds of its machine's clock.
+    """
+
+    process: int
+    host: str
+    what: str
+    step: int
+    since: float
+    told: float
+
+
+class Watchdog:
+    """While entered, watches that the process gets from one thing to the next.
+
+    Args:
+      seconds: after which a process stalls; 0 watches nothing.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._closed = seconds, threading.Event()
+        self._process, self._host = jax.process_index(), socket.gethostname()
+        self._now: Doing | None = None
+        self._patient = True
+        # Asking the others can block, where the process that keeps the answers hangs.
+        self._asking = concurrent.futures.ThreadPoolExecutor(1, "watchdog-asking")
+
+    def doing(self, what: str, step: int, patient: bool = False) -> None:
+        """Says what begins now; `patient` where nobody knows how long it takes."""
+        now = time.time()
+        self._now, self._patient = Doing(self._process, self._host, what, step, now, now), patient
+
+    def __enter__(self) -> "Watchdog":
+        if self._seconds:
+            threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        return self
+
+    def __exit__(self, *exception):
+        self._closed.set()
+        self._asking.shutdown(wait=False, cancel_futures=True)
+
+    def _watch(self) -> None:
+        asked = self._asking.submit(lambda: None)
+        while not self._closed.wait(min(TOLD_EVERY, self._seconds / 4)):
+            now = self._now
+            if asked.done() and now:
+                asked = self._asking.submit(_tell, dataclasses.replace(now, told=time.time()))
+            if now and not self._patient and time.time() - now.since > self._seconds:
+                self._end(now)
+
+    def _end(self, now: Doing) -> None:
+        try:
+            others = self._asking.submit(_everyone).result(TOLD_EVERY)
+        except (concurrent.futures.TimeoutError, RuntimeError):
+            others = []
+        for line in findings(now, others, self._seconds):
+            print(f"error: {line}", file=sys.stderr)
+        faulthandler.dump_traceback(all_threads=True)
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
+    """One line a process that stalls, by what all of them said last.
+
+    The processes go in step: those that wait for a device wait for the ones that do not get there.
+
+    Args:
+      mine: of this process.
+      others: of all processes, this one too; empty where process 0, which keeps them, does not answer.
+      seconds: after which a process stalls.
+    """
+    if jax.process_count() > 1 and not others:
+        return [f"process 0 does not answer; {_line(mine)}"]
+    others = others or [mine]
+    latest = max(one.told for one in others)
+    silent = [one for one in others if latest - one.told > max(seconds / 2, 2 * TOLD_EVERY)]
+    behind = [one for one in others if one.step < max(other.step for other in others)]
+    elsewhere = [one for one in others if one.what != UPDATE]
+    stalling = silent or behind or elsewhere or others
+    return [("does not answer: " if one in silent else "") + _line(one) for one in stalling]
+
+
+UPDATE = "waiting for the devices"
+
+
+def _line(one: Doing) -> str:
+    return (
+        f"process {one.process} on {one.host} stalls at step {one.step}, {one.what} for"
+        f" {time.time() - one.since:.0f} s; the last checkpoint is whole, run the same command to go on"
+    )
+
+
+def _store() -> Any:
+    """JAX's store of keys and values, which all processes share; None where there is one process."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _tell(doing: Doing) -> None:
+    store = _store()
+    if store is not None:
+        store.key_value_set(
+            f"{KEY}{doing.process}", json.dumps(dataclasses.asdict(doing)), allow_overwrite=True
+        )
+
+
+def _everyone() -> list[Doing]:
+    store = _store()
+    if store is None:
+        return []
+    return [Doing(**json.loads(value)) for _, value in store.key_value_dir_get(KEY)]
