@@ -138,7 +138,7 @@ def kill(number, *started):
 
 
 def test_a_run_survives_ten_kills(tmp_path, capsys):
-    """At random moments, one process or both, SIGKILL and SIGTERM, while it saves: always the same command."""
+    """At random moments, one process or both, SIGKILL and SIGTERM, amid saves: always the same command."""
     arguments = [
         *SMALL,
         "--config.steps=60",
@@ -163,20 +163,15 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
             wait_for(lambda: any("tmp" in path.name for path in saving.iterdir()), started)
         else:
             time.sleep(rng.random())
-        one = started[rng.randrange(2)]
-        kill(
-            signal.SIGTERM if how == "terminate one" else signal.SIGKILL,
-            *(started if "both" in how else [one]),
-        )
+        struck = started if how == "kill both" else [started[rng.randrange(2)]]
+        kill(signal.SIGTERM if how == "terminate one" else signal.SIGKILL, *struck)
         codes = processes.finish(started, 120)
-        assert codes == [75, 75] if how == "terminate one" else -signal.SIGKILL in codes, (how, codes)
-        assert how == "kill both" or how == "terminate one" or set(codes) - {-signal.SIGKILL, 1} == set(), (
-            codes
-        )
+        if how == "terminate one":
+            assert codes == [75, 75]
+        else:  # the other ends by itself
+            assert sorted(codes) == sorted([-signal.SIGKILL] * len(struck) + [1] * (2 - len(struck)))
         kept = sorted(int(path.name) for path in saving.iterdir() if path.name.isdecimal())
-        told.append(
-            f"{how:18} before step {before:2}, at step {steps_done(run_dir):2}, exit {codes}, kept {kept}"
-        )
+        told.append(f"{how:18} from step {before:2} at {steps_done(run_dir):2}: exits {codes}, saved {kept}")
     codes, logs = run(2, 2, run_dir, *arguments)
     assert codes == [0, 0], logs[0][-2000:]
     assert_same_losses(losses(run_dir), expected, rtol=1e-3)

@@ -175,9 +175,9 @@ class Update:
     ):
         self._programs, self._is_main, self._counts_flops = programs, is_main, counts_flops
         self._buckets = {b.name: b for b in buckets}
-        replicated = sharding.replicated(programs.mesh)
-        self._key = jax.device_put(jax.random.key(seed), replicated)
-        self._lpips = jax.device_put(programs.lpips_params, replicated)
+        self._key, self._lpips = sharding.everywhere(
+            programs.mesh, (jax.random.key(seed), programs.lpips_params)
+        )
         self._compiled: dict = {}
         self.model_flops: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}

@@ -84,6 +84,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def everywhere(mesh: Mesh, tree):
+    """A tree of arrays whole on every device: sharded ones, or such as are the same in every process."""
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(tree):
+    return tree
+
+
 def state_shardings(mesh: Mesh, shapes):
     """A NamedSharding for every leaf of a tree of shapes: parameters, optimiser state, EMA alike."""
     return jax.tree.map(

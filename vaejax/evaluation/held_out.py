@@ -49,7 +49,7 @@ class HeldOut:
                 return score(*arguments, model=model, objective=objective, shown=config.panels.samples)
 
         self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
-        self._lpips = jax.device_put(dict(lpips_params), sharding.replicated(mesh))
+        self._lpips = sharding.everywhere(mesh, dict(lpips_params))
         self._linear: dict[str, LinearCodec] = {}
 
     def evaluate(self, average: dict, params: dict) -> dict[str, float]:

@@ -72,7 +72,7 @@ class RunCodec:
 
     def load(self, params: dict) -> None:
         """Takes other parameters of the model, for which nothing is compiled again; {} frees their memory."""
-        self.params = jax.device_put(params, sharding.replicated(self._mesh) if self._mesh else None)
+        self.params = sharding.everywhere(self._mesh, params) if self._mesh else jax.device_put(params)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents of a clip."""

@@ -43,7 +43,7 @@ class Judge:
 
     def __init__(self, mesh: Mesh, lpips_params: Mapping[str, dict]):
         self._mesh = mesh
-        self._lpips = jax.device_put(dict(lpips_params), sharding.replicated(mesh))
+        self._lpips = sharding.everywhere(mesh, dict(lpips_params))
 
     def scores(self, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         """Compares frames (B, T, H, W, 3) in [-1, 1], x the original.
