@@ -36,6 +36,8 @@ def initialize() -> None:
     arguments: dict[str, Any] = {}
     if told:
         arguments = _explicit(told)
+    # Two programs of a CPU at once would mix up what they exchange; accelerators keep the order by themselves.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=FINDING, heartbeat_timeout_seconds=HEARTBEAT
