@@ -36,7 +36,7 @@ def initialize() -> None:
     arguments: dict[str, Any] = {}
     if told:
         arguments = _explicit(told)
-    # Two programs of a CPU at once would mix up what they exchange; accelerators keep the order by themselves.
+    # Two programs of a CPU at once would mix up what they exchange; an accelerator keeps their order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(

@@ -1,0 +1,172 @@
+"""The plan: what is read from compiled programs, against programs whose numbers are known."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs import demo
+from tests.processes import ROOT
+from vaejax import hardware
+from vaejax import mesh as sharding
+from vaejax.compiled import Programs
+from vaejax.data.bucket import Bucket, parse_buckets
+from vaejax.plan import hlo, table
+from vaejax.plan.cost import Cost
+from vaejax.plan.prediction import Prediction
+from vaejax.plan.topology import Topology
+
+
+def on_four(f, *shapes_and_specs):
+    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in shapes_and_specs
+    ]
+    return jax.jit(f, out_shardings=NamedSharding(mesh, P())).lower(*arguments).compile()
+
+
+def test_a_loop_moves_what_its_body_moves_as_often_as_it_runs():
+    def times(n):
+        x, w = jnp.zeros((256, 256)), jnp.zeros((n, 256, 256))
+        program = jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+        return hlo.traffic(program.lower(x, w).compile().as_text()).memory
+
+    few, many = times(4), times(20)
+    # Each turn reads a slice of w and x, and writes the product, tanh and x: not the whole of w.
+    assert 3 * 256 * 256 * 4 <= (many - few) / 16 <= 10 * 256 * 256 * 4
+
+
+def test_what_is_sent_to_other_devices_is_counted():
+    size = 4 * 1024 * 64  # bytes of an array of which each device has a quarter
+
+    def sent(f, spec):
+        return hlo.traffic(on_four(f, ((1024, 64), spec)).as_text()).collectives
+
+    gathered = sent(lambda x: x * 2, P("x"))
+    assert gathered == {"all-gather": pytest.approx(3 / 4 * size)}
+    (kind, amount), *_ = sent(lambda x: x.sum(0), P("x")).items()
+    assert kind == "all-reduce" and amount == pytest.approx(2 * 3 / 4 * 4 * 64)
+    halo = sent(lambda x: (x[1:] + x[:-1]).sum(), P("x"))
+    assert 0 < halo["collective-permute"] <= 4 * 2 * 64 * 4  # a row, not the array
+
+
+def test_sizes_are_a_tpus():
+    """Tiles filled up; what lies in fast memory apart."""
+    assert hlo.size("f32[3,5]{1,0}") == 60
+    assert hlo.size("bf16[17,96,160,3]{3,2,1,0:T(8,128)(2,1)}") == 17 * 96 * 160 * 128 * 2
+    assert hlo.size("(f32[8]{0:T(128)}, s32[]{:T(128)S(6)}, pred[2]{0})") == 128 * 4 + 2
+    assert hlo.size("f32[128]{0:T(128)S(1)}") == 0
+    assert hlo.size("f32[128]{0:T(128)S(1)}", anywhere=True) == 512
+
+
+CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=5.0)
+WHERE = Topology("v5e:2x2", [], "tpu", CHIP)
+
+
+def cost(**more):
+    return Cost(
+        **{
+            "flops": 800,
+            "model_flops": 600,
+            "memory_traffic": 10.0,
+            "collectives": {"all-reduce": 5.0},
+            "arguments": 300,
+            "output": 50,
+            "aliased": 50,
+            "temporary": 400,
+            "code": 10,
+            "fits": True,
+            "seconds": 1.0,
+        }
+        | more
+    )
+
+
+def predicted(**more):
+    bucket = Bucket(1, 64, 64, batch=8, every=2)
+    costs = {
+        "image_64x64": cost(**more),
+        "update": cost(flops=0, memory_traffic=5.0, temporary=0, collectives={}),
+    }
+    return Prediction([bucket], costs, state=200, chips=4, chip=CHIP)
+
+
+def test_a_prediction_adds_up():
+    found = predicted()
+    assert found.seconds("image_64x64") == {"compute": 2.0, "memory": 1.0, "links": 1.0, "total": 3.0}
+    assert found.update_seconds == 3.0 / 2 + 0.5
+    assert found.samples_per_second == 4 / 2.0
+    assert found.utilisation == pytest.approx(600 / 2 / 2.0 / 4 / 100)
+    assert found.needed("image_64x64") == 200 + 20 + 400
+    config = demo.get_config()
+    told = table.numbers(config, WHERE, found, samples=7200, price=2.0)
+    assert told["run"] == {"samples": 7200, "hours": 1.0, "cost": 8.0}
+    assert "8 at 2 a chip-hour" in table.text(config, WHERE, found, samples=7200, price=2.0)
+
+
+def test_what_does_not_fit_is_named_with_what_may_do():
+    text = table.text(demo.get_config(), WHERE, predicted(temporary=1500))
+    (line,) = (line for line in text.splitlines() if "needs" in line)
+    assert line.startswith("image_64x64 needs") and "--config.data.buckets.image_64x64.batch=4" in line
+    assert "--config.model.remat='(0, 1, 2)'" in line
+    assert "does not fit" in text and "samples/s" not in text.splitlines()[-1]
+
+
+def command(*arguments, cache):
+    environment = dict(os.environ, XDG_CACHE_HOME=str(cache), PYTHONPATH=str(ROOT))
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    return subprocess.run(
+        [sys.executable, "-m", "vaejax.plan", *arguments],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_topology_that_is_none_is_one_line(tmp_path):
+    found = command("--config=configs/demo.py", "--topology=v9:4", cache=tmp_path)
+    assert found.returncode == 2 and "--topology=v9:4; accepted: v5e:16x16" in found.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path):
+    arguments = ["--config=configs/demo.py", "--topology=cpu:8", "--config.mesh.space=4"]
+    found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
+    assert found.returncode == 0, found.stderr
+    told = json.loads((tmp_path / "plan.json").read_text())
+    config = demo.get_config()
+    config.mesh.space = 4
+    mesh = sharding.make(config.mesh)
+    buckets = parse_buckets(config.data.buckets, 8, 4, shards=2, space=4)
+    programs = Programs.of(config, buckets, mesh)
+    phase = programs.phase(config.steps - 1)
+    for bucket in buckets:
+        real = programs.gradients(phase, bucket).lower().compile().memory_analysis()
+        planned = told["programs"][bucket.name]["bytes"]["activations"]
+        assert planned == pytest.approx(real.temp_size_in_bytes, rel=0.1)
+    again = command(*arguments, cache=tmp_path)
+    assert again.stdout == found.stdout and "compiling" not in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_a_tpu_slice_that_is_not_there_can_be_planned_for(tmp_path):
+    arguments = ["--config=configs/demo.py:tiny", "--topology=v5e:4x4", "--config.mesh.fsdp=2"]
+    arguments += ["--config.data.buckets.image_64x64.batch=16", "--config.data.buckets.video_9x64x64.batch=0"]
+    arguments += ["--config.loss.weights.perceptual=0.", "--config.loss.weights.adversarial=0."]
+    found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
+    assert found.returncode == 0, found.stderr
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["chips"] == 16 and 0 < told["update"]["flop_utilisation"] < 1
+    assert told["programs"]["image_64x64"]["bytes"]["sent"]["all-reduce"] > 0
+    assert "suggest" not in found.stdout and "samples/s" in found.stdout
