@@ -1,0 +1,72 @@
+"""Launch scripts: without a typo, and what they do with an exit code."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.processes import ROOT
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), ROOT / ".ci" / "run"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
+    found = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def again(tmp_path, command, **environment):
+    """The exit code of again.sh, and how often the command ran."""
+    counted = f"echo run >> {tmp_path}/runs; n=$(wc -l < {tmp_path}/runs); {command}"
+    found = subprocess.run(
+        [LAUNCH / "again.sh", tmp_path, "bash", "-c", counted],
+        env=dict(os.environ, PAUSE="0", **environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.returncode, len((tmp_path / "runs").read_text().split()), found.stderr
+
+
+@pytest.mark.parametrize("code", [0, 2, 130])
+def test_what_is_done_or_wrong_or_interrupted_is_not_run_again(tmp_path, code):
+    assert again(tmp_path, f"exit {code}")[:2] == (code, 1)
+
+
+def test_what_was_stopped_or_has_crashed_is_run_again(tmp_path):
+    assert again(tmp_path, "((n < 3)) && exit 75; ((n < 5)) && kill -9 $$; exit 0")[:2] == (0, 5)
+
+
+def test_crashes_without_a_new_checkpoint_end_it(tmp_path):
+    code, runs, told = again(tmp_path, "exit 1", TRIES="2")
+    assert (code, runs) == (1, 2) and "gave up: 2 crashes" in told
+    (tmp_path / "runs").unlink()
+    progress = f"mkdir -p {tmp_path}/checkpoints/$((n < 4 ? n : 4)); exit 1"
+    assert again(tmp_path, progress, TRIES="2")[:2] == (1, 6)  # four with a new one, two without
+
+
+def test_the_jobset_has_the_fields_of_a_jobset_and_its_jobs_are_kubernetes_jobs():
+    """Kubernetes' own schemas for the Job in it; the JobSet around it by its reference documentation."""
+    jobset = yaml.safe_load((LAUNCH / "gke.yaml").read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert set(jobset["spec"]) <= {"failurePolicy", "replicatedJobs", "network", "successPolicy", "suspend"}
+    policy = jobset["spec"]["failurePolicy"]
+    assert set(policy) <= {"maxRestarts", "rules", "restartStrategy"}
+    for rule in policy["rules"]:
+        assert rule["action"] in ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+        assert set(rule) <= {"action", "name", "onJobFailureReasons", "targetReplicatedJobs"}
+    for replicated in jobset["spec"]["replicatedJobs"]:
+        assert set(replicated) <= {"name", "replicas", "template", "dependsOn", "groupName"}
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}} | replicated["template"]
+        kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+        assert job["spec"]["parallelism"] == job["spec"]["completions"]

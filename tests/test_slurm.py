@@ -1,0 +1,164 @@
+"""launch/slurm.sbatch in a real Slurm of one node on loopback: killed, queued again, finished."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.processes import ROOT
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+MISSING = [
+    name for name in (*DAEMONS, "sbatch") if not shutil.which(name, path="/usr/sbin:" + os.environ["PATH"])
+]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed (Debian: slurm-wlm munge)"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="slurmd and munged want to be started by root"),
+]
+
+CONF = """
+ClusterName=loopback
+SlurmctldHost={host}(127.0.0.1)
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+SlurmUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SlurmctldPort={controller}
+SlurmdPort={daemon}
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+ReturnToService=2
+JobRequeue=1
+KillWait=30
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=5,requeue_delay=1
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """The daemons; commands find them by SLURM_CONF."""
+    folder = tmp_path / "slurm"
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    host = socket.gethostname().split(".")[0]
+    conf = folder / "slurm.conf"
+    conf.write_text(CONF.format(host=host, folder=folder, controller=free_port(), daemon=free_port()))
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    monkeypatch.setenv("PATH", "/usr/sbin:" + os.environ["PATH"])
+    munge = [f"--socket={folder}/munge.socket", f"--key-file={key}", f"--pid-file={folder}/munge.pid"]
+    munge += [f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed", "--foreground", "--force"]
+    started = [subprocess.Popen(["munged", *munge])]
+    while not (folder / "munge.socket").exists():
+        assert started[0].poll() is None
+        time.sleep(0.1)
+    started += [subprocess.Popen([name, "-D", "-f", str(conf)]) for name in ("slurmctld", "slurmd")]
+    yield folder
+    subprocess.run(["scancel", "--user=root"], check=False)
+    for process in reversed(started):
+        process.terminate()
+        process.wait(30)
+
+
+def job(number):
+    told = subprocess.run(
+        ["scontrol", "show", "job", number], capture_output=True, text=True, check=True
+    ).stdout
+    return dict(re.findall(r"(\w+)=(\S*)", told))
+
+
+def wait_for(condition, log, seconds=420):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, log.read_text()[-3000:] if log.exists() else "no log"
+        time.sleep(0.2)
+
+
+def metrics(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finishes(slurm, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "job.log"
+    arguments = [
+        "--config.data.sources={'demo': {'kind': 'demo'}}",
+        "--config.log_every=1",
+        "--config.steps=8",
+    ]
+    arguments += ["--config.data.buckets.image_64x64.batch=0", "--config.data.buckets.image_96x160.batch=0"]
+    arguments += ["--config.data.buckets.video_9x48x80.batch=0", "--config.data.buckets.image_48x80.batch=4"]
+    arguments += ["--config.data.buckets.video_5x48x80.batch=4", "--config.loss.perceptual.network=alexnet"]
+    arguments += ["--config.loss.adversarial.start=4", "--config.loss.adversarial.warmup=2"]
+    arguments += ["--config.checkpoint.every=2", "--config.eval.every=8", "--config.panels.every=8"]
+    arguments += [
+        "--config.eval.linear_samples=0",
+        "--config.eval.latent_samples=0",
+        "--config.eval.samples=4",
+    ]
+    environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+    environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "xla")}
+    submit = ["sbatch", "--parsable", f"--output={log}", "--nodes=1", "--ntasks-per-node=2", "--time=30"]
+    submit += [str(ROOT / "launch" / "slurm.sbatch"), "configs/joint.py:tiny", str(workdir), *arguments]
+
+    def submitted():
+        found = subprocess.run(submit, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    number = ""
+    while not number:  # until the controller answers
+        number = submitted()
+        time.sleep(0.5)
+
+    def steps():
+        return [line["step"] for line in metrics(workdir) if line["bucket"] == "image_48x80"]
+
+    def tasks():
+        return [
+            p for p in psutil.process_iter(["cmdline"]) if f"--workdir={workdir}" in (p.info["cmdline"] or [])
+        ]
+
+    wait_for(lambda: max(steps(), default=0) >= 3, log)
+    next(p for p in tasks() if "srun" not in p.info["cmdline"][0]).send_signal(signal.SIGKILL)
+    wait_for(lambda: job(number).get("Restarts") == "1", log)
+    wait_for(lambda: max(steps(), default=0) >= 5, log)
+    subprocess.run(["scancel", "--signal=TERM", "--batch", number], check=True)
+    wait_for(lambda: job(number).get("Restarts") == "2" or max(steps()) == 8, log)
+    wait_for(lambda: job(number)["JobState"] in ("COMPLETED", "FAILED"), log)
+    found = job(number)
+    assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()[-3000:]
+    lines = [(line["step"], line["split"], line["bucket"]) for line in metrics(workdir)]
+    assert len(set(lines)) == len(lines) and steps() == list(range(1, 9))
+    assert (workdir / "checkpoints" / "8").is_dir()
+    assert "exit code 75; queued again" in log.read_text() or "exit code 137; queued again" in log.read_text()
