@@ -29,7 +29,7 @@ CONF = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 SlurmUser=root
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -47,7 +47,7 @@ ReturnToService=2
 JobRequeue=1
 KillWait=30
 SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=5,requeue_delay=1
+SchedulerParameters=sched_interval=5
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
@@ -142,7 +142,7 @@ def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finish
         time.sleep(0.5)
 
     def steps():
-        return [line["step"] for line in metrics(workdir) if line["bucket"] == "image_48x80"]
+        return [m["step"] for m in metrics(workdir) if (m["split"], m["bucket"]) == ("train", "image_48x80")]
 
     def tasks():
         return [
@@ -161,4 +161,5 @@ def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finish
     lines = [(line["step"], line["split"], line["bucket"]) for line in metrics(workdir)]
     assert len(set(lines)) == len(lines) and steps() == list(range(1, 9))
     assert (workdir / "checkpoints" / "8").is_dir()
-    assert "exit code 75; queued again" in log.read_text() or "exit code 137; queued again" in log.read_text()
+    told = re.findall(r"exit code (\d+); queued again", log.read_text())
+    assert told in (["137", "75"], ["137"])  # the signal may come when all is done
