@@ -73,6 +73,27 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def keeping(workdir: str) -> Iterator[None]:
+    """While a run writes to its folder: a disk that is full or fails becomes a TrainingFailed of one line.
+
+    Libraries tell of it in errors of their own, so it is known by the system's words for it.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        said, cause = "", error
+        while cause is not None:
+            said, cause = f"{said} {cause}", cause.__cause__ or cause.__context__
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE):
+            if os.strerror(number) in said:
+                raise TrainingFailed(
+                    f"--workdir={workdir}: {os.strerror(number)}; checkpoints that were completed are whole,"
+                    " the same command goes on from the last"
+                ) from error
+        raise
+
+
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:
     """An argparse type: a number from `smallest` on."""
 

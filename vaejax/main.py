@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
     command.keep_compiled()
-    return 0 if train.fit(CONFIG.value, WORKDIR.value) else preemption.EXIT_CODE
+    with command.keeping(WORKDIR.value):
+        return 0 if train.fit(CONFIG.value, WORKDIR.value) else preemption.EXIT_CODE
 
 
 if __name__ == "__main__":

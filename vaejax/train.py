@@ -18,7 +18,6 @@ from vaejax.bad_steps import BadSteps
 from vaejax.checkpoint import Checkpoints
 from vaejax.compiled import Programs, Update
 from vaejax.data import bad_samples, bucket, pipeline, sources
-from vaejax.data.bad_samples import BadSamples
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluation import latents, normalisation
 from vaejax.evaluation.held_out import HeldOut
@@ -68,7 +67,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     sources.check_buckets(samples, buckets, config.data)
     for line in sources.not_evaluated(samples, buckets, config.data) if is_main else ():
         print(line, file=sys.stderr)
-    bad = BadSamples(directory / "bad_samples.jsonl", writes=is_main)
+    bad = bad_samples.BadSamples(directory / "bad_samples.jsonl", writes=is_main)
     bad.found(bad_samples.unreadable(samples))
 
     # Where an earlier run in this folder left off.
@@ -114,10 +113,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     profile = Profile(directory / "profile", config.profile, is_main)
     bad_steps = BadSteps(directory / "bad_steps.jsonl", start, writes=is_main)
     positions |= bad_steps.positions(start)
-    held_out, preemption = (
-        HeldOut(samples, buckets, config, model, programs.objective, mesh, networks),
-        Preemption(),
-    )
+    held_out = HeldOut(samples, buckets, config, model, programs.objective, mesh, networks)
+    preemption = Preemption()
     probe = None
     if config.probe.every:
         probe = TrainingProbe(samples, buckets, config, model, mesh, stopping=preemption.received)
@@ -296,11 +293,7 @@ def _check_same_networks(saved: dict, config: ConfigDict, where: str, discrimina
         sections.append(("loss.adversarial", was, now["loss"]["adversarial"]))
     for section, was, is_now in sections:
         for key, value in was.items():
-            if is_now.get(key) != value and key not in (
-                "remat",
-                "scan",
-                "dtype",
-            ):  # these change no parameter
+            if is_now.get(key) != value and key not in HARMLESS:
                 raise InputError(
                     f"{section}.{key} = {is_now.get(key)!r}, but the run in {where} has {value!r};"
                     f" accepted: {value!r}, or another run"
