@@ -168,8 +168,9 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
         codes = processes.finish(started, 120)
         if how == "terminate one":
             assert codes == [75, 75]
-        else:  # the other ends by itself
-            assert sorted(codes) == sorted([-signal.SIGKILL] * len(struck) + [1] * (2 - len(struck)))
+        else:  # the other ends by itself, by JAX's abort where process 0 is gone
+            assert codes.count(-signal.SIGKILL) == len(struck)
+            assert set(codes) <= {-signal.SIGKILL, -signal.SIGABRT, 1}
         kept = sorted(int(path.name) for path in saving.iterdir() if path.name.isdecimal())
         told.append(f"{how:18} from step {before:2} at {steps_done(run_dir):2}: exits {codes}, saved {kept}")
     codes, logs = run(2, 2, run_dir, *arguments)

@@ -81,6 +81,8 @@ def keeping(workdir: str) -> Iterator[None]:
     """
     try:
         yield
+    except (InputError, TrainingFailed):
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         said, cause = "", error
         while cause is not None:
