@@ -17,7 +17,7 @@ class Preemption:
     """Remembers SIGTERM and SIGINT while entered; a second SIGINT interrupts at once."""
 
     def __init__(self):
-        self._received = False
+        self._received = self._agreed = False
         self._asked_at, self._step, self._next = time.monotonic(), 0, 0
 
     def __enter__(self) -> "Preemption":
@@ -27,6 +27,9 @@ class Preemption:
     def __exit__(self, *exception):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if self._agreed and jax.process_count() > 1:
+            # It has saved and is about to end; Slurm, for one, terminates the last when the first has ended.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _receive(self, number, frame):
         if self._received and number == signal.SIGINT:
@@ -55,4 +58,5 @@ class Preemption:
         self._asked_at, self._step = now, step
         received, seconds = zip(*multihost.gathered([self._received, seconds]), strict=True)
         self._next = step + max(1, min(100, int(AGREE_SECONDS / max(*seconds, 1e-3))))
-        return any(received)
+        self._agreed = any(received)
+        return self._agreed
