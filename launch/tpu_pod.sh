@@ -27,6 +27,6 @@ on_all "set -e
 
 # Detached: the run lives on when this machine's connection does not.
 printf -v arguments ' %q' "$@"
-on_all "cd vaejax && pgrep -f vaejax.main >/dev/null && { echo 'it runs already'; exit 0; }
-  PYTHON=\$PWD/.venv/bin/python nohup launch/again.sh ~/bucket/$run \$PWD/.venv/bin/python -m vaejax.main --multihost \
+on_all "cd vaejax && pgrep -f '^bash launch/again.sh' >/dev/null && { echo 'it runs already'; exit 0; }
+  nohup launch/again.sh ~/bucket/$run \$PWD/.venv/bin/python -m vaejax.main --multihost \
     --config=$config --workdir=\$HOME/bucket/$run$arguments >>~/vaejax.log 2>&1 </dev/null &"

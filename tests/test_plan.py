@@ -78,7 +78,6 @@ def cost(**more):
             "model_flops": 600,
             "memory_traffic": 10.0,
             "collectives": {"all-reduce": 5.0},
-            "arguments": 300,
             "output": 50,
             "aliased": 50,
             "temporary": 400,
@@ -96,7 +95,7 @@ def predicted(**more):
         "image_64x64": cost(**more),
         "update": cost(flops=0, memory_traffic=5.0, temporary=0, collectives={}),
     }
-    return Prediction([bucket], costs, state=200, chips=4, chip=CHIP)
+    return Prediction([bucket], costs, parameters=50, state=200, chips=4, chip=CHIP)
 
 
 def test_a_prediction_adds_up():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from vaejax.errors import InputError, TrainingFailed
 
 FAILED, INPUT_ERROR, INTERRUPTED = 1, 2, 130
+STOPPED = 75  # EX_TEMPFAIL: after saving; run the same command to go on
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:

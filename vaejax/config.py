@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from vaejax.adversarial import LOSSES, Adversary
-from vaejax.data.bucket import Bucket
+from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.errors import InputError
 from vaejax.evaluation import probe
 from vaejax.evaluation.probe.presets import PRESETS
@@ -204,6 +204,12 @@ def architecture(config: ConfigDict) -> Architecture:
     return Architecture(
         **{name: value or size[name] if name in size else value for name, value in fields.items()}
     )
+
+
+def buckets(config: ConfigDict, shards: int = 1, space: int = 1) -> tuple[Bucket, ...]:
+    """The buckets of a configuration, for a mesh that splits any batch into `shards`; see `parse_buckets`."""
+    model = config.model
+    return parse_buckets(config.data.buckets, model.spatial_factor, model.temporal_factor, shards, space)
 
 
 def objective(config: ConfigDict) -> Objective:

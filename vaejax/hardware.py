@@ -1,11 +1,14 @@
 """What accelerators can do at most, by their makers' data sheets."""
 
 import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator.
+    """One TPU chip.
 
     Attributes:
       flops: bfloat16 operations a second, dense.
@@ -21,23 +24,38 @@ class Chip:
 
 
 GIB = 2**30
-# By a part of JAX's device kind; the first that fits counts.
-CHIPS = {
+# By a word, or words, of JAX's device kind.
+TPUS = {
     "TPU v4": Chip(275e12, 32 * GIB, 1228e9, 300e9),
     "TPU v5 lite": Chip(197e12, 16 * GIB, 819e9, 200e9),
     "TPU v5": Chip(459e12, 95 * GIB, 2765e9, 600e9),
     "TPU v6 lite": Chip(918e12, 32 * GIB, 1638e9, 400e9),
-    "H100 PCIe": Chip(756e12, 80e9, 2000e9, 64e9),
-    "H100": Chip(989e12, 80e9, 3350e9, 450e9),
-    "H200": Chip(989e12, 141e9, 4800e9, 450e9),
-    "B200": Chip(2250e12, 180e9, 7700e9, 900e9),
-    "A100": Chip(312e12, 80e9, 2039e9, 300e9),
-    "L40S": Chip(362e12, 48e9, 864e9, 32e9),
-    "L4": Chip(121e12, 24e9, 300e9, 32e9),
-    "RTX 4090": Chip(165e12, 24e9, 1008e9, 32e9),
+}
+TPUS |= {"TPU v5e": TPUS["TPU v5 lite"], "TPU v5p": TPUS["TPU v5"], "TPU v6e": TPUS["TPU v6 lite"]}
+GPU_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
 }
 
 
 def chip(kind: str) -> Chip | None:
-    """The chip of `jax.Device.device_kind`; None where its data sheet is not here, a CPU's for one."""
-    return next((chip for name, chip in CHIPS.items() if name in kind), None)
+    """The TPU of `jax.Device.device_kind`; None where it is none whose data sheet is here."""
+    return _named(kind, TPUS)
+
+
+def flops(kind: str) -> float:
+    """bfloat16 operations a second at most, dense, of a TPU or GPU; 0 where no data sheet is here."""
+    tpu = chip(kind)
+    return tpu.flops if tpu else _named(kind, GPU_FLOPS) or 0.0
+
+
+def _named(kind: str, known: Mapping[str, Any]) -> Any:
+    """What stands under the longest name that is a part of `kind`, in whole words: an L40 is no L4."""
+    names = [name for name in known if re.search(rf"\b{re.escape(name)}\b", kind)]
+    return known[max(names, key=len)] if names else None

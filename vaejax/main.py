@@ -3,9 +3,10 @@
 import functools
 import sys
 
+import jax
 from absl import app, flags, logging
 
-from vaejax import command, multihost, preemption, train
+from vaejax import command, multihost, train
 from vaejax.config_flag import CONFIG, parse
 from vaejax.errors import InputError
 
@@ -21,13 +22,15 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are needed: --config=configs/demo.py --workdir=DIR")
+    if MULTIHOST.value or jax.config.jax_num_cpu_devices > 1:
+        multihost.many_cpu_devices()
     if MULTIHOST.value:
         multihost.initialize()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
     command.keep_compiled()
     with command.keeping(WORKDIR.value):
-        return 0 if train.fit(CONFIG.value, WORKDIR.value) else preemption.EXIT_CODE
+        return 0 if train.fit(CONFIG.value, WORKDIR.value) else command.STOPPED
 
 
 if __name__ == "__main__":

@@ -52,7 +52,17 @@ def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mes
 
 def over_height(devices: Sequence[jax.Device]) -> Mesh:
     """A mesh of these devices along `space`: one clip that all of them share."""
-    return jax.make_mesh((1, 1, len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(np.array(devices).reshape(1, 1, -1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """How many parts any batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def height_parts(mesh: Mesh) -> int:
+    """How many parts the height of frames is split into where there are few samples."""
+    return mesh.shape["space"]
 
 
 def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:

@@ -14,11 +14,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vaejax import command
 from vaejax.errors import InputError, TrainingFailed, one_line
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FINDING = 300  # seconds in which all processes must have started
+THREADS = 64  # of a process with several CPU devices
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead, and the others end
+
+
+def many_cpu_devices() -> None:
+    """Before JAX sees its devices: lets several CPU devices exchange data without waiting for ever.
+
+    An exchange that waits for other devices keeps a thread, and XLA has as many as there are cores; where all
+    of them wait for what no thread is left to send, XLA ends the process. Two programs at once do the same to
+    each other. Accelerators keep the order of what they exchange by themselves.
+    """
+    os.environ.setdefault("NPROC", str(THREADS))  # which XLA reads when it makes them
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def initialize() -> None:
@@ -36,8 +49,6 @@ def initialize() -> None:
     arguments: dict[str, Any] = {}
     if told:
         arguments = _explicit(told)
-    # Two programs of a CPU at once would mix up what they exchange; an accelerator keeps their order.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=FINDING, heartbeat_timeout_seconds=HEARTBEAT
@@ -61,8 +72,8 @@ def leaving_at_once() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else 1
-        if code in (None, 0, 75) or not jax.distributed.is_initialized():
+        code = error.code if isinstance(error, SystemExit) else command.FAILED
+        if code in (None, 0, command.STOPPED) or not jax.distributed.is_initialized():
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exception(error)

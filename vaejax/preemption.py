@@ -10,7 +10,6 @@ import jax
 from vaejax import multihost
 
 AGREE_SECONDS = 5  # between two times that several processes ask each other, about
-EXIT_CODE = 75  # EX_TEMPFAIL: run the same command to go on
 
 
 class Preemption:

@@ -52,14 +52,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     configuration.check(config)
     mesh = sharding.make(config.mesh)
     is_main = jax.process_index() == 0
-    architecture = configuration.architecture(config.model)
-    buckets = bucket.parse_buckets(
-        config.data.buckets,
-        architecture.spatial_factor,
-        architecture.temporal_factor,
-        shards=mesh.shape["data"] * mesh.shape["fsdp"],
-        space=mesh.shape["space"],
-    )
+    buckets = configuration.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     rows = {b.name: sharding.rows(mesh, b.batch) for b in buckets}
     directory = _make_workdir(workdir)
     multihost.check_shared(directory)
@@ -107,8 +100,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     if is_main:
         _write_config(directory, config)
         print(report.parameter_overview(state.params["autoencoder"]), file=sys.stderr)
-    chip = hardware.chip(jax.devices()[0].device_kind)
-    peak_flops = chip.flops * mesh.size if chip else 0.0
+    peak_flops = hardware.flops(jax.devices()[0].device_kind) * mesh.size
     update = Update(programs, buckets, config.seed + 1, is_main, counts_flops=bool(peak_flops))
     profile = Profile(directory / "profile", config.profile, is_main)
     bad_steps = BadSteps(directory / "bad_steps.jsonl", start, writes=is_main)

@@ -15,6 +15,7 @@ import jax
 
 TOLD_EVERY = 5  # seconds between what a host tells the others
 KEY = "vaejax/doing/"
+UPDATE = "waiting for the devices"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +108,6 @@ def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
     elsewhere = [one for one in others if one.what != UPDATE]
     stalling = silent or behind or elsewhere or others
     return [("does not answer: " if one in silent else "") + _line(one) for one in stalling]
-
-
-UPDATE = "waiting for the devices"
 
 
 def _line(one: Doing) -> str:

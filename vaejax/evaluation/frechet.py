@@ -62,8 +62,9 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float
     n, m = len(x), len(y)
     if paired:
         _check_pairs(n, m)
-    within_x = _kernel_sum(x, x, skip_diagonal=True) / (n * (n - 1))
-    within_y = _kernel_sum(y, y, skip_diagonal=True) / (m * (m - 1))
+    # Copies, for NumPy multiplies a matrix with itself in another way, which rounds in another way.
+    within_x = _kernel_sum(x, x.copy(), skip_diagonal=True) / (n * (n - 1))
+    within_y = _kernel_sum(y, y.copy(), skip_diagonal=True) / (m * (m - 1))
     across = _kernel_sum(x, y, skip_diagonal=paired) / (n * (m - paired))
     return within_x + within_y - 2 * across
 

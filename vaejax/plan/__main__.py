@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import pathlib
 import sys
 
@@ -15,7 +14,6 @@ from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.compiled import Programs
 from vaejax.config_flag import CONFIG, parse
-from vaejax.data.bucket import parse_buckets
 from vaejax.errors import InputError
 from vaejax.plan import suggestion, table, topology
 from vaejax.plan.cost import Costs
@@ -56,14 +54,7 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs) -> Predicti
       InputError: for a configuration that does not suit it.
     """
     mesh = sharding.make(config.mesh, where.devices)
-    architecture = configuration.architecture(config.model)
-    buckets = parse_buckets(
-        config.data.buckets,
-        architecture.spatial_factor,
-        architecture.temporal_factor,
-        shards=mesh.shape["data"] * mesh.shape["fsdp"],
-        space=mesh.shape["space"],
-    )
+    buckets = configuration.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)
     everything = json.loads(config.to_json_best_effort())
@@ -78,10 +69,10 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs) -> Predicti
             functools.partial(programs.gradients, phase, bucket),
             functools.partial(programs.model_flops, phase, bucket),
         )
-    resident = [programs.state, programs.gathered(phase)]
-    state = sharding.device_bytes(resident)
+    networks = [programs.state.params, [one.params for one in programs.state.opponents.values()]]
+    state = sharding.device_bytes([programs.state, programs.gathered(phase)])
     state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))
-    return Prediction(buckets, found, state, math.prod(mesh.shape.values()), where.chip)
+    return Prediction(buckets, found, sharding.device_bytes(networks), state, mesh.size, where.chip)
 
 
 if __name__ == "__main__":

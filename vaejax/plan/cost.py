@@ -1,6 +1,7 @@
 """What one program costs, found by compiling it; kept, so that the same program is compiled once."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -28,7 +29,7 @@ class Cost:
       model_flops: the same without what rematerialisation computes again.
       memory_traffic: bytes read from and written to memory; 0 where it does not fit.
       collectives: bytes sent to other chips, by kind.
-      arguments, output, aliased, temporary, code: bytes; the output's aliased part lies in the arguments.
+      output, aliased, temporary, code: bytes; the output's aliased part lies in the arguments.
       fits: whether the compiler found room; if not, `temporary` is what it would have needed.
       seconds: that compilation took.
     """
@@ -37,7 +38,6 @@ class Cost:
     model_flops: int
     memory_traffic: float
     collectives: dict[str, float]
-    arguments: int
     output: int
     aliased: int
     temporary: int
@@ -121,14 +121,13 @@ def _compiled(traced: Traced, lowered: jax.stages.Lowered, model_flops: int) -> 
         if not needed:
             raise
         temporary = int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[needed[2]])
-        return Cost(executed, model_flops, 0.0, {}, 0, 0, 0, temporary, 0, False, time.monotonic() - begin)
+        return Cost(executed, model_flops, 0.0, {}, 0, 0, temporary, 0, False, time.monotonic() - begin)
     memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
     return Cost(
         executed,
         model_flops,
         moved.memory,
         moved.collectives,
-        memory.argument_size_in_bytes,
         memory.output_size_in_bytes,
         memory.alias_size_in_bytes,
         memory.temp_size_in_bytes,
@@ -138,6 +137,7 @@ def _compiled(traced: Traced, lowered: jax.stages.Lowered, model_flops: int) -> 
     )
 
 
+@functools.cache
 def _sources() -> str:
     """A digest of vaejax itself, any change of which may change a program."""
     digest = hashlib.sha256()

@@ -21,6 +21,7 @@ class Prediction:
     Attributes:
       buckets: of the run.
       costs: of each bucket's gradients, by name, and of 'update', the optimiser's step.
+      parameters: bytes a chip, of the autoencoder and the discriminators.
       state: bytes a chip of parameters, averages, optimisers, discriminators and gathered gradients.
       chips: of the topology.
       chip: their kind; None where no data sheet is known: then there is no time.
@@ -28,6 +29,7 @@ class Prediction:
 
     buckets: Sequence[Bucket]
     costs: Mapping[str, Cost]
+    parameters: int
     state: int
     chips: int
     chip: Chip | None

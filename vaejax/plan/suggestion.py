@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from vaejax.data.bucket import parse_buckets
+from vaejax import config as configuration
 from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
@@ -65,13 +65,7 @@ def _estimated(base: Prediction, config: ConfigDict, changed: ConfigDict) -> Pre
     """What another mesh and other batches would need; None where they do not suit each other."""
     mesh = changed.mesh
     try:
-        buckets = parse_buckets(
-            changed.data.buckets,
-            config.model.spatial_factor,
-            config.model.temporal_factor,
-            shards=base.chips // mesh.space,
-            space=mesh.space,
-        )
+        buckets = configuration.buckets(changed, base.chips // mesh.space, mesh.space)
     except InputError:
         return None
     before = {b.name: b.batch for b in base.buckets}
@@ -90,8 +84,8 @@ def _estimated(base: Prediction, config: ConfigDict, changed: ConfigDict) -> Pre
             temporary=round(cost.temporary * work),
             fits=True,
         )
-    state = round(base.state * config.mesh.fsdp / mesh.fsdp)
-    return dataclasses.replace(base, buckets=buckets, costs=costs, state=state)
+    parameters, state = (round(size * config.mesh.fsdp / mesh.fsdp) for size in (base.parameters, base.state))
+    return dataclasses.replace(base, buckets=buckets, costs=costs, parameters=parameters, state=state)
 
 
 def _exchanged(fsdp: int, chips: int) -> float:

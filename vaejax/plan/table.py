@@ -47,7 +47,12 @@ def numbers(
         "chips": found.chips,
         "mesh": {axis: config.mesh[axis] for axis in ("data", "fsdp", "space")},
         "batches": {b.name: b.batch for b in found.buckets},
-        "bytes": {"room": found.room if found.chip else None, "state": found.state, "code": found.code},
+        "bytes": {
+            "room": found.room if found.chip else None,
+            "parameters": found.parameters,
+            "state": found.state,
+            "code": found.code,
+        },
         "programs": programs,
     }
     if found.chip and all(cost.fits for cost in found.costs.values()):
@@ -69,8 +74,9 @@ def text(config: ConfigDict, where: Topology, found: Prediction, samples: int = 
     mesh = config.mesh
     lines = [
         f"{where.name}: {found.chips} chips, mesh data {found.chips // (mesh.fsdp * mesh.space)} x fsdp"
-        f" {mesh.fsdp} x space {mesh.space}; a chip holds {found.state / GB:.2f} GB of state and"
-        f" {found.code / GB:.2f} GB of programs" + (f", of {found.room / GB:.1f} GB" if found.chip else ""),
+        f" {mesh.fsdp} x space {mesh.space}; a chip holds {found.state / GB:.2f} GB of state"
+        f" ({found.parameters / GB:.2f} of parameters) and {found.code / GB:.2f} GB of programs"
+        + (f", of {found.room / GB:.1f} GB" if found.chip else ""),
         "",
         _columns("", "", "GB", "GB", "TFLOP", "GB", "MB", "ms", "ms", "ms", "ms", "samples", "FLOP"),
         _columns("of a chip", "batch", "work", "in all", "", "moved", "sent", *PARTS, "/s", "use"),

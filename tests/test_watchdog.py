@@ -1,0 +1,34 @@
+"""Whom the watchdog names, by what all processes said last."""
+
+import time
+
+import jax
+import pytest
+
+from vaejax.watchdog import UPDATE, Doing, findings
+
+
+def said(process, what=UPDATE, step=7, ago=1.0):
+    now = time.time()
+    return Doing(process, f"host{process}", what, step, now - 70, now - ago)
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        (
+            [said(0), said(1, "waiting for samples"), said(2)],
+            ["process 1 on host1 stalls at step 7, waiting for"],
+        ),
+        ([said(0), said(1, step=6), said(2)], ["process 1 on host1 stalls at step 6"]),
+        ([said(0), said(1, ago=65), said(2)], ["does not answer: process 1"]),
+        ([said(0), said(1)], ["process 0 on host0", "process 1 on host1"]),
+        ([], ["process 0 does not answer; process 0 on host0"]),
+    ],
+    ids=["another has no samples", "another is behind", "another is silent", "nobody knows", "no store"],
+)
+def test_who_does_not_get_to_the_devices_is_named(monkeypatch, others, named):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    lines = findings(said(0), others, 60)
+    assert len(lines) == len(named)
+    assert all(line.startswith(start) for line, start in zip(lines, named, strict=True)), lines
