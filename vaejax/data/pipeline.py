@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from vaejax.data.bucket import Bucket, draws, scheduled
 from vaejax.data.order import Order, Sample
 from vaejax.data.rows import Source
 from vaejax.data.sources import check_buckets
+from vaejax.errors import TrainingFailed
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,22 @@ class UpdateStream:
         plan = self._slots.plan(self._step)
         samples = {bucket.name: [None] * self._slots.part(bucket) for bucket, _ in plan}
         for bucket, place in plan:
-            samples[bucket.name][place] = next(self._samples)
+            samples[bucket.name][place] = self._sample()
         self._step += 1
         rows = self._slots.rows
         return Update(self._step - 1, {name: _stack(samples[name], rows[name]) for name in sorted(samples)})
+
+    def _sample(self) -> Any:
+        try:
+            return next(self._samples)
+        except RuntimeError as error:
+            if found := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error)):
+                raise TrainingFailed(
+                    f"a process that loads samples was ended from outside (exit code {found[1]}"
+                    f"{'; out of memory?' if found[1] == '-9' else ''}); the last checkpoint is whole,"
+                    " run the same command to go on"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Ends the worker processes."""
