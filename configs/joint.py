@@ -2,12 +2,12 @@
 
     python -m vaejax.main --config=configs/joint.py --workdir=DIR
     python -m vaejax.main --config=configs/joint.py --workdir=DIR --config.data.media=FOLDER[,FOLDER]
-    python -m vaejax.main --config=configs/joint.py:large --workdir=DIR     # 342M parameters, not 122M
+    python -m vaejax.main --config=configs/joint.py:large --workdir=DIR     # 342M parameters, not 122M; a pod
     python -m vaejax.main --config=configs/joint.py:tiny --workdir=DIR      # shrunk: minutes on a laptop
 
 Hardware: a pod slice or GPU node whose device count divides 16 (mesh.fsdp and mesh.space trade memory for
-communication). Its scores are still to be measured: it has been trained shrunk only, see
-benchmarks/RESULTS.md.
+communication); `large` has the mesh and the batches of 256 chips, `python -m vaejax.plan` tells what fits
+others. Its scores are still to be measured: it has been trained shrunk only, see benchmarks/RESULTS.md.
 
 The default sources are public TFDS sets; prepare them once:
 
@@ -21,6 +21,18 @@ from vaejax.config import shrink, variant
 
 # A loss weight a resolution, from the field notes: what mends the forgetting of low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
+# Batches of `large`, on 256 chips of 16 GB each: one sample or more for each, but in the last two rows, where
+# eight chips share the height of a clip.
+LARGE = {
+    "image_192x320": 1024,
+    "image_320x192": 512,
+    "image_384x640": 256,
+    "image_704x1280": 256,
+    "video_17x192x320": 256,
+    "video_33x192x320": 256,
+    "video_17x384x640": 64,
+    "video_17x704x1280": 32,
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,16 +43,16 @@ def get_config(arg: str = "") -> ConfigDict:
         "photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"},
         "clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"},
     }
-    # Near 180p, 360p and 720p, in heights that mesh.space = 4 can split. `every` spends about the same time
+    # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` spends about the same time
     # on each row.
     config.data.buckets = {
         "image_192x320": {"batch": 64, "weight": WEIGHT[180]},
         "image_320x192": {"batch": 32, "weight": WEIGHT[180], "every": 2},
-        "image_352x640": {"batch": 16, "weight": WEIGHT[360], "every": 2},
+        "image_384x640": {"batch": 16, "weight": WEIGHT[360], "every": 2},
         "image_704x1280": {"batch": 16, "weight": WEIGHT[720], "every": 4},
         "video_17x192x320": {"batch": 16, "weight": WEIGHT[180]},
         "video_33x192x320": {"batch": 16, "weight": WEIGHT[180], "every": 4},
-        "video_17x352x640": {"batch": 16, "weight": WEIGHT[360], "every": 4},
+        "video_17x384x640": {"batch": 16, "weight": WEIGHT[360], "every": 4},
         "video_17x704x1280": {"batch": 16, "weight": WEIGHT[720], "every": 8},
     }
     config.data.zoom = 2.0
@@ -61,6 +73,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.linear_samples = 64
     config.panels.every = 5000
 
+    if arg == "large":
+        config.mesh.update({"fsdp": 16, "space": 8})
+        for name, batch in LARGE.items():
+            config.data.buckets[name].batch = batch
     if arg == "tiny":
         shrink(config)
         config.data.buckets = {

@@ -21,7 +21,7 @@ import pytest
 from vaejax import multihost
 
 jax.config.update("jax_num_cpu_devices", 8)
-multihost.many_cpu_devices()
+multihost.one_cpu_program_at_a_time()
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / "build" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 absl.flags.FLAGS.mark_as_parsed()

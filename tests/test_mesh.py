@@ -18,6 +18,16 @@ from vaejax.fault import Fault
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.discriminator import Discrimination, Discriminator
 from vaejax.objective import Objective
+from vaejax.plan import hlo
+
+
+def check_that_no_loop_exchanges(text):
+    """XLA runs a CPU's collectives in the program's order, but in no order with those inside a loop."""
+    for line in text.splitlines():
+        if line.endswith("{") and " -> " in line:
+            computation = line
+        elif any(f" {kind}(" in line for kind in hlo.COLLECTIVES):
+            assert computation.startswith("ENTRY"), (computation, line)
 
 
 @functools.cache
@@ -43,7 +53,10 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
         step = functools.partial(
             train_step.bucket_gradients, weight=0.7, model=model, objective=objective, adversary=adversary
         )
-        gathered, terms[f"{shape[1]} frames"] = jax.jit(step)(state, gathered, frames, key, {})
+        with sharding.placing_frames(mesh):
+            program = jax.jit(step).lower(state, gathered, frames, key, {}).compile()
+        check_that_no_loop_exchanges(program.as_text())
+        gathered, terms[f"{shape[1]} frames"] = program(state, gathered, frames, key, {})
     update = functools.partial(
         train_step.apply_gradients,
         optimizer=optimizer,

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are needed: --config=configs/demo.py --workdir=DIR")
     if MULTIHOST.value or jax.config.jax_num_cpu_devices > 1:
-        multihost.many_cpu_devices()
+        multihost.one_cpu_program_at_a_time()
     if MULTIHOST.value:
         multihost.initialize()
     if not flags.FLAGS["verbosity"].present:

@@ -8,7 +8,7 @@ activations, with halo exchange left to XLA.
 import bisect
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -21,8 +21,9 @@ from vaejax.errors import InputError
 from vaejax.models.placement import placing
 
 AXES = ("data", "fsdp", "space")
+BATCH = AXES[:2]  # what every batch is split by
 SAMPLES = P(AXES)  # of B T H W C, and b t h w c: whole frames on every device
-HEIGHT = P(("data", "fsdp"), None, "space")  # where there are fewer samples than devices
+HEIGHT = P(BATCH, None, "space")  # where there are fewer samples than devices
 SMALLEST_SHARDED = 2**14  # elements: below it a collective costs more than the memory it saves
 
 
@@ -57,7 +58,7 @@ def over_height(devices: Sequence[jax.Device]) -> Mesh:
 
 def batch_parts(mesh: Mesh) -> int:
     """How many parts any batch is split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return _parts(mesh, BATCH)
 
 
 def height_parts(mesh: Mesh) -> int:
@@ -76,7 +77,19 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
     def place(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, frames_sharding(mesh, len(x)))
 
-    return placing(place)
+    def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        axes = next(axes for axes in (AXES, BATCH, ()) if len(arrays[0]) % _parts(mesh, axes) == 0)
+
+        def of_part(*parts):
+            return jax.lax.psum(f(*parts), axes) if axes else f(*parts)
+
+        return jax.shard_map(of_part, mesh=mesh, in_specs=P(axes), out_specs=P(), check_vma=False)(*arrays)
+
+    return placing(place, summed)
+
+
+def _parts(mesh: Mesh, axes: Sequence[str]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def rows(mesh: Mesh, batch: int) -> list[int]:

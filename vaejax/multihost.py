@@ -19,18 +19,15 @@ from vaejax.errors import InputError, TrainingFailed, one_line
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FINDING = 300  # seconds in which all processes must have started
-THREADS = 64  # of a process with several CPU devices
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead, and the others end
 
 
-def many_cpu_devices() -> None:
-    """Before JAX sees its devices: lets several CPU devices exchange data without waiting for ever.
+def one_cpu_program_at_a_time() -> None:
+    """Before JAX sees its devices: CPUs wait for one program before they begin the next.
 
-    An exchange that waits for other devices keeps a thread, and XLA has as many as there are cores; where all
-    of them wait for what no thread is left to send, XLA ends the process. Two programs at once do the same to
-    each other. Accelerators keep the order of what they exchange by themselves.
+    Several CPU devices exchange data in the order in which they come to it, and two programs at once come to
+    it in any order; accelerators keep the order of programs by themselves.
     """
-    os.environ.setdefault("NPROC", str(THREADS))  # which XLA reads when it makes them
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

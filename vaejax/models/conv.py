@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vaejax.models.placement import summed
 from vaejax.models.smc import modulate
 
 Triple = tuple[int, int, int]
@@ -83,8 +84,8 @@ def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax
     """
     padding = [(0, 0), *_padding(kernel, strides, same)]
     dimensions = ("NDHWC", "DHWIO", "NDHWC")
-    whole = all(k % s == 0 for k, s in zip(kernel.shape[1:3], strides[1:], strict=True))
-    if max(strides[1:]) > 1 and whole and x.shape[-1] < LANES:
+    divides = all(k % s == 0 for k, s in zip(kernel.shape[1:3], strides[1:], strict=True))
+    if max(strides[1:]) > 1 and divides and x.shape[-1] < LANES:
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
         x = x[:, :, : x.shape[2] // strides[1] * strides[1], : x.shape[3] // strides[2] * strides[2]]
         x = _to_channels(x, strides[1:])
@@ -191,7 +192,7 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
     Returns:
       (kh, kw, C, C').
     """
-    (kh, kw), (_, h, w, _) = size, x.shape
+    (kh, kw), (_, h, w, c), out = size, x.shape, dy.shape[-1]
 
     def add_frame(total, frame):
         x, dy = frame
@@ -201,9 +202,12 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
         dy = jnp.concatenate([dy[i : i + h] for i in reversed(range(kh))], axis=-1)
         return total + jnp.tensordot(x, dy, axes=((0, 1), (0, 1))), None
 
-    total = jnp.zeros((kw * x.shape[-1], kh * dy.shape[-1]), x.dtype)
-    total, _ = jax.lax.scan(add_frame, total, (x, dy))
-    return total.reshape(kw, x.shape[-1], kh, dy.shape[-1]).transpose(2, 0, 1, 3)
+    def of_frames(x, dy):
+        return jax.lax.scan(add_frame, jnp.zeros((kw * c, kh * out), x.dtype), (x, dy))[0]
+
+    # Left to itself XLA lets every device do the whole of it, and devices exchange data in the loop: in no
+    # order with what they exchange outside, so that two CPU devices wait for each other for ever.
+    return summed(of_frames, x, dy).reshape(kw, c, kh, out).transpose(2, 0, 1, 3)
 
 
 def first_chunk(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 _place = contextvars.ContextVar("place", default=lambda x: x)
+_summed = contextvars.ContextVar("summed", default=lambda f, *arrays: f(*arrays))
 
 
 def place(x: jax.Array) -> jax.Array:
@@ -17,11 +18,17 @@ def place(x: jax.Array) -> jax.Array:
     return _place.get()(x)
 
 
+def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """f(*arrays), where f adds up over their first dimension: of each device's part, and then of all."""
+    return _summed.get()(f, *arrays)
+
+
 @contextlib.contextmanager
-def placing(by: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
-    """While tracing inside, activations are placed by this function."""
-    token = _place.set(by)
+def placing(place: Callable[[jax.Array], jax.Array], summed: Callable[..., jax.Array]) -> Iterator[None]:
+    """While tracing inside, these functions take the place of the two above."""
+    tokens = _place.set(place), _summed.set(summed)
     try:
         yield
     finally:
-        _place.reset(token)
+        for variable, token in zip((_place, _summed), tokens, strict=True):
+            variable.reset(token)

@@ -49,8 +49,9 @@ def of(name: str) -> Topology:
         raise InputError(f"--topology={name}; accepted: {ACCEPTED}")
     if not importlib.util.find_spec("libtpu"):
         raise InputError(f"--topology={name}: libtpu is missing; accepted: pip install libtpu, or cpu:N")
-    # Else libtpu asks this machine's metadata which TPU it has, and locks that one out to other processes.
+    # Else libtpu asks this machine's metadata which TPU it has, complains where it has none, and locks it.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
