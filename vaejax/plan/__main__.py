@@ -62,9 +62,9 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs) -> Predicti
     found = {
         "update": costs.of("the update", made_from, lambda: programs.apply(phase), lambda: 0),
     }
-    for bucket in sorted(buckets, key=lambda b: b.pixels * b.batch):
+    for number, bucket in enumerate(sorted(buckets, key=lambda b: b.pixels * b.batch), 1):
         found[bucket.name] = costs.of(
-            f"{bucket.name}, batch {bucket.batch}",
+            f"{bucket.name}, batch {bucket.batch} ({number} of {len(buckets)})",
             made_from | {"bucket": [bucket.name, bucket.batch, bucket.weight]},
             functools.partial(programs.gradients, phase, bucket),
             functools.partial(programs.model_flops, phase, bucket),
