@@ -67,6 +67,32 @@ def test_sizes_are_a_tpus():
     assert hlo.size("f32[128]{0:T(128)S(1)}", anywhere=True) == 512
 
 
+SPREAD = """HloModule spread
+
+%start (p.0: bf16[8,32]) -> (bf16[8,32], bf16[8,128]) {
+  %p.0 = bf16[8,32]{1,0} parameter(0)
+  %all-gather.0 = bf16[8,128]{1,0} all-gather(%p.0), channel_id=4, replica_groups=[1,4]<=[4], dimensions={1}
+  ROOT %begun = (bf16[8,32]{1,0}, bf16[8,128]{1,0}) custom-call(%all-gather.0), custom_call_target="Begin"
+}
+
+%done (p.1: bf16[8,32]) -> bf16[8,128] {
+  %p.1 = bf16[8,32]{1,0} parameter(0)
+  %all-gather.1 = bf16[8,128]{1,0} all-gather(%p.1), channel_id=4, replica_groups=[1,4]<=[4], dimensions={1}
+  ROOT %ended = bf16[8,128]{1,0} custom-call(%p.1, %all-gather.1), custom_call_target="End"
+}
+
+ENTRY %main (x: bf16[8,32]) -> bf16[8,128] {
+  %x = bf16[8,32]{1,0} parameter(0)
+  %fusion.0 = (bf16[8,32]{1,0}, bf16[8,128]{1,0}) fusion(%x), kind=kCustom, calls=%start
+  ROOT %fusion.1 = bf16[8,128]{1,0} fusion(%x), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_what_a_tpu_sends_beside_its_computing_is_counted_once():
+    assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
+
+
 CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=5.0)
 WHERE = Topology("v5e:2x2", [], "tpu", CHIP)
 

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from vaejax.models.placement import place_images
+
 
 def some_frames(key: jax.Array, count: int, most: int) -> jax.Array | None:
     """Which frames to look at: `most` different ones of `count`, drawn at random; None for all of them."""
@@ -36,4 +38,5 @@ def window(key: jax.Array, clips: tuple[jax.Array, ...], frames: int, side: int)
             jax.lax.dynamic_slice(clip, (0, 0, top, left, 0), (*clip.shape[:2], high, wide, c))
             for clip in clips
         )
-    return tuple(clip.reshape(-1, high, wide, c) for clip in clips)
+    images = tuple(clip.reshape(-1, high, wide, c) for clip in clips)
+    return tuple(map(place_images, images)) if side else images

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from vaejax.errors import InputError
-from vaejax.models.placement import placing
+from vaejax.models.placement import Placement, placing
 
 AXES = ("data", "fsdp", "space")
 BATCH = AXES[:2]  # what every batch is split by
@@ -74,18 +74,26 @@ def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
 def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
     """While tracing inside, activations of models are split as their batch is."""
 
-    def place(x: jax.Array) -> jax.Array:
+    def frames(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, frames_sharding(mesh, len(x)))
 
+    def images(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(_dividing(mesh, len(x)))))
+
     def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-        axes = next(axes for axes in (AXES, BATCH, ()) if len(arrays[0]) % _parts(mesh, axes) == 0)
+        axes = _dividing(mesh, len(arrays[0]))
 
         def of_part(*parts):
             return jax.lax.psum(f(*parts), axes) if axes else f(*parts)
 
         return jax.shard_map(of_part, mesh=mesh, in_specs=P(axes), out_specs=P(), check_vma=False)(*arrays)
 
-    return placing(place, summed)
+    return placing(Placement(frames, images, summed))
+
+
+def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:
+    """The axes by which so many samples are split where none may be cut."""
+    return next(axes for axes in (AXES, BATCH, ()) if count % _parts(mesh, axes) == 0)
 
 
 def _parts(mesh: Mesh, axes: Sequence[str]) -> int:

@@ -2,12 +2,28 @@
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
 
-_place = contextvars.ContextVar("place", default=lambda x: x)
-_summed = contextvars.ContextVar("summed", default=lambda f, *arrays: f(*arrays))
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The answers; by default there is one device.
+
+    Attributes:
+      frames: places an array as `place` says.
+      images: places an array as `place_images` says.
+      summed: does what `summed` says.
+    """
+
+    frames: Callable[[jax.Array], jax.Array] = lambda x: x
+    images: Callable[[jax.Array], jax.Array] = lambda x: x
+    summed: Callable[..., jax.Array] = lambda f, *arrays: f(*arrays)
+
+
+_placement = contextvars.ContextVar("placement", default=Placement())  # noqa: B039, frozen
 
 
 def place(x: jax.Array) -> jax.Array:
@@ -15,20 +31,24 @@ def place(x: jax.Array) -> jax.Array:
 
     Left to itself XLA splits them as it likes, and behind an upsampling by fewer devices than there are.
     """
-    return _place.get()(x)
+    return _placement.get().frames(x)
+
+
+def place_images(x: jax.Array) -> jax.Array:
+    """Images (N, H, W, C) too small to be worth splitting, each whole."""
+    return _placement.get().images(x)
 
 
 def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     """f(*arrays), where f adds up over their first dimension: of each device's part, and then of all."""
-    return _summed.get()(f, *arrays)
+    return _placement.get().summed(f, *arrays)
 
 
 @contextlib.contextmanager
-def placing(place: Callable[[jax.Array], jax.Array], summed: Callable[..., jax.Array]) -> Iterator[None]:
-    """While tracing inside, these functions take the place of the two above."""
-    tokens = _place.set(place), _summed.set(summed)
+def placing(placement: Placement) -> Iterator[None]:
+    """While tracing inside, these are the answers."""
+    token = _placement.set(placement)
     try:
         yield
     finally:
-        for variable, token in zip((_place, _summed), tokens, strict=True):
-            variable.reset(token)
+        _placement.reset(token)

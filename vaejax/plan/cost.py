@@ -97,7 +97,7 @@ class Costs:
 
     def _key(self, *parts: str) -> str:
         versions = {package: _version(package) for package in ("jax", "jaxlib", "libtpu")}
-        whole = json.dumps([self._topology.name, versions, *parts])
+        whole = json.dumps([self._topology.name, versions, _reading(), *parts])
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def _read(self, key: str) -> dict | None:
@@ -146,6 +146,12 @@ def _sources() -> str:
         if path.parent.name != "plan":
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def _reading() -> str:
+    """A digest of what reads a compiled program's text."""
+    return hashlib.sha256(pathlib.Path(hlo.__file__).read_bytes()).hexdigest()
 
 
 def _version(package: str) -> str:

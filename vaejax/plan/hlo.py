@@ -60,9 +60,10 @@ def traffic(text: str) -> Traffic:
 
     def of(name: str) -> Traffic:
         if name not in known:
-            total, shapes = Traffic(), {i.name: i.shape for i in computations[name]}
+            total, shapes, begun = Traffic(), {i.name: i.shape for i in computations[name]}, set()
             for instruction in computations[name]:
                 total.add(_alone(instruction, shapes, computations))
+                total.add(_sent_inside(instruction, computations, begun))
                 for callee, times in _called(instruction, computations):
                     total.add(of(callee), times)
             known[name] = total
@@ -129,8 +130,8 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
     if opcode in FREE or opcode.endswith("-done"):
         return Traffic()
     if kind in COLLECTIVES:
-        given = sum(size(shapes.get(name, ""), anywhere=True) for name in instruction.operands)
-        return Traffic(2 * given, {kind: given * _share_sent(kind, instruction.rest)})
+        sent, given = _sent(instruction, shapes)
+        return Traffic(2 * given, sent)
     if opcode == "copy-start":  # (to, from, token): one of them in fast memory
         return Traffic(size(instruction.shape))
     if opcode == "slice-start":  # ((from), to, token)
@@ -145,6 +146,37 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
         min(size(shapes.get(name, "")), _read_inside(inner, i)) for i, name in enumerate(instruction.operands)
     )
     return Traffic(read + min(size(instruction.shape), _written_inside(inner)))
+
+
+def _sent(collective: Instruction, shapes: Mapping[str, str]) -> tuple[dict[str, float], int]:
+    """What a collective sends, and the bytes of what it is given."""
+    kind = collective.opcode.removesuffix("-start")
+    given = sum(size(shapes.get(name, ""), anywhere=True) for name in collective.operands)
+    return {kind: given * _share_sent(kind, collective.rest)}, given
+
+
+def _sent_inside(instruction: Instruction, computations, begun: set[str]) -> Traffic:
+    """What a fusion sends beside its computing.
+
+    A TPU spreads a collective over several fusions: its start, its end and what computes meanwhile all name
+    it, with one channel.
+
+    Args:
+      instruction: a fusion, or any other.
+      computations: of the program.
+      begun: the channels met so far in the instruction's computation; grows.
+    """
+    total, called = Traffic(), re.search(r"calls=%?([\w.-]+)", instruction.rest)
+    if instruction.opcode == "fusion" and called:
+        inner = computations.get(called[1], [])
+        shapes = {i.name: i.shape for i in inner}
+        for one in inner:
+            channel = re.search(r"channel_id=(\d+)", one.rest)
+            if one.opcode.removesuffix("-start") in COLLECTIVES and channel and channel[1] not in begun:
+                begun.add(channel[1])
+                total.add(Traffic(0, _sent(one, shapes)[0]))
+            total.add(_sent_inside(one, computations, begun))
+    return total
 
 
 def _read_inside(fusion: list[Instruction], number: int) -> float:
