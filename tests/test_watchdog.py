@@ -8,9 +8,9 @@ import pytest
 from vaejax.watchdog import UPDATE, Doing, findings
 
 
-def said(process, what=UPDATE, step=7, ago=1.0):
+def said(process, what=UPDATE, step=7, ago=1.0, patient=False):
     now = time.time()
-    return Doing(process, f"host{process}", what, step, now - 70, now - ago)
+    return Doing(process, f"host{process}", what, step, now - 70, now - ago, patient)
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,18 @@ def said(process, what=UPDATE, step=7, ago=1.0):
         ([said(0), said(1, ago=65), said(2)], ["does not answer: process 1"]),
         ([said(0), said(1)], ["process 0 on host0", "process 1 on host1"]),
         ([], ["process 0 does not answer; process 0 on host0"]),
+        ([said(0), said(1, "compiling", patient=True), said(2)], []),
+        ([said(0), said(1, "compiling", ago=65, patient=True)], ["does not answer: process 1"]),
     ],
-    ids=["another has no samples", "another is behind", "another is silent", "nobody knows", "no store"],
+    ids=[
+        "another has no samples",
+        "another is behind",
+        "another is silent",
+        "nobody knows",
+        "no store",
+        "another compiles",
+        "another died while it compiled",
+    ],
 )
 def test_who_does_not_get_to_the_devices_is_named(monkeypatch, others, named):
     monkeypatch.setattr(jax, "process_count", lambda: 3)

@@ -29,6 +29,7 @@ class Doing:
       step: of the update.
       since: of its machine's clock, seconds.
       told: when it last said so, seconds of its machine's clock.
+      patient: nobody knows how long it takes.
     """
 
     process: int
@@ -37,6 +38,7 @@ class Doing:
     step: int
     since: float
     told: float
+    patient: bool = False
 
 
 class Watchdog:
@@ -50,14 +52,14 @@ class Watchdog:
         self._seconds, self._closed = seconds, threading.Event()
         self._process, self._host = jax.process_index(), socket.gethostname()
         self._now: Doing | None = None
-        self._patient = True
+        self._excused = 0.0  # when another was last seen at something that takes its time
         # Asking the others can block, where the process that keeps the answers hangs.
         self._asking = concurrent.futures.ThreadPoolExecutor(1, "watchdog-asking")
 
     def doing(self, what: str, step: int, patient: bool = False) -> None:
         """Says what begins now; `patient` where nobody knows how long it takes."""
         now = time.time()
-        self._now, self._patient = Doing(self._process, self._host, what, step, now, now), patient
+        self._now = Doing(self._process, self._host, what, step, now, now, patient)
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
@@ -74,7 +76,7 @@ class Watchdog:
             now = self._now
             if asked.done() and now:
                 asked = self._asking.submit(_tell, dataclasses.replace(now, told=time.time()))
-            if now and not self._patient and time.time() - now.since > self._seconds:
+            if now and not now.patient and time.time() - max(now.since, self._excused) > self._seconds:
                 self._end(now)
 
     def _end(self, now: Doing) -> None:
@@ -82,7 +84,11 @@ class Watchdog:
             others = self._asking.submit(_everyone).result(TOLD_EVERY)
         except (concurrent.futures.TimeoutError, RuntimeError):
             others = []
-        for line in findings(now, others, self._seconds):
+        lines = findings(now, others, self._seconds)
+        if not lines:
+            self._excused = time.time()
+            return
+        for line in lines:
             print(f"error: {line}", file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
@@ -90,7 +96,7 @@ class Watchdog:
 
 
 def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
-    """One line a process that stalls, by what all of them said last.
+    """One line a process that stalls, by what all of them said last; none while one compiles or evaluates.
 
     The processes go in step: those that wait for a device wait for the ones that do not get there.
 
@@ -104,6 +110,8 @@ def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
     others = others or [mine]
     latest = max(one.told for one in others)
     silent = [one for one in others if latest - one.told > max(seconds / 2, 2 * TOLD_EVERY)]
+    if any(one.patient for one in others if one not in silent):
+        return []
     behind = [one for one in others if one.step < max(other.step for other in others)]
     elsewhere = [one for one in others if one.what != UPDATE]
     stalling = silent or behind or elsewhere or others
