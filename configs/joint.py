@@ -21,8 +21,8 @@ from vaejax.config import shrink, variant
 
 # A loss weight a resolution, from the field notes: what mends the forgetting of low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
-# Batches of `large`, on 256 chips of 16 GB each: one sample or more for each, but in the last two rows, where
-# eight chips share the height of a clip.
+# Batches of `large`, meant for 256 chips of 16 GB: one sample or more for each, but in the last two rows,
+# where eight chips share the height of a clip.
 LARGE = {
     "image_192x320": 1024,
     "image_320x192": 512,

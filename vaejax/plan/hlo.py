@@ -140,8 +140,7 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
         return Traffic(2 * size(instruction.shape))
     if opcode == "dynamic-update-slice":
         return Traffic(2 * size(shapes.get(instruction.operands[1], "")))
-    called = re.search(r"calls=%?([\w.-]+)", instruction.rest) if opcode == "fusion" else None
-    inner = computations.get(called[1], []) if called else []
+    inner = _fused(instruction, computations)
     read = sum(
         min(size(shapes.get(name, "")), _read_inside(inner, i)) for i, name in enumerate(instruction.operands)
     )
@@ -166,17 +165,22 @@ def _sent_inside(instruction: Instruction, computations, begun: set[str]) -> Tra
       computations: of the program.
       begun: the channels met so far in the instruction's computation; grows.
     """
-    total, called = Traffic(), re.search(r"calls=%?([\w.-]+)", instruction.rest)
-    if instruction.opcode == "fusion" and called:
-        inner = computations.get(called[1], [])
-        shapes = {i.name: i.shape for i in inner}
-        for one in inner:
+    total, inner = Traffic(), _fused(instruction, computations)
+    shapes = {i.name: i.shape for i in inner}
+    for one in inner:
+        if one.opcode.removesuffix("-start") in COLLECTIVES:
             channel = re.search(r"channel_id=(\d+)", one.rest)
-            if one.opcode.removesuffix("-start") in COLLECTIVES and channel and channel[1] not in begun:
+            if channel and channel[1] not in begun:
                 begun.add(channel[1])
                 total.add(Traffic(0, _sent(one, shapes)[0]))
-            total.add(_sent_inside(one, computations, begun))
+        total.add(_sent_inside(one, computations, begun))
     return total
+
+
+def _fused(instruction: Instruction, computations) -> list[Instruction]:
+    """What a fusion is made of; nothing for any other instruction."""
+    called = re.search(r"calls=%?([\w.-]+)", instruction.rest) if instruction.opcode == "fusion" else None
+    return computations.get(called[1], []) if called else []
 
 
 def _read_inside(fusion: list[Instruction], number: int) -> float:
