@@ -20,7 +20,12 @@ class Process:
 
 
 def start(
-    count: int, devices: int, arguments: Sequence[str], logs: pathlib.Path, module: str = "vaejax.main"
+    count: int,
+    devices: int,
+    arguments: Sequence[str],
+    logs: pathlib.Path,
+    module: str = "vaejax.main",
+    multihost: bool = False,
 ) -> list[Process]:
     """Starts `python -m MODULE ARGUMENTS`, with --multihost where there are several.
 
@@ -30,7 +35,9 @@ def start(
       arguments: of the command.
       logs: folder of what they print.
       module: the command.
+      multihost: for one process too, whose devices then exchange data by Gloo, as those of several do.
     """
+    multihost = multihost or count > 1
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -44,11 +51,11 @@ def start(
     processes = []
     for number in range(count):
         mine = dict(environment)
-        if count > 1:
+        if multihost:
             mine |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
             mine["JAX_PROCESS_ID"] = str(number)
         log = logs / f"{number}.log"
-        command = [sys.executable, "-m", module, *arguments, *(["--multihost"] if count > 1 else [])]
+        command = [sys.executable, "-m", module, *arguments, *(["--multihost"] if multihost else [])]
         with open(log, "a") as file:
             popen = subprocess.Popen(command, env=mine, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
         processes.append(Process(popen, log))

@@ -185,7 +185,8 @@ def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
-def test_a_tpu_slice_that_is_not_there_can_be_planned_for(tmp_path):
+def test_a_tpu_slice_that_is_not_there_can_be_planned_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # those of CPUs, which a TPU's compiler does not know
     arguments = ["--config=configs/demo.py:tiny", "--topology=v5e:4x4", "--config.mesh.fsdp=2"]
     arguments += ["--config.data.buckets.image_64x64.batch=16", "--config.data.buckets.video_9x64x64.batch=0"]
     arguments += ["--config.loss.weights.perceptual=0.", "--config.loss.weights.adversarial=0."]

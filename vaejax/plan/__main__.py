@@ -1,7 +1,9 @@
 """Plans a run: python -m vaejax.plan --config=configs/joint.py:large --topology=v5e:16x16."""
 
+import concurrent.futures
 import functools
 import json
+import os
 import pathlib
 import sys
 
@@ -23,6 +25,9 @@ TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices that need not be ther
 SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; by default those of config.steps updates.")
 PRICE = flags.DEFINE_float("price", 0.0, "Of a chip for an hour.")
 JSON = flags.DEFINE_string("json", "", "File for the same numbers as JSON.")
+JOBS = flags.DEFINE_integer(
+    "jobs", os.cpu_count() or 1, "Programs compiled at once, each on a core and in some 4 GB of memory.", 1
+)
 SUGGEST = flags.DEFINE_bool("suggest", False, "Search batch sizes and mesh for the most samples a second.")
 
 
@@ -35,7 +40,7 @@ def main(argv: list[str]) -> int:
     where, config = topology.of(TOPOLOGY.value), CONFIG.value
     configuration.check(config)
     costs = Costs(where, functools.partial(print, file=sys.stderr))
-    planned = functools.partial(plan, where=where, costs=costs)
+    planned = functools.partial(plan, where=where, costs=costs, jobs=JOBS.value)
     if SUGGEST.value:
         config = suggestion.best(config, where, planned)
     prediction = planned(config)
@@ -47,8 +52,14 @@ def main(argv: list[str]) -> int:
     return 0 if all(map(prediction.fits, prediction.costs)) else 1
 
 
-def plan(config: ConfigDict, where: topology.Topology, costs: Costs) -> Prediction:
-    """Compiles every program of a configuration's last phase for a topology.
+def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int = 1) -> Prediction:
+    """Compiles every program of a configuration's last phase for a topology, the longest first.
+
+    Args:
+      config: of the keys in config.py.
+      where: the topology.
+      costs: what is known, of it.
+      jobs: programs compiled at once.
 
     Raises:
       InputError: for a configuration that does not suit it.
@@ -59,16 +70,21 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs) -> Predicti
     phase = programs.phase(config.steps - 1)
     everything = json.loads(config.to_json_best_effort())
     made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
-    found = {
-        "update": costs.of("the update", made_from, lambda: programs.apply(phase), lambda: 0),
-    }
-    for number, bucket in enumerate(sorted(buckets, key=lambda b: b.pixels * b.batch), 1):
-        found[bucket.name] = costs.of(
-            f"{bucket.name}, batch {bucket.batch} ({number} of {len(buckets)})",
-            made_from | {"bucket": [bucket.name, bucket.batch, bucket.weight]},
-            functools.partial(programs.gradients, phase, bucket),
-            functools.partial(programs.model_flops, phase, bucket),
-        )
+    pool, found = concurrent.futures.ThreadPoolExecutor(jobs), {}
+    try:
+        for number, bucket in enumerate(sorted(buckets, key=lambda b: -b.pixels * b.batch), 1):
+            found[bucket.name] = pool.submit(
+                costs.of,
+                f"{bucket.name}, batch {bucket.batch} ({number} of {len(buckets)})",
+                made_from | {"bucket": [bucket.name, bucket.batch, bucket.weight]},
+                functools.partial(programs.gradients, phase, bucket),
+                functools.partial(programs.model_flops, phase, bucket),
+            )
+        update = made_from, lambda: programs.apply(phase), lambda: 0
+        found["update"] = pool.submit(costs.of, "the update", *update)
+        found = {name: cost.result() for name, cost in found.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)
     networks = [programs.state.params, [one.params for one in programs.state.opponents.values()]]
     state = sharding.device_bytes([programs.state, programs.gathered(phase)])
     state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))

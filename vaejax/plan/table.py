@@ -115,7 +115,7 @@ def _row(name: str, bucket: Bucket | None, found: Prediction) -> str:
 
 
 def _columns(name: str, *cells) -> str:
-    return f"{name:20}" + "".join(f"{cell!s:>8}" for cell in cells)
+    return f"{name:20}" + "".join(f" {cell!s:>7}" for cell in cells)
 
 
 def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
