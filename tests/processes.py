@@ -45,7 +45,7 @@ def start(
         os.environ, JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1"
     )
     environment["JAX_PLATFORMS"] = "cpu"
-    # Threads of a process; else as many as devices, and how they share a sum decides its last bits.
+    # Threads of a process; else as many as cores or devices, and how they share a sum decides its last bits.
     environment["NPROC"] = "4"
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "xla")}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}

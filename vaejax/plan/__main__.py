@@ -80,8 +80,9 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int =
                 functools.partial(programs.gradients, phase, bucket),
                 functools.partial(programs.model_flops, phase, bucket),
             )
-        update = made_from, lambda: programs.apply(phase), lambda: 0
-        found["update"] = pool.submit(costs.of, "the update", *update)
+        found["update"] = pool.submit(
+            costs.of, "the update", made_from, lambda: programs.apply(phase), lambda: 0
+        )
         found = {name: cost.result() for name, cost in found.items()}
     finally:
         pool.shutdown(cancel_futures=True)
