@@ -22,7 +22,6 @@ while true; do
   wait "$command"
   code=$?
   while [[ $stopped ]] && kill -TERM "$command" 2>/dev/null; do # `wait` was interrupted, the command still saves
-    stopped=told
     wait "$command"
     code=$?
   done
@@ -41,4 +40,5 @@ while true; do
   fi
   echo "exit code $code; the same command again" >&2
   sleep "${PAUSE:-5}"
+  [[ $stopped ]] && exit "$code"
 done

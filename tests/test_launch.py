@@ -1,7 +1,9 @@
 """Launch scripts: without a typo, and what they do with an exit code."""
 
+import importlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from tests.processes import ROOT
+from vaejax import config as configuration
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), ROOT / ".ci" / "run"]
@@ -70,3 +73,36 @@ def test_the_jobset_has_the_fields_of_a_jobset_and_its_jobs_are_kubernetes_jobs(
         job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}} | replicated["template"]
         kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
         assert job["spec"]["parallelism"] == job["spec"]["completions"]
+
+
+def examples():
+    """(file, configuration, devices, its flags) of every launch file that names them."""
+    job = yaml.safe_load((LAUNCH / "gke.yaml").read_text())["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    chips = job["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in container["args"])
+    yield "gke.yaml", flags["config"], chips, container["args"]
+    text = (LAUNCH / "tpu_pod.sh").read_text().replace("\\\n#", "")
+    chips, config, flags = re.search(r"TYPE=v5litepod-(\d+) .*?tpu_pod.sh (\S+) \S+ +(.*)", text).groups()
+    yield "tpu_pod.sh", config, int(chips), flags.split()
+    text = (LAUNCH / "slurm.sbatch").read_text().replace("\\\n#", "")
+    asks = r"sbatch --nodes=(\d+) --gpus-per-node=(\d+) \S+ (\S+) \S+ (.*)"
+    nodes, gpus, config, flags = re.search(asks, text).groups()
+    yield "slurm.sbatch", config, int(nodes) * int(gpus), flags.split()
+    nodes, gpus, config, _ = re.search(asks, (ROOT / "README.md").read_text()).groups()
+    yield "README.md", config, int(nodes) * int(gpus), []
+
+
+@pytest.mark.parametrize("example", list(examples()), ids=lambda example: example[0])
+def test_an_example_suits_the_devices_that_it_asks_for(example):
+    name, path, devices, flags = example
+    file, _, variant = path.partition(":")
+    config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(variant)
+    for flag in flags:
+        key, _, value = flag.removeprefix("--config.").partition("=")
+        if key.startswith("mesh."):
+            config.mesh[key.removeprefix("mesh.")] = int(value)
+    mesh = config.mesh
+    assert devices % (mesh.fsdp * mesh.space) == 0
+    assert configuration.buckets(config, devices // mesh.space, mesh.space)
+    assert any("config.data.media=" in flag for flag in flags) or name == "README.md"

@@ -97,6 +97,11 @@ def job(number):
     return dict(re.findall(r"(\w+)=(\S*)", told))
 
 
+def start_now(number):
+    """Slurm would wait two minutes before it starts again what was queued again."""
+    subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=False)
+
+
 def wait_for(condition, log, seconds=420):
     end = time.monotonic() + seconds
     while not condition():
@@ -110,36 +115,35 @@ def metrics(workdir):
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finishes(slurm, tmp_path):
-    workdir, log = tmp_path / "run", tmp_path / "job.log"
-    arguments = [
-        "--config.data.sources={'demo': {'kind': 'demo'}}",
-        "--config.log_every=1",
-        "--config.steps=8",
-    ]
-    arguments += ["--config.data.buckets.image_64x64.batch=0", "--config.data.buckets.image_96x160.batch=0"]
-    arguments += ["--config.data.buckets.video_9x48x80.batch=0", "--config.data.buckets.image_48x80.batch=4"]
-    arguments += ["--config.data.buckets.video_5x48x80.batch=4", "--config.loss.perceptual.network=alexnet"]
-    arguments += ["--config.loss.adversarial.start=4", "--config.loss.adversarial.warmup=2"]
-    arguments += ["--config.checkpoint.every=2", "--config.eval.every=8", "--config.panels.every=8"]
-    arguments += [
-        "--config.eval.linear_samples=0",
-        "--config.eval.latent_samples=0",
-        "--config.eval.samples=4",
-    ]
+def submitted(workdir, log, *arguments):
+    """The number of a job of two tasks."""
+    more = ["--config.data.sources={'demo': {'kind': 'demo'}}", "--config.log_every=1"]
+    more += ["--config.data.buckets.image_64x64.batch=0", "--config.data.buckets.image_96x160.batch=0"]
+    more += ["--config.data.buckets.video_9x48x80.batch=0", "--config.data.buckets.image_48x80.batch=4"]
+    more += ["--config.data.buckets.video_5x48x80.batch=4", "--config.loss.perceptual.network=alexnet"]
+    more += ["--config.loss.adversarial.start=4", "--config.loss.adversarial.warmup=2"]
+    more += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.samples=4"]
     environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
     environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "xla")}
     submit = ["sbatch", "--parsable", f"--output={log}", "--nodes=1", "--ntasks-per-node=2", "--time=30"]
-    submit += [str(ROOT / "launch" / "slurm.sbatch"), "configs/joint.py:tiny", str(workdir), *arguments]
-
-    def submitted():
+    submit += [
+        str(ROOT / "launch" / "slurm.sbatch"),
+        "configs/joint.py:tiny",
+        str(workdir),
+        *more,
+        *arguments,
+    ]
+    while True:  # until the controller answers
         found = subprocess.run(submit, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        return found.stdout.strip()
-
-    number = ""
-    while not number:  # until the controller answers
-        number = submitted()
+        if number := found.stdout.strip():
+            return number
         time.sleep(0.5)
+
+
+def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finishes(slurm, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "job.log"
+    arguments = ["--config.steps=8", "--config.checkpoint.every=2"]
+    number = submitted(workdir, log, *arguments, "--config.eval.every=8", "--config.panels.every=8")
 
     def steps():
         return [m["step"] for m in metrics(workdir) if (m["split"], m["bucket"]) == ("train", "image_48x80")]
@@ -152,9 +156,11 @@ def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finish
     wait_for(lambda: max(steps(), default=0) >= 3, log)
     next(p for p in tasks() if "srun" not in p.info["cmdline"][0]).send_signal(signal.SIGKILL)
     wait_for(lambda: job(number).get("Restarts") == "1", log)
+    start_now(number)
     wait_for(lambda: max(steps(), default=0) >= 5, log)
     subprocess.run(["scancel", "--signal=TERM", "--batch", number], check=True)
     wait_for(lambda: job(number).get("Restarts") == "2" or max(steps()) == 8, log)
+    start_now(number)
     wait_for(lambda: job(number)["JobState"] in ("COMPLETED", "FAILED"), log)
     found = job(number)
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()[-3000:]
@@ -163,3 +169,23 @@ def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finish
     assert (workdir / "checkpoints" / "8").is_dir()
     told = re.findall(r"exit code (\d+); queued again", log.read_text())
     assert told in (["137", "75"], ["137"])  # the signal may come when all is done
+
+
+def test_a_mistake_and_a_cancelled_job_are_not_queued_again(slurm, tmp_path):
+    """Where one task finds the mistake first the other is killed, which must not look like a crash."""
+    log = tmp_path / "mistake.log"
+    number = submitted(tmp_path / "mistake", log, "--config.mesh.fsdp=3")
+    wait_for(lambda: job(number)["JobState"] in ("COMPLETED", "FAILED"), log)
+    found = job(number)
+    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "mesh: data 0 x fsdp 3" in log.read_text()
+
+    workdir, log = tmp_path / "cancelled", tmp_path / "cancelled.log"
+    number = submitted(workdir, log, "--config.steps=400", "--config.loss.weights.adversarial=0.")
+    wait_for(lambda: len(metrics(workdir)) > 2, log)
+    subprocess.run(["scancel", number], check=True)
+    wait_for(lambda: job(number)["JobState"] == "CANCELLED", log)
+    time.sleep(5)
+    found = job(number)
+    assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0"), log.read_text()[-3000:]
+    assert [path.name.isdecimal() for path in (workdir / "checkpoints").iterdir()] == [True]
