@@ -1,5 +1,6 @@
 """The plan: what is read from compiled programs, against programs whose numbers are known."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,13 +15,16 @@ from jax.sharding import PartitionSpec as P
 
 from configs import demo
 from tests.processes import ROOT
+from vaejax import config as configuration
 from vaejax import hardware
 from vaejax import mesh as sharding
 from vaejax.compiled import Programs
 from vaejax.data.bucket import Bucket, parse_buckets
-from vaejax.plan import hlo, table
+from vaejax.errors import InputError
+from vaejax.plan import __main__ as planning
+from vaejax.plan import hlo, suggestion, table
 from vaejax.plan.cost import Cost
-from vaejax.plan.prediction import Prediction
+from vaejax.plan.prediction import USABLE, Prediction
 from vaejax.plan.topology import Topology
 
 
@@ -93,7 +97,7 @@ def test_what_a_tpu_sends_beside_its_computing_is_counted_once():
     assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
 
 
-CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=5.0)
+CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2)
 WHERE = Topology("v5e:2x2", [], "tpu", CHIP)
 
 
@@ -143,6 +147,63 @@ def test_what_does_not_fit_is_named_with_what_may_do():
     assert line.startswith("image_64x64 needs") and "--config.data.buckets.image_64x64.batch=4" in line
     assert "--config.model.remat='(0, 1, 2)'" in line
     assert "does not fit" in text and "samples/s" not in text.splitlines()[-1]
+
+
+def test_an_update_that_does_not_fit_is_told_too():
+    prediction = predicted()
+    costs = dict(prediction.costs, update=cost(flops=0, temporary=1500))
+    text = table.text(demo.get_config(), WHERE, dataclasses.replace(prediction, costs=costs))
+    assert "the update needs 0.0 GB of 0.0; what may do: --config.mesh.fsdp=2" in text
+
+
+def suggested(config, chips, memory, capsys):
+    """What is suggested where a sample takes a byte a chip's share, and how many plans that took."""
+    where = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory / USABLE))
+    plans = []
+
+    def plan(config):
+        plans.append(config)
+        buckets = configuration.buckets(config, chips // config.mesh.space, config.mesh.space)
+        costs = {b.name: cost(temporary=round(b.batch / chips), flops=100 * b.batch) for b in buckets}
+        costs["update"] = cost(flops=0, temporary=0, memory_traffic=1000.0)
+        return Prediction(buckets, costs, 0, 0, chips, where.chip)
+
+    suggestion.best(config, where, plan)
+    return capsys.readouterr().out, plans
+
+
+def test_the_largest_batches_that_fit_are_suggested_for_a_mesh_that_does_not_suit_yet(capsys):
+    config = demo.get_config()
+    for bucket, batch in (("image_64x64", 8), ("video_9x64x64", 2)):
+        config.data.buckets[bucket].batch = batch
+    config.mesh.update({"fsdp": 16, "space": 8})  # of 16 chips
+    out, plans = suggested(config, 16, memory=40 * 4 + 20.0, capsys=capsys)
+    assert plans[0].mesh.fsdp * plans[0].mesh.space <= 16
+    assert "--config.data.buckets.image_64x64.batch=256" in out  # 16 a chip, at 24 there is no room
+    assert "--config.data.buckets.video_9x64x64.batch=64" in out
+
+
+def test_one_chip_gets_a_suggestion_too_and_what_suits_none_is_one_line(capsys):
+    config = demo.get_config()
+    assert "suggested" in suggested(config, 1, memory=1e6, capsys=capsys)[0]
+    config.data.buckets.image_64x64.batch = 7
+    with pytest.raises(InputError, match="no scale of these batches suits 1009 chips"):
+        suggested(config, 1009, memory=1e6, capsys=capsys)
+
+
+def test_a_cost_is_that_of_the_buckets_that_are_there():
+    """Without clips there is no discriminator of clips, so the programs of images are others."""
+    config, where, keys = demo.get_config("tiny"), Topology("cpu:1", jax.devices()[:1], "cpu", None), []
+
+    class Keys:
+        def of(self, name, made_from, trace, model_flops):
+            keys.append((name, json.dumps(made_from)))
+            return cost()
+
+    planning.plan(config, where, Keys())
+    config.data.buckets.video_9x64x64.batch = 0
+    planning.plan(config, where, Keys())
+    assert len(keys) == 3 + 2 and not set(keys[:3]) & set(keys[3:])
 
 
 def command(*arguments, cache):

@@ -15,21 +15,23 @@ class Chip:
       memory: bytes.
       bandwidth: of the memory, bytes a second.
       interconnect: to other chips, all links together, bytes a second each way.
+      dimensions: of the torus that the links make, each having its share of them.
     """
 
     flops: float
     memory: float
     bandwidth: float
     interconnect: float
+    dimensions: int
 
 
 GIB = 2**30
 # By a word, or words, of JAX's device kind.
 TPUS = {
-    "TPU v4": Chip(275e12, 32 * GIB, 1228e9, 300e9),
-    "TPU v5 lite": Chip(197e12, 16 * GIB, 819e9, 200e9),
-    "TPU v5": Chip(459e12, 95 * GIB, 2765e9, 600e9),
-    "TPU v6 lite": Chip(918e12, 32 * GIB, 1638e9, 400e9),
+    "TPU v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3),
+    "TPU v5 lite": Chip(197e12, 16 * GIB, 819e9, 200e9, 2),
+    "TPU v5": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3),
+    "TPU v6 lite": Chip(918e12, 32 * GIB, 1638e9, 400e9, 2),
 }
 TPUS |= {"TPU v5e": TPUS["TPU v5 lite"], "TPU v5p": TPUS["TPU v5"], "TPU v6e": TPUS["TPU v6 lite"]}
 GPU_FLOPS = {

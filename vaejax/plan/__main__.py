@@ -25,8 +25,12 @@ TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices that need not be ther
 SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; by default those of config.steps updates.")
 PRICE = flags.DEFINE_float("price", 0.0, "Of a chip for an hour.")
 JSON = flags.DEFINE_string("json", "", "File for the same numbers as JSON.")
+JOB_BYTES = 4e9  # of memory that a program's compilation takes, about
 JOBS = flags.DEFINE_integer(
-    "jobs", os.cpu_count() or 1, "Programs compiled at once, each on a core and in some 4 GB of memory.", 1
+    "jobs",
+    0,
+    "Programs compiled at once, each on a core and in some 4 GB; 0: as many as find room.",
+    0,
 )
 SUGGEST = flags.DEFINE_bool("suggest", False, "Search batch sizes and mesh for the most samples a second.")
 
@@ -40,7 +44,7 @@ def main(argv: list[str]) -> int:
     where, config = topology.of(TOPOLOGY.value), CONFIG.value
     configuration.check(config)
     costs = Costs(where, functools.partial(print, file=sys.stderr))
-    planned = functools.partial(plan, where=where, costs=costs, jobs=JOBS.value)
+    planned = functools.partial(plan, where=where, costs=costs, jobs=JOBS.value or _jobs())
     if SUGGEST.value:
         config = suggestion.best(config, where, planned)
     prediction = planned(config)
@@ -70,6 +74,7 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int =
     phase = programs.phase(config.steps - 1)
     everything = json.loads(config.to_json_best_effort())
     made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
+    made_from["buckets"] = sorted(b.name for b in buckets)  # they say which discriminators there are
     pool, found = concurrent.futures.ThreadPoolExecutor(jobs), {}
     try:
         for number, bucket in enumerate(sorted(buckets, key=lambda b: -b.pixels * b.batch), 1):
@@ -85,12 +90,22 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int =
         )
         found = {name: cost.result() for name, cost in found.items()}
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
     networks = [programs.state.params, [one.params for one in programs.state.opponents.values()]]
     state = sharding.device_bytes([programs.state, programs.gathered(phase)])
     state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))
     return Prediction(buckets, found, sharding.device_bytes(networks), state, mesh.size, where.chip)
 
 
+def _jobs() -> int:
+    """As many as there are cores, and memory for."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(os.cpu_count() or 1, int(memory / JOB_BYTES)))
+
+
 if __name__ == "__main__":
-    sys.exit(command.run(functools.partial(app.run, main, flags_parser=parse)))
+    interrupted = "stopped; what was compiled is kept"
+    code = command.run(functools.partial(app.run, main, flags_parser=parse), interrupted)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a compilation cannot be stopped, and Python would wait for it

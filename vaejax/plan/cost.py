@@ -10,6 +10,7 @@ import pathlib
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.stages import Traced
@@ -55,7 +56,8 @@ class Costs:
     """Costs of programs for a topology, kept in $XDG_CACHE_HOME/vaejax/plan (~/.cache/vaejax/plan).
 
     Two keys lead to a cost: what a program is made from (configuration, sources and versions), which is known
-    at once, and its own text, which is known when it has been traced.
+    at once, and its own text, which is known when it has been traced. Under the first lie the operations,
+    counted from the trace, under the second what was read from the compiled program.
 
     Args:
       topology: to compile for.
@@ -79,25 +81,28 @@ class Costs:
           model_flops: counts its operations without rematerialisation.
         """
         source = self._key("made from", _sources(), json.dumps(made_from, sort_keys=True))
-        pointer = self._read(source)
-        if pointer and (kept := self._read(pointer["program"])):
-            return Cost(**kept)
+        known = self._read(source)
+        if known and (compiled := self._read(known["program"])):
+            return Cost(**known["operations"], **compiled)
         self._told(f"tracing {name} ...")
         traced = trace()
+        operations = {"flops": flops.count(traced.jaxpr), "model_flops": model_flops()}
         lowered = traced.lower(lowering_platforms=(self._topology.platform,))
         program = self._key("program", lowered.as_text())
-        kept = self._read(program)
-        if not kept:
+        compiled = self._read(program)
+        if not compiled:
             self._told(f"compiling {name} ...")
-            cost = _compiled(traced, lowered, model_flops())
-            self._told(f"compiled {name} in {cost.seconds:.0f} s")
-            self._write(program, kept := dataclasses.asdict(cost))
-        self._write(source, {"program": program})
-        return Cost(**kept)
+            compiled = _compiled(lowered)
+            self._told(f"compiled {name} in {compiled['seconds']:.0f} s")
+            self._write(program, compiled)
+        self._write(source, {"program": program, "operations": operations})
+        return Cost(**operations, **compiled)
 
     def _key(self, *parts: str) -> str:
-        versions = {package: _version(package) for package in ("jax", "jaxlib", "libtpu")}
-        whole = json.dumps([self._topology.name, versions, _reading(), *parts])
+        made_by = {package: _version(package) for package in ("jax", "jaxlib", "libtpu")}
+        made_by |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+        fields = [field.name for field in dataclasses.fields(Cost)]
+        whole = json.dumps([self._topology.name, made_by, _reading(), fields, *parts])
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def _read(self, key: str) -> dict | None:
@@ -112,29 +117,29 @@ class Costs:
         partial.replace(self._folder / f"{key}.json")
 
 
-def _compiled(traced: Traced, lowered: jax.stages.Lowered, model_flops: int) -> Cost:
-    begin, executed = time.monotonic(), flops.count(traced.jaxpr)
+def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
+    """All of a `Cost` but the operations."""
+    begin = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"HLO temporaries \(([\d.]+)([KMG])\)", str(error))
         if not needed:
             raise
-        temporary = int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[needed[2]])
-        return Cost(executed, model_flops, 0.0, {}, 0, 0, temporary, 0, False, time.monotonic() - begin)
+        found = dict.fromkeys(("output", "aliased", "code"), 0) | {"memory_traffic": 0.0, "collectives": {}}
+        found["temporary"] = int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[needed[2]])
+        return found | {"fits": False, "seconds": time.monotonic() - begin}
     memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
-    return Cost(
-        executed,
-        model_flops,
-        moved.memory,
-        moved.collectives,
-        memory.output_size_in_bytes,
-        memory.alias_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.generated_code_size_in_bytes,
-        True,
-        time.monotonic() - begin,
-    )
+    return {
+        "memory_traffic": moved.memory,
+        "collectives": moved.collectives,
+        "output": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "fits": True,
+        "seconds": time.monotonic() - begin,
+    }
 
 
 @functools.cache

@@ -16,7 +16,8 @@ class Prediction:
 
     XLA's own estimate of a program's time is negative for large ones, so time is predicted from what it does:
     the longer of computing at the chip's peak and of moving its memory traffic, and then its collectives, as
-    if nothing hid them. A real run is slower: no kernel reaches the peak.
+    if nothing hid them and each went along one dimension of the torus, by that one's links alone. A real run
+    is slower: no kernel reaches the peak.
 
     Attributes:
       buckets: of the run.
@@ -59,7 +60,7 @@ class Prediction:
         parts = {
             "compute": cost.flops / self.chips / self.chip.flops,
             "memory": cost.memory_traffic / self.chip.bandwidth,
-            "links": cost.sent / self.chip.interconnect,
+            "links": cost.sent / (self.chip.interconnect / self.chip.dimensions),
         }
         return parts | {"total": max(parts["compute"], parts["memory"]) + parts["links"]}
 

@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from vaejax import config as configuration
+from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
@@ -21,22 +23,36 @@ GATHERED = 2  # times that an update gathers parameters: for the forward and for
 def best(config: ConfigDict, where: Topology, plan: Callable[[ConfigDict], Prediction]) -> ConfigDict:
     """The best configuration that differs in mesh.fsdp, mesh.space and the scale of all batches.
 
-    One plan is compiled; the others are estimated from it: work and activations are in proportion to a
-    chip's share of the samples, however the mesh cuts them. The best are compiled until one fits.
+    One plan is compiled, of the configuration or, where that does not suit the topology, of the nearest that
+    does; the others are estimated from it: work and activations are in proportion to a chip's share of the
+    samples, however the mesh cuts them. The best are compiled until one fits.
 
     Raises:
       InputError: where none does, or the topology's chips are not known.
     """
     if where.chip is None:
         raise InputError(f"--suggest with --topology={where.name}; accepted: a TPU's, whose limits are known")
-    base, estimates = plan(config), []
-    powers = [2**i for i in range(12) if 2**i <= len(where.devices)]
-    for fsdp, space, scale in itertools.product(powers, powers[:4], SCALES):
-        if fsdp * space <= len(where.devices):
-            changed = _changed(config, fsdp, space, scale)
-            estimate = _estimated(base, config, changed)
-            if estimate and all(estimate.fits(name) for name in estimate.costs):
-                estimates.append((estimate.samples_per_second, -space, -fsdp, -scale, changed))
+    chips, estimates = len(where.devices), []
+    powers = [2**i for i in range(12) if 2**i <= chips]
+    every = {
+        key: _changed(config, *key)
+        for key in itertools.product(powers, powers[:4], SCALES)
+        if key[0] * key[1] <= chips
+    }
+    every = {key: changed for key, changed in every.items() if _suits(changed, config, chips)}
+    start = config
+    if not _suits(config, config, chips):
+        if not every:
+            raise InputError(
+                f"--suggest: no scale of these batches suits {chips} chips; accepted: batches, or up to"
+                f" {SCALES[-1]} times as many, that the mesh divides"
+            )
+        start = every[min(every, key=lambda key: (abs(math.log(key[2])), key[1], -key[0]))]
+    base = plan(start)
+    for (fsdp, space, scale), changed in every.items():
+        estimate = _estimated(base, start, changed)
+        if all(estimate.fits(name) for name in estimate.costs):
+            estimates.append((estimate.samples_per_second, -space, -fsdp, -scale, changed))
     for *_, changed in sorted(estimates, key=lambda one: one[:4], reverse=True)[:TRIES]:
         mesh = changed.mesh
         print(f"trying fsdp {mesh.fsdp}, space {mesh.space}, {_batches(changed)}", file=sys.stderr)
@@ -61,17 +77,27 @@ def _batches(config: ConfigDict) -> dict[str, int]:
     return {name: fields.batch for name, fields in config.data.buckets.items() if fields.batch}
 
 
-def _estimated(base: Prediction, config: ConfigDict, changed: ConfigDict) -> Prediction | None:
-    """What another mesh and other batches would need; None where they do not suit each other."""
+def _suits(changed: ConfigDict, config: ConfigDict, chips: int) -> bool:
+    """Whether so many chips can have that mesh and those batches, none of which became 0."""
     mesh = changed.mesh
+    if (mesh.data or chips // (mesh.fsdp * mesh.space)) * mesh.fsdp * mesh.space != chips:
+        return False
     try:
-        buckets = configuration.buckets(changed, base.chips // mesh.space, mesh.space)
+        return len(_buckets(changed, chips)) == len(_batches(config))
     except InputError:
-        return None
+        return False
+
+
+def _buckets(config: ConfigDict, chips: int) -> Sequence[Bucket]:
+    return configuration.buckets(config, chips // config.mesh.space, config.mesh.space)
+
+
+def _estimated(base: Prediction, config: ConfigDict, changed: ConfigDict) -> Prediction:
+    """What another mesh and other batches would need."""
+    mesh, buckets = changed.mesh, _buckets(changed, base.chips)
     before = {b.name: b.batch for b in base.buckets}
-    if len(buckets) < len(before):  # a batch of less than 1
-        return None
-    links = _exchanged(mesh.fsdp, base.chips) / _exchanged(config.mesh.fsdp, base.chips)
+    links = _exchanged(config.mesh.fsdp, base.chips)
+    links = links and _exchanged(mesh.fsdp, base.chips) / links  # none where there is one chip
     costs = {"update": base.costs["update"]}
     for b in buckets:
         cost, work = base.costs[b.name], b.batch / before[b.name]

@@ -25,7 +25,7 @@ def numbers(
       samples: to train on; 0 takes those of config.steps updates.
       price: of a chip for an hour.
     """
-    programs = {}
+    mesh, programs = config.mesh, {}
     for name, cost in found.costs.items():
         programs[name] = {
             "fits": found.fits(name),
@@ -45,7 +45,7 @@ def numbers(
     whole = {
         "topology": where.name,
         "chips": found.chips,
-        "mesh": {axis: config.mesh[axis] for axis in ("data", "fsdp", "space")},
+        "mesh": {"data": found.chips // (mesh.fsdp * mesh.space), "fsdp": mesh.fsdp, "space": mesh.space},
         "batches": {b.name: b.batch for b in found.buckets},
         "bytes": {
             "room": found.room if found.chip else None,
@@ -71,10 +71,10 @@ def numbers(
 def text(config: ConfigDict, where: Topology, found: Prediction, samples: int = 0, price: float = 0) -> str:
     """The same as a table; arguments as `numbers`."""
     told = numbers(config, where, found, samples, price)
-    mesh = config.mesh
+    mesh = told["mesh"]
     lines = [
-        f"{where.name}: {found.chips} chips, mesh data {found.chips // (mesh.fsdp * mesh.space)} x fsdp"
-        f" {mesh.fsdp} x space {mesh.space}; a chip holds {found.state / GB:.2f} GB of state"
+        f"{where.name}: {found.chips} chips, mesh data {mesh['data']} x fsdp {mesh['fsdp']} x space"
+        f" {mesh['space']}; a chip holds {found.state / GB:.2f} GB of state"
         f" ({found.parameters / GB:.2f} of parameters) and {found.code / GB:.2f} GB of programs"
         + (f", of {found.room / GB:.1f} GB" if found.chip else ""),
         "",
@@ -120,6 +120,12 @@ def _columns(name: str, *cells) -> str:
 
 def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
     """Of each bucket that does not fit, what may do, estimated from what it needs now."""
+    if not found.fits("update"):
+        yield (
+            f"the update needs {found.needed('update') / GB:.1f} GB of {found.room / GB:.1f}; what may do:"
+            + (f" --config.mesh.fsdp={2 * config.mesh.fsdp}," if config.mesh.fsdp < found.chips else "")
+            + " a smaller model, or chips with more memory"
+        )
     for bucket in found.buckets:
         if found.fits(bucket.name):
             continue
