@@ -90,6 +90,18 @@ def test_a_strided_convolution_of_few_channels_is_that_of_their_patches(shape, s
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "size", "strides"), [*CASES, ((1, 5, 7, 9, 3), (3, 4, 4), (2, 2, 2))])
+def test_a_gpu_gets_frames_as_channels_of_one_2d_convolution(shape, size, strides):
+    """The definition's values, and the gradients of XLA's 3D convolution."""
+    x, kernel = arrays(shape, size)
+    for same in (True, False):
+        ours, expected = (functools.partial(f, strides=strides, same=same) for f in (conv._gpu, native))
+        dy = np.cos(np.asarray(expected(x, kernel)))
+        found, wanted = (with_gradients(f, x, kernel, dy) for f in (ours, expected))
+        for a, b in zip(found, wanted, strict=True):
+            close(a, b, 2e-6)
+
+
 def native(x, kernel, strides, same=True):
     """XLA's convolution of odd kernels at stride 1, and of patches."""
     surplus = [(k - s) * same for k, s in zip(kernel.shape[1:3], strides[1:], strict=True)]
@@ -185,13 +197,17 @@ def test_results_are_the_same_bits_every_run():
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_tpu_program_holds_native_convolutions():
+def test_a_tpu_program_holds_3d_convolutions_and_a_gpu_s_2d_ones():
     x, kernel = arrays((2, 7, 8, 8, 16), (3, 3, 3))
     loss = jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), (0, 1)))
-    lowered = {p: loss.trace(x, kernel).lower(lowering_platforms=(p,)) for p in ("tpu", "cpu")}
-    lines = [line for line in lowered["tpu"].as_text().splitlines() if "stablehlo.convolution" in line]
-    results = [line.rsplit("-> tensor<", 1)[1] for line in lines]
-    assert sorted(results) == ["2x5x8x8x4xf32>", "2x7x8x8x16xf32>", "3x3x3x16x4xf32>"]
+    lowered = {p: loss.trace(x, kernel).lower(lowering_platforms=(p,)) for p in ("tpu", "cuda", "cpu")}
+
+    def convolutions(platform):
+        lines = [line for line in lowered[platform].as_text().splitlines() if "stablehlo.convolution" in line]
+        return sorted(line.rsplit("-> tensor<", 1)[1] for line in lines)
+
+    assert convolutions("tpu") == ["2x5x8x8x4xf32>", "2x7x8x8x16xf32>", "3x3x3x16x4xf32>"]
+    assert convolutions("cuda") == ["10x8x8x48xf32>", "10x8x8x4xf32>", "3x3x48x4xf32>"]
     assert "stablehlo.while" not in lowered["tpu"].as_text()
     assert "conditional" not in lowered["cpu"].compile().as_text()  # one platform, one branch
 

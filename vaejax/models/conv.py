@@ -31,10 +31,11 @@ def general_path() -> Iterator[None]:
 def convolve(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1), same: bool = True) -> jax.Array:
     """Convolves (B, T, H, W, C) with (kt, kh, kw, C, C'): valid in time, zero-padded in space if `same`.
 
-    Accelerators get XLA's own convolution and its own gradients. A CPU gets the same sums as 2D convolutions
-    and matrix products, in float32 or wider: on two cores the gradients of a whole autoencoder
-    take a third of XLA's time on videos and half of it on images. The choice falls when a program is lowered
-    for a platform, so a program compiled for a TPU on a CPU host is the TPU's.
+    TPUs get XLA's own convolution and its own gradients, GPUs one 2D convolution of all frames that a kernel
+    sees. A CPU gets the same sums as 2D convolutions and matrix products, in float32 or wider: on two cores
+    the gradients of a whole autoencoder take a third of XLA's time on videos and half of it on images. The
+    choice falls when a program is lowered for a platform, so a program compiled for a TPU on a CPU host is
+    the TPU's.
 
     Args:
       x: (B, T, H, W, C).
@@ -50,8 +51,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1), same:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    cpu, native = (functools.partial(f, strides=strides, same=same) for f in (_cpu, _native))
-    return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=native)
+    choices = {name: functools.partial(f, strides=strides, same=same) for name, f in PLATFORMS.items()}
+    return jax.lax.platform_dependent(x, kernel, **choices)
 
 
 def _convolve_forward(x, kernel, strides, same):
@@ -64,7 +65,8 @@ def _convolve_backward(strides, same, saved, dy):
         f = functools.partial(f, strides=strides, same=same)
         return lambda x, kernel, dy: jax.vjp(f, x, kernel)[1](dy)
 
-    return jax.lax.platform_dependent(*saved, dy, cpu=gradients(_cpu), default=gradients(_native))
+    choices = {name: gradients(f) for name, f in PLATFORMS.items()}
+    return jax.lax.platform_dependent(*saved, dy, **choices)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -99,6 +101,24 @@ def _to_channels(x: jax.Array, strides: tuple[int, int]) -> jax.Array:
     (b, t, h, w, c, *rest), (sh, sw) = x.shape, strides
     x = jnp.moveaxis(x.reshape(b, t, h // sh, sh, w // sw, sw, c, *rest), 3, 4)
     return x.reshape(b, t, h // sh, w // sw, sh * sw * c, *rest)
+
+
+def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
+    """The same as one 2D convolution, the frames that a kernel sees beside each other as channels.
+
+    3D convolutions of three frames and their gradients take 1.1 to 1.8 times as long in bfloat16 on an H100
+    (benchmarks/RESULTS.md).
+    """
+    (b, t, *_), (kt, kh, kw, c, out) = x.shape, kernel.shape
+    n = 1 + (t - kt) // strides[0]
+    frames = [x[:, i : i + strides[0] * (n - 1) + 1 : strides[0]] for i in range(kt)]
+    x = jnp.concatenate(frames, axis=-1).reshape(b * n, *x.shape[2:4], kt * c)
+    kernel = jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, out)
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(
+        x, kernel, strides[1:], _padding(kernel[None], strides, same), dimension_numbers=dimensions
+    )
+    return y.reshape(b, n, *y.shape[1:])
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
@@ -208,6 +228,9 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
     # Left to itself XLA lets every device do the whole of it, and devices exchange data in the loop: in no
     # order with what they exchange outside, so that two CPU devices wait for each other for ever.
     return summed(of_frames, x, dy).reshape(kw, c, kh, out).transpose(2, 0, 1, 3)
+
+
+PLATFORMS = {"cpu": _cpu, "cuda": _gpu, "default": _native}
 
 
 def first_chunk(module: nn.Module) -> bool:
