@@ -47,6 +47,14 @@ def test_a_full_disk_is_named_and_loses_nothing(small_disk, tmp_path):
     assert processes.finish(started) == [0]
 
 
+def test_a_disk_that_became_read_only_is_named(small_disk, tmp_path):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    started = processes.start(1, 4, [f"--workdir={small_disk}", *ARGUMENTS], tmp_path / "logs")
+    assert processes.finish(started) == [2]
+    told = started[0].log.read_text().splitlines()[-1]
+    assert told.startswith(f"error: --workdir={small_disk}: Read-only file system; accepted: a folder")
+
+
 def test_media_that_go_are_named_and_a_folder_that_goes_ends_the_run(tmp_path):
     media = tmp_path / "media"
     media.mkdir()

@@ -8,9 +8,9 @@ import pytest
 from vaejax.watchdog import UPDATE, Doing, findings
 
 
-def said(process, what=UPDATE, step=7, ago=1.0, patient=False):
+def said(process, what=UPDATE, step=7, ago=1.0, patient=False, for_seconds=70):
     now = time.time()
-    return Doing(process, f"host{process}", what, step, now - 70, now - ago, patient)
+    return Doing(process, f"host{process}", what, step, now - for_seconds, now - ago, patient)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,10 @@ def said(process, what=UPDATE, step=7, ago=1.0, patient=False):
         ([], ["process 0 does not answer; process 0 on host0"]),
         ([said(0), said(1, "compiling", patient=True), said(2)], []),
         ([said(0), said(1, "compiling", ago=65, patient=True)], ["does not answer: process 1"]),
+        (
+            [said(0), said(1, "evaluating", patient=True, for_seconds=700)],
+            ["process 1 on host1 stalls at step 7, evaluating for"],
+        ),
     ],
     ids=[
         "another has no samples",
@@ -35,6 +39,7 @@ def said(process, what=UPDATE, step=7, ago=1.0, patient=False):
         "no store",
         "another compiles",
         "another died while it compiled",
+        "another evaluates for ten times as long",
     ],
 )
 def test_who_does_not_get_to_the_devices_is_named(monkeypatch, others, named):

@@ -37,15 +37,15 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
         return INTERRUPTED
 
 
-def keep_compiled() -> None:
+def keep_compiled(folder: pathlib.Path | None = None) -> None:
     """Keeps compiled programs for the next command.
 
-    They lie in $JAX_COMPILATION_CACHE_DIR, else in the cache's folder xla.
+    They lie in $JAX_COMPILATION_CACHE_DIR, else in `folder`, else in the cache's folder xla.
     """
     import jax  # which commands that only read files do without
 
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(folder or cache_folder() / "xla"))
 
 
 def cache_folder() -> pathlib.Path:
@@ -59,7 +59,9 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
     with writing(name, flag):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
     return folder
 
 

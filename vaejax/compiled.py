@@ -182,18 +182,18 @@ class Update:
         self.model_flops: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}
 
-    def prepare(self, step: int) -> None:
-        """Compiles what `step` needs and is not there yet."""
+    def prepare(self, step: int, doing: Callable[[str], None] = lambda what: None) -> None:
+        """Compiles what `step` needs and is not there yet; `doing` hears of each program before."""
         phase = self._programs.phase(step)
         if phase in self._compiled:
             return
-        with self._told("the update"):
+        with self._told("the update", doing):
             nothing, apply = (
                 program(phase).lower().compile() for program in (self._programs.nothing, self._programs.apply)
             )
         gradients = {}
         for name, bucket in self._buckets.items():
-            with self._told(f"{name}, batch {bucket.batch}") as took:
+            with self._told(f"{name}, batch {bucket.batch}", doing) as took:
                 gradients[name] = self._programs.gradients(phase, bucket).lower().compile()
             self.compile_seconds[name] = took()
             if self._counts_flops:
@@ -215,8 +215,9 @@ class Update:
         return state, terms
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[Callable[[], float]]:
+    def _told(self, what: str, doing: Callable[[str], None]) -> Iterator[Callable[[], float]]:
         """Says on the console what is compiled inside, and how long it took; gives the seconds so far."""
+        doing(f"compiling {what}")
         if self._is_main:
             print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)
         begin = time.monotonic()

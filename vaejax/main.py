@@ -1,6 +1,7 @@
 """Trains a VAE: python -m vaejax.main --config=configs/joint.py --workdir=DIR."""
 
 import functools
+import pathlib
 import sys
 
 import jax
@@ -28,7 +29,9 @@ def main(argv: list[str]) -> int:
         multihost.initialize()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
-    command.keep_compiled()
+    # Of several processes the first keeps what it compiled, so it lies where all hosts find it.
+    shared = pathlib.Path(WORKDIR.value).expanduser() / "compiled"
+    command.keep_compiled(shared if MULTIHOST.value else None)
     with command.keeping(WORKDIR.value):
         return 0 if train.fit(CONFIG.value, WORKDIR.value) else command.STOPPED
 

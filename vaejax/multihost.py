@@ -7,8 +7,9 @@ import pathlib
 import secrets
 import sys
 import traceback
-from collections.abc import Iterator
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from jax.experimental import multihost_utils
 
 from vaejax import command
 from vaejax.errors import InputError, TrainingFailed, one_line
+
+T = TypeVar("T")
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FINDING = 300  # seconds in which all processes must have started
@@ -36,7 +39,8 @@ def initialize() -> None:
 
     Explicit environment variables come first: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
     JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without them JAX asks what started it: Slurm, Open MPI, the metadata
-    of a TPU pod, GKE.
+    of a TPU pod, GKE. A process that is alone on its host drives all its GPUs, as JAX_LOCAL_DEVICE_IDS may
+    change.
 
     Raises:
       InputError: where neither tells who the others are.
@@ -46,6 +50,8 @@ def initialize() -> None:
     arguments: dict[str, Any] = {}
     if told:
         arguments = _explicit(told)
+    if _alone_on_its_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        arguments["local_device_ids"] = []  # all: JAX takes one GPU a process under Slurm and Open MPI
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=FINDING, heartbeat_timeout_seconds=HEARTBEAT
@@ -103,6 +109,71 @@ def check_shared(folder: pathlib.Path) -> None:
         )
 
 
+def first_alone(make: Callable[[], T]) -> T:
+    """What every process makes, process 0 before the others: what it leaves on a shared disk they find there.
+
+    Raises:
+      InputError: on all of them, where it fails in process 0.
+    """
+    if jax.process_count() == 1:
+        return make()
+    made, problem = None, ""
+    if jax.process_index() == 0:
+        try:
+            made = make()
+        except InputError as error:
+            problem = str(error)
+    if problem := gathered(problem)[0]:
+        raise InputError(problem)
+    return made if jax.process_index() == 0 else make()
+
+
+def check_same(what: str, digest: Callable[[], Any]) -> None:
+    """Raises InputError, on all processes, where one of them finds another digest than process 0."""
+    if jax.process_count() == 1:
+        return
+    said = gathered(digest())
+    for number, other in enumerate(said):
+        if other != said[0]:
+            raise InputError(
+                f"process {number} finds other {what} than process 0; accepted: the same on all hosts"
+            )
+
+
+def in_step(items: Iterable[T], frames: Callable[[T], np.ndarray] = lambda item: item) -> Iterator[T]:
+    """Goes through items that all processes must have alike, on all of them together.
+
+    One that can't read an item would leave the others waiting for it at the next computation.
+
+    Args:
+      items: as many on every process, whose reading may raise InputError.
+      frames: of an item, the array that must be the same.
+
+    Raises:
+      InputError: on all of them, where one fails, or has other frames than process 0.
+    """
+    if jax.process_count() == 1:
+        yield from items
+        return
+    items = iter(items)
+    while True:
+        item, problem = None, ""
+        try:
+            item = next(items, None)
+        except InputError as error:
+            problem = f"process {jax.process_index()}: {error}"
+        digest = None if item is None else zlib.crc32(np.ascontiguousarray(frames(item)))
+        said = gathered([problem, digest])
+        if problem := next((problem for problem, _ in said if problem), ""):
+            raise InputError(problem)
+        for number, (_, other) in enumerate(said):
+            if other != said[0][1]:
+                raise InputError(f"process {number} read other frames than process 0")
+        if item is None:
+            return
+        yield item
+
+
 def gathered(value: Any) -> list[Any]:
     """What all processes say, in their order; all must ask together.
 
@@ -117,6 +188,14 @@ def gathered(value: Any) -> list[Any]:
     padded[: len(said)] = said
     everything = multihost_utils.process_allgather(padded)
     return [json.loads(row[: int(n)].tobytes()) for row, n in zip(everything, lengths.ravel(), strict=True)]
+
+
+def _alone_on_its_host() -> bool:
+    """Whether whoever started this process started no other on this machine; True where nobody says."""
+    for name in ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE"):  # '2', '1(x4)', '2,1(x3)'
+        if tasks := os.environ.get(name):
+            return all(int(part.partition("(")[0]) == 1 for part in tasks.split(","))
+    return True
 
 
 def _explicit(told: dict[str, str]) -> dict[str, Any]:

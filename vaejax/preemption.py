@@ -17,7 +17,7 @@ class Preemption:
 
     def __init__(self):
         self._received = self._agreed = False
-        self._asked_at, self._step, self._next = time.monotonic(), 0, 0
+        self._asked_at, self._step, self._next = time.monotonic(), -1, -1  # no step, so far
 
     def __enter__(self) -> "Preemption":
         self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -46,14 +46,16 @@ class Preemption:
         """Whether any process was asked to stop; all processes get the same answer at the same step.
 
         Asking waits for the device, so several processes do it every few seconds only. They agree on the next
-        step at which they ask by what the steps since the last took the slowest of them.
+        step at which they ask by what the steps since the last took the slowest of them. At the first step,
+        and at the first after a return to a checkpoint, they ask.
         """
         if jax.process_count() == 1:
             return self._received
-        if step < self._next:
+        if self._step <= step < self._next:
             return False
         now = time.monotonic()
-        seconds = (now - self._asked_at) / max(step - self._step, 1)
+        passed = step - self._step if 0 <= self._step < step else 1
+        seconds = (now - self._asked_at) / passed
         self._asked_at, self._step = now, step
         received, seconds = zip(*multihost.gathered([self._received, seconds]), strict=True)
         self._next = step + max(1, min(100, int(AGREE_SECONDS / max(*seconds, 1e-3))))

@@ -56,7 +56,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     rows = {b.name: sharding.rows(mesh, b.batch) for b in buckets}
     directory = _make_workdir(workdir)
     multihost.check_shared(directory)
-    samples = sources.open_sources(config.data)
+    samples = multihost.first_alone(lambda: sources.open_sources(config.data))
+    multihost.check_same("photos and clips", lambda: sources.digest(samples))
     sources.check_buckets(samples, buckets, config.data)
     for line in sources.not_evaluated(samples, buckets, config.data) if is_main else ():
         print(line, file=sys.stderr)
@@ -107,9 +108,15 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     positions |= bad_steps.positions(start)
     held_out = HeldOut(samples, buckets, config, model, programs.objective, mesh, networks)
     preemption = Preemption()
+
+    def giving_up():
+        """Whether the probe is to, which asks now and then."""
+        watchdog.doing("probing", step, patient=True)
+        return preemption.received()
+
     probe = None
     if config.probe.every:
-        probe = TrainingProbe(samples, buckets, config, model, mesh, stopping=preemption.received)
+        probe = TrainingProbe(samples, buckets, config, model, mesh, stopping=giving_up)
     writer = report.writers(directory, start, is_main)
     writer.write_hparams(dict(config.to_dict()))
     progress = report.Progress(config.steps, start, is_main=is_main, peak_flops=peak_flops)
@@ -184,9 +191,8 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
         if config.init and not start:
             evaluate(0, state)  # what the run starts from
         while step < config.steps:
-            watchdog.doing("compiling", step, patient=True)
             with progress.paused():
-                update.prepare(step)
+                update.prepare(step, lambda what, step=step: watchdog.doing(what, step, patient=True))
             with profile.update(step):
                 watchdog.doing("waiting for samples", step)
                 asked = time.monotonic()
@@ -252,6 +258,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                 if config.init and not back:
                     evaluate(0, state)
                 progress = report.Progress(config.steps, back, is_main=is_main, peak_flops=peak_flops)
+        watchdog.doing("writing the last checkpoint", step, patient=True)
     if step == config.steps and config.eval.latent_samples:
         # What the user of a diffusion model normalises latents by stays with the last checkpoint.
         codec = RunCodec("run", model, state.ema["autoencoder"], mesh=mesh)

@@ -16,6 +16,7 @@ import jax
 TOLD_EVERY = 5  # seconds between what a host tells the others
 KEY = "vaejax/doing/"
 UPDATE = "waiting for the devices"
+PATIENCE = 10  # times as long for what compiles, evaluates or writes what is left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Watchdog:
     """While entered, watches that the process gets from one thing to the next.
 
     Args:
-      seconds: after which a process stalls; 0 watches nothing.
+      seconds: after which a process stalls, PATIENCE times as many where it is patient; 0 watches nothing.
     """
 
     def __init__(self, seconds: float):
@@ -76,7 +77,7 @@ class Watchdog:
             now = self._now
             if asked.done() and now:
                 asked = self._asking.submit(_tell, dataclasses.replace(now, told=time.time()))
-            if now and not now.patient and time.time() - max(now.since, self._excused) > self._seconds:
+            if now and time.time() - max(now.since, self._excused) > _limit(now, self._seconds):
                 self._end(now)
 
     def _end(self, now: Doing) -> None:
@@ -96,7 +97,7 @@ class Watchdog:
 
 
 def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
-    """One line a process that stalls, by what all of them said last; none while one compiles or evaluates.
+    """One line a process that stalls, by what all said last; none while one compiles or evaluates in time.
 
     The processes go in step: those that wait for a device wait for the ones that do not get there.
 
@@ -110,12 +111,17 @@ def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
     others = others or [mine]
     latest = max(one.told for one in others)
     silent = [one for one in others if latest - one.told > max(seconds / 2, 2 * TOLD_EVERY)]
-    if any(one.patient for one in others if one not in silent):
+    in_time = [one for one in others if one.told - one.since < _limit(one, seconds) and one not in silent]
+    if any(one.patient for one in in_time):
         return []
     behind = [one for one in others if one.step < max(other.step for other in others)]
     elsewhere = [one for one in others if one.what != UPDATE]
     stalling = silent or behind or elsewhere or others
     return [("does not answer: " if one in silent else "") + _line(one) for one in stalling]
+
+
+def _limit(one: Doing, seconds: float) -> float:
+    return seconds * (PATIENCE if one.patient else 1)
 
 
 def _line(one: Doing) -> str:

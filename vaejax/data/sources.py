@@ -2,6 +2,7 @@
 
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -102,6 +103,17 @@ def _open(label: str, fields: Any, data: Any) -> Source | None:
     if "path" in KINDS[kind].FIELDS:
         key += ".path"
     return KINDS[kind].open(label, float(weight), fields, data, key)
+
+
+def digest(sources: Sequence[Source]) -> int:
+    """A number that is another where the rows are others."""
+    found = 0
+    for source in sources:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, source.table.schema) as stream:
+            stream.write_table(source.table.combine_chunks())
+        found = zlib.crc32(sink.getvalue(), found)
+    return found
 
 
 def check_buckets(sources: Sequence[Source], buckets: Sequence[Bucket], data: Any) -> None:

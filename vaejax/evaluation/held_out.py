@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vaejax import mesh as sharding
+from vaejax import multihost
 from vaejax.data import pipeline
 from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
@@ -132,12 +133,14 @@ class HeldOut:
 
     def _samples(self, bucket: Bucket):
         """Batches of the bucket's held-out samples, all of them on every host; none must end a run."""
+        batches = pipeline.eval_batches(
+            self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
+        )
         try:
-            yield from pipeline.eval_batches(
-                self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
-            )
+            yield from multihost.in_step(batches, lambda batch: batch.frames)
         except InputError as error:
-            print(f"{bucket.name} is not evaluated: {error}", file=sys.stderr)
+            if jax.process_index() == 0:
+                print(f"{bucket.name} is not evaluated: {error}", file=sys.stderr)
 
     def _batches(self, bucket: Bucket):
         """(all frames on this host, the global batch on the mesh, how many of its samples are real)."""

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from vaejax import multihost
 from vaejax.codec import trained
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, parse_buckets
@@ -81,12 +82,14 @@ def keep(
     try:
         for bucket in buckets:
             samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
+            samples = multihost.in_step(samples)
             doing = f"training latents, {bucket.name}"
             samples = tqdm(samples, doing, count, leave=False, file=sys.stderr, disable=not is_main)
             each = max(1, min(BATCH, PIXELS // bucket.pixels))
             found[bucket.name] = latents.of(codec, _batched(samples, each * codec.shards))
     except InputError as error:
-        print(f"no statistics of the training latents of {folder}: {error}", file=sys.stderr)
+        if is_main:
+            print(f"no statistics of the training latents of {folder}: {error}", file=sys.stderr)
         return None
     mean, std = latents.pooled(list(found.values()))
     statistics = {"mean": mean, "std": std, "buckets": found, "step": step}

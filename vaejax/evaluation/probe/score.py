@@ -27,6 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from vaejax import multihost
 from vaejax.errors import InputError
 from vaejax.evaluation import frechet
 from vaejax.evaluation.codec import Codec, check_shape
@@ -206,7 +207,8 @@ class Probe:
     def _read(self, split: str, doing: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         count = self._preset.train_samples if split == "train" else self._preset.samples
         with self._bar(count, doing, " samples") as bar:
-            for frames, labels in self.media.batches(split, count):
+            batches = self.media.batches(split, count)
+            for frames, labels in multihost.in_step(batches, lambda batch: batch[0]):
                 yield frames, labels
                 self._advance(bar, len(frames))
 
