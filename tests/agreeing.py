@@ -49,7 +49,13 @@ def main():
     multihost.initialize()
     folder = pathlib.Path(sys.argv[1])
     second = jax.process_index() == 1
+    if second:
+        time.sleep(2)  # compiling longer than the other
+    begin = time.monotonic()
+    multihost.meet("compiled")
+    waited = time.monotonic() - begin
     told = {
+        "waited": waited,
         "alike": went_through(frames()),
         "one fails": went_through(frames(failing=1 if second else None)),
         "one reads other frames": went_through(frames(other=2 if second else None)),

@@ -164,7 +164,6 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
         "--config.steps=60",
         "--config.checkpoint.every=4",
         "--config.loss.adversarial.start=8",
-        "--config.recovery.stall=60",
     ]
     codes, logs = run(2, 2, tmp_path / "whole", *arguments)
     assert codes == [0, 0], logs[0][-2000:]
@@ -177,12 +176,9 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
         started = processes.start(2, 2, [f"--workdir={run_dir}", *arguments], run_dir)
         target = 5 * life + rng.randint(2, 6)
         how = ("kill one", "kill both", "kill while saving", "terminate one")[life % 4]
-        while not wait_for(lambda t=target: steps_done(run_dir) >= t, started):
-            # Gloo's first connections can wait for each other for ever (benchmarks/RESULTS.md).
-            assert processes.finish(started, 120).count(1) >= 1
-            assert "stalls at step" in started[0].log.read_text()[-20_000:]
-            told.append(f"hung after step {steps_done(run_dir)}, ended by the watchdog")
-            started = processes.start(2, 2, [f"--workdir={run_dir}", *arguments], run_dir)
+        assert wait_for(lambda t=target: steps_done(run_dir) >= t, started), started[0].log.read_text()[
+            -2000:
+        ]
         if how == "kill while saving":
             wait_for(lambda: any("tmp" in path.name for path in saving.iterdir()), started)
         else:
@@ -203,7 +199,7 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
     kept = sorted(int(path.name) for path in saving.iterdir())  # no leftovers of torn ones
     for step in kept:
         assert params(run_dir, step)
-    assert kept[-1] == 60 and sum("exits" in line for line in told) == 10
+    assert kept[-1] == 60 and len(told) == 10
     with capsys.disabled():
         print("", *told, sep="\n")
 

@@ -18,6 +18,8 @@ def test_two_processes_stop_go_on_and_refuse_together(tmp_path):
     assert codes == [0, 0], logs
     told = [json.loads(next(line for line in log.splitlines() if line.startswith("{"))) for log in logs]
     assert [one.pop("first alone") for one in told] == [0, 1]  # how many had made it before
+    first, second = (one.pop("waited") for one in told)
+    assert first > 1 > second  # the late one was waited for
     assert told[0] == told[1]
     assert told[0]["alike"] == [3, None]
     assert told[0]["one fails"] == [1, "process 1: photo.jpg: no such file"]

@@ -15,7 +15,7 @@ from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from vaejax import config as configuration
-from vaejax import flops, optim, train_state, train_step
+from vaejax import flops, multihost, optim, train_state, train_step
 from vaejax import mesh as sharding
 from vaejax.adversarial import Adversary
 from vaejax.data.bucket import Bucket
@@ -198,6 +198,7 @@ class Update:
             self.compile_seconds[name] = took()
             if self._counts_flops:
                 self.model_flops[name] = self._programs.model_flops(phase, bucket)
+        multihost.meet(f"compiled at step {step}")
         self._compiled[phase] = nothing, gradients, apply
 
     def __call__(

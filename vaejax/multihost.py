@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FINDING = 300  # seconds in which all processes must have started
+MEETING = 24 * 3600 * 1000  # milliseconds; the watchdog looks after who does not come
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead, and the others end
 
 
@@ -172,6 +173,23 @@ def in_step(items: Iterable[T], frames: Callable[[T], np.ndarray] = lambda item:
         if item is None:
             return
         yield item
+
+
+def store() -> Any:
+    """JAX's keys, values and barriers, which all processes share; None where there is one process."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def meet(where: str) -> None:
+    """Waits for all processes at a place that each comes to once.
+
+    Where they first exchange data, devices wait for late ones for a while only: Gloo, once one process has
+    compiled half a minute longer than another, for ever after.
+    """
+    if jax.process_count() > 1:
+        store().wait_at_barrier(f"vaejax/{where}", timeout_in_ms=MEETING)
 
 
 def gathered(value: Any) -> list[Any]:

@@ -9,9 +9,10 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
 
 import jax
+
+from vaejax import multihost
 
 TOLD_EVERY = 5  # seconds between what a host tells the others
 KEY = "vaejax/doing/"
@@ -131,15 +132,8 @@ def _line(one: Doing) -> str:
     )
 
 
-def _store() -> Any:
-    """JAX's store of keys and values, which all processes share; None where there is one process."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
-
 def _tell(doing: Doing) -> None:
-    store = _store()
+    store = multihost.store()
     if store is not None:
         store.key_value_set(
             f"{KEY}{doing.process}", json.dumps(dataclasses.asdict(doing)), allow_overwrite=True
@@ -147,7 +141,7 @@ def _tell(doing: Doing) -> None:
 
 
 def _everyone() -> list[Doing]:
-    store = _store()
+    store = multihost.store()
     if store is None:
         return []
     return [Doing(**json.loads(value)) for _, value in store.key_value_dir_get(KEY)]
