@@ -120,7 +120,7 @@ def submitted(workdir, log, *arguments):
     more = ["--config.data.sources={'demo': {'kind': 'demo'}}", "--config.log_every=1"]
     more += ["--config.data.buckets.image_64x64.batch=0", "--config.data.buckets.image_96x160.batch=0"]
     more += ["--config.data.buckets.video_9x48x80.batch=0", "--config.data.buckets.image_48x80.batch=4"]
-    more += ["--config.data.buckets.video_5x48x80.batch=4", "--config.loss.weights.perceptual=0."]
+    more += ["--config.data.buckets.video_5x48x80.batch=4", "--config.loss.perceptual.network=alexnet"]
     more += ["--config.loss.adversarial.start=4", "--config.loss.adversarial.warmup=2"]
     more += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.samples=4"]
     environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
