@@ -34,9 +34,15 @@ if [[ $state == PREEMPTED || $state == TERMINATED ]]; then
 fi
 [[ $state ]] || tpu create --accelerator-type="$TYPE" --version="$version" ${SPOT:+--spot}
 
-# uv brings a Python that vaejax supports; those of the images can be older.
+# The images lack gcsfuse; uv brings a Python that vaejax supports, theirs can be older.
 on_all "set -e
-  command -v gcsfuse >/dev/null || { echo 'install gcsfuse first: https://cloud.google.com/storage/docs/cloud-storage-fuse/install'; exit 1; }
+  command -v gcsfuse >/dev/null || {
+    key=/usr/share/keyrings/cloud.google.asc packages=https://packages.cloud.google.com/apt
+    curl -fsS \$packages/doc/apt-key.gpg | sudo tee \$key >/dev/null
+    echo \"deb [signed-by=\$key] \$packages gcsfuse-\$(lsb_release -cs) main\" |
+      sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+    sudo apt-get update -qq && sudo apt-get install -y -qq gcsfuse
+  }
   mkdir -p bucket && { mountpoint -q bucket || gcsfuse --implicit-dirs $BUCKET bucket; }
   test -d vaejax || git clone -q $repository vaejax
   cd vaejax && git pull -q && python3 -m pip install -q --user uv
@@ -44,7 +50,8 @@ on_all "set -e
   python3 -m uv pip install -q --python .venv/bin/python -e '.[tpu]'"
 
 # Detached: the run lives on when this machine's connection does not.
-printf -v arguments ' %q' "$@"
+arguments=
+(($#)) && printf -v arguments ' %q' "$@"
 on_all "cd vaejax && pgrep -f '^bash launch/again.sh' >/dev/null && { echo 'it runs already'; exit 0; }
   nohup launch/again.sh ~/bucket/$run \$PWD/.venv/bin/python -m vaejax.main --multihost \
     --config=$config --workdir=\$HOME/bucket/$run$arguments >>~/vaejax.log 2>&1 </dev/null &"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vaejax import multihost
-from vaejax.errors import InputError
+from vaejax.errors import InputError, TrainingFailed
 from vaejax.preemption import Preemption
 
 
@@ -26,7 +26,7 @@ def said(work):
     """What it gives, or the mistake that it names."""
     try:
         return work()
-    except InputError as error:
+    except (InputError, TrainingFailed) as error:
         return str(error)
 
 

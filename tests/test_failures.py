@@ -70,7 +70,7 @@ def test_media_that_go_are_named_and_a_folder_that_goes_ends_the_run(tmp_path):
     bad = workdir / "bad_samples.jsonl"
     assert wait_for(lambda: bad.exists() and photos[0].name in bad.read_text(), started)
     shutil.rmtree(media)
-    assert processes.finish(started, 300) == [2]
+    assert processes.finish(started, 300) == [1]  # no mistake of who started it: it may be tried again
     lines = started[0].log.read_text().splitlines()
     assert any(line.startswith("error: data.buckets.image_64x64: none of") for line in lines), lines[-9:]
     assert list((workdir / "checkpoints").glob("[0-9]*"))

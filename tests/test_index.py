@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests import media_files
+from vaejax import command
 from vaejax.data import index
 from vaejax.errors import InputError
 
@@ -130,7 +131,15 @@ def test_a_name_that_is_not_utf8_is_reported(folder):
     assert build(folder)["caf\ufffd.webp"]["error"] == "the file's name is not UTF-8"
 
 
-def test_a_folder_that_cannot_be_written_is_kept_in_the_cache(folder, cache, probed, monkeypatch):
+@pytest.mark.parametrize("shared", [False, True], ids=["its own", "its run's"])
+def test_a_folder_that_cannot_be_written_is_kept_in_the_cache(
+    folder, cache, probed, tmp_path, monkeypatch, shared
+):
+    """Hosts of a run find there what the first of them scanned."""
+    if shared:
+        monkeypatch.setattr(command, "_of_run", None)
+        command.share_cache(str(tmp_path / "run"))
+        cache = tmp_path / "run" / "cache" / "index"
     write = pq.write_table
 
     def refuse(table, path):

@@ -75,6 +75,32 @@ def test_the_jobset_has_the_fields_of_a_jobset_and_its_jobs_are_kubernetes_jobs(
         assert job["spec"]["parallelism"] == job["spec"]["completions"]
 
 
+@pytest.mark.parametrize("more", [(), ("--config.steps=9", "--config.data.media=a folder")])
+def test_the_slice_runs_what_it_was_asked_to(tmp_path, more):
+    """A gcloud that writes down what each worker is to do; the last of it is done here."""
+    tools, home = tmp_path / "tools", tmp_path / "home"
+    (home / "vaejax" / "launch").mkdir(parents=True)
+    tools.mkdir()
+    (home / "vaejax" / "launch" / "again.sh").write_text("#!/bin/bash\nprintf '%s\\n' \"$@\" >~/asked\n")
+    (tools / "gcloud").write_text('#!/bin/bash\necho "${@: -1}" >>"$LOG"; echo READY\n')
+    for tool in (tools / "gcloud", home / "vaejax" / "launch" / "again.sh"):
+        tool.chmod(0o755)
+    environment = {"TPU": "mine", "ZONE": "here", "TYPE": "v5litepod-16", "BUCKET": "b", "HOME": str(home)}
+    environment |= {"REPOSITORY": "r", "LOG": str(tmp_path / "log"), "PATH": f"{tools}:{os.environ['PATH']}"}
+    subprocess.run(
+        [LAUNCH / "tpu_pod.sh", "configs/joint.py:large", "joint", *more], env=environment, check=True
+    )
+    install, run = (tmp_path / "log").read_text().split("--command=")[1:]
+    subprocess.run(["bash", "-n"], input=install, text=True, check=True)
+    subprocess.run(["bash", "-c", f"{run}\nwait"], env=environment, cwd=home, check=True)
+    asked = (home / "asked").read_text().splitlines()
+    assert asked[0] == asked[6].removeprefix("--workdir=") == f"{home}/bucket/joint"
+    assert asked[2:] == [
+        *("-m", "vaejax.main", "--multihost", "--config=configs/joint.py:large"),
+        *(f"--workdir={home}/bucket/joint", *more),
+    ]
+
+
 def examples():
     """(file, configuration, devices, its flags) of every launch file that names them."""
     job = yaml.safe_load((LAUNCH / "gke.yaml").read_text())["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -89,13 +115,13 @@ def examples():
     asks = r"sbatch --nodes=(\d+) --gpus-per-node=(\d+) \S+ (\S+) \S+ (.*)"
     nodes, gpus, config, flags = re.search(asks, text).groups()
     yield "slurm.sbatch", config, int(nodes) * int(gpus), flags.split()
-    nodes, gpus, config, _ = re.search(asks, (ROOT / "README.md").read_text()).groups()
-    yield "README.md", config, int(nodes) * int(gpus), []
+    nodes, gpus, config, flags = re.search(asks, (ROOT / "README.md").read_text()).groups()
+    yield "README.md", config, int(nodes) * int(gpus), flags.split()
 
 
 @pytest.mark.parametrize("example", list(examples()), ids=lambda example: example[0])
 def test_an_example_suits_the_devices_that_it_asks_for(example):
-    name, path, devices, flags = example
+    _, path, devices, flags = example
     file, _, variant = path.partition(":")
     config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(variant)
     for flag in flags:
@@ -105,4 +131,4 @@ def test_an_example_suits_the_devices_that_it_asks_for(example):
     mesh = config.mesh
     assert devices % (mesh.fsdp * mesh.space) == 0
     assert configuration.buckets(config, devices // mesh.space, mesh.space)
-    assert any("config.data.media=" in flag for flag in flags) or name == "README.md"
+    assert any("config.data.media=" in flag for flag in flags)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,18 +32,44 @@ def test_two_processes_stop_go_on_and_refuse_together(tmp_path):
     assert told[0]["heard after a return"] == 0
 
 
-@pytest.mark.parametrize(("tasks", "visible"), [("1(x4)", "all"), ("2(x4)", "1"), ("1,2(x3)", "1")])
-def test_a_slurm_task_that_is_alone_on_its_node_sees_all_of_its_gpus(tasks, visible):
-    """JAX itself shows a task one GPU, its place on the node."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "local", "visible"),
+    [
+        ("1(x4)", "", "all"),
+        ("2(x4)", "", "1"),
+        ("1,2(x3)", "", "1"),
+        ("1(x4)", "2", "1"),
+        ("2(x4)", "1", "all"),
+    ],
+    ids=["alone", "two", "two on some", "two of mpirun's", "one of mpirun's"],
+)
+def test_a_task_that_is_alone_on_its_node_sees_all_of_its_gpus(tasks, local, visible):
+    """JAX itself shows a task one GPU, its place on the node; mpirun's tasks inherit Slurm's variables."""
     program = "import jax; from vaejax import multihost; multihost.initialize();"
     program += "print(jax.config.values['jax_cuda_visible_devices'])"
     environment = dict(os.environ, JAX_PLATFORMS="cpu", SLURM_JOB_ID="7", SLURM_STEP_NODELIST="localhost")
     environment |= {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "1"}
-    environment |= {"SLURM_STEP_TASKS_PER_NODE": tasks, "JAX_COORDINATOR_PORT": port}
+    environment |= {"SLURM_STEP_TASKS_PER_NODE": tasks, "JAX_COORDINATOR_PORT": free_port()}
+    environment |= {"OMPI_COMM_WORLD_LOCAL_SIZE": local}
     found = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == [visible]
+
+
+def test_a_signal_before_training_listens_ends_a_process():
+    """JAX would take it and go on."""
+    program = "import sys, time; from vaejax import multihost; multihost.initialize();"
+    program += "print('joined', flush=True); time.sleep(60)"
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_PROCESSES="1", JAX_PROCESS_ID="0")
+    environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+    started = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)
+    assert started.stdout.readline() == b"joined\n"
+    started.terminate()
+    assert started.wait(30) == -signal.SIGTERM

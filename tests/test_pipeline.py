@@ -21,7 +21,7 @@ from vaejax.data.bucket import Bucket, draws
 from vaejax.data.order import Order
 from vaejax.data.rows import Source, candidates
 from vaejax.data.sources import open_sources
-from vaejax.errors import InputError
+from vaejax.errors import TrainingFailed
 
 PHOTOS, CLIPS, LARGE = Bucket(1, 32, 32, 4), Bucket(5, 24, 32, 2, every=2), Bucket(1, 48, 48, 2, every=3)
 BUCKETS = (PHOTOS, LARGE, CLIPS)
@@ -196,7 +196,7 @@ def test_an_unreadable_file_is_replaced_by_the_same_other_and_named(folder, tmp_
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_source_that_cannot_be_read_at_all_ends_with_an_input_error(folder, tmp_path, workers):
+def test_a_source_that_can_no_longer_be_read_at_all_ends_a_run_by_one_line(folder, tmp_path, workers):
     for i in range(3):
         os.link(folder / f"{i}.png", tmp_path / f"{i}.png")
     sources, data = opened(tmp_path)
@@ -204,7 +204,7 @@ def test_a_source_that_cannot_be_read_at_all_ends_with_an_input_error(folder, tm
         os.remove(tmp_path / f"{i}.png")
     data.workers = workers
     with pytest.raises(
-        InputError, match=r"data\.buckets\.image_32x32: none of [12] files .*, the last .*\.png: "
+        TrainingFailed, match=r"data\.buckets\.image_32x32: none of [12] files .*, the last .*\.png: "
     ):
         take(sources, data, 1, [PHOTOS])
 

@@ -97,7 +97,7 @@ def test_what_a_tpu_sends_beside_its_computing_is_counted_once():
     assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
 
 
-CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2)
+CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4)
 WHERE = Topology("v5e:2x2", [], "tpu", CHIP)
 
 
@@ -147,6 +147,25 @@ def test_what_does_not_fit_is_named_with_what_may_do():
     assert line.startswith("image_64x64 needs") and "--config.data.buckets.image_64x64.batch=4" in line
     assert "--config.model.remat='(0, 1, 2)'" in line
     assert "does not fit" in text and "samples/s" not in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "told"),
+    [
+        ({"fsdp": 2, "space": 1}, ["--config.mesh.fsdp=4", "--config.mesh.space=2 and "]),
+        ({"fsdp": 2, "space": 2}, []),  # all four chips have a part
+        ({"data": 2, "fsdp": 2}, []),
+    ],
+)
+def test_only_meshes_that_the_chips_make_are_proposed(mesh, told):
+    config = demo.get_config()
+    config.mesh.update(mesh)
+    config.data.buckets.image_64x64.batch = 8
+    prediction = dataclasses.replace(predicted(temporary=1000), state=500)
+    (line,) = (line for line in table.text(config, WHERE, prediction).splitlines() if "needs" in line)
+    found = [flag for flag in ("--config.mesh.fsdp=4", "--config.mesh.space=2 and ") if flag in line]
+    assert found == told, line
+    assert "--config.mesh.space=4" not in line and "--config.mesh.fsdp=8" not in line
 
 
 def test_an_update_that_does_not_fit_is_told_too():

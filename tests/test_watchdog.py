@@ -1,5 +1,8 @@
 """Whom the watchdog names, by what all processes said last."""
 
+import re
+import subprocess
+import sys
 import time
 
 import jax
@@ -47,3 +50,13 @@ def test_who_does_not_get_to_the_devices_is_named(monkeypatch, others, named):
     lines = findings(said(0), others, 60)
     assert len(lines) == len(named)
     assert all(line.startswith(start) for line, start in zip(lines, named, strict=True)), lines
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_process_that_is_alone_and_hangs_is_ended(patient):
+    program = "import time; from vaejax.watchdog import Watchdog\n"
+    program += f"with Watchdog(0.2) as w: w.doing('evaluating', 7, patient={patient}); time.sleep(60)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert re.search(r"error: process 0 on \S+ stalls at step 7, evaluating for", found.stderr), found.stderr
+    assert "most recent call first" in found.stderr  # where it was

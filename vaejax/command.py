@@ -37,20 +37,27 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
         return INTERRUPTED
 
 
-def keep_compiled(folder: pathlib.Path | None = None) -> None:
-    """Keeps compiled programs for the next command.
-
-    They lie in $JAX_COMPILATION_CACHE_DIR, else in `folder`, else in the cache's folder xla.
-    """
+def keep_compiled() -> None:
+    """Keeps compiled programs for the next command, in $JAX_COMPILATION_CACHE_DIR or the cache."""
     import jax  # which commands that only read files do without
 
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(folder or cache_folder() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+_of_run: pathlib.Path | None = None
+
+
+def share_cache(workdir: str) -> None:
+    """From here on the cache lies in the folder of a run, where all its hosts find what one of them made."""
+    global _of_run
+    _of_run = pathlib.Path(workdir).expanduser() / "cache"
 
 
 def cache_folder() -> pathlib.Path:
-    """$XDG_CACHE_HOME/vaejax, ~/.cache/vaejax by default: what can be made again."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vaejax"
+    """Of what can be made again: $XDG_CACHE_HOME/vaejax, ~/.cache/vaejax by default, or what hosts share."""
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vaejax"
+    return _of_run or home
 
 
 def made_folder(name: str, flag: str = "--out") -> pathlib.Path:

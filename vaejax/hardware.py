@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -16,6 +16,7 @@ class Chip:
       bandwidth: of the memory, bytes a second.
       interconnect: to other chips, all links together, bytes a second each way.
       dimensions: of the torus that the links make, each having its share of them.
+      ring: a dimension of a slice is a ring where its length is a multiple of this, else a line.
     """
 
     flops: float
@@ -23,15 +24,24 @@ class Chip:
     bandwidth: float
     interconnect: float
     dimensions: int
+    ring: int
+
+    def link(self, shape: Sequence[int]) -> float:
+        """Bytes a second that a chip of a slice receives along one dimension, the slowest of them.
+
+        Both ways round a ring; on a line the ends have one neighbour, and the others wait for them.
+        """
+        rings = all(length % self.ring == 0 for length in shape)
+        return self.interconnect / self.dimensions / (1 if rings else 2)
 
 
 GIB = 2**30
 # By a word, or words, of JAX's device kind.
 TPUS = {
-    "TPU v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3),
-    "TPU v5 lite": Chip(197e12, 16 * GIB, 819e9, 200e9, 2),
-    "TPU v5": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3),
-    "TPU v6 lite": Chip(918e12, 32 * GIB, 1638e9, 400e9, 2),
+    "TPU v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3, 4),
+    "TPU v5 lite": Chip(197e12, 16 * GIB, 819e9, 200e9, 2, 16),
+    "TPU v5": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3, 4),
+    "TPU v6 lite": Chip(918e12, 32 * GIB, 1638e9, 400e9, 2, 16),
 }
 TPUS |= {"TPU v5e": TPUS["TPU v5 lite"], "TPU v5p": TPUS["TPU v5"], "TPU v6e": TPUS["TPU v6 lite"]}
 GPU_FLOPS = {

@@ -1,7 +1,7 @@
 """Trains a VAE: python -m vaejax.main --config=configs/joint.py --workdir=DIR."""
 
 import functools
-import pathlib
+import os
 import sys
 
 import jax
@@ -23,15 +23,16 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are needed: --config=configs/demo.py --workdir=DIR")
-    if MULTIHOST.value or jax.config.jax_num_cpu_devices > 1:
+    several_cpus = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if MULTIHOST.value or jax.config.jax_num_cpu_devices > 1 or several_cpus:
         multihost.one_cpu_program_at_a_time()
     if MULTIHOST.value:
         multihost.initialize()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
-    # Of several processes the first keeps what it compiled, so it lies where all hosts find it.
-    shared = pathlib.Path(WORKDIR.value).expanduser() / "compiled"
-    command.keep_compiled(shared if MULTIHOST.value else None)
+    if MULTIHOST.value:
+        command.share_cache(WORKDIR.value)
+    command.keep_compiled()
     with command.keeping(WORKDIR.value):
         return 0 if train.fit(CONFIG.value, WORKDIR.value) else command.STOPPED
 

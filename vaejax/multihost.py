@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import secrets
+import signal
 import sys
 import traceback
 import zlib
@@ -53,6 +54,7 @@ def initialize() -> None:
         arguments = _explicit(told)
     if _alone_on_its_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
         arguments["local_device_ids"] = []  # all: JAX takes one GPU a process under Slurm and Open MPI
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=FINDING, heartbeat_timeout_seconds=HEARTBEAT
@@ -65,6 +67,8 @@ def initialize() -> None:
     except RuntimeError as error:
         where = told.get("JAX_COORDINATOR_ADDRESS", "the first process")
         raise TrainingFailed(f"--multihost: {where} cannot be reached: {one_line(error)}") from error
+    # JAX listens for it from here on, and before training does too (preemption.py) nobody would act on it.
+    signal.signal(signal.SIGTERM, terminated)
 
 
 @contextlib.contextmanager
@@ -130,14 +134,17 @@ def first_alone(make: Callable[[], T]) -> T:
 
 
 def check_same(what: str, digest: Callable[[], Any]) -> None:
-    """Raises InputError, on all processes, where one of them finds another digest than process 0."""
+    """Raises TrainingFailed, on all processes, where one of them finds another digest than process 0.
+
+    No mistake as such: files may have come or gone between two looks.
+    """
     if jax.process_count() == 1:
         return
     said = gathered(digest())
     for number, other in enumerate(said):
         if other != said[0]:
-            raise InputError(
-                f"process {number} finds other {what} than process 0; accepted: the same on all hosts"
+            raise TrainingFailed(
+                f"process {number} finds other {what} than process 0; they must be the same on all hosts"
             )
 
 
@@ -210,7 +217,8 @@ def gathered(value: Any) -> list[Any]:
 
 def _alone_on_its_host() -> bool:
     """Whether whoever started this process started no other on this machine; True where nobody says."""
-    for name in ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE"):  # '2', '1(x4)', '2,1(x3)'
+    # '2', '1(x4)', '2,1(x3)'. Open MPI first: mpirun's processes inherit what Slurm says of mpirun.
+    for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         if tasks := os.environ.get(name):
             return all(int(part.partition("(")[0]) == 1 for part in tasks.split(","))
     return True

@@ -48,8 +48,14 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
       InputError: for a configuration or an input that cannot be used.
       TrainingFailed: when update after update is not finite, whatever the samples.
     """
-    # The setting: mesh, buckets, samples.
     configuration.check(config)
+    with Watchdog(config.recovery.stall) as watchdog:
+        return _fit(config, workdir, faults, watchdog)
+
+
+def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Watchdog) -> bool:
+    """`fit`, watched from the moment that the samples are known."""
+    # The setting: mesh, buckets, samples.
     mesh = sharding.make(config.mesh)
     is_main = jax.process_index() == 0
     buckets = configuration.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
@@ -65,6 +71,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     bad.found(bad_samples.unreadable(samples))
 
     # Where an earlier run in this folder left off.
+    watchdog.doing("starting", 0, patient=True)
     checkpoints = Checkpoints(directory, config.checkpoint.keep, config.checkpoint.best)
     start = multihost.gathered(checkpoints.latest() or 0)[0]
     if start:
@@ -182,7 +189,6 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
     with contextlib.ExitStack() as stack:
         stream = updates_from(start)
         stack.enter_context(preemption)
-        watchdog = stack.enter_context(Watchdog(config.recovery.stall))
         stack.callback(lambda: writer.close())
         stack.enter_context(checkpoints)
         stack.callback(lambda: stream.close())
@@ -259,6 +265,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
                     evaluate(0, state)
                 progress = report.Progress(config.steps, back, is_main=is_main, peak_flops=peak_flops)
         watchdog.doing("writing the last checkpoint", step, patient=True)
+    watchdog.doing("measuring latents", step, patient=True)
     if step == config.steps and config.eval.latent_samples:
         # What the user of a diffusion model normalises latents by stays with the last checkpoint.
         codec = RunCodec("run", model, state.ema["autoencoder"], mesh=mesh)

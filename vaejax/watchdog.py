@@ -79,7 +79,7 @@ class Watchdog:
             if asked.done() and now:
                 asked = self._asking.submit(_tell, dataclasses.replace(now, told=time.time()))
             if now and time.time() - max(now.since, self._excused) > _limit(now, self._seconds):
-                self._end(now)
+                self._end(dataclasses.replace(now, told=time.time()))
 
     def _end(self, now: Doing) -> None:
         try:

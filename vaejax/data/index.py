@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from vaejax import command
+from vaejax import command, machine
 from vaejax.data import media
 from vaejax.errors import InputError
 
@@ -61,7 +61,7 @@ def load_or_build(
 ) -> pa.Table:
     """Brings the index of a folder up to date and returns it.
 
-    It is kept in the folder, or in $XDG_CACHE_HOME/vaejax (~/.cache/vaejax) where that cannot be written.
+    It is kept in the folder, or in the cache (command.cache_folder) where that cannot be written.
 
     Args:
       folder: a folder tree; hidden files and files of other kinds are passed over.
@@ -151,8 +151,7 @@ def _scan(folder: str, rows: list[dict], workers: int | None, progress: bool) ->
     """Yields the finished rows as they come, in any order."""
     if not rows:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(len(rows), max(1, workers or cores))
+    count = min(len(rows), max(1, workers or machine.cores()))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     crew = [_Worker() for _ in range(count)]
     for worker in crew:

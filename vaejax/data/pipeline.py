@@ -18,11 +18,12 @@ import grain
 import numpy as np
 from absl import flags
 
+from vaejax import machine
 from vaejax.data.bucket import Bucket, draws, scheduled
 from vaejax.data.order import Order, Sample
 from vaejax.data.rows import Source
 from vaejax.data.sources import check_buckets
-from vaejax.errors import TrainingFailed
+from vaejax.errors import InputError, TrainingFailed
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,10 @@ class UpdateStream:
     def _sample(self) -> Any:
         try:
             return next(self._samples)
+        except InputError as error:  # what could be read when the run began: a mount that went, no mistake
+            raise TrainingFailed(
+                f"{error}; the last checkpoint is whole, run the same command to go on"
+            ) from error
         except RuntimeError as error:
             if found := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error)):
                 raise TrainingFailed(
@@ -219,7 +224,7 @@ def in_threads(order: Order, count: int, data: Any) -> Iterator[Sample]:
 
 
 def _threads(data: Any) -> grain.ReadOptions:
-    threads = min(4, os.cpu_count() or 1)  # decoders release the interpreter's lock most of the time
+    threads = min(4, machine.cores())  # decoders release the interpreter's lock most of the time
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * data.prefetch)
 
 

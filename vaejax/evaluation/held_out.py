@@ -51,7 +51,7 @@ class HeldOut:
 
         self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
         self._lpips = sharding.everywhere(mesh, dict(lpips_params))
-        self._linear: dict[str, LinearCodec] = {}
+        self._linear: dict[str, LinearCodec | None] = {}
 
     def evaluate(self, average: dict, params: dict) -> dict[str, float]:
         """'BUCKET/NAME' to value for every bucket, and their 'mean/NAME'.
@@ -113,8 +113,8 @@ class HeldOut:
                 if not suffix:
                     spreads = {k: max(float(v), spreads.get(k, 0.0)) for k, v in spread.items()}
             samples += count
-            if self._config.eval.linear_samples:
-                linear.append(psnr_linear(self._linear_codec(bucket), local[:count]) * count)
+            if codec := self._linear_codec(bucket):
+                linear.append(psnr_linear(codec, local[:count]) * count)
         if not samples:
             return {}
         result = {name: float(np.concatenate(values).mean()) for name, values in sums.items()}
@@ -122,14 +122,21 @@ class HeldOut:
             result["psnr_linear"] = sum(linear) / samples
         return result | spreads | {"samples": samples}
 
-    def _linear_codec(self, bucket: Bucket) -> LinearCodec:
-        """Principal components of the bucket's training samples, fitted once a run."""
-        if bucket.name not in self._linear:
+    def _linear_codec(self, bucket: Bucket) -> LinearCodec | None:
+        """Principal components of the bucket's training samples, fitted once a run; None without any."""
+        count = self._config.eval.linear_samples
+        if count and bucket.name not in self._linear:
             frames = pipeline.train_samples(
-                self._sources, bucket, self._config.data, self._config.eval.linear_samples, self._config.seed
+                self._sources, bucket, self._config.data, count, self._config.seed
             )
-            self._linear[bucket.name] = LinearCodec.fit(frames, self._channels, *self._factors)
-        return self._linear[bucket.name]
+            try:
+                codec = LinearCodec.fit(multihost.in_step(frames), self._channels, *self._factors)
+            except InputError as error:
+                codec = None
+                if jax.process_index() == 0:
+                    print(f"{bucket.name} has no linear codec: {error}", file=sys.stderr)
+            self._linear[bucket.name] = codec
+        return self._linear.get(bucket.name)
 
     def _samples(self, bucket: Bucket):
         """Batches of the bucket's held-out samples, all of them on every host; none must end a run."""

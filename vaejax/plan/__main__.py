@@ -11,7 +11,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from vaejax import command
+from vaejax import command, machine
 from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.compiled import Programs
@@ -94,13 +94,13 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int =
     networks = [programs.state.params, [one.params for one in programs.state.opponents.values()]]
     state = sharding.device_bytes([programs.state, programs.gathered(phase)])
     state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))
-    return Prediction(buckets, found, sharding.device_bytes(networks), state, mesh.size, where.chip)
+    parameters = sharding.device_bytes(networks)
+    return Prediction(buckets, found, parameters, state, mesh.size, where.chip, where.shape)
 
 
 def _jobs() -> int:
     """As many as there are cores, and memory for."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(os.cpu_count() or 1, int(memory / JOB_BYTES)))
+    return max(1, min(machine.cores(), int(machine.memory() / JOB_BYTES)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class Prediction:
 
     XLA's own estimate of a program's time is negative for large ones, so time is predicted from what it does:
     the longer of computing at the chip's peak and of moving its memory traffic, and then its collectives, as
-    if nothing hid them and each went along one dimension of the torus, by that one's links alone. A real run
+    if nothing hid them and each went along one dimension of the slice, by that one's links alone. A real run
     is slower: no kernel reaches the peak.
 
     Attributes:
@@ -26,6 +26,7 @@ class Prediction:
       state: bytes a chip of parameters, averages, optimisers, discriminators and gathered gradients.
       chips: of the topology.
       chip: their kind; None where no data sheet is known: then there is no time.
+      shape: of the slice, chips in each dimension.
     """
 
     buckets: Sequence[Bucket]
@@ -34,6 +35,7 @@ class Prediction:
     state: int
     chips: int
     chip: Chip | None
+    shape: Sequence[int] = ()
 
     @property
     def code(self) -> int:
@@ -60,7 +62,7 @@ class Prediction:
         parts = {
             "compute": cost.flops / self.chips / self.chip.flops,
             "memory": cost.memory_traffic / self.chip.bandwidth,
-            "links": cost.sent / (self.chip.interconnect / self.chip.dimensions),
+            "links": cost.sent / self.chip.link(self.shape),
         }
         return parts | {"total": max(parts["compute"], parts["memory"]) + parts["links"]}
 

@@ -123,7 +123,7 @@ def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
     if not found.fits("update"):
         yield (
             f"the update needs {found.needed('update') / GB:.1f} GB of {found.room / GB:.1f}; what may do:"
-            + (f" --config.mesh.fsdp={2 * config.mesh.fsdp}," if config.mesh.fsdp < found.chips else "")
+            + (f" {more}," if (more := _more_fsdp(config, found.chips)) else "")
             + " a smaller model, or chips with more memory"
         )
     for bucket in found.buckets:
@@ -134,22 +134,30 @@ def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
         levels = tuple(range(len(configuration.architecture(config.model).strides) + 1))
         if set(levels) - set(config.model.remat):
             remedies.append(f"--config.model.remat='{levels}'")
-        if config.mesh.fsdp < found.chips and found.state > 0.2 * found.room:
-            remedies.append(f"--config.mesh.fsdp={2 * config.mesh.fsdp}")
+        if found.state > 0.2 * found.room and (more := _more_fsdp(config, found.chips)):
+            remedies.append(more)
         yield (
             f"{bucket.name} needs {needed / GB:.1f} GB of {found.room / GB:.1f}; what may do: "
             + (", or ".join(remedies) or "a smaller model, or chips with more memory")
         )
 
 
+def _more_fsdp(config: ConfigDict, chips: int) -> str:
+    """The flag of twice as many parts of the state; '' where the chips do not make such a mesh."""
+    mesh = config.mesh
+    return "" if mesh.data or chips % (2 * mesh.fsdp * mesh.space) else f"--config.mesh.fsdp={2 * mesh.fsdp}"
+
+
 def _smaller(bucket: Bucket, share: float, config: ConfigDict, chips: int) -> Iterator[str]:
     """A batch of that share, with more parts of a frame's height where there would be too few samples."""
-    space, factor = config.mesh.space, config.model.spatial_factor
-    while space <= chips:
+    mesh, factor = config.mesh, config.model.spatial_factor
+    for doublings in range(1 if mesh.data else 8):
+        space = mesh.space * 2**doublings
+        if chips % (mesh.fsdp * space):
+            return
         parts = chips // space
         batch = int(bucket.batch * share) // parts * parts
         if batch and (batch % chips == 0 or bucket.height % (factor * space) == 0):
-            split = f"--config.mesh.space={space} and " if space != config.mesh.space else ""
+            split = f"--config.mesh.space={space} and " if space != mesh.space else ""
             yield f"{split}--config.data.buckets.{bucket.name}.batch={batch}"
             return
-        space *= 2

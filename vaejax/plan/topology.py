@@ -25,12 +25,14 @@ class Topology:
       devices: of JAX; programs can be compiled for them, not run, unless they are CPU devices.
       platform: 'tpu' or 'cpu'.
       chip: None for a CPU, whose limits are not known.
+      shape: of the slice, chips in each dimension.
     """
 
     name: str
     devices: Sequence[jax.Device]
     platform: str
     chip: hardware.Chip | None
+    shape: tuple[int, ...] = ()
 
 
 def of(name: str) -> Topology:
@@ -56,4 +58,5 @@ def of(name: str) -> Topology:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(f"--topology={name}: no such slice ({one_line(error, 120)})") from error
-    return Topology(name, devices, "tpu", hardware.chip(devices[0].device_kind))
+    shape = tuple(map(int, name.partition(":")[2].split("x")))
+    return Topology(name, devices, "tpu", hardware.chip(devices[0].device_kind), shape)
