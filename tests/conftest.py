@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import jaxlib.version
 
@@ -20,6 +21,8 @@ import pytest
 
 from vaejax import multihost
 
+# A shell's background job ignores Ctrl-C, and with it whatever the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)
 multihost.one_cpu_program_at_a_time()
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / "build" / "xla"))

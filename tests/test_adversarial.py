@@ -100,9 +100,20 @@ def test_the_discriminator_and_its_r1_are_those_of_torch(temporal):
 def test_power_iteration_finds_the_largest_singular_value():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 4, 6))
     start = {"left": jnp.ones(108) / 108**0.5, "right": jnp.ones(6) / 6**0.5}
-    found = power_iteration({"kernel": kernel}, start, 300)
-    value = found["left"] @ kernel.reshape(108, 6) @ found["right"]
-    np.testing.assert_allclose(value, np.linalg.svd(np.asarray(kernel).reshape(108, 6))[1][0], rtol=1e-5)
+    largest = np.linalg.svd(np.asarray(kernel).reshape(108, 6))[1][0]
+
+    def value(found):
+        return found["left"] @ kernel.reshape(108, 6) @ found["right"]
+
+    at_once = value(power_iteration({"kernel": kernel}, start, squarings=8))
+    np.testing.assert_allclose(at_once, largest, rtol=1e-5)
+    found = start
+    for _ in range(2**4 + 1):
+        found = power_iteration({"kernel": kernel}, found)
+    assert value(found) < largest * (1 - 1e-5)  # which so many steps do not reach yet
+    few = power_iteration({"kernel": kernel}, start, squarings=4)
+    np.testing.assert_allclose(found["right"], few["right"], atol=1e-5)
+    np.testing.assert_allclose(found["left"], few["left"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

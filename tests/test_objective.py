@@ -143,7 +143,7 @@ def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
 
     judge = Discriminator(Discrimination(width=8), temporal=False)
     variables = jax.jit(judge.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
-    settle = jax.jit(functools.partial(power_iteration, count=20))
+    settle = jax.jit(functools.partial(power_iteration, squarings=5))
     variables |= {"spectral": settle(variables["params"], variables["spectral"])}
     few = jax.jit(judge.apply)(variables, jnp.full((1, 1, 32, 32, 3), 0.3))
     here = jax.jit(judge.apply)(variables, x + 0.1)

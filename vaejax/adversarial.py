@@ -124,7 +124,7 @@ class Adversary:
             params, spectral = variables["params"], variables.get("spectral", {})
             opponents[name] = Opponent(
                 params,
-                power_iteration(params, spectral, 20),
+                power_iteration(params, spectral, squarings=5),
                 self.optimizer.init(params),
                 jnp.zeros(()),
                 jnp.zeros(()),  # not the same array: donating one buffer twice is an error
