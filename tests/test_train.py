@@ -193,6 +193,7 @@ def test_another_model_in_the_same_workdir_is_refused(straight, media):
     assert "model.latent_channels = 4" in done.stderr and "16" in done.stderr
 
 
+@pytest.mark.slow  # as launch/slurm.sbatch's test does
 def test_the_flagship_shrunk_trains_images_and_videos_in_one_update(tmp_path, media):
     run(
         tmp_path,
