@@ -20,11 +20,15 @@ import jax
 import pytest
 
 from vaejax import multihost
+from vaejax.models import conv
 
 # A shell's background job ignores Ctrl-C, and with it whatever the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)
 multihost.one_cpu_program_at_a_time()
+# What accelerators compute, XLA's own convolutions, compiles in a quarter of the time of a CPU's, which tests
+# of convolutions and whole runs take.
+conv.PLATFORMS["cpu"] = conv._native
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / "build" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 absl.flags.FLAGS.mark_as_parsed()

@@ -31,19 +31,18 @@ CASES = [
 FEATURES = 4
 
 
-@pytest.fixture(autouse=True, params=["much", "little"])
-def work(request, monkeypatch):
-    """A CPU computes where there is much to do what XLA does where there is little."""
-    if request.param == "much":
-        monkeypatch.setattr(conv, "LITTLE", 0)
+@pytest.fixture(autouse=True, params=["_cpu", "_native"])
+def path(request, monkeypatch):
+    """What a CPU computes, and what a TPU does."""
+    monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, request.param))
     return request.param
 
 
-def arrays(shape, size):
-    """x, kernel and a cotangent for an output that `directly` sizes, from a seed."""
+def arrays(shape, size, features=FEATURES):
+    """Frames and a kernel, from a seed."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape).astype(np.float32)
-    kernel = rng.standard_normal((*size, shape[-1], FEATURES)).astype(np.float32)
+    kernel = rng.standard_normal((*size, shape[-1], features)).astype(np.float32)
     return x, kernel / np.sqrt(np.prod(kernel.shape[:4])).astype(np.float32)
 
 
@@ -220,26 +219,35 @@ def test_a_tpu_program_holds_3d_convolutions_and_a_gpu_s_2d_ones():
     assert "conditional" not in lowered["cpu"].compile().as_text()  # one platform, one branch
 
 
-def test_sharding_changes_nothing(work):
+def test_sharding_changes_nothing(path):
     """Batch and height over eight CPU devices, in a process of its own: devices are counted at start."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    subprocess.run([sys.executable, __file__, work], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, __file__, path], env=environment, check=True, timeout=300)
 
 
 def compare_shardings():
-    """Values and gradients on eight devices and on one."""
-    if sys.argv[1] == "much":
-        conv.LITTLE = 0
-    from jax.sharding import AxisType, NamedSharding
-    from jax.sharding import PartitionSpec as P
+    """Values and gradients on eight devices, batch, kernel and height shared out among them, and on one."""
+    from jax.sharding import NamedSharding
+    from ml_collections import ConfigDict
 
-    mesh = jax.make_mesh((4, 2), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-    frames = NamedSharding(mesh, P("data", None, "space"))
-    for t, size in ((7, (3, 3, 3)), (1, (1, 3, 3))):
-        x, kernel = arrays((4, t, 8, 8, 6), size)
+    from vaejax import mesh as sharding
+    from vaejax.models.placement import place
+
+    conv.PLATFORMS["cpu"] = getattr(conv, sys.argv[1])
+    mesh = sharding.make(ConfigDict({"data": 2, "fsdp": 2, "space": 2}))
+    frames = NamedSharding(mesh, sharding.HEIGHT)
+    for shape, size, features in (
+        ((4, 7, 8, 8, 6), (3, 3, 3), 4),
+        ((4, 1, 8, 8, 6), (1, 3, 3), 4),
+        ((4, 1, 8, 4, 32), (1, 3, 3), 32),
+    ):
+        x, kernel = arrays(shape, size, features)
         dy = np.cos(np.asarray(convolve(x, kernel)))
         one = with_gradients(convolve, x, kernel, dy)
-        eight = with_gradients(convolve, jax.device_put(x, frames), kernel, jax.device_put(dy, frames))
+        shares = NamedSharding(mesh, sharding.P(None, None, None, None, "fsdp"))
+        with sharding.placing_frames(mesh):
+            parts = (jax.device_put(a, there) for a, there in ((x, frames), (kernel, shares), (dy, frames)))
+            eight = with_gradients(lambda x, kernel: place(convolve(place(x), kernel)), *parts)
         for actual, desired in zip(eight, one, strict=True):
             close(actual, desired, 2e-6)
 

@@ -80,6 +80,9 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
     def images(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(_dividing(mesh, len(x)))))
 
+    def whole(kernel: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(kernel, replicated(mesh))
+
     def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
         axes = _dividing(mesh, len(arrays[0]))
 
@@ -88,7 +91,7 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
         return jax.shard_map(of_part, mesh=mesh, in_specs=P(axes), out_specs=P(), check_vma=False)(*arrays)
 
-    return placing(Placement(frames, images, summed))
+    return placing(Placement(frames, images, whole, summed))
 
 
 def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:

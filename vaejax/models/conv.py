@@ -9,12 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vaejax.models.placement import summed
+from vaejax.models.placement import summed, whole
 from vaejax.models.smc import modulate
 
 Triple = tuple[int, int, int]
 LANES = 128  # channels that a TPU fills up to
-LITTLE = 2**27  # operations of a convolution, up to which a CPU takes longer to compile what is faster
 
 _image_path = contextvars.ContextVar("image_path", default=True)
 
@@ -34,8 +33,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1), same:
 
     TPUs get XLA's own convolution and its own gradients, GPUs one 2D convolution of all frames that a kernel
     sees. A CPU gets the same sums as 2D convolutions and matrix products, in float32 or wider: on two cores
-    the gradients of a whole autoencoder take a third of XLA's time on videos and half of it on images; but
-    XLA's own where there is little to do, which compile in a quarter of the time. The
+    the gradients of a whole autoencoder take a third of XLA's time on videos and half of it on images. The
     choice falls when a program is lowered for a platform, so a program compiled for a TPU on a CPU host is
     the TPU's.
 
@@ -54,7 +52,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1), same:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
     choices = {name: functools.partial(f, strides=strides, same=same) for name, f in PLATFORMS.items()}
-    return jax.lax.platform_dependent(x, kernel, **choices)
+    return jax.lax.platform_dependent(x, whole(kernel), **choices)
 
 
 def _convolve_forward(x, kernel, strides, same):
@@ -68,7 +66,8 @@ def _convolve_backward(strides, same, saved, dy):
         return lambda x, kernel, dy: jax.vjp(f, x, kernel)[1](dy)
 
     choices = {name: gradients(f) for name, f in PLATFORMS.items()}
-    return jax.lax.platform_dependent(*saved, dy, **choices)
+    x, kernel = saved
+    return jax.lax.platform_dependent(x, whole(kernel), dy, **choices)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -124,15 +123,13 @@ def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Ar
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """The same by 2D convolutions and matrix products, in float32 or wider; XLA's where there is little."""
+    """The same by 2D convolutions and matrix products, in float32 or wider."""
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
     b, t, h, w, _ = x.shape
     (kt, kh, kw), (st, sh, sw) = kernel.shape[:3], strides
     n = 1 + (t - kt) // st
-    if 2 * b * n * (h // sh) * (w // sw) * kernel.size <= LITTLE:
-        y = _native(x, kernel, strides, same)
-    elif (kt, kh, kw) == strides:  # disjoint patches: one matrix product
+    if (kt, kh, kw) == strides:  # disjoint patches: one matrix product
         x = x[:, : n * st].reshape(b, n, st, h // sh, sh, w // sw, sw, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
         y = x.reshape(b, n, h // sh, w // sw, -1) @ kernel.reshape(-1, kernel.shape[-1])
     elif max(strides) > 1 or not same:

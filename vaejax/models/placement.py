@@ -15,11 +15,13 @@ class Placement:
     Attributes:
       frames: places an array as `place` says.
       images: places an array as `place_images` says.
+      whole: does what `whole` says.
       summed: does what `summed` says.
     """
 
     frames: Callable[[jax.Array], jax.Array] = lambda x: x
     images: Callable[[jax.Array], jax.Array] = lambda x: x
+    whole: Callable[[jax.Array], jax.Array] = lambda x: x
     summed: Callable[..., jax.Array] = lambda f, *arrays: f(*arrays)
 
 
@@ -37,6 +39,15 @@ def place(x: jax.Array) -> jax.Array:
 def place_images(x: jax.Array) -> jax.Array:
     """Images (N, H, W, C) too small to be worth splitting, each whole."""
     return _placement.get().images(x)
+
+
+def whole(kernel: jax.Array) -> jax.Array:
+    """A kernel, which devices share out, gathered on each.
+
+    Left to itself XLA shares out its convolution's channels too. Where frames are split by height the
+    gradient of its input then came out several times too large (JAX 0.10, test_convolve.py).
+    """
+    return _placement.get().whole(kernel)
 
 
 def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
