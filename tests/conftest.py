@@ -34,6 +34,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 absl.flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture
+def as_the_command(monkeypatch):
+    """What a test computes has the bits of what the command does, in a process of its own."""
+    monkeypatch.setitem(conv.PLATFORMS, "cpu", conv._cpu)
+
+
 @pytest.fixture(scope="session")
 def key():
     return jax.random.key(0)

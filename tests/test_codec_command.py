@@ -38,6 +38,8 @@ from vaejax.errors import InputError
 from vaejax.evaluation import latents
 from vaejax.train_state import TrainState
 
+pytestmark = pytest.mark.usefixtures("as_the_command")
+
 NTSC = Fraction(24000, 1001)
 OLD = 3  # a checkpoint that is another model
 
@@ -573,6 +575,7 @@ def clips(folder, count, length):
     return folder
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_leave_each_other_alone(model, tmp_path):
     source, out = clips(tmp_path / "in", 3, 9), tmp_path / "out"
     with process(model, "reconstruct", source, out) as one:
@@ -610,6 +613,7 @@ def test_ctrl_c_ends_in_one_line_at_any_moment(model, tmp_path):
         assert not out.exists() or not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 def test_killing_a_job_tears_nothing_and_it_goes_on(model, tmp_path):
     source = tmp_path / "in"
     source.mkdir()

@@ -238,6 +238,7 @@ def test_a_damaged_export_is_refused_in_one_line(whole, tmp_path, spoil, told):
     assert "\n" not in str(error.value) and str(tmp_path / "out") in str(error.value)
 
 
+@pytest.mark.slow
 def test_only_an_earlier_export_is_replaced(run, whole, tmp_path, capsys):
     def refused(out, told):
         before = sorted(path.name for path in out.iterdir()) if out.is_dir() else out.read_bytes()
@@ -286,6 +287,7 @@ def test_a_killed_export_leaves_what_was_there_and_no_other(run, whole, tmp_path
     assert json.loads((out / "config.json").read_text())["weights"]["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_what_is_not_the_same_is_told(run, whole, params):
     source, exported = open_trained(str(run)), open_trained(str(whole))
     compared.check_weights(source, exported, whole / "checkpoint", "float32")

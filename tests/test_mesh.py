@@ -147,7 +147,14 @@ def spoiled(place, devices):
     return states, finite
 
 
-@pytest.mark.parametrize("place", ["data", "generator", "discriminator"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "data",
+        pytest.param("generator", marks=pytest.mark.slow),
+        pytest.param("discriminator", marks=pytest.mark.slow),
+    ],
+)
 def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothing(place):
     states, finite = spoiled(place, 8)
     assert finite == [(True, True), (False, False), (True, True)]

@@ -105,6 +105,7 @@ def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp
     assert np.isfinite(list(logged(run, "loss").values())).all()
 
 
+@pytest.mark.slow
 def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_counts(media, tmp_path):
     config = settings(media, adversarial=True)
     fault = Fault("discriminator", "image_32x32", lambda step, x: step >= 5)
@@ -159,6 +160,7 @@ def test_counts_are_right_after_a_resume(tmp_path):
     assert (BadSteps(path, 4).total, BadSteps(path, 4).in_row, BadSteps(path, 3).total) == (3, 1, 2)
 
 
+@pytest.mark.slow
 def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
     assert train.fit(settings(media, steps=4), str(tmp_path))
     assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))
@@ -168,6 +170,7 @@ def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
     assert saved["accuracy"] != 0.5 and saved["real_mean"] != 0
 
 
+@pytest.mark.slow
 def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.fit(settings(media, steps=4), str(one))

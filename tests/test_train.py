@@ -167,6 +167,7 @@ def stop(workdir, media, number, step, *flags):
     return process.returncode, stderr
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_every_way_and_resumed_ends_in_the_same_bits(tmp_path, media, straight):
     """Killed after a checkpoint, gone on by other workers, stopped by either signal, which saves."""
     stop(tmp_path, media, signal.SIGKILL, 8)
