@@ -244,7 +244,7 @@ def test_a_topology_that_is_none_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path):
+def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path, as_the_command):
     arguments = ["--config=configs/demo.py", "--topology=cpu:8", "--config.mesh.space=4"]
     found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
     assert found.returncode == 0, found.stderr
