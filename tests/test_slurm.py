@@ -142,8 +142,8 @@ def submitted(workdir, log, *arguments):
 
 def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finishes(slurm, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "job.log"
-    arguments = ["--config.steps=40", "--config.checkpoint.every=2"]
-    number = submitted(workdir, log, *arguments, "--config.eval.every=40", "--config.panels.every=40")
+    arguments = ["--config.steps=20", "--config.checkpoint.every=2"]
+    number = submitted(workdir, log, *arguments, "--config.eval.every=20", "--config.panels.every=20")
 
     def steps():
         return [m["step"] for m in metrics(workdir) if (m["split"], m["bucket"]) == ("train", "image_48x80")]
@@ -159,14 +159,14 @@ def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finish
     start_now(number)
     wait_for(lambda: max(steps(), default=0) >= 5, log)
     subprocess.run(["scancel", "--signal=TERM", "--batch", number], check=True)
-    wait_for(lambda: job(number).get("Restarts") == "2" or max(steps()) == 40, log)
+    wait_for(lambda: job(number).get("Restarts") == "2" or max(steps()) == 20, log)
     start_now(number)
     wait_for(lambda: job(number)["JobState"] in ("COMPLETED", "FAILED"), log)
     found = job(number)
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()[-3000:]
     lines = [(line["step"], line["split"], line["bucket"]) for line in metrics(workdir)]
-    assert len(set(lines)) == len(lines) and steps() == list(range(1, 41))
-    assert (workdir / "checkpoints" / "40").is_dir()
+    assert len(set(lines)) == len(lines) and steps() == list(range(1, 21))
+    assert (workdir / "checkpoints" / "20").is_dir()
     told = re.findall(r"exit code (\d+); queued again", log.read_text())
     assert told == ["137", "75"]
 
