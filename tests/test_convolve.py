@@ -31,7 +31,7 @@ CASES = [
 FEATURES = 4
 
 
-@pytest.fixture(autouse=True, params=["_cpu", "_native"])
+@pytest.fixture(params=["_cpu", "_native"])
 def path(request, monkeypatch):
     """What a CPU computes, and what a TPU does."""
     monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, request.param))
@@ -124,6 +124,7 @@ def close(actual, desired, tolerance):
 
 
 @pytest.mark.parametrize(("shape", "size", "strides"), CASES)
+@pytest.mark.usefixtures("path")
 def test_values_are_the_definition(shape, size, strides):
     x, kernel = arrays(shape, size)
     close(convolve(x, kernel, strides), directly(x, kernel, strides), 1e-6)
@@ -131,6 +132,7 @@ def test_values_are_the_definition(shape, size, strides):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 1e-2)])
 @pytest.mark.parametrize(("shape", "size", "strides"), CASES)
+@pytest.mark.usefixtures("path")
 def test_values_and_gradients_are_pytorch_s(shape, size, strides, dtype, tolerance):
     torch = pytest.importorskip("torch", reason="torch is not in the test extra")
     x, kernel = (jnp.asarray(a, dtype) for a in arrays(shape, size))
@@ -148,6 +150,7 @@ def test_values_and_gradients_are_pytorch_s(shape, size, strides, dtype, toleran
 
 @pytest.mark.parametrize("shape", [(2, 5, 9, 11, 3), (1, 3, 8, 8, 2)])
 @pytest.mark.parametrize(("size", "strides"), [((3, 4, 4), (2, 2, 2)), ((1, 3, 3), (1, 1, 1))])
+@pytest.mark.usefixtures("path")
 def test_without_padding_values_and_gradients_are_those_of_scipy_and_xla(shape, size, strides):
     x, kernel = arrays(shape, size)
     ours = functools.partial(convolve, strides=strides, same=False)
@@ -166,12 +169,14 @@ def test_without_padding_values_and_gradients_are_those_of_scipy_and_xla(shape, 
         close(a, b, 2e-6)
 
 
+@pytest.mark.usefixtures("path")
 def test_result_keeps_the_dtype():
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in arrays((1, 4, 4, 4, 3), (3, 3, 3)))
     assert convolve(x, kernel).dtype == jnp.bfloat16
     assert jax.grad(lambda k: convolve(x, k).sum())(kernel).dtype == jnp.bfloat16
 
 
+@pytest.mark.usefixtures("path")
 def test_an_image_is_a_static_video():
     x, kernel = arrays((2, 1, 16, 16, 32), (3, 3, 3))
     image = convolve(x, kernel.sum(axis=0, keepdims=True))
@@ -180,6 +185,7 @@ def test_an_image_is_a_static_video():
         close(video[:, frame : frame + 1], image, 2e-6)
 
 
+@pytest.mark.usefixtures("path")
 def test_second_derivatives_and_remat():
     x, kernel = arrays((1, 5, 6, 6, 3), (3, 3, 3))
 
@@ -195,6 +201,7 @@ def test_second_derivatives_and_remat():
         close(actual, desired, 1e-5)
 
 
+@pytest.mark.usefixtures("path")
 def test_results_are_the_same_bits_every_run():
     x, kernel = arrays((2, 7, 16, 16, 32), (3, 3, 3))
     dy = np.asarray(convolve(x, kernel))

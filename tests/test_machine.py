@@ -10,7 +10,7 @@ import pytest
 from vaejax import machine
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux's")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux tells a process its cores")
 def test_cores_are_those_that_a_scheduler_gave():
     first = min(os.sched_getaffinity(0))
     program = (

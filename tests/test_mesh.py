@@ -69,16 +69,16 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "images", "path"),
+    ("sizes", "images", "convolution"),
     [
         pytest.param((2, 2, 2), 4, conv._native, id="data 2 fsdp 2 space 2"),
         pytest.param((2, 2, 2), 4, conv._cpu, marks=pytest.mark.slow, id="data 2 fsdp 2 space 2 of CPUs"),
         pytest.param((4, 2, 1), 8, conv._cpu, marks=pytest.mark.slow, id="data 4 fsdp 2 of CPUs"),
     ],
 )
-def test_eight_devices_do_what_one_does(monkeypatch, sizes, images, path):
+def test_eight_devices_do_what_one_does(monkeypatch, sizes, images, convolution):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
-    monkeypatch.setitem(conv.PLATFORMS, "cpu", path)
+    monkeypatch.setitem(conv.PLATFORMS, "cpu", convolution)
     (expected, _), (sharded, state) = one_update(1, 1, 1, 1, images), one_update(8, *sizes, images)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(sharded), jax.tree.leaves(expected), strict=True

@@ -47,7 +47,7 @@ def free_port():
         ("1(x4)", "2", "1"),
         ("2(x4)", "1", "all"),
     ],
-    ids=["alone", "two", "two on some", "two of mpirun's", "one of mpirun's"],
+    ids=["alone", "two", "two on some", "two of mpirun's", "alone of mpirun's"],
 )
 def test_a_task_that_is_alone_on_its_node_sees_all_of_its_gpus(tasks, local, visible):
     """JAX itself shows a task one GPU, its place on the node; mpirun's tasks inherit Slurm's variables."""

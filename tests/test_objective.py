@@ -155,9 +155,8 @@ def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
     few = jax.jit(judge.apply)(variables, jnp.full((1, 1, 32, 32, 3), 0.3))
     here = jax.jit(judge.apply)(variables, x + 0.1)
     for _, generator_loss in LOSSES.values():
-        with jax.enable_x64(
-            True
-        ):  # thousands of equal numbers, added up one by one, are wrong by 2e-5 in float32
+        # Thousands of equal numbers, added up one by one, are wrong by 2e-5 in float32.
+        with jax.enable_x64(True):
             means = [generator_loss(jnp.asarray(logits, jnp.float64)) for logits in (here, few)]
         np.testing.assert_allclose(*means, rtol=1e-5, atol=1e-5)
 

@@ -131,6 +131,7 @@ def predicted(**more):
 def test_a_prediction_adds_up():
     found = predicted()
     assert found.seconds("image_64x64") == {"compute": 2.0, "memory": 1.0, "links": 1.0, "total": 3.0}
+    assert dataclasses.replace(found, shape=(2, 2)).seconds("image_64x64")["links"] == 2.0  # lines, no rings
     assert found.update_seconds == 3.0 / 2 + 0.5
     assert found.samples_per_second == 4 / 2.0
     assert found.utilisation == pytest.approx(600 / 2 / 2.0 / 4 / 100)

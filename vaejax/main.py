@@ -28,10 +28,9 @@ def main(argv: list[str]) -> int:
         multihost.one_cpu_program_at_a_time()
     if MULTIHOST.value:
         multihost.initialize()
+        command.share_cache(WORKDIR.value)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax tells of every rename and every wait
-    if MULTIHOST.value:
-        command.share_cache(WORKDIR.value)
     command.keep_compiled()
     with command.keeping(WORKDIR.value):
         return 0 if train.fit(CONFIG.value, WORKDIR.value) else command.STOPPED

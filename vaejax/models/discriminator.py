@@ -105,8 +105,8 @@ def power_iteration(params: Any, spectral: Any, squarings: int = 0) -> Any:
     Args:
       params: of a discriminator.
       spectral: its collection "spectral".
-      squarings: n for 2^n steps before the one that an update takes: as many steps in a program of its own
-        size each would take longer to compile than all the rest of a start.
+      squarings: n for 2^n steps before the one that an update takes, all at once: one after the other they
+        took longer to compile than the rest of a start.
 
     Returns:
       The new collection, float32 unit vectors.
@@ -119,8 +119,8 @@ def power_iteration(params: Any, spectral: Any, squarings: int = 0) -> Any:
         with jax.default_matmul_precision("highest"):
             power = matrix.T @ matrix
             for _ in range(squarings):
-                power /= jnp.linalg.norm(power)
-                power @= power
+                power = _unit(power)
+                power = power @ power
             right = _unit(power @ right)
     left = _unit(matrix @ right)
     return {"left": left, "right": _unit(matrix.T @ left)}
