@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from configs import demo
-from vaejax import config
+from vaejax import config, config_check
 from vaejax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -18,7 +18,7 @@ def test_the_shipped_configurations_are_accepted(name):
     namespace: dict = {}
     exec((ROOT / "configs" / f"{file}.py").read_text(), namespace)
     shipped = namespace["get_config"](arg)
-    config.check(shipped)
+    config_check.check(shipped)
     assert config.architecture(shipped.model).widths
 
 
@@ -49,9 +49,9 @@ def test_a_value_that_will_not_do_is_named_with_what_is_accepted(key, value, par
     settings = config.defaults()
     with settings.unlocked():
         section, _, name = key.rpartition(".")
-        (config._get(settings, section) if section else settings)[name] = value
+        (config.get(settings, section) if section else settings)[name] = value
     with pytest.raises(InputError) as error:
-        config.check(settings)
+        config_check.check(settings)
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
@@ -60,10 +60,10 @@ def test_a_value_that_will_not_do_is_named_with_what_is_accepted(key, value, par
 def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
     settings = config.defaults()
     settings.loss.adversarial.update({"start": 5, "warmup": 6})
-    config.check(settings)  # without the term it does not matter
+    config_check.check(settings)  # without the term it does not matter
     settings.loss.weights.adversarial = 0.1
     with pytest.raises(InputError, match=r"loss\.adversarial\.warmup = 6; accepted: at most .*start = 5"):
-        config.check(settings)
+        config_check.check(settings)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_best_checkpoint_follows_a_number_that_checkpoints_have(changes, tol
     settings.data.buckets = changes.pop("data.buckets", settings.data.buckets)
     settings.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=told):
-        config.check(settings)
+        config_check.check(settings)
 
 
 @pytest.mark.parametrize("best", ["mean/psnr", "-mean/flicker", "-video_9x64x64/probe_kernel"])
@@ -111,7 +111,7 @@ def test_any_evaluated_number_may_be_followed(best):
     settings.update_from_flattened_dict(
         {"checkpoint.best": best, "probe.every": 600, "probe.bucket": "video_9x64x64"}
     )
-    config.check(settings)
+    config_check.check(settings)
 
 
 @pytest.mark.parametrize(

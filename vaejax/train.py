@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vaejax import adversarial, command, hardware, multihost, optim, report, train_state
+from vaejax import adversarial, command, config_check, hardware, multihost, optim, report, train_state
 from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.bad_steps import BadSteps
@@ -48,7 +48,7 @@ def fit(config: ConfigDict, workdir: str, faults: Sequence[Fault] = ()) -> bool:
       InputError: for a configuration or an input that cannot be used.
       TrainingFailed: when update after update is not finite, whatever the samples.
     """
-    configuration.check(config)
+    config_check.check(config)
     with Watchdog(config.recovery.stall) as watchdog:
         return _fit(config, workdir, faults, watchdog)
 

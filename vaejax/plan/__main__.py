@@ -11,7 +11,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from vaejax import command, machine
+from vaejax import command, config_check, machine
 from vaejax import config as configuration
 from vaejax import mesh as sharding
 from vaejax.compiled import Programs
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if CONFIG.value is None or not TOPOLOGY.value:
         raise InputError("--config and --topology are needed: --config=configs/joint.py --topology=v5e:16x16")
     where, config = topology.of(TOPOLOGY.value), CONFIG.value
-    configuration.check(config)
+    config_check.check(config)
     costs = Costs(where, functools.partial(print, file=sys.stderr))
     planned = functools.partial(plan, where=where, costs=costs, jobs=JOBS.value or _jobs())
     if SUGGEST.value:
