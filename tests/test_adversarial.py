@@ -185,21 +185,32 @@ def trained():
     return model, adversary, jax.device_get(state)
 
 
-def gradients(trained, adversary, step, weight=0.5):
-    model, _, state = trained
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": weight}, normalization="mean")
-    state = state.replace(step=jnp.int32(step))
-    gathered = train_step.nothing_gathered(state, adversary)
-    gathered, terms = jax.jit(
-        lambda s, g: train_step.bucket_gradients(
-            s, g, FRAMES, jax.random.key(5), {}, 1.0, model=model, objective=objective, adversary=adversary
+@pytest.fixture(scope="module")
+def gradients(trained):
+    """Gives the generator's gradients at an update, and the terms, by the kind of adversarial weight."""
+    model, adversary, state = trained
+    adaptive = dataclasses.replace(adversary, adaptive=1e4)
+    adversaries = {"none": None, "constant": adversary, "adaptive": adaptive}
+    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.5}, normalization="mean")
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def of(kind, state):
+        adversary = adversaries[kind]
+        gathered = train_step.nothing_gathered(state, adversary)
+        key = jax.random.key(5)
+        return train_step.bucket_gradients(
+            state, gathered, FRAMES, key, {}, 1.0, model=model, objective=objective, adversary=adversary
         )
-    )(state, gathered)
-    return gathered.generator, terms
+
+    def at(kind, step):
+        gathered, terms = of(kind, state.replace(step=jnp.int32(step)))
+        return gathered.generator, terms
+
+    return at
 
 
 @pytest.mark.slow
-def test_the_generator_gets_the_gradient_of_the_whole_loss(trained):
+def test_the_generator_gets_the_gradient_of_the_whole_loss(trained, gradients):
     """Against one loss written plainly, of the same noise, differentiated as a whole."""
     model, adversary, state = trained
     objective = Objective({"reconstruction": 1.0, "kl": 1e-6}, normalization="mean")
@@ -219,7 +230,7 @@ def test_the_generator_gets_the_gradient_of_the_whole_loss(trained):
         return value
 
     expected = jax.jit(jax.grad(whole))(state.params)
-    found, _ = gradients(trained, adversary, 2)
+    found, _ = gradients("constant", 2)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
     ):
@@ -228,25 +239,23 @@ def test_the_generator_gets_the_gradient_of_the_whole_loss(trained):
         )
 
 
-def test_before_its_start_the_adversary_learns_but_does_not_count(trained):
+def test_before_its_start_the_adversary_learns_but_does_not_count(trained, gradients):
     _, adversary, _ = trained
-    before, _ = gradients(trained, adversary, 1)
-    without, _ = gradients(trained, None, 1)
+    before, _ = gradients("constant", 1)
+    without, _ = gradients("none", 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, without)
     assert not adversary.plays(1) and adversary.plays(2) and game(start=9, warmup=4).plays(5)
     np.testing.assert_allclose([adversary.share(s) for s in range(8)], [0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
 
 
-def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(trained):
-    _, adversary, _ = trained
-
+def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(gradients):
     def at_last_layer(tree):
         return np.asarray(tree["autoencoder"]["decoder"]["conv_out"]["kernel"])
 
     late = 9
-    without, _ = gradients(trained, None, late)
-    constant, _ = gradients(trained, adversary, late)
-    adaptive, terms = gradients(trained, dataclasses.replace(adversary, adaptive=1e4), late)
+    without, _ = gradients("none", late)
+    constant, _ = gradients("constant", late)
+    adaptive, terms = gradients("adaptive", late)
     reconstruction = at_last_layer(without)
     alone = 2 * (at_last_layer(constant) - reconstruction)  # its weight was 0.5
     expected = np.linalg.norm(reconstruction) / (np.linalg.norm(alone) + 1e-4)

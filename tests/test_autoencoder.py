@@ -177,11 +177,10 @@ def test_recomputation_changes_no_gradient(options):
         return jax.jit(jax.grad(loss))(params)
 
     expected = gradient()
-    for levels in ((0, 2), (0, 1, 2)):
-        found = gradient(remat=levels)
-        assert jax.tree.structure(found) == jax.tree.structure(expected)  # checkpoints do not depend on it
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=min(1e-4, 1e-5 * np.abs(b).max()))
+    found = gradient(remat=(0, 2))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)  # checkpoints do not depend on it
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=min(1e-4, 1e-5 * np.abs(b).max()))
 
 
 def test_film_tells_images_from_videos():

@@ -68,12 +68,13 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     return jax.device_get((terms, gathered)), state
 
 
+@pytest.mark.slow  # what convolutions do among devices: test_convolve.py
 @pytest.mark.parametrize(
     ("sizes", "images", "convolution"),
     [
         pytest.param((2, 2, 2), 4, conv._native, id="data 2 fsdp 2 space 2"),
-        pytest.param((2, 2, 2), 4, conv._cpu, marks=pytest.mark.slow, id="data 2 fsdp 2 space 2 of CPUs"),
-        pytest.param((4, 2, 1), 8, conv._cpu, marks=pytest.mark.slow, id="data 4 fsdp 2 of CPUs"),
+        pytest.param((2, 2, 2), 4, conv._cpu, id="data 2 fsdp 2 space 2 of CPUs"),
+        pytest.param((4, 2, 1), 8, conv._cpu, id="data 4 fsdp 2 of CPUs"),
     ],
 )
 def test_eight_devices_do_what_one_does(monkeypatch, sizes, images, convolution):

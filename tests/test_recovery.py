@@ -82,6 +82,7 @@ def test_one_bad_update_is_skipped_counted_and_named(media, tmp_path):
     assert np.isfinite(logged(tmp_path, "grad_norm")[7])
 
 
+@pytest.mark.slow
 def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp_path):
     """Their samples, and not their steps, are at fault: the first pass of steps 5 to 7."""
     clean = tmp_path / "clean"
@@ -123,6 +124,7 @@ def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_c
     assert logged(tmp_path, "bad_steps")[12] == 6  # those after the last return were met again, and were good
 
 
+@pytest.mark.slow
 def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media, tmp_path):
     def strikes(step, x):
         jax.debug.callback(lambda s: os.kill(os.getpid(), signal.SIGTERM) if s == 6 else None, step)
