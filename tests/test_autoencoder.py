@@ -156,6 +156,7 @@ def test_a_stream_in_chunks_is_the_whole_clip(options):
     )
 
 
+@pytest.mark.parametrize("levels", [(0, 2), pytest.param((0, 1, 2), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(
     "options",
     [
@@ -165,7 +166,7 @@ def test_a_stream_in_chunks_is_the_whole_clip(options):
         ),
     ],
 )
-def test_recomputation_changes_no_gradient(options):
+def test_recomputation_changes_no_gradient(options, levels):
     x = clip(5)
 
     def gradient(**more):
@@ -177,7 +178,7 @@ def test_recomputation_changes_no_gradient(options):
         return jax.jit(jax.grad(loss))(params)
 
     expected = gradient()
-    found = gradient(remat=(0, 2))
+    found = gradient(remat=levels)
     assert jax.tree.structure(found) == jax.tree.structure(expected)  # checkpoints do not depend on it
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=min(1e-4, 1e-5 * np.abs(b).max()))

@@ -16,7 +16,10 @@ from vaejax.codec.stream import StreamEncoder
 from vaejax.codec.trained import Trained, fingerprint
 from vaejax.errors import InputError
 
-LENGTHS = [(n, film) for n in (1, 2, 5, 16, 33, 81) for film in (False, True) if n < 3 or not film]
+LENGTHS = [
+    *((n, film) for n in (1, 2, 5, 16, 33, 81) for film in (False, True) if n < 3 or not film),
+    *(pytest.param(n, False, marks=pytest.mark.slow) for n in (3, 17, 31)),
+]
 MEAN, STD = np.float32([0.5, -1.0, 0.0, 2.0]), np.float32([0.5, 2.0, 1.0, 0.1])
 
 

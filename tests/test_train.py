@@ -99,15 +99,7 @@ def assert_same_end(one, two, step):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-# Discriminators count from the first update on: with its three phases a bucket would have three programs.
-FLAGS = (
-    "--config.steps=20",
-    "--config.checkpoint.every=7",
-    "--config.eval.every=20",
-    "--config.loss.adversarial.start=0",
-    "--config.loss.adversarial.warmup=0",
-    BUCKETS,
-)
+FLAGS = ("--config.steps=20", "--config.checkpoint.every=7", "--config.eval.every=20", BUCKETS)
 
 
 @pytest.fixture(scope="module")
