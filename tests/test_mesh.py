@@ -140,7 +140,7 @@ def spoiled(place, devices):
     for step in range(3):
         batch = Batch(rng.integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8), range(8), [], [])
         update.prepare(step)
-        state, terms = update(state, {"image_16x16": batch}, step)
+        state, terms = update(state, {"image_16x16": batch})
         states.append(jax.device_get(state))
         finite.append((bool(terms["all"]["finite"]), bool(terms["image_16x16"]["finite"])))
         flags = [bool(shard.data) for shard in terms["all"]["finite"].addressable_shards]

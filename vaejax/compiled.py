@@ -178,15 +178,21 @@ class Update:
         self._key, self._lpips = sharding.everywhere(
             programs.mesh, (jax.random.key(seed), programs.lpips_params)
         )
-        self._compiled: dict = {}
+        self._phase: Phase | None = None
+        self._compiled: tuple = ()
+        self._changes = 0  # of the phase
         self.model_flops: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}
 
     def prepare(self, step: int, doing: Callable[[str], None] = lambda what: None) -> None:
-        """Compiles what `step` needs and is not there yet; `doing` hears of each program before."""
+        """Compiles what `step` needs and is not there yet; `doing` hears of each program before.
+
+        Those of one phase are there at a time: a device keeps them in its memory, gigabytes of a large run.
+        """
         phase = self._programs.phase(step)
-        if phase in self._compiled:
+        if phase == self._phase:
             return
+        self._phase, self._compiled = None, ()
         with self._told("the update", doing):
             nothing, apply = (
                 program(phase).lower().compile() for program in (self._programs.nothing, self._programs.apply)
@@ -198,14 +204,18 @@ class Update:
             self.compile_seconds[name] = took()
             if self._counts_flops:
                 self.model_flops[name] = self._programs.model_flops(phase, bucket)
-        multihost.meet(f"compiled at step {step}")
-        self._compiled[phase] = nothing, gradients, apply
+        self._changes += 1
+        multihost.meet(f"compiled {self._changes}")
+        self._phase, self._compiled = phase, (nothing, gradients, apply)
 
     def __call__(
-        self, state: TrainState, batches: Mapping[str, Batch], step: int
+        self, state: TrainState, batches: Mapping[str, Batch]
     ) -> tuple[TrainState, dict[str, Terms]]:
-        """The state after one update, and the terms of every bucket and of 'all'; `state` is given away."""
-        nothing, gradients, apply = self._compiled[self._programs.phase(step)]
+        """The state after an update of the step prepared last, and the terms of every bucket and of 'all'.
+
+        `state` is given away.
+        """
+        nothing, gradients, apply = self._compiled
         gathered, terms = nothing(state), {}
         for name, batch in batches.items():
             frames = sharding.global_frames(

@@ -205,7 +205,7 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
                 batches = next(stream).batches
                 waited = time.monotonic() - asked
                 watchdog.doing(UPDATE, step)
-                state, terms = update(state, batches, step)
+                state, terms = update(state, batches)
                 judge(*previous)
             profile.done(step, terms)
             previous = step, batches, terms
