@@ -3,7 +3,7 @@
 #
 #   launch/gpus.sh configs/joint.py runs/joint --config.data.media=FOLDER --config.mesh.fsdp=2
 #
-# CUDA_VISIBLE_DEVICES chooses GPUs. Needs: pip install -e '.[cuda13]'.
+# CUDA_VISIBLE_DEVICES chooses GPUs, PYTHON an interpreter. Needs: pip install -e '.[cuda13]'.
 set -euo pipefail
 config=$1 workdir=$2
 shift 2

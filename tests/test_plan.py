@@ -23,8 +23,8 @@ from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.errors import InputError
 from vaejax.plan import __main__ as planning
 from vaejax.plan import hlo, suggestion, table
-from vaejax.plan.cost import Cost
-from vaejax.plan.prediction import USABLE, Prediction
+from vaejax.plan.cost import Cost, needed_by
+from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
 
@@ -176,15 +176,35 @@ def test_an_update_that_does_not_fit_is_told_too():
     assert "the update needs 0.0 GB of 0.0; what may do: --config.mesh.fsdp=2" in text
 
 
-def suggested(config, chips, memory, capsys):
-    """What is suggested where a sample takes a byte a chip's share, and how many plans that took."""
-    where = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory / USABLE))
+def test_what_a_program_that_does_not_fit_needs_is_read_from_libtpus_message():
+    """Its total, of which the state is a part; messages of libtpu 0.0.52 and of other releases."""
+    new = "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries"
+    assert needed_by(f"{new} (74.58G) exceeds available HBM (15.75G).") == int(74.58 * 2**30)
+    old = "Ran out of memory in memory space hbm. Used 1.5T of 15.75G hbm. Exceeded hbm capacity by 1.4T."
+    assert needed_by(old) == int(1.5 * 2**40)
+    assert needed_by("INTERNAL: something else") == 0
+    found = predicted(temporary=1500, fits=False, code=0)
+    assert found.needed("image_64x64") == 1500 + 10 and not found.all_fit  # and the update's code
+
+
+def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed):
+    """What is suggested where a sample takes a byte of a chip's share, and the plans that took.
+
+    `really` makes of the batch of images and a program's memory what it needs when it is compiled.
+    """
+    where = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory))
     plans = []
 
     def plan(config):
         plans.append(config)
         buckets = configuration.buckets(config, chips // config.mesh.space, config.mesh.space)
-        costs = {b.name: cost(temporary=round(b.batch / chips), flops=100 * b.batch) for b in buckets}
+        costs = {}
+        for b in buckets:
+            needed = round(really(config.data.buckets.image_64x64.batch, b.batch / chips))
+            costs[b.name] = cost(temporary=needed, flops=100 * b.batch)
+            if needed > memory:
+                unknown = {"collectives": {}, "memory_traffic": 0.0, "code": 0, "fits": False}
+                costs[b.name] = dataclasses.replace(costs[b.name], **unknown)
         costs["update"] = cost(flops=0, temporary=0, memory_traffic=1000.0)
         return Prediction(buckets, costs, 0, 0, chips, where.chip)
 
@@ -201,6 +221,38 @@ def test_the_largest_batches_that_fit_are_suggested_for_a_mesh_that_does_not_sui
     assert plans[0].mesh.fsdp * plans[0].mesh.space <= 16
     assert "--config.data.buckets.image_64x64.batch=256" in out  # 16 a chip, at 24 there is no room
     assert "--config.data.buckets.video_9x64x64.batch=64" in out
+
+
+def of_sixteen(images, clips):
+    config = demo.get_config()
+    config.mesh.update({"fsdp": 4, "space": 1})
+    config.data.buckets.image_64x64.batch, config.data.buckets.video_9x64x64.batch = images, clips
+    return config
+
+
+def test_an_estimate_that_was_too_low_leads_to_the_largest_batch_below_it(capsys):
+    def really(batch, needed):
+        return needed * (1.5 if batch >= 256 else 1)
+
+    out, plans = suggested(of_sixteen(64, 16), 16, 30 + 16.0, capsys, really)
+    assert [config.data.buckets.image_64x64.batch for config in plans] == [64, 256, 128, 192]
+    assert "--config.data.buckets.image_64x64.batch=192" in out
+
+
+def test_where_nothing_else_fits_the_configuration_itself_is_suggested(capsys):
+    def really(batch, needed):
+        return needed * (20 if batch > 64 else 1)
+
+    out, plans = suggested(of_sixteen(64, 16), 16, 30 + 16.0, capsys, really)
+    assert len(plans) > 1 and "--config.data.buckets.image_64x64.batch=64" in out
+
+
+def test_from_what_does_not_fit_a_smaller_batch_is_suggested(capsys):
+    out, plans = suggested(of_sixteen(1024, 256), 16, 30 + 32.0, capsys)
+    assert plans[0].data.buckets.image_64x64.batch == 1024
+    assert "--config.data.buckets.image_64x64.batch=512" in out and len(plans) <= 3
+    with pytest.raises(InputError, match="none of the 1 that were tried fits"):
+        suggested(of_sixteen(1024, 256), 16, 1.0, capsys)
 
 
 def test_one_chip_gets_a_suggestion_too_and_what_suits_none_is_one_line(capsys):

@@ -30,7 +30,8 @@ def defaults() -> ConfigDict:
             "log_every": 50,  # updates
             "data": {
                 "media": "",  # FOLDER[,FOLDER] of photos and clips; takes the place of sources
-                # label: {kind: media | tfds | array_record | demo; weight; path, or name, split, eval_split}
+                # label: {kind: media | tfds | array_record | demo; weight; path, or of tfds name, split,
+                # eval_split, data_dir, feature}
                 "sources": {},
                 # image_HxW or video_TxHxW: {batch: over all devices, 0 is off; weight: of its loss;
                 # every: drawn at one step in so many}

@@ -1,4 +1,4 @@
-"""What accelerators can do at most, by their makers' data sheets."""
+"""What accelerators can do at most, by their makers' data sheets, and of TPUs' memory by their compiler."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ class Chip:
 
     Attributes:
       flops: bfloat16 operations a second, dense.
-      memory: bytes.
+      memory: bytes that programs may use, as libtpu tells where one does not fit; the runtime keeps the rest.
       bandwidth: of the memory, bytes a second.
       interconnect: to other chips, all links together, bytes a second each way.
       dimensions: of the torus that the links make, each having its share of them.
@@ -38,10 +38,10 @@ class Chip:
 GIB = 2**30
 # By a word, or words, of JAX's device kind.
 TPUS = {
-    "TPU v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 3, 4),
-    "TPU v5 lite": Chip(197e12, 16 * GIB, 819e9, 200e9, 2, 16),
-    "TPU v5": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3, 4),
-    "TPU v6 lite": Chip(918e12, 32 * GIB, 1638e9, 400e9, 2, 16),
+    "TPU v4": Chip(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4),
+    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16),
+    "TPU v5": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 3, 4),
+    "TPU v6 lite": Chip(918e12, 31.24 * GIB, 1638e9, 400e9, 2, 16),
 }
 TPUS |= {"TPU v5e": TPUS["TPU v5 lite"], "TPU v5p": TPUS["TPU v5"], "TPU v6e": TPUS["TPU v6 lite"]}
 GPU_FLOPS = {

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         found = table.numbers(config, where, prediction, SAMPLES.value, PRICE.value)
         with command.writing(JSON.value, "--json"):
             pathlib.Path(JSON.value).write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if all(map(prediction.fits, prediction.costs)) else 1
+    return 0 if prediction.all_fit else 1
 
 
 def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int = 1) -> Prediction:

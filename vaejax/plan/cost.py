@@ -31,7 +31,7 @@ class Cost:
       memory_traffic: bytes read from and written to memory; 0 where it does not fit.
       collectives: bytes sent to other chips, by kind.
       output, aliased, temporary, code: bytes; the output's aliased part lies in the arguments.
-      fits: whether the compiler found room; if not, `temporary` is what it would have needed.
+      fits: whether the compiler found room; if not, `temporary` is what it needs in all, with its arguments.
       seconds: that compilation took.
     """
 
@@ -123,11 +123,11 @@ def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"HLO temporaries \(([\d.]+)([KMG])\)", str(error))
+        needed = needed_by(str(error))
         if not needed:
             raise
         found = dict.fromkeys(("output", "aliased", "code"), 0) | {"memory_traffic": 0.0, "collectives": {}}
-        found["temporary"] = int(float(needed[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[needed[2]])
+        found["temporary"] = needed
         return found | {"fits": False, "seconds": time.monotonic() - begin}
     memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
     return {
@@ -140,6 +140,12 @@ def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
         "fits": True,
         "seconds": time.monotonic() - begin,
     }
+
+
+def needed_by(message: str) -> int:
+    """Bytes that a program needs in all, of libtpu's message that it does not fit; 0 of another message."""
+    found = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT])\b", message)
+    return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))) if found else 0
 
 
 @functools.cache

@@ -7,8 +7,6 @@ from vaejax.data.bucket import Bucket
 from vaejax.hardware import Chip
 from vaejax.plan.cost import Cost
 
-USABLE = 15.75 / 16  # of a TPU's memory; the runtime keeps the rest
-
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -16,8 +14,9 @@ class Prediction:
 
     XLA's own estimate of a program's time is negative for large ones, so time is predicted from what it does:
     the longer of computing at the chip's peak and of moving its memory traffic, and then its collectives, as
-    if nothing hid them and each went along one dimension of the slice, by that one's links alone. A real run
-    is slower: no kernel reaches the peak.
+    if nothing hid them and each went along one dimension of the slice, by that one's links alone. Chips are
+    taken to share the operations evenly: what several of them repeat is not seen. A real run is slower: no
+    kernel reaches the peak.
 
     Attributes:
       buckets: of the run.
@@ -39,22 +38,33 @@ class Prediction:
 
     @property
     def code(self) -> int:
-        """Bytes a chip of all programs, which stay there together."""
+        """Bytes a chip of all programs of an update, which stay there together."""
         return sum(cost.code for cost in self.costs.values())
+
+    def work(self, name: str) -> int:
+        """Bytes a chip that one program needs beside the state and code: activations above all."""
+        cost = self.costs[name]
+        if not cost.fits:
+            return max(0, cost.temporary - self.state)
+        return cost.temporary + cost.output - cost.aliased
 
     def needed(self, name: str) -> int:
         """Bytes a chip while one program runs, the others' code beside it."""
-        cost = self.costs[name]
-        return self.state + self.code + cost.temporary + cost.output - cost.aliased
+        return self.state + self.code + self.work(name)
 
     @property
     def room(self) -> float:
         """Bytes a chip that programs may use."""
-        return self.chip.memory * USABLE if self.chip else float("inf")
+        return self.chip.memory if self.chip else float("inf")
 
     def fits(self, name: str) -> bool:
         """Whether there is room for a program."""
         return self.costs[name].fits and self.needed(name) <= self.room
+
+    @property
+    def all_fit(self) -> bool:
+        """Whether there is room for every program."""
+        return all(map(self.fits, self.costs))
 
     def seconds(self, name: str) -> dict[str, float]:
         """Of a program: 'compute', 'memory', 'links', and the 'total' predicted."""

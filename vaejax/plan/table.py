@@ -31,7 +31,7 @@ def numbers(
             "fits": found.fits(name),
             "bytes": {
                 "needed": found.needed(name),
-                "activations": cost.temporary,
+                "activations": found.work(name),
                 "code": cost.code,
                 "traffic": cost.memory_traffic,
                 "sent": cost.collectives,
@@ -94,14 +94,14 @@ def text(config: ConfigDict, where: Topology, found: Prediction, samples: int = 
             f" {update['bytes_sent'] / 1e6:,.0f} MB sent by a chip",
             f"{run['samples']:,.0f} samples: {run['hours']:,.1f} hours"
             + (f", {run['cost']:,.0f} at {price:g} a chip-hour" if price else ""),
-            "(a roofline: real kernels are slower; samples of all buckets alike)",
+            "(a roofline: real kernels are slower; all buckets alike; updates alone, not evaluation)",
         ]
     return "\n".join(lines)
 
 
 def _row(name: str, bucket: Bucket | None, found: Prediction) -> str:
     cost, batch = found.costs[name], bucket.batch if bucket else ""
-    cells = [batch, f"{cost.temporary / GB:.2f}", f"{found.needed(name) / GB:.2f}"]
+    cells = [batch, f"{found.work(name) / GB:.2f}", f"{found.needed(name) / GB:.2f}"]
     cells.append(f"{cost.flops / found.chips / 1e12:.2f}")
     if cost.fits:
         cells += [f"{cost.memory_traffic / GB:.1f}", f"{cost.sent / 1e6:.0f}"]
@@ -129,8 +129,8 @@ def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
     for bucket in found.buckets:
         if found.fits(bucket.name):
             continue
-        needed, fixed = found.needed(bucket.name), found.state + found.code
-        remedies = [*_smaller(bucket, max(0.0, found.room - fixed) / (needed - fixed), config, found.chips)]
+        needed, left = found.needed(bucket.name), max(0.0, found.room - found.state - found.code)
+        remedies = [*_smaller(bucket, left / max(1, found.work(bucket.name)), config, found.chips)]
         levels = tuple(range(len(configuration.architecture(config.model).strides) + 1))
         if set(levels) - set(config.model.remat):
             remedies.append(f"--config.model.remat='{levels}'")
