@@ -41,7 +41,8 @@ on_all "set -e
     curl -fsS \$packages/doc/apt-key.gpg | sudo tee \$key >/dev/null
     echo \"deb [signed-by=\$key] \$packages gcsfuse-\$(lsb_release -cs) main\" |
       sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    sudo apt-get update -qq && sudo apt-get install -y -qq gcsfuse
+    wait=DPkg::Lock::Timeout=300 # a new machine may be upgrading itself
+    sudo apt-get -o \$wait update -qq && sudo apt-get -o \$wait install -y -qq gcsfuse
   }
   mkdir -p bucket && { mountpoint -q bucket || gcsfuse --implicit-dirs $BUCKET bucket; }
   test -d vaejax || git clone -q $repository vaejax
@@ -49,9 +50,10 @@ on_all "set -e
   python3 -m uv venv -q --allow-existing --python 3.12 .venv
   python3 -m uv pip install -q --python .venv/bin/python -e '.[tpu]'"
 
-# Detached: the run lives on when this machine's connection does not.
+# Detached: the run lives on when this machine's connection does not. A worker that crashed comes back when the others
+# have noticed.
 arguments=
 (($#)) && printf -v arguments ' %q' "$@"
 on_all "cd vaejax && pgrep -f '^bash launch/again.sh' >/dev/null && { echo 'it runs already'; exit 0; }
-  nohup launch/again.sh ~/bucket/$run \$PWD/.venv/bin/python -m vaejax.main --multihost \
+  PAUSE=45 nohup launch/again.sh ~/bucket/$run \$PWD/.venv/bin/python -m vaejax.main --multihost \
     --config=$config --workdir=\$HOME/bucket/$run$arguments >>~/vaejax.log 2>&1 </dev/null &"

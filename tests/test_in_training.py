@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -99,6 +101,22 @@ def test_a_probe_gives_up_when_the_run_is_asked_to_stop(run, config, monkeypatch
         again = in_training.TrainingProbe(*opened(config), config, codec.model, mesh, stopping)
         assert again.evaluate({"autoencoder": codec.params}) == ({}, None)
         assert asked == last
+
+
+def test_a_notice_amid_evaluation_is_followed_at_once(config, tmp_path, monkeypatch):
+    """What it was to say is given up, the state is saved, not that of some steps before."""
+    config = config.copy_and_resolve_references()
+    config.probe.every, config.eval.every, config.checkpoint.every, config.checkpoint.best = 0, 2, 100, ""
+
+    def noticed(*arguments, read=pipeline.eval_batches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from read(*arguments)
+
+    monkeypatch.setattr(pipeline, "eval_batches", noticed)
+    assert not train.fit(config, str(tmp_path))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert not [line for line in lines if line["split"] == "eval"]
 
 
 def test_a_probe_that_fails_ends_no_run(run, config, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from sklearn.metrics import pairwise
 from vaejax import probe as command
 from vaejax.data import sources
 from vaejax.data.order import Order
-from vaejax.errors import InputError
+from vaejax.errors import InputError, Stopped
 from vaejax.evaluation.codec import open_codec
 from vaejax.evaluation.features import Features
 from vaejax.evaluation.probe import controls, dit, flow
@@ -22,7 +22,7 @@ from vaejax.evaluation.probe.cache import Latents
 from vaejax.evaluation.probe.fit import fit, velocity
 from vaejax.evaluation.probe.media import open_media
 from vaejax.evaluation.probe.presets import PRESETS
-from vaejax.evaluation.probe.score import Probe, Stopped
+from vaejax.evaluation.probe.score import Probe
 
 TINY = dataclasses.replace(
     PRESETS["cpu"], width=16, depth=2, heads=2, steps=12, batch=8, warmup=2, train_samples=24, samples=9,

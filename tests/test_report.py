@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from io import BytesIO
 
 import jax.numpy as jnp
@@ -159,3 +161,28 @@ def test_only_the_main_process_writes(tmp_path):
     writer.write_scalars(1, {"train/all/nll": 1.0})
     writer.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pause", ["0", "0.01"])
+def test_where_tensorboard_cannot_be_written_the_run_goes_on(tmp_path, pause):
+    """A file that may not grow past 2 kB, as on a full disk: its thread ends, and nobody waits for it."""
+    program = """
+import resource, sys, time
+from vaejax.report import TensorboardWriter
+writer = TensorboardWriter(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+for step in range(200):
+    writer.write_scalars(step, {"train/all/loss": 1.0})
+    time.sleep(float(sys.argv[2]))
+writer.flush()
+writer.close()
+print("went on")
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "tensorboard", pause],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0 and "went on" in found.stdout
+    assert found.stderr.count("tensorboard: cannot be written any more, is the disk full?") == 1

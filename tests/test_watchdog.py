@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from vaejax.watchdog import UPDATE, Doing, findings
+from vaejax.watchdog import DONE, SILENCE, UPDATE, Doing, Silent, findings
 
 
 def said(process, what=UPDATE, step=7, ago=1.0, patient=False, for_seconds=70):
@@ -60,3 +60,18 @@ def test_a_process_that_is_alone_and_hangs_is_ended(patient):
     assert found.returncode == 1
     assert re.search(r"error: process 0 on \S+ stalls at step 7, evaluating for", found.stderr), found.stderr
     assert "most recent call first" in found.stderr  # where it was
+
+
+def test_who_falls_silent_is_named_once_each_time():
+    """Whatever the hosts' clocks say."""
+    silent, one, other = Silent(), said(0), said(1, ago=1e6)
+    assert silent.since([one, other], 0.0) == []
+    one = said(0)
+    assert silent.since([one, other], SILENCE - 1.0) == []
+    assert silent.since([said(0), other], SILENCE + 1.0) == [other]
+    assert silent.since([said(0), other], SILENCE + 6.0) == []
+    back = said(1, ago=1e6 - 1)
+    assert silent.since([said(0), back], SILENCE + 11.0) == []
+    assert silent.since([said(0), back], 2 * SILENCE + 12.0) == [back]
+    done = said(0, DONE)
+    assert silent.since([done], 3 * SILENCE) == silent.since([done], 5 * SILENCE) == []

@@ -4,6 +4,8 @@ import json
 import os
 from collections.abc import Mapping
 
+import jax
+
 from vaejax import multihost
 from vaejax.data.pipeline import Batch
 
@@ -26,14 +28,9 @@ class BadSteps:
     """
 
     def __init__(self, path: str | os.PathLike, start: int, writes: bool = True):
-        self._path, self._writes, self._lines = os.fspath(path), writes, []
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                for line in file:
-                    try:
-                        self._lines.append(json.loads(line))
-                    except ValueError:  # torn by a kill
-                        continue
+        self._path, self._writes = os.fspath(path), writes
+        # As process 0 has it: hosts may see a file that they share at different times.
+        self._lines = multihost.gathered(_read(path) if jax.process_index() == 0 else [])[0]
         back = max((i for i, line in enumerate(self._lines) if "back_to" in line), default=-1)
         kept = [line for line in self._lines[back + 1 :] if line["step"] < start]
         self._lines = self._lines[: back + 1] + kept
@@ -89,3 +86,15 @@ class BadSteps:
             with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(json.dumps(line) + "\n" for line in self._lines)
             os.replace(partial, self._path)
+
+
+def _read(path: str | os.PathLike) -> list[dict]:
+    lines = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:  # torn by a kill
+                    continue
+    return lines

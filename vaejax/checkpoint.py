@@ -22,24 +22,28 @@ class Checkpoints:
       keep: how many of the latest stay.
       best: '' or the evaluated number, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint stays as well;
         '-' before it where lower is better.
-      read_only: of another run, which may be under way: nothing is saved, made or tidied up.
+      read_only: of another run, which may be under way: nothing is saved, made or tidied up. Otherwise what
+        a kill left of an unfinished save goes.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 1, best: str = "", read_only: bool = False):
         policies: list[Any] = [preservation_policy.LatestN(keep)]
+        name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
+
+        def goodness(scores: dict[str, float]) -> float:
+            return sign * scores.get(name, -sign * math.inf)
+
         if best:
-            name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
             policies.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda scores: sign * scores.get(name, -sign * math.inf),
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
+                preservation_policy.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
             )
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).expanduser().absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies), read_only=read_only
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                best_fn=goodness if best else None,  # else Orbax forgets the scores when the run ends
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 

@@ -14,5 +14,9 @@ def one_line(error: BaseException, longest: int = 200) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
+class Stopped(Exception):
+    """Work was given up because the run is to stop."""
+
+
 class TrainingFailed(RuntimeError):
     """A run cannot go on. The message is one line; commands print it without a traceback and exit with 1."""

@@ -40,7 +40,8 @@ class Preemption:
 
     def received(self) -> bool:
         """Whether any process was asked to stop; all processes ask together and get the same answer."""
-        return any(multihost.gathered(self._received))
+        self._agreed = self._agreed or any(multihost.gathered(self._received))
+        return self._agreed
 
     def requested(self, step: int) -> bool:
         """Whether any process was asked to stop; all processes get the same answer at the same step.

@@ -9,6 +9,7 @@ The writers have the method names of `clu.metric_writers.MetricWriter`, whose ow
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,9 @@ class JsonlWriter(Writer):
 class TensorboardWriter(Writer):
     """TensorBoard event files, written without TensorFlow. A video is written as a strip of its frames.
 
+    tensorboardX writes in a thread, which a full disk ends; whoever gives it more would wait for ever. So its
+    queue has no limit, and after that it gets no more, which stderr tells once: metrics.jsonl has the same.
+
     Args:
       directory: where the event files go.
       resume_step: the step the run goes on from; TensorBoard hides what was written for later steps. 0
@@ -154,12 +158,16 @@ class TensorboardWriter(Writer):
 
         # TensorBoard hides steps >= purge_step.
         purge_step = resume_step + 1 if resume_step else 0
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, max_queue=0)
+        events = self._writer.file_writer.event_writer
+        events._event_queue.cancel_join_thread()  # else the process waits for it at its end
+        self._thread, self._told = events._worker, False
 
     def write_scalars(self, step, scalars):
         """See `Writer`."""
         for key, value in scalars.items():
-            self._writer.add_scalar(key, _number(value), step)
+            if self._writes():
+                self._writer.add_scalar(key, _number(value), step)
 
     def write_images(self, step, images):
         """See `Writer`."""
@@ -167,7 +175,8 @@ class TensorboardWriter(Writer):
             array = np.asarray(array)
             for i, image in enumerate(array if array.ndim == 4 else [array]):
                 tag = f"{key}/{i}" if array.ndim == 4 and len(array) > 1 else key
-                self._writer.add_image(tag, image, step, dataformats="HWC")
+                if self._writes():
+                    self._writer.add_image(tag, image, step, dataformats="HWC")
 
     def write_videos(self, step, videos):
         """See `Writer`."""
@@ -176,7 +185,8 @@ class TensorboardWriter(Writer):
     def write_texts(self, step, texts):
         """See `Writer`."""
         for key, text in texts.items():
-            self._writer.add_text(key, text, step)
+            if self._writes():
+                self._writer.add_text(key, text, step)
 
     def write_hparams(self, hparams):
         """See `Writer`. A table of text: TensorBoard's own hyperparameter view wants one run per folder."""
@@ -185,11 +195,26 @@ class TensorboardWriter(Writer):
 
     def flush(self):
         """See `Writer`."""
-        self._writer.flush()
+        if self._writes():
+            try:
+                self._writer.flush()
+            except OSError:
+                self._give_up()
 
     def close(self):
         """See `Writer`."""
-        self._writer.close()
+        self.flush()
+        if self._writes():
+            self._writer.close()
+
+    def _writes(self) -> bool:
+        if not self._told and not self._thread.is_alive():
+            self._give_up()
+        return not self._told
+
+    def _give_up(self) -> None:
+        self._told = True
+        print(f"{self._writer.logdir}: cannot be written any more, is the disk full?", file=sys.stderr)
 
 
 def writers(workdir: str | os.PathLike, resume_step: int = 0, is_main: bool = True) -> MultiWriter:

@@ -18,7 +18,7 @@ from vaejax.bad_steps import BadSteps
 from vaejax.checkpoint import Checkpoints
 from vaejax.compiled import Programs, Update
 from vaejax.data import bad_samples, bucket, pipeline, sources
-from vaejax.errors import InputError, TrainingFailed
+from vaejax.errors import InputError, Stopped, TrainingFailed
 from vaejax.evaluation import latents, normalisation
 from vaejax.evaluation.held_out import HeldOut
 from vaejax.evaluation.probe.in_training import TrainingProbe
@@ -113,17 +113,21 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
     profile = Profile(directory / "profile", config.profile, is_main)
     bad_steps = BadSteps(directory / "bad_steps.jsonl", start, writes=is_main)
     positions |= bad_steps.positions(start)
-    held_out = HeldOut(samples, buckets, config, model, programs.objective, mesh, networks)
     preemption = Preemption()
 
-    def giving_up():
-        """Whether the probe is to, which asks now and then."""
+    def evaluation_stops():
+        """Whether evaluation is to give up, which asks now and then; the last is waited for."""
+        watchdog.doing("evaluating", step, patient=True)
+        return preemption.received() and step < config.steps
+
+    def probe_stops():
         watchdog.doing("probing", step, patient=True)
         return preemption.received()
 
+    held_out = HeldOut(samples, buckets, config, model, programs.objective, mesh, networks, evaluation_stops)
     probe = None
     if config.probe.every:
-        probe = TrainingProbe(samples, buckets, config, model, mesh, stopping=giving_up)
+        probe = TrainingProbe(samples, buckets, config, model, mesh, probe_stops)
     writer = report.writers(directory, start, is_main)
     writer.write_hparams(dict(config.to_dict()))
     progress = report.Progress(config.steps, start, is_main=is_main, peak_flops=peak_flops)
@@ -164,7 +168,10 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
             alarms[name] = told
 
     def evaluate(step, state):
-        scores = held_out.evaluate(state.ema, state.params)
+        try:
+            scores = held_out.evaluate(state.ema, state.params)
+        except Stopped:
+            return {}
         writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
         if is_main:
             print(held_out.table(step, scores), file=sys.stderr)
@@ -180,10 +187,13 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
         return scores
 
     def show(step, state):
-        for name, *columns in held_out.panels(state.ema):
-            if is_main:
-                panel = report.write_panels(directory, step, name, *columns, config.data.fps)
-                writer.write_images(step, {f"eval/{name}/panel": panel[None]})
+        with contextlib.suppress(Stopped):
+            for name, *columns in held_out.panels(state.ema):
+                if is_main:
+                    panel = report.write_panels(directory, step, name, *columns, config.data.fps)
+                    writer.write_images(step, {f"eval/{name}/panel": panel[None]})
+
+    every = [config.log_every, *(config[part].every for part in ("eval", "probe", "panels", "checkpoint"))]
 
     # The loop. What a step says is read after the next is under way, so that the device never waits for us.
     with contextlib.ExitStack() as stack:
@@ -223,34 +233,34 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
             )
 
             stopping, last = preemption.requested(step), step == config.steps
-            due = [step % every == 0 or last for every in (config.log_every, config.eval.every)]
-            probing = probe and (step % config.probe.every == 0 or last)
-            showing, saving = step % config.panels.every == 0 or last, step % config.checkpoint.every == 0
-            if any(due) or probing or saving or stopping or bad_steps.in_row:
+            logging, scoring, probing, showing, saving = (n and (step % n == 0 or last) for n in every)
+            if logging or scoring or probing or showing or saving or stopping or bad_steps.in_row:
                 judge(*previous)
                 previous = step - 1, {}, None
-            if due[0] or saving or stopping:
+            if logging or scoring or probing or showing or saving or stopping:
                 bad.write()
-            if due[0]:
+            if logging:
                 log(step, latest)
                 latest = {}
-            watchdog.doing("evaluating", step, patient=True)
             with progress.paused():
-                scores = evaluate(step, state) if due[1] else {}
-                if probing and not stopping:
-                    scores |= generate(step, state)
-                if showing:
-                    show(step, state)
+                scores = {}
+                if (scoring or probing or showing) and (last or not stopping):
+                    watchdog.doing("evaluating", step, patient=True)
+                    scores = evaluate(step, state) if scoring else {}
+                    scores |= generate(step, state) if probing else {}
+                    if showing:
+                        show(step, state)
+                    stopping = stopping or preemption.received()
                 # Amid bad steps the state may be the reason: the last checkpoint is the better one.
                 if last or ((stopping or saving) and not bad_steps.in_row):
-                    watchdog.doing("saving a checkpoint", step)
+                    watchdog.doing("saving a checkpoint", step, patient=True)
                     writer.flush()
                     checkpoints.save(state, step, positions, json.loads(config.to_json_best_effort()), scores)
             if stopping and not last:
                 saved = checkpoints.latest() or 0
                 break
             if bad_steps.in_row >= config.recovery.bad_steps and not last:
-                back = checkpoints.latest() or 0
+                back = multihost.gathered(checkpoints.latest() or 0)[0]
                 _check_rollbacks(bad_steps, step, back, config.recovery.rollbacks)
                 bad_steps.rolled_back(step, back, positions)
                 if is_main:
@@ -308,7 +318,7 @@ def _check_same_networks(saved: dict, config: ConfigDict, where: str, discrimina
 
 def _check_init(config: ConfigDict) -> None:
     with Checkpoints(config.init, read_only=True) as source:
-        step = source.latest()
+        step = multihost.gathered(source.latest())[0]  # it may be under way
         if step is None:
             raise InputError(f"init = {config.init}: no checkpoint in it; accepted: the --workdir of a run")
         _check_same_networks(source.config(step), config, config.init)
@@ -317,7 +327,7 @@ def _check_init(config: ConfigDict) -> None:
 def _start_from(config: ConfigDict, state: TrainState, shardings: TrainState) -> TrainState:
     """The first state of a run whose parameters are another run's averaged ones."""
     with Checkpoints(config.init, read_only=True) as source:
-        step = source.latest()
+        step = multihost.gathered(source.latest())[0]
         average = source.restore(step, state.replace(opponents={}), shardings.replace(opponents={}))[0].ema
     return state.replace(params=average, ema=jax.tree.map(jnp.copy, average))
 

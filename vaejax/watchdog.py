@@ -15,8 +15,10 @@ import jax
 from vaejax import multihost
 
 TOLD_EVERY = 5  # seconds between what a host tells the others
+SILENCE = 15  # seconds after which process 0 names one that tells nothing; after HEARTBEAT JAX ends all
 KEY = "vaejax/doing/"
 UPDATE = "waiting for the devices"
+DONE = "done"
 PATIENCE = 10  # times as long for what compiles, evaluates or writes what is left
 
 
@@ -57,6 +59,7 @@ class Watchdog:
         self._excused = 0.0  # when another was last seen at something that takes its time
         # Asking the others can block, where the process that keeps the answers hangs.
         self._asking = concurrent.futures.ThreadPoolExecutor(1, "watchdog-asking")
+        self._silent = Silent()
 
     def doing(self, what: str, step: int, patient: bool = False) -> None:
         """Says what begins now; `patient` where nobody knows how long it takes."""
@@ -70,13 +73,21 @@ class Watchdog:
 
     def __exit__(self, *exception):
         self._closed.set()
-        self._asking.shutdown(wait=False, cancel_futures=True)
+        if self._now and exception[0] is None:  # who waits for the others to end is not silent
+            self._asking.submit(_tell, dataclasses.replace(self._now, what=DONE))
+        self._asking.shutdown(wait=False)
 
     def _watch(self) -> None:
-        asked = self._asking.submit(lambda: None)
+        asked = self._asking.submit(list)
         while not self._closed.wait(min(TOLD_EVERY, self._seconds / 4)):
             now = self._now
             if asked.done() and now:
+                for one in [] if asked.exception() else self._silent.since(asked.result(), time.monotonic()):
+                    print(
+                        f"process {one.process} on {one.host} has told nothing for {SILENCE} s; the last was:"
+                        f" step {one.step}, {one.what}",
+                        file=sys.stderr,
+                    )
                 asked = self._asking.submit(_tell, dataclasses.replace(now, told=time.time()))
             if now and time.time() - max(now.since, self._excused) > _limit(now, self._seconds):
                 self._end(dataclasses.replace(now, told=time.time()))
@@ -95,6 +106,27 @@ class Watchdog:
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         os._exit(1)
+
+
+class Silent:
+    """Who tells nothing any more, by the clock of the one who listens."""
+
+    def __init__(self):
+        self._heard: dict[int, tuple[float, float]] = {}  # what each told last, and when that came
+        self._named: set[int] = set()
+
+    def since(self, everyone: list[Doing], now: float) -> list[Doing]:
+        """Those whom SILENCE seconds have passed over, each once until it is heard of again."""
+        named = []
+        for one in everyone:
+            told, at = self._heard.get(one.process, (None, now))
+            if told != one.told:
+                self._heard[one.process] = one.told, now
+                self._named.discard(one.process)
+            elif now - at >= SILENCE and one.what != DONE and one.process not in self._named:
+                self._named.add(one.process)
+                named.append(one)
+        return named
 
 
 def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
@@ -132,12 +164,13 @@ def _line(one: Doing) -> str:
     )
 
 
-def _tell(doing: Doing) -> None:
+def _tell(doing: Doing) -> list[Doing]:
+    """Tells the others; process 0, which keeps what is told, gets what all have."""
     store = multihost.store()
-    if store is not None:
-        store.key_value_set(
-            f"{KEY}{doing.process}", json.dumps(dataclasses.asdict(doing)), allow_overwrite=True
-        )
+    if store is None:
+        return []
+    store.key_value_set(f"{KEY}{doing.process}", json.dumps(dataclasses.asdict(doing)), allow_overwrite=True)
+    return _everyone() if doing.process == 0 else []
 
 
 def _everyone() -> list[Doing]:

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from vaejax import mesh as sharding
 from vaejax import multihost
 from vaejax.data import pipeline
 from vaejax.data.bucket import Bucket
-from vaejax.errors import InputError
+from vaejax.errors import InputError, Stopped
 from vaejax.evaluation.linear import LinearCodec, psnr_linear
 from vaejax.evaluation.reconstruction import SCORES, score
 from vaejax.models.autoencoder import Autoencoder
@@ -29,6 +29,7 @@ class HeldOut:
       config: the run's.
       model, objective, mesh: the run's.
       lpips_params: of the networks that LPIPS is told of, by name.
+      stopping: asked between two batches, by all processes together, whether to give up.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class HeldOut:
         objective: Objective,
         mesh: Mesh,
         lpips_params: Mapping[str, dict],
+        stopping: Callable[[], bool] = lambda: False,
     ):
         self._sources, self._buckets, self._config, self._mesh = sources, buckets, config, mesh
+        self._stopping = stopping
         self._channels = model.architecture.latent_channels
         self._factors = model.architecture.spatial_factor, model.architecture.temporal_factor
 
@@ -59,6 +62,9 @@ class HeldOut:
         NAME: psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK of the average (EMA) of the parameters, the
         same but LPIPS with _raw of the raw ones, psnr_linear of the best linear codec of the same latent
         size, samples, and activation spreads.
+
+        Raises:
+          Stopped: once `stopping` says so, as `panels` does.
         """
         scores = {}
         for bucket in self._buckets:
@@ -153,6 +159,8 @@ class HeldOut:
         """(all frames on this host, the global batch on the mesh, how many of its samples are real)."""
         for batch in self._samples(bucket):
             count = len(batch.frames)
+            if self._stopping():
+                raise Stopped
             repeats = np.arange(bucket.batch) % count  # the last batch is filled up, its copies not counted
             yield batch.frames, sharding.shared(self._mesh, batch.frames[repeats]), count
 

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vaejax.data.bucket import Bucket
-from vaejax.errors import InputError
+from vaejax.errors import InputError, Stopped
 from vaejax.evaluation.features import Features
 from vaejax.evaluation.probe import SCORES
 from vaejax.evaluation.probe.grid import grid
 from vaejax.evaluation.probe.media import Media
 from vaejax.evaluation.probe.presets import PRESETS
-from vaejax.evaluation.probe.score import Probe, Stopped
+from vaejax.evaluation.probe.score import Probe
 from vaejax.evaluation.run_codec import RunCodec
 from vaejax.models import weights
 from vaejax.models.autoencoder import Autoencoder

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vaejax import multihost
-from vaejax.errors import InputError
+from vaejax.errors import InputError, Stopped
 from vaejax.evaluation import frechet
 from vaejax.evaluation.codec import Codec, check_shape
 from vaejax.evaluation.features import SHORTEST_CLIP, Features
@@ -41,10 +41,6 @@ from vaejax.evaluation.probe.media import BATCH, Media
 from vaejax.evaluation.probe.presets import Preset
 
 SHOWN = 8  # samples of each kind for people to look at
-
-
-class Stopped(Exception):
-    """Somebody asked the probe to stop."""
 
 
 class Probe:
