@@ -64,8 +64,8 @@ def start(
     return processes
 
 
-def finish(processes: Sequence[Process], seconds: float = 900) -> list[int]:
-    """Waits for all of them: their exit codes."""
+def finish(processes: Sequence[Process], seconds: float = 3600) -> list[int]:
+    """Waits for all of them, slow as a machine may be (what hangs their watchdog ends): their exit codes."""
     try:
         return [process.popen.wait(seconds) for process in processes]
     finally:
