@@ -205,7 +205,7 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
 
 
 def test_a_signal_to_one_process_stops_all_after_saving_and_a_stopped_one_is_named(tmp_path):
-    arguments = [*SMALL, "--config.steps=400", "--config.checkpoint.every=100", "--config.recovery.stall=20"]
+    arguments = [*SMALL, "--config.steps=400", "--config.checkpoint.every=100", "--config.recovery.stall=15"]
     started = processes.start(2, 2, [f"--workdir={tmp_path}", *arguments], tmp_path)
     assert wait_for(lambda: steps_done(tmp_path) >= 3, started)
     kill(signal.SIGTERM, started[1])
