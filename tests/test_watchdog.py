@@ -27,6 +27,7 @@ def said(process, what=UPDATE, step=7, ago=1.0, patient=False, for_seconds=70):
         ([said(0), said(1, ago=65), said(2)], ["does not answer: process 1"]),
         ([said(0), said(1)], ["process 0 on host0", "process 1 on host1"]),
         ([], ["process 0 does not answer; process 0 on host0"]),
+        ([said(0), said(1, DONE, ago=65)], ["process 0 on host0 stalls at step 7"]),
         ([said(0), said(1, "compiling", patient=True), said(2)], []),
         ([said(0), said(1, "compiling", ago=65, patient=True)], ["does not answer: process 1"]),
         (
@@ -40,6 +41,7 @@ def said(process, what=UPDATE, step=7, ago=1.0, patient=False, for_seconds=70):
         "another is silent",
         "nobody knows",
         "no store",
+        "another is done",
         "another compiles",
         "another died while it compiled",
         "another evaluates for ten times as long",

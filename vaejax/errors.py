@@ -1,4 +1,4 @@
-"""The errors that a person reads as one line."""
+"""The errors that a person reads as one line, and the one by which work that is to stop ends."""
 
 
 class InputError(ValueError):
@@ -15,7 +15,7 @@ def one_line(error: BaseException, longest: int = 200) -> str:
 
 
 class Stopped(Exception):
-    """Work was given up because the run is to stop."""
+    """Work was given up because somebody asked for that."""
 
 
 class TrainingFailed(RuntimeError):

@@ -233,11 +233,11 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
             )
 
             stopping, last = preemption.requested(step), step == config.steps
-            logging, scoring, probing, showing, saving = (n and (step % n == 0 or last) for n in every)
-            if logging or scoring or probing or showing or saving or stopping or bad_steps.in_row:
+            due = logging, scoring, probing, showing, saving = [n and (step % n == 0 or last) for n in every]
+            if any(due) or stopping or bad_steps.in_row:
                 judge(*previous)
                 previous = step - 1, {}, None
-            if logging or scoring or probing or showing or saving or stopping:
+            if any(due) or stopping:
                 bad.write()
             if logging:
                 log(step, latest)

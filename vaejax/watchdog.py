@@ -74,7 +74,7 @@ class Watchdog:
     def __exit__(self, *exception):
         self._closed.set()
         if self._now and exception[0] is None:  # who waits for the others to end is not silent
-            self._asking.submit(_tell, dataclasses.replace(self._now, what=DONE))
+            self._asking.submit(_tell, dataclasses.replace(self._now, what=DONE, told=time.time()))
         self._asking.shutdown(wait=False)
 
     def _watch(self) -> None:
@@ -141,7 +141,7 @@ def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
     """
     if jax.process_count() > 1 and not others:
         return [f"process 0 does not answer; {_line(mine)}"]
-    others = others or [mine]
+    others = [one for one in others if one.what != DONE] or [mine]
     latest = max(one.told for one in others)
     silent = [one for one in others if latest - one.told > max(seconds / 2, 2 * TOLD_EVERY)]
     in_time = [one for one in others if one.told - one.since < _limit(one, seconds) and one not in silent]

@@ -12,13 +12,9 @@ from vaejax.codec.codec import Codec
 from vaejax.codec.files import DECODE, ENCODE, RECONSTRUCT, Task
 from vaejax.codec.latent_file import LatentFile
 from vaejax.codec.media_file import Converter, Settings
-from vaejax.errors import InputError, one_line
+from vaejax.errors import InputError, Stopped, one_line
 
 DONE = {ENCODE: "encoded", DECODE: "decoded", RECONSTRUCT: "reconstructed"}
-
-
-class _Stopped(Exception):
-    """Ctrl-C ends this file's work."""
 
 
 class Job:
@@ -56,14 +52,14 @@ class Job:
                 pool.shutdown(cancel_futures=True)
                 self._show()
         for one in work:
-            if not one.cancelled() and not isinstance(one.exception(), _Stopped):
+            if not one.cancelled() and not isinstance(one.exception(), Stopped):
                 one.result()
 
     def _do(self, task: Task) -> None:
         try:
             self._progressed(0)
             outcome = self._outcome(task)
-        except _Stopped:
+        except Stopped:
             raise
         except Exception as error:  # one file of a million must not end the others' work
             foreseen = isinstance(error, InputError)
@@ -108,7 +104,7 @@ class Job:
 
     def _progressed(self, frames: int) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise Stopped
         with self._lock:
             self._frames += frames
             if time.monotonic() - self._shown > 0.2:
