@@ -205,22 +205,28 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
 
 
 def test_a_signal_to_one_process_stops_all_after_saving_and_a_stopped_one_is_named(tmp_path):
-    arguments = [*SMALL, "--config.steps=400", "--config.checkpoint.every=100", "--config.recovery.stall=15"]
-    started = processes.start(2, 2, [f"--workdir={tmp_path}", *arguments], tmp_path)
+    arguments = [f"--workdir={tmp_path}", *SMALL, "--config.steps=400", "--config.checkpoint.every=100"]
+    started = processes.start(2, 2, arguments, tmp_path)
     assert wait_for(lambda: steps_done(tmp_path) >= 3, started)
     kill(signal.SIGTERM, started[1])
     assert processes.finish(started) == [75, 75]
     (saved,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved >= 3
 
-    started = processes.start(2, 2, [f"--workdir={tmp_path}", *arguments], tmp_path)
-    assert wait_for(lambda: steps_done(tmp_path) >= saved + 3, started)
-    kill(signal.SIGSTOP, started[1])  # it hangs
-    assert started[0].popen.wait(120) == 1
-    kill(signal.SIGKILL, started[1])
-    log = started[0].log.read_text()
-    assert re.search(r"error: does not answer: process 1 on \S+ stalls at step \d+", log), log[-3000:]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(saved)]
+    for ends, stall, code, told in (
+        ("the watchdog", 15, 1, r"error: does not answer: process 1 on \S+ stalls at step \d+"),
+        ("JAX", 600, -signal.SIGABRT, r"process 1 on \S+ has told nothing for 15 s; the last was: step \d+"),
+    ):
+        logs = tmp_path / ends
+        before = steps_done(tmp_path)
+        started = processes.start(2, 2, [*arguments, f"--config.recovery.stall={stall}"], logs)
+        assert wait_for(lambda at=before: steps_done(tmp_path) >= at + 3, started)
+        kill(signal.SIGSTOP, started[1])  # it hangs
+        assert started[0].popen.wait(120) == code, ends
+        kill(signal.SIGKILL, started[1])
+        log = started[0].log.read_text()
+        assert re.search(told, log), log[-3000:]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(saved)]
 
 
 def test_what_is_wrong_with_the_environment_is_one_line(monkeypatch):

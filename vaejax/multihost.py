@@ -24,7 +24,9 @@ T = TypeVar("T")
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FINDING = 300  # seconds in which all processes must have started
 MEETING = 24 * 3600 * 1000  # milliseconds; the watchdog looks after who does not come
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead, and the others end
+# Seconds without a sign of life after which a process counts as dead, and JAX ends the others. Signs come
+# every half of it: who stops right before its next one counts as dead after the other half.
+HEARTBEAT = 60
 
 
 def one_cpu_program_at_a_time() -> None:

@@ -15,7 +15,8 @@ import jax
 from vaejax import multihost
 
 TOLD_EVERY = 5  # seconds between what a host tells the others
-SILENCE = 15  # seconds after which process 0 names one that tells nothing; after HEARTBEAT JAX ends all
+# Seconds after which process 0 names one that tells nothing, before JAX ends all.
+SILENCE = multihost.HEARTBEAT // 4
 KEY = "vaejax/doing/"
 UPDATE = "waiting for the devices"
 DONE = "done"
