@@ -226,6 +226,7 @@ def test_a_signal_to_one_process_stops_all_after_saving_and_a_stopped_one_is_nam
         kill(signal.SIGKILL, started[1])
         log = started[0].log.read_text()
         assert re.search(told, log), log[-3000:]
+        assert ("\nThread 0x" in log) == (ends == "the watchdog"), log[-3000:]  # where all threads were
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(saved)]
 
 

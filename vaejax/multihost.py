@@ -1,6 +1,7 @@
 """Several processes, one run: how they find each other, and what they tell each other."""
 
 import contextlib
+import faulthandler
 import json
 import os
 import pathlib
@@ -69,6 +70,8 @@ def initialize() -> None:
     except RuntimeError as error:
         where = told.get("JAX_COORDINATOR_ADDRESS", "the first process")
         raise TrainingFailed(f"--multihost: {where} cannot be reached: {one_line(error)}") from error
+    # JAX aborts while threads run, where another process is gone: to tell of all of them can crash instead.
+    faulthandler.enable(all_threads=False)
     # JAX listens for it from here on, and before training does too (preemption.py) nobody would act on it.
     signal.signal(signal.SIGTERM, terminated)
 
