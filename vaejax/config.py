@@ -129,7 +129,7 @@ def defaults() -> ConfigDict:
             # An update that is not finite is skipped. After so many in a row the run goes back to its last
             # checkpoint and on with other samples; after so many returns to one checkpoint it ends.
             # Where nothing gets on for `stall` seconds (0: never), ten times as long while it starts,
-            # compiles or evaluates, a process says who stalls, and ends.
+            # compiles, evaluates or saves, a process says who stalls, and ends.
             "recovery": {"bad_steps": 10, "rollbacks": 5, "stall": 600},
             "init": "",  # the folder of a run whose EMA parameters this one starts from
             "mesh": {"data": 0, "fsdp": 1, "space": 1},  # data = 0: the devices that the others leave
