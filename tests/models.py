@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from vaejax.models.autoencoder import Architecture, Autoencoder
 
@@ -19,13 +19,10 @@ def randomised(seed: int = 0, **options):
 
     def init():
         key = jax.random.key(seed)
-        return model.init(key, jnp.zeros((1, 1 + t, s, s, 3)), key)["params"]
+        params, as_tree = ravel_pytree(model.init(key, jnp.zeros((1, 1 + t, s, s, 3)), key)["params"])
+        return as_tree(params + 0.1 * jax.random.normal(key, params.shape))
 
-    noise = np.random.default_rng(seed)  # NumPy's, for it need not be compiled
-    params = jax.tree.map(np.asarray, jax.jit(init)())
-    return model, jax.tree.map(
-        lambda x: jnp.asarray(x + 0.1 * noise.normal(size=x.shape).astype(x.dtype)), params
-    )
+    return model, jax.jit(init)()
 
 
 def clip(frames: int, height: int = 16, width: int = 16, batch: int = 1, seed: int = 1) -> jax.Array:

@@ -270,21 +270,22 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(gradien
 def test_a_discriminator_that_is_too_good_waits_and_one_not_asked_stays_as_it_is():
     adversary = game(names=("image",), pause_above=0.9)
     one = jax.jit(adversary.init)(jax.random.key(0))["image"]
+    learn = jax.jit(adversary.learn)
     gradient = jax.tree.map(jnp.ones_like, one.params)
     seen = adversarial.Observed(*map(jnp.float32, (1.0, -1.0, 0.8, 1.0)))
-    learned = adversary.learn(one, gradient, seen)
+    learned = learn(one, gradient, seen)
     assert not np.array_equal(learned.params["logit"]["kernel"], one.params["logit"]["kernel"])
     np.testing.assert_allclose(learned.accuracy, 0.95 * 0.5 + 0.05 * 0.8, rtol=1e-5)
     np.testing.assert_allclose(learned.real_mean, 0.9, rtol=1e-5)  # the first update counts for much
 
     good = one.replace(accuracy=jnp.float32(0.95))
-    waited = adversary.learn(good, gradient, seen)
+    waited = learn(good, gradient, seen)
     for field in ("params", "spectral", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(waited, field), getattr(good, field))
     assert waited.accuracy < 0.95  # it gets its turn again
 
     nothing = adversarial.Observed(*map(jnp.float32, (0.0, 0.0, 0.0, 0.0)))
-    jax.tree.map(np.testing.assert_array_equal, adversary.learn(one, gradient, nothing), one)
+    jax.tree.map(np.testing.assert_array_equal, learn(one, gradient, nothing), one)
 
 
 @pytest.mark.parametrize("kind", ["patch", "unet"])
