@@ -99,16 +99,7 @@ def assert_same_end(one, two, step):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-FLAGS = (
-    "--config.steps=20",
-    "--config.checkpoint.every=7",
-    "--config.eval.every=20",
-    BUCKETS,
-    # All terms from the first step on: one phase is compiled, not two.
-    "--config.loss.perceptual.start=0",
-    "--config.loss.adversarial.start=0",
-    "--config.loss.adversarial.warmup=0",
-)
+FLAGS = ("--config.steps=20", "--config.checkpoint.every=7", "--config.eval.every=20", BUCKETS)
 
 
 @pytest.fixture(scope="module")
