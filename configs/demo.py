@@ -3,9 +3,9 @@
     pip install -e '.[demo]'
     vaejax train --config=demo --workdir=runs/demo
 
-Hardware: a laptop; 8 to 15 minutes on two cores. Expected scores: 27.5 dB on images and 27.2 dB on clips (linear
-codec: 27.4 and 26.6), LPIPS .050 and .101. The last 250 updates train the full objective. It costs 0.3 dB and
-lowers LPIPS (of AlexNet, on which it trains) by half on images and by a third on clips.
+Hardware: a laptop; 8 to 15 minutes on two cores. Expected scores: 27.5 dB on images and 27.2 dB on clips
+(linear codec: 27.4 and 26.6), LPIPS .050 and .101. The last 250 updates train the full objective. It costs
+0.3 dB and lowers LPIPS (of AlexNet, on which it trains) by half on images and by a third on clips.
 
 On your own media: --config.data.media=FOLDER[,FOLDER]
 """

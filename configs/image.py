@@ -3,8 +3,9 @@
     vaejax train --config=image --workdir=DIR --config.data.media=FOLDER
     vaejax train --config=image:tiny --workdir=DIR --config.data.media=FOLDER
 
-Hardware: one node of eight accelerators. An image's convolutions are 2D, so the time axis costs nothing. The model
-accepts clips, but has never seen motion. It trains on reconstruction and KL only; loss.weights adds the other terms.
+Hardware: one node of eight accelerators. An image's convolutions are 2D, so the time axis costs nothing. The
+model accepts clips, but has never seen motion. It trains on reconstruction and KL only; loss.weights adds the
+other terms.
 Scores: not measured at this size.
 """
 

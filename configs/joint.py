@@ -5,8 +5,8 @@
     vaejax train --config=joint:large --workdir=DIR  # 342M parameters instead of 122M; a pod
     vaejax train --config=joint:tiny --workdir=DIR   # shrunk: minutes on a laptop
 
-Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space trade communication for
-memory. `large` has the mesh and batches of 256 chips; `vaejax plan` reports what fits on others.
+Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space trade communication
+for memory. `large` has the mesh and batches of 256 chips; `vaejax plan` reports what fits on others.
 Scores: not measured. It was trained shrunk, and for a few updates on one H100 (benchmarks/README.md).
 
 The default sources are public TFDS data sets; prepare them once:
@@ -21,8 +21,8 @@ from vaejax.config import shrink, variant
 
 # Loss weight of each resolution, from the Linum field notes: keeps the model from forgetting low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
-# Batches of `large` for 256 chips of 16 GB: at least one sample a chip. In the last two rows eight chips share the
-# height of a clip.
+# Batches of `large` for 256 chips of 16 GB: at least one sample a chip. In the last two rows eight chips
+# share the height of a clip.
 LARGE = {
     "image_192x320": 1024,
     "image_320x192": 512,
@@ -43,8 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"},
         "clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"},
     }
-    # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` gives each row about the same
-    # time.
+    # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` gives each row about the
+    # same time.
     config.data.buckets = {
         "image_192x320": {"batch": 64, "weight": WEIGHT[180]},
         "image_320x192": {"batch": 32, "weight": WEIGHT[180], "every": 2},
