@@ -29,10 +29,10 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
     import jax
     import jax.numpy as jnp
 
-    from vaejax import command
-    from vaejax import config as configuration
+    from vaejax import cli as command
     from vaejax.codec.codec import Codec
-    from vaejax.codec.trained import Trained
+    from vaejax.codec.load import Trained
+    from vaejax.config import schema as configuration
     from vaejax.models.autoencoder import Autoencoder
 
     command.keep_compiled()

@@ -14,10 +14,10 @@ import platform
 import statistics
 import time
 
-from vaejax.config import defaults
+from vaejax.config.schema import defaults
 from vaejax.data.bucket import parse_buckets
-from vaejax.data.order import Order
 from vaejax.data.pipeline import train_stream
+from vaejax.data.sampler import Order
 from vaejax.data.sources import check_buckets, open_sources
 from vaejax.errors import InputError
 

@@ -16,15 +16,16 @@ import sys
 import runs
 from scipy import stats
 
-from vaejax import command
+from vaejax import cli as command
 from vaejax.data import sources
 from vaejax.data.bucket import parse_buckets
-from vaejax.evaluation import results, run
-from vaejax.evaluation.features import Features
-from vaejax.evaluation.probe.media import Media
-from vaejax.evaluation.probe.presets import PRESETS
-from vaejax.evaluation.probe.score import Probe
-from vaejax.evaluation.run_codec import RunCodec
+from vaejax.evaluate import results
+from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.features import Features
+from vaejax.probe.presets import PRESETS
+from vaejax.probe.samples import Media
+from vaejax.probe.score import Probe
+from vaejax.rundir import folder as run
 
 SETTING = {
     "loss.weights.perceptual": 0.0,

@@ -15,15 +15,15 @@ import time
 
 from PIL import Image
 
-from vaejax import command
-from vaejax.evaluation import results
-from vaejax.evaluation.codec import open_codec
-from vaejax.evaluation.features import Features
-from vaejax.evaluation.probe import controls
-from vaejax.evaluation.probe.grid import grid
-from vaejax.evaluation.probe.media import open_media
-from vaejax.evaluation.probe.presets import PRESETS
-from vaejax.evaluation.probe.score import Probe
+from vaejax import cli as command
+from vaejax.evaluate import results
+from vaejax.evaluate.codecs.registry import open_codec
+from vaejax.evaluate.features import Features
+from vaejax.probe import controls
+from vaejax.probe.grid import grid
+from vaejax.probe.presets import PRESETS
+from vaejax.probe.samples import open_media
+from vaejax.probe.score import Probe
 
 WORSE = {"mixed": controls.mixed, "noise": controls.noisy}
 

@@ -28,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vaejax import train_step
+from vaejax.losses.objective import Objective, Outputs
 from vaejax.models.autoencoder import LOG_VARIANCE_INIT, SIZES, Architecture, Autoencoder
 from vaejax.models.posterior import LOG_VARIANCE_RANGE
-from vaejax.objective import Objective, Outputs
-from vaejax.train_state import TrainState
+from vaejax.train import step as train_step
+from vaejax.train.state import TrainState
 
 LEARNING_RATE, CLIP, EMA_DECAY = 1e-4, 0.1, 0.999
 Frames = dict[str, np.ndarray]

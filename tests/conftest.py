@@ -19,8 +19,8 @@ import absl.flags
 import jax
 import pytest
 
-from vaejax import multihost
 from vaejax.models import conv
+from vaejax.runtime import distributed as multihost
 
 # A shell's background job ignores Ctrl-C, and with it whatever the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

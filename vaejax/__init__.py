@@ -22,6 +22,6 @@ def load(path, *, step=None, dtype="", tile=0, overlap=None, devices=None):
     """
     # Imported here: the version needs no JAX.
     from vaejax.codec.codec import Codec
-    from vaejax.codec.trained import open_trained
+    from vaejax.codec.load import open_trained
 
     return Codec(open_trained(str(path), step, dtype), tile=tile, overlap=overlap, devices=devices)

@@ -7,9 +7,11 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from vaejax import command, multihost, train
-from vaejax.config_flag import CONFIG, parse
+from vaejax import cli as command
+from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import InputError
+from vaejax.runtime import distributed as multihost
+from vaejax.train import loop as train
 
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "One process of several, on each of which the same command runs (multihost.py)."

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from vaejax import command
+from vaejax import cli as command
 
 STOPPED = "stopped; the same command goes on"
 
@@ -75,9 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from vaejax.codec.job import DONE
+    from vaejax.codec.batch import DONE
     from vaejax.codec.latent_file import DTYPES, EXTENSION
-    from vaejax.codec.trained import DTYPES as COMPUTE
+    from vaejax.codec.load import DTYPES as COMPUTE
 
     parser = command.parser(
         "vaejax.codec",
@@ -138,9 +138,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     import vaejax
-    from vaejax.codec import files, unfinished
-    from vaejax.codec.job import DONE, Job
-    from vaejax.codec.media_file import Settings
+    from vaejax.codec import tasks as files
+    from vaejax.codec import unfinished
+    from vaejax.codec.batch import DONE, Job
+    from vaejax.codec.convert import Settings
 
     chosen = _parser().parse_args(arguments)
     interrupt.now = "waits"

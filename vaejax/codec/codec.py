@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vaejax import mesh as sharding
-from vaejax.codec import tile as tiling
+from vaejax.codec import tiling
 from vaejax.codec.latent import Latent
+from vaejax.codec.load import Trained
 from vaejax.codec.network import Network
 from vaejax.codec.stream import StreamDecoder, StreamEncoder, TilesOf
-from vaejax.codec.trained import Trained
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Autoencoder
+from vaejax.runtime import mesh as sharding
 
 
 class Codec:

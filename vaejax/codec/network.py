@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vaejax import mesh as sharding
 from vaejax.models.autoencoder import Autoencoder
+from vaejax.runtime import mesh as sharding
 
 
 def apply(model: Autoencoder, variables: dict, *arguments, **options) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.codec.network import Network
-from vaejax.codec.tile import Tiles
+from vaejax.codec.tiling import Tiles
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture
 

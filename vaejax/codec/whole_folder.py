@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from vaejax.codec.trained import UNFINISHED
+from vaejax.codec.load import UNFINISHED
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from vaejax.data.cut import Cut, Unreadable
+from vaejax.data.crop import Cut, Unreadable
 
 EXTENSIONS = frozenset(
     {

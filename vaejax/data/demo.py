@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from vaejax.data import media, rows
+from vaejax.data import media
+from vaejax.data import table as rows
 from vaejax.errors import InputError
 
 # package: (folder, {file: held out}); None is a clip, whose last fifth is held out.

@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from vaejax import command, machine
+from vaejax import cli as command
 from vaejax.data import media
 from vaejax.errors import InputError
+from vaejax.runtime import host as machine
 
 INDEX_FILE = ".vaejax-index.parquet"
 # Columns are null in the rows of unreadable files, all but path, kind, size, mtime_ns and error. The version

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vaejax.data import clip, photo
-from vaejax.data.cut import Cut, Unreadable
+from vaejax.data.crop import Cut, Unreadable
 
 
 def kind_of(path: str | os.PathLike) -> str | None:

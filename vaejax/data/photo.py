@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from vaejax.data import quality
-from vaejax.data.cut import Cut, Unreadable
+from vaejax.data import jpeg_quality as quality
+from vaejax.data.crop import Cut, Unreadable
 
 EXTENSIONS = frozenset(
     {

@@ -18,12 +18,12 @@ import grain
 import numpy as np
 from absl import flags
 
-from vaejax import machine
 from vaejax.data.bucket import Bucket, draws, scheduled
-from vaejax.data.order import Order, Sample
-from vaejax.data.rows import Source
+from vaejax.data.sampler import Order, Sample
 from vaejax.data.sources import check_buckets
+from vaejax.data.table import Source
 from vaejax.errors import InputError, TrainingFailed
+from vaejax.runtime import host as machine
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from vaejax import command
+from vaejax import cli as command
 from vaejax.data import index
-from vaejax.data.shards import INDEX_FILE
+from vaejax.data.array_record import INDEX_FILE
 from vaejax.errors import InputError
 
 

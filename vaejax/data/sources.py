@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from vaejax.data import index, rows
+from vaejax.data import index
+from vaejax.data import table as rows
+from vaejax.data.array_record import ArrayRecordSource
 from vaejax.data.bucket import Bucket
 from vaejax.data.demo import DemoSource
-from vaejax.data.rows import SCHEMA, Source, candidates, length
-from vaejax.data.shards import ArrayRecordSource
+from vaejax.data.table import SCHEMA, Source, candidates, length
 from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
 

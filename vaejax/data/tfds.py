@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from vaejax.data import media, rows
+from vaejax.data import media
+from vaejax.data import table as rows
 from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
 

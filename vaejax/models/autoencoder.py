@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vaejax.models import transform
+from vaejax.models import dct_init as transform
 from vaejax.models.blocks import FrameAttention, ResidualBlock
+from vaejax.models.constraints import place
 from vaejax.models.conv import CausalConv, Triple
-from vaejax.models.placement import place
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.models.remat import recomputed
 from vaejax.models.resample import Downsample, Upsample, stem, unstem

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vaejax.models.placement import summed, whole
+from vaejax.models.constraints import summed, whole
 from vaejax.models.smc import modulate
 
 Triple = tuple[int, int, int]

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vaejax.models.constraints import place
 from vaejax.models.conv import Triple, convolve
-from vaejax.models.placement import place
 
 
 @dataclasses.dataclass(frozen=True)

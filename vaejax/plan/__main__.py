@@ -11,15 +11,17 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from vaejax import command, config_check, machine
-from vaejax import config as configuration
-from vaejax import mesh as sharding
-from vaejax.compiled import Programs
-from vaejax.config_flag import CONFIG, parse
+from vaejax import cli as command
+from vaejax.config import check as config_check
+from vaejax.config import schema as configuration
+from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import InputError
 from vaejax.plan import suggestion, table, topology
 from vaejax.plan.cost import Costs
 from vaejax.plan.prediction import Prediction
+from vaejax.runtime import host as machine
+from vaejax.runtime import mesh as sharding
+from vaejax.train.programs import Programs
 
 TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices that need not be there: {topology.ACCEPTED}.")
 SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; by default those of config.steps updates.")

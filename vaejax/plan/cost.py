@@ -16,9 +16,10 @@ import jax
 from jax.stages import Traced
 
 import vaejax
-from vaejax import command, flops
+from vaejax import cli as command
 from vaejax.plan import hlo
 from vaejax.plan.topology import Topology
+from vaejax.runtime import flops
 
 
 @dataclasses.dataclass(frozen=True)

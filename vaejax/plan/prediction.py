@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from vaejax.data.bucket import Bucket
-from vaejax.hardware import Chip
 from vaejax.plan.cost import Cost
+from vaejax.runtime.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

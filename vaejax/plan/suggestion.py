@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vaejax import config as configuration
+from vaejax.config import schema as configuration
 from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from vaejax import config as configuration
+from vaejax.config import schema as configuration
 from vaejax.data.bucket import Bucket
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology

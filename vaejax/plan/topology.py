@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from vaejax import hardware
 from vaejax.errors import InputError, one_line
+from vaejax.runtime import chips as hardware
 
 ACCEPTED = "v5e:16x16, v5p:4x4x4, v6e:8x8 and the like, or cpu:N"
 _TPU = re.compile(r"(v5e|v5p|v6e):(\d+)x(\d+)(x\d+)?")

@@ -1,0 +1,206 @@
+"""A run skips updates that are not finite, goes back, goes on with other samples, and counts."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from ml_collections import ConfigDict
+
+from tests.support import media_files
+from tests.support.models import SMALL
+from vaejax.configs import demo
+from vaejax.data.pipeline import Batch
+from vaejax.errors import InputError, TrainingFailed
+from vaejax.losses.adversarial import Adversary
+from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.rundir.checkpoint import Checkpoints
+from vaejax.runtime import mesh as sharding
+from vaejax.train import loop as train
+from vaejax.train import state as train_state
+from vaejax.train.fault import Fault
+from vaejax.train.guard import BadSteps
+
+
+def settings(media, adversarial=False, **more):
+    config = demo.get_config("tiny")
+    config.data.media = str(media)
+    config.data.buckets = {"image_32x32": {"batch": 8}}
+    config.loss.weights.perceptual = 0.0
+    config.loss.weights.adversarial = 0.05 if adversarial else 0.0
+    config.loss.adversarial.start = config.loss.adversarial.warmup = 0
+    config.loss.adversarial.discriminators = ("image",)
+    config.loss.adversarial.width = 4
+    config.model.widths = (8, 8, 8)
+    config.eval.linear_samples = config.eval.latent_samples = 0
+    config.data.holdout = 0.0  # nothing is evaluated
+    config.steps = 12
+    config.checkpoint.every = 4
+    config.eval.every = config.panels.every = 100
+    config.recovery.bad_steps = 3
+    config.recovery.rollbacks = 2
+    config.update_from_flattened_dict(more)
+    return config
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    media_files.write_photos(folder, 40)
+    return folder
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "bad_steps.jsonl").read_text().splitlines()]
+
+
+def logged(workdir, name):
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {m["step"]: m[name] for m in found if m["split"] == "train" and name in m}
+
+
+def position(workdir, step):
+    return json.loads((workdir / "checkpoints" / str(step) / "data" / "metadata").read_text())
+
+
+def leaves(workdir, step, item):
+    return ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / item).absolute())
+
+
+def test_one_bad_update_is_skipped_counted_and_named(media, tmp_path):
+    fault = Fault("generator", "image_32x32", lambda step, x: step == 5)
+    assert train.fit(settings(media), str(tmp_path), faults=[fault])
+    (line,) = lines(tmp_path)
+    assert line["step"] == 5 and len(line["samples"]["image_32x32"]) == 8
+    assert all(name.split("@")[0].endswith(".png") for name in line["samples"]["image_32x32"])
+    assert logged(tmp_path, "bad_steps") == {s: int(s > 5) for s in range(1, 13)}
+    assert np.isfinite(logged(tmp_path, "grad_norm")[7])
+
+
+@pytest.mark.slow
+def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp_path):
+    """Their samples, and not their steps, are at fault: the first pass of steps 5 to 7."""
+    clean = tmp_path / "clean"
+    seen = {}
+
+    def collect(step, x):
+        jax.debug.callback(lambda s, m: seen.setdefault(int(s), float(m)), step, x.mean())
+        return jnp.zeros((), bool)
+
+    assert train.fit(settings(media), str(clean), faults=[Fault("data", "image_32x32", collect)])
+    bad = jnp.array([seen[step] for step in (5, 6, 7)])
+    fault = Fault("data", "image_32x32", lambda step, x: (jnp.abs(x.mean() - bad) < 1e-7).any())
+    run = tmp_path / "run"
+    assert train.fit(settings(media), str(run), faults=[fault])
+    *skipped, back = lines(run)
+    assert [line["step"] for line in skipped] == [5, 6, 7]
+    assert (back["step"], back["back_to"], back["positions"]) == (8, 4, {"image_32x32": 8})
+    assert position(run, 12) == {"image_32x32": 16}  # four updates more than steps
+    assert sorted(logged(run, "loss")) == list(range(1, 13))  # no step is counted twice
+    assert logged(run, "bad_steps")[12] == 3
+    assert np.isfinite(list(logged(run, "loss").values())).all()
+
+
+@pytest.mark.slow
+def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_counts(media, tmp_path):
+    config = settings(media, adversarial=True)
+    fault = Fault("discriminator", "image_32x32", lambda step, x: step >= 5)
+    with pytest.raises(
+        TrainingFailed, match=r"3 updates in a row are not finite after 2 returns .* to step 4"
+    ) as error:
+        train.fit(config, str(tmp_path), faults=[fault])
+    assert "\n" not in str(error.value)
+    found = lines(tmp_path)
+    assert sum("back_to" in line for line in found) == 2 and len(found) == 2 + 9
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+    # The same command again, the fault mended: it goes on past the samples of the last return.
+    assert train.fit(config, str(tmp_path))
+    assert position(tmp_path, 12) == {"image_32x32": found[-4]["positions"]["image_32x32"] + 8}
+    assert logged(tmp_path, "bad_steps")[12] == 6  # those after the last return were met again, and were good
+
+
+@pytest.mark.slow
+def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media, tmp_path):
+    def strikes(step, x):
+        jax.debug.callback(lambda s: os.kill(os.getpid(), signal.SIGTERM) if s == 6 else None, step)
+        return step >= 5
+
+    fault = Fault("generator", "image_32x32", strikes)
+    more = {"recovery.bad_steps": 10}
+    assert not train.fit(settings(media, **more), str(tmp_path), faults=[fault])
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert train.fit(settings(media, **more), str(tmp_path))
+    assert position(tmp_path, 12) == {"image_32x32": 12} and logged(tmp_path, "bad_steps")[12] == 0
+
+
+def batch(*names):
+    return Batch(np.zeros((len(names), 1, 8, 8, 3), np.uint8), range(len(names)), list(names), [])
+
+
+def test_counts_are_right_after_a_resume(tmp_path):
+    path = tmp_path / "bad_steps.jsonl"
+    counts = BadSteps(path, 0)
+    for step, finite in enumerate([True, False, True, False, False]):
+        counts.judge(step, finite, {} if finite else {"image_8x8": batch("a.png@0.000")})
+    assert (counts.total, counts.in_row, counts.rollbacks) == (3, 2, 0)
+    with open(path, "a") as file:
+        file.write('{"torn')
+    again = BadSteps(path, 5)
+    assert (again.total, again.in_row, again.rollbacks) == (3, 2, 0)
+    earlier = BadSteps(path, 4)  # resumed from step 4: step 4 itself will be met again
+    assert (earlier.total, earlier.in_row) == (2, 1)
+    earlier.rolled_back(4, 2, {"image_8x8": 9})
+    resumed = BadSteps(path, 2)
+    assert (resumed.total, resumed.in_row, resumed.rollbacks) == (2, 0, 1)
+    assert resumed.positions(2) == {"image_8x8": 9} and resumed.positions(4) == {}
+    resumed.judge(3, False, {"image_8x8": batch("b.png@0.000")})
+    assert (BadSteps(path, 4).total, BadSteps(path, 4).in_row, BadSteps(path, 3).total) == (3, 1, 2)
+
+
+@pytest.mark.slow
+def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
+    assert train.fit(settings(media, steps=4), str(tmp_path))
+    assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))
+    assert train.fit(settings(media, adversarial=True), str(tmp_path))
+    saved = leaves(tmp_path, 12, "discriminator_image")
+    assert set(saved) == {"params", "spectral", "optimizer", "real_mean", "fake_mean", "accuracy"}
+    assert saved["accuracy"] != 0.5 and saved["real_mean"] != 0
+
+
+@pytest.mark.slow
+def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train.fit(settings(media, steps=4), str(one))
+    before = leaves(one, 4, "state")["ema"]["autoencoder"]["encoder"]["conv_in"]["kernel"]
+    still = {"init": str(one), "steps": 1, "optim.learning_rate": 1e-9, "optim.warmup": 0}
+    assert train.fit(settings(media, **still), str(two))
+    after = leaves(two, 1, "state")["params"]["autoencoder"]["encoder"]["conv_in"]["kernel"]
+    np.testing.assert_allclose(after, before, atol=1e-7)
+    with pytest.raises(InputError, match=r"init = .*nowhere: no checkpoint"):
+        train.fit(settings(media, init=str(tmp_path / "nowhere")), str(tmp_path / "three"))
+
+
+@pytest.mark.slow
+def test_a_discriminator_may_join_another(tmp_path):
+    """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
+    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    model, optimizer = Autoencoder(Architecture(**SMALL)), optax.adam(1e-3)
+    modules = {name: Discriminator(Discrimination(width=4), name == "video") for name in ("image", "video")}
+
+    def state(names, seed):
+        adversary = Adversary({name: modules[name] for name in names}, optax.adam(1e-3))
+        return train_state.create(model, optimizer, adversary, mesh, seed)
+
+    before, _ = state(["image"], 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(before, 1, {}, {}, {})
+        both, shardings = state(["image", "video"], 1)
+        after, _ = checkpoints.restore(1, both, shardings)
+    for found, expected in (("image", before), ("video", both)):
+        jax.tree.map(np.testing.assert_array_equal, after.opponents[found], expected.opponents[found])

@@ -1,0 +1,73 @@
+"""Real processes of one run, which find each other on loopback."""
+
+import dataclasses
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@dataclasses.dataclass
+class Process:
+    """One of them: what runs, and the file that has what it printed."""
+
+    popen: subprocess.Popen
+    log: pathlib.Path
+
+
+def start(
+    count: int,
+    devices: int,
+    arguments: Sequence[str],
+    logs: pathlib.Path,
+    module: str = "vaejax.main",
+    multihost: bool = False,
+) -> list[Process]:
+    """Starts `python -m MODULE ARGUMENTS`, with --multihost where there are several.
+
+    Args:
+      count: of processes.
+      devices: of each.
+      arguments: of the command.
+      logs: folder of what they print.
+      module: the command.
+      multihost: for one process too, whose devices then exchange data by Gloo, as those of several do.
+    """
+    multihost = multihost or count > 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = dict(
+        os.environ, JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1"
+    )
+    environment["JAX_PLATFORMS"] = "cpu"
+    # Threads of a process; else as many as cores or devices, and how they share a sum decides its last bits.
+    environment["NPROC"] = "4"
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "xla")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    logs.mkdir(parents=True, exist_ok=True)
+    processes = []
+    for number in range(count):
+        mine = dict(environment)
+        if multihost:
+            mine |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+            mine["JAX_PROCESS_ID"] = str(number)
+        log = logs / f"{number}.log"
+        command = [sys.executable, "-m", module, *arguments, *(["--multihost"] if multihost else [])]
+        with open(log, "a") as file:
+            popen = subprocess.Popen(command, env=mine, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        processes.append(Process(popen, log))
+    return processes
+
+
+def finish(processes: Sequence[Process], seconds: float = 3600) -> list[int]:
+    """Waits for all of them, slow as a machine may be (what hangs their watchdog ends): their exit codes."""
+    try:
+        return [process.popen.wait(seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.popen.kill()

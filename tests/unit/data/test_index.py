@@ -1,0 +1,252 @@
+"""The index says what is in a folder, reads each file once, and survives whatever lies there."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.support import media_files
+from vaejax import cli as command
+from vaejax.data import index
+from vaejax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    media_files.make(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vaejax" / "index"
+
+
+@pytest.fixture
+def folder(tmp_path, made):
+    """A few photos and clips, one of them broken, in a tree."""
+    folder = tmp_path / "media"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for name, place in (
+        ("photo.webp", "."),
+        ("quality_5.jpg", "deep"),
+        ("three_frames.mp4", "deep/er"),
+        ("text.mp4", "."),
+    ):
+        shutil.copy(made / name, folder / place / name)
+    return folder
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """The paths that were really scanned."""
+    seen, scan = [], index._scan
+
+    def watched(root, rows, *arguments):
+        seen.extend(row["path"] for row in rows)
+        return scan(root, rows, *arguments)
+
+    monkeypatch.setattr(index, "_scan", watched)
+    return seen
+
+
+def build(folder, **options):
+    rows = index.load_or_build(folder, workers=1, progress=False, **options).to_pylist()
+    return {row["path"]: row for row in rows}
+
+
+def test_every_file_has_its_row(made):
+    rows = build(made)
+    assert sorted(rows) == sorted(name for name in os.listdir(made) if not name.startswith("."))
+    assert {name for name, row in rows.items() if row["error"]} == media_files.UNREADABLE
+    assert (
+        rows["rotated_90.mp4"] | {"kind": "video", "width": 64, "height": 96, "frames": 10}
+        == rows["rotated_90.mp4"]
+    )
+    for name, row in rows.items():
+        assert row["size"] == os.path.getsize(made / name)
+        assert (row["width"] is None) == (name in media_files.UNREADABLE)
+
+
+def test_paths_are_relative_and_posix_and_the_table_is_kept(folder):
+    table = index.load_or_build(folder, workers=2, progress=False)
+    assert table.column("path").to_pylist() == [
+        "deep/er/three_frames.mp4",
+        "deep/quality_5.jpg",
+        "photo.webp",
+        "text.mp4",
+    ]
+    assert table.equals(pq.read_table(folder / index.INDEX_FILE))
+    assert table.schema.equals(index.SCHEMA)
+
+
+def test_only_what_changed_is_scanned_again(folder, probed):
+    build(folder)
+    assert len(probed) == 4
+    probed.clear()
+    stored = os.stat(folder / index.INDEX_FILE)
+    first = build(folder)
+    assert probed == [] and os.stat(folder / index.INDEX_FILE).st_mtime_ns == stored.st_mtime_ns
+    Image.new("RGB", (10, 20)).save(folder / "photo.webp")
+    Image.new("RGB", (30, 40)).save(folder / "new.png")
+    os.remove(folder / "text.mp4")
+    second = build(folder)
+    assert probed == ["new.png", "photo.webp"]
+    assert "text.mp4" not in second and second["photo.webp"]["width"] == 10
+    assert second["deep/quality_5.jpg"] == first["deep/quality_5.jpg"]
+
+
+def test_hidden_and_other_files_are_passed_over(folder):
+    shutil.copy(folder / "photo.webp", folder / ".hidden.webp")
+    shutil.copytree(folder / "deep", folder / ".hidden")
+    (folder / "notes.txt").write_text("no media")
+    os.mkfifo(folder / "pipe.mp4")
+    assert len(build(folder)) == 4
+
+
+def test_linked_folders_are_followed_once(folder, tmp_path, made):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(made / "photo.webp", elsewhere / "linked.webp")
+    os.symlink(elsewhere, folder / "one")
+    os.symlink(elsewhere, folder / "two")
+    os.symlink(folder, folder / "deep" / "round")
+    os.symlink(folder / "gone.png", folder / "dangling.png")
+    found = [path for path in build(folder) if path.endswith("linked.webp")]
+    assert found == ["one/linked.webp"] and len(build(folder)) == 5
+
+
+def test_a_name_that_is_not_utf8_is_reported(folder):
+    try:
+        shutil.copy(folder / "photo.webp", os.fsencode(folder) + b"/caf\xe9.webp")
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+    assert build(folder)["caf\ufffd.webp"]["error"] == "the file's name is not UTF-8"
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["its own", "its run's"])
+def test_a_folder_that_cannot_be_written_is_kept_in_the_cache(
+    folder, cache, probed, tmp_path, monkeypatch, shared
+):
+    """Hosts of a run find there what the first of them scanned."""
+    if shared:
+        monkeypatch.setattr(command, "_of_run", None)
+        command.share_cache(str(tmp_path / "run"))
+        cache = tmp_path / "run" / "cache" / "index"
+    write = pq.write_table
+
+    def refuse(table, path):
+        if str(path).startswith(str(folder)):
+            raise PermissionError(13, "Permission denied")
+        write(table, path)
+
+    monkeypatch.setattr(pq, "write_table", refuse)
+    rows = build(folder)
+    assert not (folder / index.INDEX_FILE).exists() and len(list(cache.iterdir())) == 1
+    probed.clear()
+    assert build(folder) == rows and probed == []
+
+
+def test_a_write_that_fails_leaves_the_old_index(folder, monkeypatch, capsys):
+    build(folder)
+    before = (folder / index.INDEX_FILE).read_bytes()
+    os.remove(folder / "text.mp4")
+
+    def half(table, path):
+        with open(path, "wb") as file:
+            file.write(b"PAR1 half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", half)
+    assert len(build(folder)) == 3
+    assert (folder / index.INDEX_FILE).read_bytes() == before
+    assert [name for name in os.listdir(folder) if "tmp" in name] == []
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_damaged_index_is_made_anew(folder):
+    rows = build(folder)
+    (folder / index.INDEX_FILE).write_bytes(b"PAR1 not really")
+    assert build(folder) == rows
+
+
+def test_an_interrupted_scan_goes_on_where_it_stopped(folder, probed, monkeypatch):
+    scan = index._scan
+
+    def interrupted(*arguments):
+        yield from list(scan(*arguments))[:3]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "_scan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(folder)
+    monkeypatch.setattr(index, "_scan", scan)
+    probed.clear()
+    assert len(build(folder)) == 4 and len(probed) == 1
+
+
+def test_a_decoder_that_crashes_costs_one_file(folder, monkeypatch):
+    start = index._Worker._start
+
+    def deadly(worker):
+        """The process dies, as in a decoder, at text.mp4."""
+        start(worker)
+        ask = worker._process.stdin.write
+
+        def write(line):
+            if "text.mp4" in line:
+                worker._process.send_signal(signal.SIGKILL)
+                worker._process.wait()
+            return ask(line)
+
+        monkeypatch.setattr(worker._process.stdin, "write", write, raising=False)
+
+    monkeypatch.setattr(index._Worker, "_start", deadly)
+    rows = build(folder)
+    assert rows["text.mp4"]["error"] == "the decoder crashed (signal 9)"
+    assert sum(row["error"] is None for row in rows.values()) == 3
+    monkeypatch.setattr(index._Worker, "_start", start)
+    assert build(folder)["text.mp4"]["error"] == "Invalid data found when processing input"
+
+
+def test_nothing_to_index_is_an_input_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no such folder; accepted: a folder with photos or clips"):
+        build(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"data\.media = .*no photos or clips"):
+        build(tmp_path / "empty")
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "vaejax.data.index", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_sums_up_and_names_what_is_broken(folder, tmp_path):
+    done = run(folder, "--out", tmp_path / "out.parquet", "--workers", 1)
+    assert done.returncode == 0
+    assert "2 photos, 1 clips (0 s), 1 unreadable" in done.stderr
+    assert "text.mp4: Invalid data found when processing input" in done.stderr
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 4 and not (folder / index.INDEX_FILE).exists()
+
+
+def test_the_command_tells_an_input_error_in_one_line(tmp_path):
+    failed = run(tmp_path / "nowhere")
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "no such folder" in failed.stderr
+    failed = run(tmp_path, "--out", tmp_path)
+    assert failed.returncode == 2 and "a folder; accepted: a file" in failed.stderr
+    failed = run(tmp_path, "--workers", -1)
+    assert failed.returncode == 2 and "-1; accepted: a number from 1" in failed.stderr
+    assert "example: python -m vaejax.data.index" in run("--help").stdout
+
+
+def test_workers_import_no_jax():
+    code = "import sys; from vaejax.data import index, media; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

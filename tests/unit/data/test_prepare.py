@@ -1,0 +1,221 @@
+"""Prepared data: shards hold the samples of the folder they were made of, and TFDS needs no TensorFlow."""
+
+import importlib.util
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image
+
+from vaejax.config.schema import defaults
+from vaejax.data import pipeline, prepare
+from vaejax.data.bucket import Bucket
+from vaejax.data.sources import open_sources
+from vaejax.data.table import candidates
+from vaejax.data.tfds import import_tfds
+from vaejax.errors import InputError
+
+PHOTOS, CLIPS = Bucket(1, 32, 32, 4), Bucket(5, 32, 32, 2)
+
+
+def picture(value, width=60, height=48, file_format="PNG"):
+    ramp = np.linspace(0, 60, width)[None, :, None] + np.linspace(0, 60, height)[:, None, None]
+    file = io.BytesIO()
+    Image.fromarray((np.broadcast_to(ramp, (height, width, 3)) + value).astype(np.uint8)).save(
+        file, file_format
+    )
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "media"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(6):
+        (folder / "sub" / f"{i}.jpg").write_bytes(picture(10 + 20 * i, file_format="JPEG"))
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def updates(data, count, buckets=(PHOTOS,)):
+    sources = open_sources(data)
+    with pipeline.train_stream(sources, buckets, data, seed=0) as stream:
+        return sources, [next(stream) for _ in range(count)]
+
+
+def with_source(**fields):
+    data = defaults().data
+    data.update(workers=0, zoom=1.3, holdout=0.2, sources={"mine": fields})
+    return data
+
+
+def test_shards_give_the_frames_of_the_folder(folder, tmp_path, capsys):
+    out = tmp_path / "shards"
+    assert prepare.main([f"--media={folder}", f"--out={out}", "--shard-mb=0.003"]) == 0
+    assert "6 files packed, 1 unreadable left out" in capsys.readouterr().out
+    shards = sorted(out.glob("*.array_record"))
+    assert len(shards) > 1 and not list(tmp_path.glob("*.partial*"))
+    assert ArrayRecordReader(str(shards[0])).read([0])[0] == (folder / "sub" / "0.jpg").read_bytes()
+    (source,), packed = updates(with_source(kind="array_record", path=str(out)), 3)
+    (other,), loose = updates(with_source(kind="media", path=str(folder)), 3)
+    for a, b in zip(packed, loose, strict=True):
+        np.testing.assert_array_equal(a.batches[PHOTOS.name].frames, b.batches[PHOTOS.name].frames)
+    assert [p.replace(str(out), "") for p, _ in source.bad] == [
+        p.replace(str(folder), "") for p, _ in other.bad
+    ]
+    held = [next(pipeline.eval_batches([s], PHOTOS, with_source(), 1)).frames for s in (source, other)]
+    np.testing.assert_array_equal(*held)
+
+
+def test_packing_again_replaces_and_a_foreign_folder_is_left_alone(folder, tmp_path):
+    out = tmp_path / "shards"
+    prepare.pack(folder, out, progress=False)
+    (folder / "sub" / "6.jpg").write_bytes(picture(130, file_format="JPEG"))
+    assert len(prepare.pack(folder, out, progress=False)) == 8
+    with pytest.raises(InputError, match=r"--out=.*accepted: a new folder"):
+        prepare.pack(folder, folder / "sub", progress=False)
+
+
+def test_a_missing_shard_is_named(folder, tmp_path):
+    prepare.pack(folder, tmp_path / "shards", progress=False)
+    (tmp_path / "shards" / "media-00000.array_record").unlink()
+    with pytest.raises(
+        InputError, match=r"data\.sources\.mine\.path = .*media-00000\.array_record is missing"
+    ):
+        open_sources(with_source(kind="array_record", path=str(tmp_path / "shards")))
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--media=/no/such", "--out={out}"], ["--media", "/no/such", "accepted"]),
+        (["--media={folder}", "--out=/dev/null/shards"], ["--out=/dev/null/shards", "can be written"]),
+        (["--media={folder}"], ["--out is missing", "accepted"]),
+        (["--media={folder}", "--out={out}", "--shard-mb=0"], ["--shard-mb=0", "above 0"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_code_2(folder, tmp_path, capsys, arguments, parts):
+    filled = [argument.format(folder=folder, out=tmp_path / "out") for argument in arguments]
+    assert prepare.main(filled) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="says what happens without TensorFlow"
+)
+def test_preparing_tfds_without_tensorflow_says_what_to_install(capsys):
+    assert prepare.main(["--tfds=clic"]) == 2
+    assert "pip install tensorflow" in capsys.readouterr().err
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """Two prepared TFDS data sets, written as TFDS writes them but without TensorFlow."""
+    splits = {"train": [[picture(20 * i)] for i in range(8)] + [[picture(0, 20, 20)]]}
+    _write_tfds(tmp_path, "tiny_photos", "image", splits)
+    splits = {
+        "train": [[picture(5 * i) for i in range(12)]] * 3,
+        "test": [[picture(5 * i) for i in range(6)]] * 2,
+    }
+    _write_tfds(tmp_path, "tiny_clips", "video", splits)
+    return str(tmp_path)
+
+
+def _write_tfds(root, name, feature, splits):
+    tfds = import_tfds()
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = root / name / "1.0.0"
+    folder.mkdir(parents=True)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder,
+        dataset_name=name,
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        filetype_suffix="array_record",
+    )
+    infos = []
+    for split, samples in splits.items():
+        writer = ArrayRecordWriter(
+            str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1"
+        )
+        for pictures in samples:
+            example = tf_example_pb2.Example()
+            example.features.feature[feature].bytes_list.value.extend(pictures)
+            writer.write(example.SerializeToString())
+        writer.close()
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=[len(samples)], num_bytes=1, filename_template=template
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=tfds.features.FeaturesDict({feature: tfds.features.Image(shape=(None, None, 3))}),
+        split_infos=infos,
+        filename_template=template,
+        check_data=False,
+    )
+    if feature == "video":  # TFDS itself cannot write this one without TensorFlow
+        path = folder / "features.json"
+        features = json.loads(path.read_text())
+        features["featuresDict"]["features"]["video"] = {
+            "pythonClassName": "tensorflow_datasets.core.features.video_feature.Video",
+            "video": {
+                "shape": {"dimensions": ["-1", "48", "60", "3"]},
+                "dtype": "uint8",
+                "encodingFormat": "png",
+            },
+        }
+        path.write_text(json.dumps(features))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tfds_photos_and_clips_are_read_without_tensorflow(data_dir, workers):
+    data = defaults().data
+    fields = {"kind": "tfds", "data_dir": data_dir}
+    data.update(
+        workers=workers,
+        holdout=0.2,
+        sources={"photos": fields | {"name": "tiny_photos"}, "clips": fields | {"name": "tiny_clips"}},
+    )
+    sources, taken = updates(data, 4, (PHOTOS, CLIPS))
+    names = [name for update in taken for name in update.batches[PHOTOS.name].names]
+    # The record that is too small, known only once it is read, gives its place to others: nothing is bad.
+    assert len(set(names)) >= 5 and not any("tiny_photos/train/8@" in name for name in names)
+    assert not any(batch.bad for update in taken for batch in update.batches.values())
+    for update in taken:
+        clip = update.batches[CLIPS.name].frames.astype(float).mean(axis=(2, 3, 4))
+        np.testing.assert_allclose(np.diff(clip, axis=1), 5, atol=0.1)  # consecutive frames
+    held = next(pipeline.eval_batches(sources, CLIPS, data, 2))
+    assert all(name.startswith("tiny_clips/test/") for name in held.names)
+    photos = next(source for source in sources if source.label == "photos")
+    sizes = [len(candidates(photos, PHOTOS, split, data)) for split in ("train", "eval")]
+    assert sizes == [7, 2]  # a data set of one split gives its last fifth to evaluation
+    assert importlib.util.find_spec("tensorflow") is not None or "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "fields, parts",
+    [
+        (
+            {"name": "no_such_set"},
+            ["data.sources.mine.name = 'no_such_set'", "--tfds=no_such_set", "data.media=FOLDER"],
+        ),
+        (
+            {"name": "clic"},
+            ["data.sources.mine.name = 'clic'", "vaejax.data.prepare --tfds=clic --out=", "data.media"],
+        ),
+        ({"name": "tiny_photos", "split": "tran"}, ["data.sources.mine.split = 'tran'", "accepted: train"]),
+        ({"name": "tiny_photos", "feature": "im"}, ["data.sources.mine.feature = 'im'", "accepted: image"]),
+    ],
+)
+def test_a_tfds_mistake_says_the_two_ways_on(data_dir, fields, parts):
+    with pytest.raises(InputError) as error:
+        open_sources(with_source(kind="tfds", data_dir=data_dir, **fields))
+    message = str(error.value)
+    assert "\n" not in message and all(part in message for part in parts), message

@@ -1,0 +1,42 @@
+"""What training tells of held-out samples, against scikit-image and NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from tests.support.models import randomised
+from vaejax.evaluate import metrics
+from vaejax.evaluate.reconstruction import score
+from vaejax.losses.objective import Objective
+
+
+def test_scores_are_those_of_what_the_mean_decodes_to():
+    model, params = randomised()
+    frames = np.random.default_rng(0).integers(256, size=(2, 5, 32, 32, 3), dtype=np.uint8)
+    params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
+    objective = Objective({"reconstruction": 1.0, "kl": 1e-6})
+
+    @jax.jit
+    def scored(params, frames):
+        return score(params, {}, frames, model=model, objective=objective, shown=1)
+
+    scores, _, shown = scored(params, frames)
+    x, variables = frames / np.float32(127.5) - 1, {"params": params["autoencoder"]}
+    z = jax.jit(lambda x: model.apply(variables, x, method="encode").mean)(x)
+    y = np.clip(jax.jit(lambda z: model.apply(variables, z, True, method="decode"))(z), -1, 1)
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for i in range(2):
+        pairs = list(zip(x[i], y[i], strict=True))
+        psnr = [peak_signal_noise_ratio(a, b, data_range=2) for a, b in pairs]
+        pairs = [((a + 1) / 2, (b + 1) / 2) for a, b in pairs]
+        ssim = [structural_similarity(*pair, data_range=1, channel_axis=-1, **gaussian) for pair in pairs]
+        np.testing.assert_allclose(scores["psnr"][i], np.mean(psnr), atol=1e-4)
+        np.testing.assert_allclose(scores["ssim"][i], np.mean(ssim), atol=1e-5)
+        flicker = 127.5 * np.abs(np.diff(x[i] - y[i], axis=0)).mean()
+        np.testing.assert_allclose(scores["flicker"][i], flicker, rtol=1e-4)
+        spots = metrics.spots(x[i : i + 1], y[i : i + 1])
+        np.testing.assert_allclose(scores["spots"][i], np.mean(spots), atol=1e-6)
+    np.testing.assert_allclose(shown[0] / 127.5 - 1, y[0], atol=0.5 / 127.5 + 1e-5)
+    of_images = scored(params, frames[:, :1])[0]
+    assert "flicker" not in of_images and "spots" in of_images

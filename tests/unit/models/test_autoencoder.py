@@ -1,0 +1,237 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.models import clip, randomised
+from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
+from vaejax.models.conv import general_path
+from vaejax.models.dct_init import LATENT_SCALE, low_frequencies
+
+# Every option that claims causality, static images and exact streams, several at once; which of them broke
+# one learns from each alone. FiLM claims the first and the last.
+EACH = {
+    "groupnorm": {"conv": "groupnorm"},
+    "pixel norm": {"pixel_norm": True},
+    "attention": {"attention": True},
+    "patch stem of 4": {"stem": "patch", "stem_factor": 4},
+    "4x space": {"spatial_factor": 4},
+    "16x space": {"spatial_factor": 16},
+    "1x time": {"temporal_factor": 1},
+    "2x time": {"temporal_factor": 2},
+    "8x time": {"temporal_factor": 8},
+    "recomputed": {"remat": (0, 1, 2)},
+}
+TOGETHER = (
+    ("groupnorm", "attention", "16x space", "8x time"),
+    ("pixel norm", "patch stem of 4", "2x time", "recomputed"),
+    ("4x space", "1x time"),
+)
+OPTIONS = [
+    pytest.param({}, id="default"),
+    *(
+        pytest.param({k: v for n in names for k, v in EACH[n].items()}, id=", ".join(names))
+        for names in TOGETHER
+    ),
+    *(pytest.param(options, id=name, marks=pytest.mark.slow) for name, options in EACH.items()),
+]
+CAUSAL = [*OPTIONS, pytest.param({"film": True}, id="film")]
+
+
+def functions(model, params):
+    encode = jax.jit(lambda x: model.apply({"params": params}, x, method="encode").mean)
+    decode = jax.jit(lambda z: model.apply({"params": params}, z, method="decode"))
+    return encode, decode
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_image_is_a_static_video(options):
+    model, params = randomised(**options)
+    encode, decode = functions(model, params)
+    t = model.architecture.temporal_factor
+    image = clip(1)
+    of_image = encode(image)
+    of_video = encode(jnp.repeat(image, 1 + 2 * t, axis=1))
+    assert of_video.shape[1] == 3
+    scale = np.abs(of_image).max()
+    np.testing.assert_allclose(of_video / scale, np.repeat(of_image, 3, axis=1) / scale, atol=1e-5)
+
+    latent = jnp.concatenate([of_image, jax.random.normal(jax.random.key(5), of_image.shape)], axis=1)
+    of_latent, of_sequence = decode(of_image), decode(latent)
+    assert of_sequence.shape[1] == 1 + t
+    scale = np.abs(of_latent).max()
+    np.testing.assert_allclose(of_sequence[:, :1] / scale, of_latent / scale, atol=1e-5)
+
+
+def test_the_image_path_has_the_gradients_of_the_general_path():
+    model, params = randomised()
+    x = clip(1)
+
+    def gradients():
+        def loss(params, x):
+            x_hat, posterior = model.apply({"params": params}, x, jax.random.key(3))
+            return jnp.sum(jnp.square(x_hat - 0.3)) + jnp.sum(posterior.kl())
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+
+    of_image_path = gradients()
+    with general_path():
+        of_general_path = gradients()
+    for a, b in zip(jax.tree.leaves(of_image_path), jax.tree.leaves(of_general_path), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1e-3, np.abs(b).max()), rtol=1e-4)
+
+
+def test_the_image_path_does_at_most_0_4_of_the_work():
+    model = Autoencoder(Architecture(**SIZES["tiny"]))
+    x, key = jax.ShapeDtypeStruct((1, 1, 64, 64, 3), jnp.float32), jax.random.key(0)
+    params = jax.eval_shape(model.init, key, jnp.zeros((1, 5, 32, 32, 3)), key)
+
+    def flops():
+        def loss(params, x):
+            return jnp.sum(model.apply(params, x, key)[0])
+
+        # As an accelerator would get it: a CPU's program has loops, whose bodies are counted once.
+        traced = jax.jit(jax.grad(loss)).trace(params, x)
+        return traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
+
+    image = flops()
+    with general_path():
+        assert image <= 0.4 * flops()
+
+
+@pytest.mark.parametrize("options", CAUSAL)
+def test_no_latent_sees_a_later_frame_and_no_frame_a_later_latent(options):
+    model, params = randomised(**options)
+    t = model.architecture.temporal_factor
+    x = clip(1 + 2 * t)
+    z = functions(model, params)[0](x)
+
+    def moments(x):
+        posterior = model.apply({"params": params}, x, method="encode")
+        return jnp.concatenate([posterior.mean, posterior.log_variance], axis=-1)
+
+    def reach(function, at):
+        """seen[j, i]: whether an output frame up to j has a gradient from input frame i."""
+        out = jax.eval_shape(function, at)
+        weights = jax.random.normal(jax.random.key(9), out.shape)
+        gradient = jax.jit(
+            jax.grad(lambda v, mask: jnp.sum(function(v) * weights * mask[:, None, None, None]))
+        )
+        masks = np.tri(out.shape[1], dtype=np.float32)
+        return np.stack([np.abs(gradient(at, mask)).max(axis=(0, 2, 3, 4)) > 0 for mask in masks])
+
+    frame, latent = np.arange(1 + 2 * t), np.arange(3)
+    np.testing.assert_array_equal(reach(moments, x), frame <= t * latent[:, None])
+    seen = reach(lambda z: model.apply({"params": params}, z, method="decode"), z)
+    np.testing.assert_array_equal(seen, latent <= -(-frame[:, None] // t))
+
+
+@pytest.mark.parametrize("options", CAUSAL)
+def test_a_stream_in_chunks_is_the_whole_clip(options):
+    model, params = randomised(**options)
+    t = model.architecture.temporal_factor
+    x = clip(1 + 4 * t)
+    encode, decode = functions(model, params)
+    whole = encode(x)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def apply(variables, chunk, method):
+        return model.apply(variables, chunk, True, method=method, mutable="cache")
+
+    def streamed(sequence, bounds, method):
+        cache, chunks = {}, []
+        for start, stop in itertools.pairwise(bounds):
+            chunk, cache = apply({"params": params, **cache}, sequence[:, start:stop], method)
+            chunks.append(chunk.mean if method == "encode" else chunk)
+        return jnp.concatenate(chunks, axis=1)
+
+    latents = streamed(x, (0, 1, 1 + 2 * t, 1 + 3 * t, 1 + 4 * t), "encode")
+    np.testing.assert_allclose(latents, whole, atol=2e-5 * np.abs(whole).max())
+    frames = decode(whole)
+    np.testing.assert_allclose(
+        streamed(whole, (0, 1, 2, 5), "decode"), frames, atol=2e-5 * np.abs(frames).max()
+    )
+
+
+@pytest.mark.parametrize("levels", [(0, 2), pytest.param((0, 1, 2), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="default", marks=pytest.mark.slow),
+        pytest.param(
+            {"conv": "groupnorm", "film": True, "pixel_norm": True, "attention": True}, id="all else"
+        ),
+    ],
+)
+def test_recomputation_changes_no_gradient(options, levels):
+    x = clip(5)
+
+    def gradient(**more):
+        model, params = randomised(encoder_blocks=2, **options, **more)
+
+        def loss(params):
+            return jnp.sum(jnp.square(model.apply({"params": params}, x, jax.random.key(1))[0]))
+
+        return jax.jit(jax.grad(loss))(params)
+
+    expected = gradient()
+    found = gradient(remat=levels)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)  # checkpoints do not depend on it
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=min(1e-4, 1e-5 * np.abs(b).max()))
+
+
+def test_film_tells_images_from_videos():
+    model, params = randomised(film=True)
+    image = clip(1)
+    of_image = model.apply({"params": params}, image, method="encode").mean
+    of_video = model.apply({"params": params}, image, True, method="encode").mean
+    assert np.abs(of_image - of_video).max() > 1e-3
+
+
+def test_bfloat16_is_near_float32():
+    _, params = randomised()
+    x = clip(5)
+    outs = []
+    for dtype in ("float32", "bfloat16"):
+        model, _ = randomised(dtype=dtype)
+        encode, decode = functions(model, params)
+        outs.append(decode(encode(x)))
+    assert outs[1].dtype == jnp.float32
+    error = np.sqrt(np.mean(np.square(outs[0] - outs[1]))) / np.sqrt(np.mean(np.square(outs[0])))
+    assert 1e-6 < error < 0.03
+
+
+def test_an_untrained_autoencoder_is_a_cosine_transform_codec():
+    model = Autoencoder(Architecture(**SIZES["tiny"]))
+    x, key = clip(1, 32, 32), jax.random.key(0)
+    params = jax.jit(model.init)(key, clip(5, 32, 32), key)
+    assert params.keys() == {"params"}  # nothing of a stream, nor of the monitors
+    encode, decode = functions(model, params["params"])
+    latent = encode(x)
+    x_hat = decode(latent)
+    basis = low_frequencies(16, 1, 8).reshape(16, -1)
+    blocks = np.asarray(x)[0, 0].reshape(4, 8, 4, 8, 3).transpose(0, 2, 1, 3, 4).reshape(16, -1)
+    expected = (blocks @ basis.T @ basis).reshape(4, 4, 8, 8, 3).transpose(0, 2, 1, 3, 4).reshape(32, 32, 3)
+    np.testing.assert_allclose(x_hat[0, 0], expected, atol=1e-5)
+    latents = (blocks @ basis.T).reshape(4, 4, 16) * LATENT_SCALE * 2  # a static clip of 4 frames: sqrt(4)
+    np.testing.assert_allclose(latent[0, 0], latents, atol=1e-5)
+
+
+def test_the_sizes_are_those_named():
+    def millions(size):
+        model = Autoencoder(Architecture(**SIZES[size]))
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(model.init, key, jnp.zeros((1, 5, 32, 32, 3)), key)
+        return sum(x.size for x in jax.tree.leaves(shapes)) / 1e6
+
+    np.testing.assert_allclose([millions(s) for s in SIZES], [6.7, 23.6, 121.8, 341.5], rtol=0.01)
+
+
+def test_the_latent_shape_is_that_of_the_encoder():
+    model, params = randomised(spatial_factor=4, temporal_factor=2)
+    z = functions(model, params)[0](clip(7, 16, 24))
+    assert z.shape[1:] == model.architecture.latent_shape(7, 16, 24)

@@ -1,0 +1,331 @@
+"""The plan: what is read from compiled programs, against programs whose numbers are known."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.support.processes import ROOT
+from vaejax.config import schema as configuration
+from vaejax.configs import demo
+from vaejax.data.bucket import Bucket, parse_buckets
+from vaejax.errors import InputError
+from vaejax.plan import __main__ as planning
+from vaejax.plan import hlo, suggestion, table
+from vaejax.plan.cost import Cost, needed_by
+from vaejax.plan.prediction import Prediction
+from vaejax.plan.topology import Topology
+from vaejax.runtime import chips as hardware
+from vaejax.runtime import mesh as sharding
+from vaejax.train.programs import Programs
+
+
+def on_four(f, *shapes_and_specs):
+    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in shapes_and_specs
+    ]
+    return jax.jit(f, out_shardings=NamedSharding(mesh, P())).lower(*arguments).compile()
+
+
+def test_a_loop_moves_what_its_body_moves_as_often_as_it_runs():
+    def times(n):
+        x, w = jnp.zeros((256, 256)), jnp.zeros((n, 256, 256))
+        program = jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+        return hlo.traffic(program.lower(x, w).compile().as_text()).memory
+
+    few, many = times(4), times(20)
+    # Each turn reads a slice of w and x, and writes the product, tanh and x: not the whole of w.
+    assert 3 * 256 * 256 * 4 <= (many - few) / 16 <= 10 * 256 * 256 * 4
+
+
+def test_what_is_sent_to_other_devices_is_counted():
+    size = 4 * 1024 * 64  # bytes of an array of which each device has a quarter
+
+    def sent(f, spec):
+        return hlo.traffic(on_four(f, ((1024, 64), spec)).as_text()).collectives
+
+    gathered = sent(lambda x: x * 2, P("x"))
+    assert gathered == {"all-gather": pytest.approx(3 / 4 * size)}
+    (kind, amount), *_ = sent(lambda x: x.sum(0), P("x")).items()
+    assert kind == "all-reduce" and amount == pytest.approx(2 * 3 / 4 * 4 * 64)
+    halo = sent(lambda x: (x[1:] + x[:-1]).sum(), P("x"))
+    assert 0 < halo["collective-permute"] <= 4 * 2 * 64 * 4  # a row, not the array
+
+
+def test_sizes_are_a_tpus():
+    """Tiles filled up; what lies in fast memory apart."""
+    assert hlo.size("f32[3,5]{1,0}") == 60
+    assert hlo.size("bf16[17,96,160,3]{3,2,1,0:T(8,128)(2,1)}") == 17 * 96 * 160 * 128 * 2
+    assert hlo.size("(f32[8]{0:T(128)}, s32[]{:T(128)S(6)}, pred[2]{0})") == 128 * 4 + 2
+    assert hlo.size("f32[128]{0:T(128)S(1)}") == 0
+    assert hlo.size("f32[128]{0:T(128)S(1)}", anywhere=True) == 512
+
+
+SPREAD = """HloModule spread
+
+%start (p.0: bf16[8,32]) -> (bf16[8,32], bf16[8,128]) {
+  %p.0 = bf16[8,32]{1,0} parameter(0)
+  %all-gather.0 = bf16[8,128]{1,0} all-gather(%p.0), channel_id=4, replica_groups=[1,4]<=[4], dimensions={1}
+  ROOT %begun = (bf16[8,32]{1,0}, bf16[8,128]{1,0}) custom-call(%all-gather.0), custom_call_target="Begin"
+}
+
+%done (p.1: bf16[8,32]) -> bf16[8,128] {
+  %p.1 = bf16[8,32]{1,0} parameter(0)
+  %all-gather.1 = bf16[8,128]{1,0} all-gather(%p.1), channel_id=4, replica_groups=[1,4]<=[4], dimensions={1}
+  ROOT %ended = bf16[8,128]{1,0} custom-call(%p.1, %all-gather.1), custom_call_target="End"
+}
+
+ENTRY %main (x: bf16[8,32]) -> bf16[8,128] {
+  %x = bf16[8,32]{1,0} parameter(0)
+  %fusion.0 = (bf16[8,32]{1,0}, bf16[8,128]{1,0}) fusion(%x), kind=kCustom, calls=%start
+  ROOT %fusion.1 = bf16[8,128]{1,0} fusion(%x), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_what_a_tpu_sends_beside_its_computing_is_counted_once():
+    assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
+
+
+CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4)
+WHERE = Topology("v5e:2x2", [], "tpu", CHIP)
+
+
+def cost(**more):
+    return Cost(
+        **{
+            "flops": 800,
+            "model_flops": 600,
+            "memory_traffic": 10.0,
+            "collectives": {"all-reduce": 5.0},
+            "output": 50,
+            "aliased": 50,
+            "temporary": 400,
+            "code": 10,
+            "fits": True,
+            "seconds": 1.0,
+        }
+        | more
+    )
+
+
+def predicted(**more):
+    bucket = Bucket(1, 64, 64, batch=8, every=2)
+    costs = {
+        "image_64x64": cost(**more),
+        "update": cost(flops=0, memory_traffic=5.0, temporary=0, collectives={}),
+    }
+    return Prediction([bucket], costs, parameters=50, state=200, chips=4, chip=CHIP)
+
+
+def test_a_prediction_adds_up():
+    found = predicted()
+    assert found.seconds("image_64x64") == {"compute": 2.0, "memory": 1.0, "links": 1.0, "total": 3.0}
+    assert dataclasses.replace(found, shape=(2, 2)).seconds("image_64x64")["links"] == 2.0  # lines, no rings
+    assert found.update_seconds == 3.0 / 2 + 0.5
+    assert found.samples_per_second == 4 / 2.0
+    assert found.utilisation == pytest.approx(600 / 2 / 2.0 / 4 / 100)
+    assert found.needed("image_64x64") == 200 + 20 + 400
+    config = demo.get_config()
+    told = table.numbers(config, WHERE, found, samples=7200, price=2.0)
+    assert told["run"] == {"samples": 7200, "hours": 1.0, "cost": 8.0}
+    assert "8 at 2 a chip-hour" in table.text(config, WHERE, found, samples=7200, price=2.0)
+
+
+def test_what_does_not_fit_is_named_with_what_may_do():
+    text = table.text(demo.get_config(), WHERE, predicted(temporary=1500))
+    (line,) = (line for line in text.splitlines() if "needs" in line)
+    assert line.startswith("image_64x64 needs") and "--config.data.buckets.image_64x64.batch=4" in line
+    assert "--config.model.remat='(0, 1, 2)'" in line
+    assert "does not fit" in text and "samples/s" not in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "told"),
+    [
+        ({"fsdp": 2, "space": 1}, ["--config.mesh.fsdp=4", "--config.mesh.space=2 and "]),
+        ({"fsdp": 2, "space": 2}, []),  # all four chips have a part
+        ({"data": 2, "fsdp": 2}, []),
+    ],
+)
+def test_only_meshes_that_the_chips_make_are_proposed(mesh, told):
+    config = demo.get_config()
+    config.mesh.update(mesh)
+    config.data.buckets.image_64x64.batch = 8
+    prediction = dataclasses.replace(predicted(temporary=1000), state=500)
+    (line,) = (line for line in table.text(config, WHERE, prediction).splitlines() if "needs" in line)
+    found = [flag for flag in ("--config.mesh.fsdp=4", "--config.mesh.space=2 and ") if flag in line]
+    assert found == told, line
+    assert "--config.mesh.space=4" not in line and "--config.mesh.fsdp=8" not in line
+
+
+def test_an_update_that_does_not_fit_is_told_too():
+    prediction = predicted()
+    costs = dict(prediction.costs, update=cost(flops=0, temporary=1500))
+    text = table.text(demo.get_config(), WHERE, dataclasses.replace(prediction, costs=costs))
+    assert "the update needs 0.0 GB of 0.0; what may do: --config.mesh.fsdp=2" in text
+
+
+def test_what_a_program_that_does_not_fit_needs_is_read_from_libtpus_message():
+    """Its total, of which the state is a part; messages of libtpu 0.0.52 and of other releases."""
+    new = "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries"
+    assert needed_by(f"{new} (74.58G) exceeds available HBM (15.75G).") == int(74.58 * 2**30)
+    old = "Ran out of memory in memory space hbm. Used 1.5T of 15.75G hbm. Exceeded hbm capacity by 1.4T."
+    assert needed_by(old) == int(1.5 * 2**40)
+    assert needed_by("INTERNAL: something else") == 0
+    found = predicted(temporary=1500, fits=False, code=0)
+    assert found.needed("image_64x64") == 1500 + 10 and not found.all_fit  # and the update's code
+
+
+def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed):
+    """What is suggested where a sample takes a byte of a chip's share, and the plans that took.
+
+    `really` makes of the batch of images and a program's memory what it needs when it is compiled.
+    """
+    where = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory))
+    plans = []
+
+    def plan(config):
+        plans.append(config)
+        buckets = configuration.buckets(config, chips // config.mesh.space, config.mesh.space)
+        costs = {}
+        for b in buckets:
+            needed = round(really(config.data.buckets.image_64x64.batch, b.batch / chips))
+            costs[b.name] = cost(temporary=needed, flops=100 * b.batch)
+            if needed > memory:
+                unknown = {"collectives": {}, "memory_traffic": 0.0, "code": 0, "fits": False}
+                costs[b.name] = dataclasses.replace(costs[b.name], **unknown)
+        costs["update"] = cost(flops=0, temporary=0, memory_traffic=1000.0)
+        return Prediction(buckets, costs, 0, 0, chips, where.chip)
+
+    suggestion.best(config, where, plan)
+    return capsys.readouterr().out, plans
+
+
+def test_the_largest_batches_that_fit_are_suggested_for_a_mesh_that_does_not_suit_yet(capsys):
+    config = demo.get_config()
+    for bucket, batch in (("image_64x64", 8), ("video_9x64x64", 2)):
+        config.data.buckets[bucket].batch = batch
+    config.mesh.update({"fsdp": 16, "space": 8})  # of 16 chips
+    out, plans = suggested(config, 16, memory=40 * 4 + 20.0, capsys=capsys)
+    assert plans[0].mesh.fsdp * plans[0].mesh.space <= 16
+    assert "--config.data.buckets.image_64x64.batch=256" in out  # 16 a chip, at 24 there is no room
+    assert "--config.data.buckets.video_9x64x64.batch=64" in out
+
+
+def of_sixteen(images, clips):
+    config = demo.get_config()
+    config.mesh.update({"fsdp": 4, "space": 1})
+    config.data.buckets.image_64x64.batch, config.data.buckets.video_9x64x64.batch = images, clips
+    return config
+
+
+def test_an_estimate_that_was_too_low_leads_to_the_largest_batch_below_it(capsys):
+    def really(batch, needed):
+        return needed * (1.5 if batch >= 256 else 1)
+
+    out, plans = suggested(of_sixteen(64, 16), 16, 30 + 16.0, capsys, really)
+    assert [config.data.buckets.image_64x64.batch for config in plans] == [64, 256, 128, 192]
+    assert "--config.data.buckets.image_64x64.batch=192" in out
+
+
+def test_where_nothing_else_fits_the_configuration_itself_is_suggested(capsys):
+    def really(batch, needed):
+        return needed * (20 if batch > 64 else 1)
+
+    out, plans = suggested(of_sixteen(64, 16), 16, 30 + 16.0, capsys, really)
+    assert len(plans) > 1 and "--config.data.buckets.image_64x64.batch=64" in out
+
+
+def test_from_what_does_not_fit_a_smaller_batch_is_suggested(capsys):
+    out, plans = suggested(of_sixteen(1024, 256), 16, 30 + 32.0, capsys)
+    assert plans[0].data.buckets.image_64x64.batch == 1024
+    assert "--config.data.buckets.image_64x64.batch=512" in out and len(plans) <= 3
+    with pytest.raises(InputError, match="none of the 1 that were tried fits"):
+        suggested(of_sixteen(1024, 256), 16, 1.0, capsys)
+
+
+def test_one_chip_gets_a_suggestion_too_and_what_suits_none_is_one_line(capsys):
+    config = demo.get_config()
+    assert "suggested" in suggested(config, 1, memory=1e6, capsys=capsys)[0]
+    config.data.buckets.image_64x64.batch = 7
+    with pytest.raises(InputError, match="no scale of these batches suits 1009 chips"):
+        suggested(config, 1009, memory=1e6, capsys=capsys)
+
+
+def test_a_cost_is_that_of_the_buckets_that_are_there():
+    """Without clips there is no discriminator of clips, so the programs of images are others."""
+    config, where, keys = demo.get_config("tiny"), Topology("cpu:1", jax.devices()[:1], "cpu", None), []
+
+    class Keys:
+        def of(self, name, made_from, trace, model_flops):
+            keys.append((name, json.dumps(made_from)))
+            return cost()
+
+    planning.plan(config, where, Keys())
+    config.data.buckets.video_9x64x64.batch = 0
+    planning.plan(config, where, Keys())
+    assert len(keys) == 3 + 2 and not set(keys[:3]) & set(keys[3:])
+
+
+def command(*arguments, cache):
+    environment = dict(os.environ, XDG_CACHE_HOME=str(cache), PYTHONPATH=str(ROOT))
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    return subprocess.run(
+        [sys.executable, "-m", "vaejax.plan", *arguments],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_topology_that_is_none_is_one_line(tmp_path):
+    found = command("--config=configs/demo.py", "--topology=v9:4", cache=tmp_path)
+    assert found.returncode == 2 and "--topology=v9:4; accepted: v5e:16x16" in found.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path, as_the_command):
+    arguments = ["--config=configs/demo.py", "--topology=cpu:8", "--config.mesh.space=4"]
+    found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
+    assert found.returncode == 0, found.stderr
+    told = json.loads((tmp_path / "plan.json").read_text())
+    config = demo.get_config()
+    config.mesh.space = 4
+    mesh = sharding.make(config.mesh)
+    buckets = parse_buckets(config.data.buckets, 8, 4, shards=2, space=4)
+    programs = Programs.of(config, buckets, mesh)
+    phase = programs.phase(config.steps - 1)
+    for bucket in buckets:
+        real = programs.gradients(phase, bucket).lower().compile().memory_analysis()
+        planned = told["programs"][bucket.name]["bytes"]["activations"]
+        assert planned == pytest.approx(real.temp_size_in_bytes, rel=0.1)
+    again = command(*arguments, cache=tmp_path)
+    assert again.stdout == found.stdout and "compiling" not in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_a_tpu_slice_that_is_not_there_can_be_planned_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # those of CPUs, which a TPU's compiler does not know
+    arguments = ["--config=configs/demo.py:tiny", "--topology=v5e:4x4", "--config.mesh.fsdp=2"]
+    arguments += ["--config.data.buckets.image_64x64.batch=16", "--config.data.buckets.video_9x64x64.batch=0"]
+    arguments += ["--config.loss.weights.perceptual=0.", "--config.loss.weights.adversarial=0."]
+    found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
+    assert found.returncode == 0, found.stderr
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["chips"] == 16 and 0 < told["update"]["flop_utilisation"] < 1
+    assert told["programs"]["image_64x64"]["bytes"]["sent"]["all-reduce"] > 0
+    assert "suggest" not in found.stdout and "samples/s" in found.stdout

@@ -1,0 +1,418 @@
+"""The probe: its transformer, its flow, and that it tells good latents from bad, the same every time."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+from sklearn.metrics import pairwise
+
+from vaejax.data import sources
+from vaejax.data.sampler import Order
+from vaejax.errors import InputError, Stopped
+from vaejax.evaluate.codecs.registry import open_codec
+from vaejax.evaluate.features import Features
+from vaejax.probe import __main__ as command
+from vaejax.probe import controls, dit, flow
+from vaejax.probe.fit import fit, velocity
+from vaejax.probe.latents import Latents
+from vaejax.probe.presets import PRESETS
+from vaejax.probe.samples import open_media
+from vaejax.probe.score import Probe
+
+TINY = dataclasses.replace(
+    PRESETS["cpu"], width=16, depth=2, heads=2, steps=12, batch=8, warmup=2, train_samples=24, samples=9,
+    solver_steps=2,
+)  # fmt: skip
+
+
+def randomised(module, *inputs, seed=1):
+    """The module's parameters, those that start at zero too, and float64 copies of them."""
+    params = module.init(jax.random.key(0), *inputs)["params"]
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    leaves = [jnp.asarray(x + 0.2 * rng.normal(size=x.shape), jnp.float32) for x in leaves]
+    params = jax.tree.unflatten(structure, leaves)
+    return params, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# The transformer ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", dit.ATTENTION)
+def test_a_new_transformer_answers_zero_and_its_blocks_are_the_identity(attention):
+    model = dit.DiT(16, 2, 2, attention=attention)
+    x, times = normal(2, 3, 4, 6, 5), jnp.array([0.1, 0.9])
+    variables = model.init(jax.random.key(0), x, times)
+    np.testing.assert_array_equal(model.apply(variables, x, times), np.zeros_like(x))
+    tokens, condition = normal(2, 3, 24, 16), normal(2, 1, 1, 16)
+    block = dit.Block(2, "full", jnp.float32)
+    variables = block.init(jax.random.key(0), tokens, condition)
+    np.testing.assert_array_equal(block.apply(variables, tokens, condition), tokens)
+
+
+@pytest.mark.parametrize("axis", ["full", "space", "time"])
+def test_attention_is_numpys_softmax_over_the_tokens_of_its_axis(axis):
+    x, heads, width = normal(2, 3, 5, 8), 2, 8
+    module = dit.Attention(heads, axis)
+    params, p = randomised(module, x)
+    got = module.apply({"params": params}, x)
+
+    qkv = (x @ p["qkv"]["kernel"] + p["qkv"]["bias"]).reshape(2, 3, 5, 3, heads, width // heads)
+    unit = [a / np.sqrt(np.square(a).mean(-1, keepdims=True) + 1e-6) for a in np.moveaxis(qkv, 3, 0)[:2]]
+    q, k = (a * p[f"{name}_norm"]["scale"] for a, name in zip(unit, ("query", "key"), strict=True))
+    wanted = np.zeros((2, 3, 5, heads, width // heads))
+    for b, t, s, h in np.ndindex(2, 3, 5, heads):
+        frames = [t] if axis == "space" else range(3)
+        places = [s] if axis == "time" else range(5)
+        seen = [(b, i, j, h) for i in frames for j in places]
+        weights = np.exp([q[b, t, s, h] @ k[one] / np.sqrt(width // heads) for one in seen])
+        wanted[b, t, s, h] = sum(
+            w * qkv[b, i, j, 2, h] for w, (_, i, j, _) in zip(weights, seen, strict=True)
+        )
+        wanted[b, t, s, h] /= weights.sum()
+    wanted = wanted.reshape(2, 3, 5, width) @ p["out"]["kernel"] + p["out"]["bias"]
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_a_block_is_that_of_the_paper():
+    x, condition = normal(2, 1, 6, 8), normal(2, 1, 1, 8, seed=2)
+    block = dit.Block(2, "full", jnp.float32)
+    params, p = randomised(block, x, condition)
+    got = block.apply({"params": params}, x, condition)
+
+    def norm(a):
+        return (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)
+
+    def gelu(a):
+        return 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
+
+    modulation = condition @ p["modulation"]["kernel"] + p["modulation"]["bias"]
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = np.split(modulation, 6, -1)
+    attention = dit.Attention(2, "full")
+    h = attention.apply(
+        {"params": params["attention"]}, (norm(x) * (1 + scale_1) + shift_1).astype(np.float32)
+    )
+    wanted = x + gate_1 * h
+    h = (norm(wanted) * (1 + scale_2) + shift_2) @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]
+    wanted = wanted + gate_2 * (gelu(h) @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"])
+    np.testing.assert_allclose(got, wanted, atol=2e-4)
+
+
+def test_a_token_is_a_patch_and_patches_come_back_in_place():
+    x = normal(2, 3, 4, 6, 5)
+    tokens = dit.patchify(x, 2)
+    assert tokens.shape == (2, 3, 6, 20)
+    np.testing.assert_array_equal(tokens[1, 2, 4], x[1, 2, 2:4, 2:4].ravel())  # row 1, column 1 of 2 x 3
+    np.testing.assert_array_equal(dit.unpatchify(tokens, 4, 6, 2), x)
+    np.testing.assert_array_equal(dit.unpatchify(dit.patchify(x, 1), 4, 6, 1), x)
+
+
+def test_every_place_and_frame_has_a_position_of_its_own():
+    places = np.asarray(dit.positions(3, 4, 5, 16)).reshape(-1, 16)
+    assert len(places) == 3 * 4 * 5
+    distances = np.linalg.norm(places[:, None] - places[None], axis=-1) + 10 * np.eye(len(places))
+    assert distances.min() > 0.1
+    image = np.asarray(dit.positions(1, 4, 5, 16)).reshape(4, 5, 16)
+    np.testing.assert_allclose(image[2, 3, 0], np.sin(2), atol=1e-6)  # half for the row
+    np.testing.assert_allclose(image[2, 3, 8], np.sin(3), atol=1e-6)  # half for the column
+
+
+# The flow ---------------------------------------------------------------------------------------------------
+
+
+def best_for_gaussian(std):
+    """E[noise - x | x_t] of x ~ N(0, std²): the covariance of noise - x and x_t over the variance of x_t."""
+
+    def best(x_t, times):
+        t = times[:, None]
+        return (t - (1 - t) * std**2) / ((1 - t) ** 2 * std**2 + t**2) * x_t
+
+    return best
+
+
+@pytest.mark.parametrize("std", [1.0, 0.3])
+def test_the_best_velocity_of_gaussian_data_has_the_loss_that_is_worked_out(std):
+    times = np.repeat([0.05, 0.5, 0.8], 4)
+    x, noise = std * normal(12, 20_000), normal(12, 20_000, seed=1)
+    got, white = (
+        np.asarray(flow.losses(best_for_gaussian(s), x, noise, times)).reshape(3, 4).mean(1) for s in (std, 1)
+    )
+    t = times[::4]
+    wanted = std**2 / ((1 - t) ** 2 * std**2 + t**2)
+    np.testing.assert_allclose(got, wanted, rtol=0.02)
+    # Who takes the variance for 1 does as well as the best there, and worse elsewhere.
+    np.testing.assert_allclose(flow.white_loss(t, std**2), white, rtol=0.02)
+    assert std == 1 or (white > 1.01 * got).all()
+
+
+def test_the_solver_carries_noise_to_gaussian_data_and_halved_steps_quarter_its_error():
+    std, mean = 0.3, 2.0
+
+    def exact(x, times):
+        return best_for_gaussian(std)(x - (1 - times[:, None]) * mean, times) - mean
+
+    noise = normal(4, 50)
+    # The flow keeps the order of the points, so it can only be the map of one Gaussian to the other.
+    errors = [np.abs(flow.solve(exact, noise, n) - (mean + std * noise)).max() for n in (10, 20, 40)]
+    assert errors[2] < 2e-3
+    np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 4, rtol=0.3)
+
+
+def test_training_times_are_logit_normal():
+    t = np.asarray(flow.logit_normal(jax.random.key(0), (40_000,)), np.float64)
+    logit = np.log(t / (1 - t))
+    np.testing.assert_allclose([logit.mean(), logit.std()], [0, 1], atol=0.02)
+
+
+# Fits -------------------------------------------------------------------------------------------------------
+
+
+def smooth_latents(count=64, classes=1):
+    """Latents (count, 1, 8, 8, 2), constant over space but for a little noise, by class or at random."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int32) % classes
+    level = 2.0 * labels - 1 if classes > 1 else rng.normal(size=count)
+    z = level[:, None, None, None, None] + 0.1 * rng.normal(size=(count, 1, 8, 8, 2))
+    return Latents.normalised(z[: count // 2], z[count // 2 :], labels[: count // 2], labels[count // 2 :])
+
+
+def parameters_equal(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    model, latents = dit.DiT(16, 1, 2), smooth_latents()
+    one, again, other = (fit(model, latents, TINY, seed) for seed in (0, 0, 1))
+    assert parameters_equal(one, again)
+    assert not parameters_equal(one, other)
+
+
+def test_a_fit_learns_what_normalisation_does_not_tell():
+    latents = smooth_latents()
+    model = dit.DiT(32, 2, 2)
+    params = fit(model, latents, dataclasses.replace(TINY, steps=100, learning_rate=5e-3), 0)
+    x = latents.held_out
+    times = np.full(len(x), 0.5, np.float32)
+    losses = flow.losses(velocity(model, params, latents.held_out_labels), x, normal(*x.shape), times)
+    # Half of what a model of independent numbers leaves: each number is told by its neighbours.
+    assert losses.mean() < 0.7 * flow.white_loss(0.5)
+
+
+@pytest.mark.slow
+def test_a_label_decides_what_is_generated():
+    latents = smooth_latents(classes=2)
+    model = dit.DiT(32, 1, 2, classes=2)
+    params = fit(model, latents, dataclasses.replace(TINY, steps=100, learning_rate=5e-3), 0)
+    noise = normal(8, 1, 8, 8, 2)
+    means = [
+        np.asarray(flow.solve(velocity(model, params, np.full(8, label)), noise, 8)).mean((1, 2, 3, 4))
+        for label in (0, 1)
+    ]
+    assert means[0].max() < 0 < means[1].min()
+
+
+# Latents and controls ---------------------------------------------------------------------------------------
+
+
+def test_latents_are_normalised_by_the_training_statistics_and_restored():
+    z = 3 + np.array([2.0, 0.5, 0.0]) * np.random.default_rng(0).normal(size=(40, 1, 4, 4, 3))
+    latents = Latents.normalised(z[:30], z[30:], np.zeros(30), np.zeros(10))
+    np.testing.assert_allclose(latents.train.mean((0, 1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(latents.train.std((0, 1, 2, 3)), [1, 1, 0], atol=1e-5)
+    np.testing.assert_allclose(latents.held_out * latents.std + latents.mean, z[30:], atol=1e-5)
+    np.testing.assert_allclose(latents.restore(latents.train), z[:30], atol=1e-5)
+
+
+def test_mixing_keeps_what_is_decoded_and_loses_where_it_is():
+    latents = smooth_latents()
+    mixed, decode = controls.mixed(latents, lambda z: z)
+    z, m = latents.restore(latents.train), mixed.restore(mixed.train)
+    np.testing.assert_allclose(decode(m), z, atol=1e-4)
+    np.testing.assert_allclose(np.square(m).sum((1, 2, 3)), np.square(z).sum((1, 2, 3)), rtol=1e-4)
+
+    def neighbours(z):
+        return np.corrcoef(z[:, :, :, 1:].ravel(), z[:, :, :, :-1].ravel())[0, 1]
+
+    assert neighbours(z) > 0.9 and abs(neighbours(m)) < 0.3
+
+
+def test_noise_of_equal_variance_doubles_it_and_stays_when_decoded():
+    latents = smooth_latents()
+    noisy, decode = controls.noisy(latents, lambda z: z)
+    np.testing.assert_allclose(np.square(noisy.std / latents.std), 2, rtol=0.1)
+    z = noisy.restore(noisy.train)
+    np.testing.assert_array_equal(decode(z), z)
+    added = z - latents.restore(latents.train)
+    np.testing.assert_allclose(added.std((0, 1, 2, 3)), latents.std, rtol=0.1)
+
+
+# The whole --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six photos of scikit-image in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, name in enumerate(("astronaut", "coffee", "rocket", "chelsea", "hubble_deep_field", "retina")):
+        part = folder / ("things" if i % 2 else "places")
+        part.mkdir(exist_ok=True)
+        Image.fromarray(getattr(data, name)()[:256, :256]).save(part / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probe(photos):
+    return Probe(open_media(str(photos), TINY), TINY, Features())
+
+
+@pytest.fixture(scope="module")
+def linear(probe):
+    return open_codec("linear", samples=(frames for frames, _ in probe.media.batches("train", 24)))
+
+
+@pytest.fixture(scope="module")
+def latents(probe, linear):
+    return probe.latents(linear)
+
+
+@pytest.mark.slow
+def test_scores_are_told_by_seed_and_are_the_same_every_time(probe, linear, latents):
+    scores, shown = probe.score(latents, linear.decode, [0, 1])
+    assert len(set(scores["kernel"]["seeds"])) == len(set(scores["loss"]["seeds"])) == 2
+    assert scores["loss"]["mean"] == np.mean(scores["loss"]["seeds"])
+    assert scores["loss"]["spread"] == np.std(scores["loss"]["seeds"], ddof=1)
+    np.testing.assert_allclose(
+        scores["explained"]["seeds"], 1 - np.array(scores["loss"]["seeds"]) / scores["white_loss"], rtol=1e-12
+    )
+    assert {name: x.shape for name, x in shown.items()} == dict.fromkeys(
+        ("real", "decoded", "generated"), (8, 1, 64, 64, 3)
+    )
+    again, shown_again = probe.score(latents, linear.decode, [0])
+    for name in ("kernel", "frechet", "loss", "explained"):
+        assert again[name]["seeds"][0] == scores[name]["seeds"][0]
+    np.testing.assert_array_equal(shown["generated"], shown_again["generated"])
+
+
+def test_what_a_model_generates_and_its_loss_do_not_depend_on_the_batch(probe, latents):
+    params, _ = randomised(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
+    other = Probe(probe.media, dataclasses.replace(TINY, batch=5), Features())
+    losses = [p._validate(params, latents) for p in (probe, other)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(*(p._generate(params, latents, 0) for p in (probe, other)), atol=1e-4)
+
+
+def test_the_floor_is_scikit_learns_kernel_distance_of_decoded_training_latents(probe, linear, latents):
+    scores, _ = probe.score(latents, linear.decode, [0])
+    decoded = linear.decode(latents.restore(latents.train[: TINY.samples]))
+    real = np.concatenate([frames for frames, _ in probe.media.batches("eval", TINY.samples)])
+    x, y = (Features().images(frames).astype(np.float64) for frames in (decoded, real))
+    xx, yy, xy = (pairwise.polynomial_kernel(*pair, coef0=1) for pair in ((x, x), (y, y), (x, y)))
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy)]
+    assert scores["floor"]["kernel"] == pytest.approx(sum(within) - 2 * xy.mean(), rel=1e-6)
+
+
+def test_the_held_out_photos_are_not_learned_from(probe):
+    names = {}
+    for split in ("train", "eval"):
+        order = probe.media._orders[split]
+        names[split] = {order[i].name.rpartition("@")[0] for i in range(24)}
+    assert names["train"] and names["eval"] and not names["train"] & names["eval"]
+
+
+def test_held_out_photos_are_cut_as_training_ones_are(probe, photos):
+    """And not whole from the middle, as reconstructions are scored, for nothing is generated like that."""
+    order, held_out = probe.media._orders["eval"], open_media(str(photos), TINY)
+    middle = Order(sources.open_sources(held_out.data), held_out.bucket, "eval", held_out.data)
+    count = next(i for i in range(1, 24) if middle[i].name == middle[0].name)  # the photos come again
+    np.testing.assert_array_equal(order[0].frames, middle[count].frames)
+    assert not np.array_equal(order[0].frames, middle[0].frames)
+
+
+def test_a_probe_listens_while_it_generates_and_validates(probe, latents):
+    asked = [False, True]
+    params, _ = randomised(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
+    deaf = Probe(probe.media, TINY, Features())
+    for work in (lambda: deaf._generate(params, latents, 0), lambda: deaf._validate(params, latents)):
+        answers = iter(asked)
+        deaf._stopping = lambda answers=answers: next(answers)
+        with pytest.raises(Stopped):
+            work()
+
+
+def test_a_clip_of_few_frames_is_one_sample(probe):
+    frames = np.random.default_rng(0).integers(256, size=(3, 5, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(
+        probe._seen(frames)["efficientnet"], probe._seen(frames[:, 2:3])["efficientnet"]
+    )
+
+
+def test_folders_are_classes(photos, tmp_path):
+    media = open_media(str(photos), TINY, labels=True)
+    assert media.classes == ["places", "things"]
+    _, labels = next(media.batches("train", 16))
+    assert set(labels) == {0, 1}
+    Image.fromarray(data.astronaut()).save(tmp_path / "loose.png")
+    Image.fromarray(data.astronaut()).save(tmp_path / "loose_too.png")
+    with pytest.raises(InputError, match="loose"):
+        open_media(str(tmp_path), TINY, labels=True)
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+
+def flags(budget):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(budget).items()]
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_same_bytes_twice_but_for_the_time(photos, tmp_path, capsys):
+    found = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        arguments = ["--checkpoint=linear", f"--data={photos}", "--seeds=2", f"--out={out}", *flags(TINY)]
+        assert command.main(arguments) == 0
+        found.append(json.loads((out / "probe.json").read_text()))
+        assert found[-1].pop("time")["seconds"] > 0
+        assert np.asarray(Image.open(out / "samples.png")).std() > 10
+    assert found[0] == found[1]
+    assert (tmp_path / "one/samples.png").read_bytes() == (tmp_path / "two/samples.png").read_bytes()
+    assert found[0]["settings"]["budget"] == dataclasses.asdict(TINY)
+    assert f"{found[0]['kernel']['mean']:.4f} ± {found[0]['kernel']['spread']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data=nowhere"], "--data = nowhere: no such folder"),
+        (["--bucket=image_64"], "--bucket=image_64: no bucket's name"),
+        (["--bucket=image_640x640"], "--bucket=image_640x640: no training sample fits"),
+        (["--bucket=video_9x64x64"], "--bucket=video_9x64x64: no training sample fits; there are no clips"),
+        (["--bucket=image_60x64"], "linear: a clip of 1x60x64"),
+        (["--patch=3"], "patch = 3: latents are 8x8"),
+        (["--width=30"], "width = 30"),
+        (["--attention=none"], "attention = none; accepted: full, factorised"),
+        (["--checkpoint=identity"], "identity: has no latents"),
+        (["--checkpoint=nowhere"], "nowhere"),
+        (["--inception=nowhere.pth"], "features: nowhere.pth"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(photos, tmp_path, capsys, arguments, told):
+    given = ["--checkpoint=linear", f"--data={photos}", f"--out={tmp_path}", *flags(TINY), *arguments]
+    assert command.main(given) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and told in lines[0] and "accepted: " in lines[0]
+
+
+def test_every_preset_is_a_budget_and_its_fields_are_flags():
+    assert set(PRESETS) == {"cpu", "gpu", "standard"}
+    for preset in PRESETS.values():
+        chosen = command._parser().parse_args(["--checkpoint=c", "--data=d", "--out=o", *flags(preset)])
+        assert command.budget(chosen) == preset

@@ -1,0 +1,85 @@
+"""Panels decode to the pixels they were given."""
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaejax.rundir import panels
+
+
+def frames(*shape):
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
+
+
+def test_an_image_panel_shows_original_reconstruction_and_error_side_by_side(tmp_path):
+    original, reconstruction, linear = (
+        frames(2, 1, 40, 64, 3),
+        frames(2, 1, 40, 64, 3)[::-1],
+        frames(2, 1, 40, 64, 3),
+    )
+    returned = panels.write_panels(tmp_path, 50, "image_40x64", original, reconstruction, linear)
+    png = np.asarray(Image.open(tmp_path / "panels" / "50" / "image_40x64.png"))
+    np.testing.assert_array_equal(png, returned)
+    error = panels.error_map(original, reconstruction)
+    for i in range(2):
+        for j, column in enumerate((original, reconstruction, linear, error)):
+            # Cells of 3x the size (192 wide at least), 4 apart; the header is 24 high, the margin 4 wide.
+            cell = png[24 + i * 124 :, 4 + j * 196 :][:120, :192]
+            np.testing.assert_array_equal(cell, column[i, 0].repeat(3, 0).repeat(3, 1))
+    assert not list((tmp_path / "panels" / "50").glob("*.mp4"))
+
+
+def test_large_frames_are_shown_pixel_for_pixel(tmp_path):
+    original = frames(1, 1, 33, 200, 3)
+    png = panels.write_panels(tmp_path, 1, "image_33x200", original, original)
+    np.testing.assert_array_equal(png[24:57, 4:204], original[0, 0])
+
+
+def test_the_error_grows_from_black_to_white_and_sees_a_spot_of_one_colour():
+    grey = np.full((5, 3), 100, np.uint8)
+    off = grey.copy()
+    off[:, 2] += np.array([0, 10, 21, 42, 64], np.uint8)  # blue only
+    heat = panels.error_map(grey, off)
+    np.testing.assert_array_equal(heat[0], 0)
+    np.testing.assert_array_equal(heat[1], [120, 0, 0])  # 3 x 4 x 10
+    np.testing.assert_array_equal(heat[-1], 255)
+    assert (np.diff(heat.sum(-1).astype(int)) > 0).all()
+    np.testing.assert_array_equal(panels.error_map(off, grey), heat)  # no sign, no wrap-around
+
+
+def test_a_video_panel_is_an_mp4_that_browsers_play(tmp_path):
+    brighter = np.linspace(0, 100, 9).astype(np.uint8).reshape(1, 9, 1, 1, 1)
+    red = np.array([150, 0, 40], np.uint8)  # saturated: a wrong colour matrix shows
+    original = np.broadcast_to(brighter + red, (2, 9, 33, 47, 3))
+    png = panels.write_panels(tmp_path, 5, "video", original, original, fps=12.5)
+    with av.open(str(tmp_path / "panels" / "5" / "video.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.average_rate) == 12.5
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(decoded) == 9
+    # Frames of 33x47 are enlarged 5 times; two rows, three columns; the odd width made even.
+    assert decoded[0].shape == (24 + 2 * 169, 4 + 3 * 239 + 1, 3)
+    for t, frame in enumerate(decoded):
+        for row in range(2):
+            cell = frame[24 + 169 * row :, 4:][10:155, 10:225]
+            np.testing.assert_allclose(cell.mean((0, 1)), original[0, t, 0, 0], atol=4)
+    for i, t in enumerate((0, 4, 8)):  # the PNG has the first, middle and last frame
+        np.testing.assert_array_equal(png[24 + 169 * i + 80, 60], original[0, t, 0, 0])
+
+
+def test_a_panel_too_large_for_players_is_shrunk_in_the_mp4_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(panels, "MAX_VIDEO", 256)
+    original = frames(1, 2, 192, 192, 3)
+    png = panels.write_panels(tmp_path, 5, "video", original, original)
+    assert png.shape[1] > 3 * 192
+    with av.open(str(tmp_path / "panels" / "5" / "video.mp4")) as container:
+        assert container.streams.video[0].width == 256 and container.streams.video[0].height % 2 == 0
+
+
+def test_panels_that_do_not_match_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="reconstruction"):
+        panels.write_panels(tmp_path, 1, "image", frames(2, 1, 8, 8, 3), frames(1, 1, 8, 8, 3))
+    with pytest.raises(ValueError, match="original"):
+        panels.write_panels(tmp_path, 1, "image", np.zeros((2, 1, 8, 8, 3)), np.zeros((2, 1, 8, 8, 3)))

@@ -1,0 +1,175 @@
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from tests.support.models import SMALL
+from vaejax.config import schema as config
+from vaejax.data.bucket import Bucket
+from vaejax.data.pipeline import Batch
+from vaejax.errors import InputError
+from vaejax.losses.adversarial import Adversary
+from vaejax.losses.objective import Objective
+from vaejax.models import conv
+from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.plan import hlo
+from vaejax.runtime import mesh as sharding
+from vaejax.train import optimizer as optim
+from vaejax.train import programs as compiled
+from vaejax.train import state as train_state
+from vaejax.train import step as train_step
+from vaejax.train.fault import Fault
+
+
+def check_that_no_loop_exchanges(text):
+    """XLA runs a CPU's collectives in the program's order, but in no order with those inside a loop."""
+    for line in text.splitlines():
+        if line.endswith("{") and " -> " in line:
+            computation = line
+        elif any(f" {kind}(" in line for kind in hlo.COLLECTIVES):
+            assert computation.startswith("ENTRY"), (computation, line)
+
+
+def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
+    """Terms, gradients and parameters after one update of an image and a video bucket on a mesh."""
+    sizes = (data, fsdp, space)
+    grid = np.array(jax.devices()[:devices]).reshape(sizes)
+    mesh = jax.sharding.Mesh(grid, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    model = Autoencoder(Architecture(**SMALL))
+    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}, "gaussian")
+    design = Discrimination(width=8)
+    modules = {name: Discriminator(design, name == "video") for name in ("image", "video")}
+    adversary = Adversary(modules, optax.adam(1e-3), lecam=0.1)
+    settings = config.defaults().optim
+    settings.update({"warmup": 0, "agc": 0.01})
+    optimizer = optim.optimizer(settings, 10)
+    state, shardings = train_state.create(model, optimizer, adversary, mesh, 0)
+    gathered = train_step.nothing_gathered(state, adversary)
+    key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
+    rng, terms = np.random.default_rng(0), {}
+    for shape in ((images, 1, 32, 16, 3), (8, 5, 16, 16, 3)):  # 4 on 8 devices are split by height
+        frames = sharding.shared(mesh, rng.integers(256, size=shape, dtype=np.uint8))
+        step = functools.partial(
+            train_step.bucket_gradients, weight=0.7, model=model, objective=objective, adversary=adversary
+        )
+        with sharding.placing_frames(mesh):
+            program = jax.jit(step).lower(state, gathered, frames, key, {}).compile()
+        check_that_no_loop_exchanges(program.as_text())
+        gathered, terms[f"{shape[1]} frames"] = program(state, gathered, frames, key, {})
+    update = functools.partial(
+        train_step.apply_gradients,
+        optimizer=optimizer,
+        clipping=optim.clipping(settings),
+        ema_decay=0.9,
+        adversary=adversary,
+    )
+    state, terms["all"] = jax.jit(update, out_shardings=(shardings, None))(state, gathered)
+    return jax.device_get((terms, gathered)), state
+
+
+@pytest.mark.slow  # what convolutions do among devices: test_convolve.py
+@pytest.mark.parametrize(
+    ("sizes", "images", "convolution"),
+    [
+        pytest.param((2, 2, 2), 4, conv._native, id="data 2 fsdp 2 space 2"),
+        pytest.param((2, 2, 2), 4, conv._cpu, id="data 2 fsdp 2 space 2 of CPUs"),
+        pytest.param((4, 2, 1), 8, conv._cpu, id="data 4 fsdp 2 of CPUs"),
+    ],
+)
+def test_eight_devices_do_what_one_does(monkeypatch, sizes, images, convolution):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
+    monkeypatch.setitem(conv.PLATFORMS, "cpu", convolution)
+    (expected, _), (sharded, state) = one_update(1, 1, 1, 1, images), one_update(8, *sizes, images)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(sharded), jax.tree.leaves(expected), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * max(1e-3, np.abs(b).max()), err_msg=name)
+    kernel = state.params["autoencoder"]["encoder"]["conv_in"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 2  # each fsdp device holds half
+
+
+def test_parameters_are_split_by_output_channel_first():
+    assert sharding.parameter_spec((3, 3, 3, 64, 96), 8) == P(None, None, None, None, "fsdp")
+    assert sharding.parameter_spec((3, 3, 3, 64, 97), 8) == P(None, None, None, "fsdp")
+    assert sharding.parameter_spec((3, 3, 3, 63, 97), 8) == P()
+    assert sharding.parameter_spec((64,), 8) == P()
+    assert sharding.parameter_spec((3, 3, 3, 64, 96), 1) == P()
+
+
+def test_the_mesh_takes_the_devices_that_are_left_or_says_what_it_accepts():
+    assert dict(sharding.make(ConfigDict({"data": 0, "fsdp": 2, "space": 1})).shape) == {
+        "data": 4,
+        "fsdp": 2,
+        "space": 1,
+    }
+    with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices .* product is 8"):
+        sharding.make(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
+
+
+def test_no_leaf_of_a_new_state_is_weakly_typed():
+    """A weak type becomes strong in the first update, and everything compiles twice."""
+    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
+    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
+    optimizer = optim.optimizer(config.defaults().optim, 10)
+    model, adversary = Autoencoder(Architecture(**SMALL)), Adversary(modules, optax.adam(1e-3))
+    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
+
+
+def spoiled(place, devices):
+    """A state before and after an update in which one sample of a batch of eight meets a NaN."""
+    mesh = sharding.make(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
+    model, objective = (
+        Autoencoder(Architecture(**SMALL)),
+        Objective({"reconstruction": 1.0, "adversarial": 0.1}),
+    )
+    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
+    adversary = Adversary(modules, optax.adam(1e-3))
+    settings = config.defaults().optim
+    optimizer, clipping = optim.optimizer(settings, 10), optim.clipping(settings)
+    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    fault = Fault(place, "image_16x16", lambda step, x: step == 1, sample=5)
+    shapes = train_state.shapes(model, optimizer, adversary, mesh)
+    programs = compiled.Programs(
+        shapes, mesh, model, objective, adversary, optimizer, clipping, 0.9, {}, faults=[fault]
+    )
+    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0, is_main=False)
+    rng, states, finite = np.random.default_rng(0), [], []
+    for step in range(3):
+        batch = Batch(rng.integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8), range(8), [], [])
+        update.prepare(step)
+        state, terms = update(state, {"image_16x16": batch})
+        states.append(jax.device_get(state))
+        finite.append((bool(terms["all"]["finite"]), bool(terms["image_16x16"]["finite"])))
+        flags = [bool(shard.data) for shard in terms["all"]["finite"].addressable_shards]
+        assert len(flags) == devices and len(set(flags)) == 1  # all devices decided the same
+    return states, finite
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "data",
+        pytest.param("generator", marks=pytest.mark.slow),
+        pytest.param("discriminator", marks=pytest.mark.slow),
+    ],
+)
+def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothing(place):
+    states, finite = spoiled(place, 8)
+    assert finite == [(True, True), (False, False), (True, True)]
+    before, skipped, after = states
+    assert (before.step, skipped.step, after.step) == (1, 2, 3)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(skipped.replace(step=before.step)), strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    for part in ("params", "ema", "optimizer", "opponents"):
+        pairs = zip(
+            jax.tree.leaves(getattr(before, part)), jax.tree.leaves(getattr(after, part)), strict=True
+        )
+        assert any((a != b).any() for a, b in pairs), part  # and the run goes on

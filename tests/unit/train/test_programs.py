@@ -1,0 +1,55 @@
+import gc
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from tests.support.models import SMALL
+from vaejax.config import schema as config
+from vaejax.data.bucket import Bucket
+from vaejax.data.pipeline import Batch
+from vaejax.losses.adversarial import Adversary
+from vaejax.losses.objective import Objective
+from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.runtime import mesh as sharding
+from vaejax.train import optimizer as optim
+from vaejax.train import programs as compiled
+from vaejax.train import state as train_state
+
+
+def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
+    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
+    adversary = Adversary(modules, optax.adam(1e-3), start=2)
+    model = Autoencoder(Architecture(**SMALL))
+    settings = config.defaults().optim
+    optimizer = optim.optimizer(settings, 10)
+    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    programs = compiled.Programs(
+        train_state.shapes(model, optimizer, adversary, mesh),
+        mesh,
+        model,
+        Objective({"reconstruction": 1.0, "adversarial": 0.1}),
+        adversary,
+        optimizer,
+        optim.clipping(settings),
+        0.9,
+        {},
+    )
+    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0, is_main=False)
+    frames = np.random.default_rng(0).integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8)
+    there, judged = {}, []
+
+    def count(what):
+        gc.collect()
+        there.setdefault(what, []).append(len(jax.devices()[0].client.live_executables()))
+
+    for step in (0, 1, 2, 3, 0):
+        update.prepare(step, count)
+        state, terms = update(state, {"image_16x16": Batch(frames, range(8), [], [])})
+        judged.append("accuracy_image" in terms["all"])
+    assert judged == [False, False, True, True, False]
+    begun = there["compiling the update"]
+    assert len(begun) == 3 and len(set(begun)) == 1, there

@@ -1,0 +1,1 @@
+"""The configuration: its schema, validation and command-line flag."""

@@ -1,0 +1,1 @@
+"""Configurations that ship with vaejax; name them without a path: --config=demo."""

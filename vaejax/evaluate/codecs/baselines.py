@@ -1,0 +1,328 @@
+"""Codecs that nobody trained: what a reconstruction is worth beside a matrix, a JPEG and a video file."""
+
+import io
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import PIL
+from av.bitstream import BitStreamFilterContext
+from av.video.reformatter import Interpolation, VideoReformatter
+from PIL import Image, features
+
+from vaejax.errors import InputError
+from vaejax.evaluate.codecs.linear import LinearCodec
+from vaejax.evaluate.codecs.registry import LatentSize, array_bits, check_frames, normalise
+
+MATCHED_FRAMES = 64  # of each shape, at most, by which a JPEG quality is chosen
+
+
+class Files(NamedTuple):
+    """What a batch is stored as: `data` in order of clip and frame, `shape` the frames' (B, T, H, W, 3)."""
+
+    data: list[bytes]
+    shape: tuple[int, ...]
+
+    def bits(self) -> float:
+        """Bits a pixel, headers and all."""
+        return 8 * sum(map(len, self.data)) / np.prod(self.shape[:-1])
+
+
+class Identity:
+    """Loses nothing: the bound of every score, and the test of whoever computes one."""
+
+    name = "identity"
+    spatial_factor = temporal_factor = 1
+
+    def __init__(self):
+        self.settings: dict[str, Any] = {"kind": "identity"}
+
+    def latent_shape(self, frames: int, height: int, width: int) -> None:
+        """None: what it stores are the frames."""
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """The frames (B, T, H, W, 3) uint8."""
+        check_frames(self, frames)
+        return frames
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """The frames (B, T, H, W, 3), float32 in [-1, 1]."""
+        return normalise(latents)
+
+    def bits(self, latents: np.ndarray) -> float:
+        """Three bytes a pixel."""
+        return 24.0
+
+
+class Linear:
+    """`linear.LinearCodec` with its components' coordinates as latents; made by `fit`."""
+
+    name = "linear"
+
+    def __init__(self, codec: LinearCodec, samples: int):
+        self._codec = codec
+        self.spatial_factor, self.temporal_factor = codec.spatial, codec.temporal
+        self.settings: dict[str, Any] = {
+            "kind": "linear",
+            "channels": codec.channels,
+            "spatial_factor": codec.spatial,
+            "temporal_factor": codec.temporal,
+            "samples": samples,
+        }
+
+    @classmethod
+    def fit(cls, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Linear":
+        """The best linear codec of this latent size, for training frames (N, T, H, W, 3) uint8.
+
+        Raises:
+          InputError: without samples, or with those that it cannot take.
+        """
+        count = 0
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal count
+            for batch in _batches(samples):
+                count += len(batch)
+                yield batch
+
+        try:
+            codec = LinearCodec.fit(counted(), size.channels, size.spatial, size.temporal)
+        except ValueError as error:
+            raise InputError(
+                f"linear: {error}; accepted: training frames of the shapes to be scored"
+            ) from error
+        return cls(codec, count)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latents of a clip."""
+        s = self.spatial_factor
+        return 1 + (frames - 1) // self.temporal_factor, height // s, width // s, self._codec.channels
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """Maps (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) float32."""
+        check_frames(self, frames)
+        try:
+            return self._codec.encode(frames).astype(np.float32)
+        except ValueError as error:
+            raise InputError(f"linear: {error}; accepted: images, or clips among its samples") from error
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Maps latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
+        return self._codec.decode(latents)
+
+    def bits(self, latents: np.ndarray) -> float:
+        """Bits a pixel, 16 a latent number."""
+        return array_bits(self, latents)
+
+
+class Jpeg:
+    """Every frame a JPEG, written by Pillow.
+
+    Colours are 4:4:4. At the bits of 16-channel latents that is, on photos, as good as 4:2:0 where a latent
+    stands for 8x8x4 pixels (1.2 bits a pixel) and 0.8 to 1.7 dB better where it does for 8x8 (4 bits).
+
+    Args:
+      name: 'jpeg:Q' or 'jpeg:matched'.
+      quality: 1 to 100, or that of clips of each (T, H, W).
+      settings: what else is known of it.
+    """
+
+    spatial_factor = temporal_factor = 1
+
+    def __init__(
+        self,
+        name: str,
+        quality: int | dict[tuple[int, int, int], int],
+        settings: dict[str, Any] | None = None,
+    ):
+        self.name, self._quality = name, quality
+        by_shape = isinstance(quality, dict)
+        self.settings: dict[str, Any] = {
+            "kind": "jpeg",
+            "quality": {"x".join(map(str, k)): v for k, v in quality.items()} if by_shape else quality,
+            "subsampling": "4:4:4",
+            "optimize": True,
+            "pillow": PIL.__version__,
+            "libjpeg": features.version("libjpeg_turbo") or features.version("jpg"),
+            **(settings or {}),
+        }
+
+    @classmethod
+    def matched(cls, name: str, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Jpeg":
+        """The quality at which frames of each shape take, on average, as many bits as latents of this size.
+
+        Latents of an image take more bits a pixel than those of a clip, so each (T, H, W) has its own. It is
+        chosen by one frame, the middle one, of the first MATCHED_FRAMES samples of each shape.
+
+        Raises:
+          InputError: without samples.
+        """
+        frames: dict[tuple[int, int, int], list[np.ndarray]] = {}
+        for batch in _batches(samples):
+            kept = frames.setdefault(batch.shape[1:4], [])
+            kept += [sample[len(sample) // 2].copy() for sample in batch[: MATCHED_FRAMES - len(kept)]]
+        if not frames:
+            raise InputError(f"{name}: no samples; accepted: training frames of the shapes to be scored")
+        target = {shape: size.bits(*shape) for shape in frames}
+        quality = {shape: nearest_quality(some, target[shape]) for shape, some in frames.items()}
+        settings = {
+            "bits_wanted": {"x".join(map(str, shape)): bits for shape, bits in target.items()},
+            "samples": {"x".join(map(str, shape)): len(some) for shape, some in frames.items()},
+        }
+        return cls(name, quality, settings)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> None:
+        """None: it stores files."""
+
+    def encode(self, frames: np.ndarray) -> Files:
+        """Maps (B, T, H, W, 3) uint8 to B·T files."""
+        check_frames(self, frames)
+        quality, shape = self._quality, frames.shape[1:4]
+        if isinstance(quality, dict):
+            if shape not in quality:
+                known = ", ".join("x".join(map(str, each)) for each in quality)
+                raise InputError(
+                    f"{self.name}: clips of {'x'.join(map(str, shape))} (T, H, W); accepted: {known}, to"
+                    " whose bits it was matched"
+                )
+            quality = quality[shape]
+        return Files([_jpeg(frame, quality) for clip in frames for frame in clip], frames.shape)
+
+    def decode(self, latents: Files) -> np.ndarray:
+        """Maps the files to (B, T, H, W, 3) float32 in [-1, 1]."""
+        frames = [np.asarray(Image.open(io.BytesIO(data))) for data in latents.data]
+        return normalise(np.stack(frames).reshape(latents.shape))
+
+    def bits(self, latents: Files) -> float:
+        """Bits a pixel of the files."""
+        return latents.bits()
+
+
+def nearest_quality(frames: Iterable[np.ndarray], bits: float) -> int:
+    """The JPEG quality at which frames (H, W, 3) uint8 take, on average, nearest to so many bits a pixel.
+
+    Sizes rise with quality, but for a byte or two among neighbours: bisection, and a look around.
+    """
+    frames, sizes = list(frames), {}
+
+    def excess(quality: int) -> float:
+        if quality not in sizes:
+            sizes[quality] = np.mean([8 * len(_jpeg(f, quality)) / (f.shape[0] * f.shape[1]) for f in frames])
+        return sizes[quality] - bits
+
+    low, high = 1, 100
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if excess(middle) >= 0 else (middle + 1, high)
+    around = range(max(1, low - 3), min(100, low + 3) + 1)
+    return min(around, key=lambda quality: abs(excess(quality)))
+
+
+def _jpeg(frame: np.ndarray, quality: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return file.getvalue()
+
+
+_BT709, _LIMITED = 1, 1  # AVColorSpace and swscale's matrix alike; AVColorRange
+_EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# Down, the mean of 2x2 pixels, within rounding the formula's; up, 1 dB better than bilinear on photos.
+_DOWN, _UP = Interpolation.AREA | _EXACT, Interpolation.LANCZOS | _EXACT
+
+
+class H264:
+    """Every clip an H.264 stream by libx264: 8 bits, 4:2:0, BT.709, limited range, on one thread.
+
+    The stream is kept without a container, and without the 600 bytes in which x264 names itself, which would
+    be most of a small clip's. 4:2:0 has even sizes: of an odd one the last row or column is repeated.
+
+    Args:
+      name: 'h264:CRF'.
+      crf: constant rate factor, 0 (lossless, but for the colours) to 51.
+      fps: frames a second; x264 gives a frame that is seen for longer more bits.
+    """
+
+    spatial_factor = temporal_factor = 1
+
+    def __init__(self, name: str, crf: int, fps: float = 24.0):
+        self.name, self._crf = name, crf
+        self._fps = Fraction(fps).limit_denominator(1001)
+        self.settings: dict[str, Any] = {
+            "kind": "h264",
+            "crf": crf,
+            "preset": "medium",
+            "x264_params": "asm=0",
+            "pixels": "yuv420p, BT.709, limited range",
+            "fps": float(self._fps),
+            "av": av.__version__,
+            "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
+        }
+
+    def latent_shape(self, frames: int, height: int, width: int) -> None:
+        """None: it stores streams."""
+
+    def encode(self, frames: np.ndarray) -> Files:
+        """Maps (B, T, H, W, 3) uint8 to B streams."""
+        check_frames(self, frames)
+        return Files([self._stream(clip) for clip in frames], frames.shape)
+
+    def decode(self, latents: Files) -> np.ndarray:
+        """Maps the streams to (B, T, H, W, 3) float32 in [-1, 1]."""
+        out = np.empty(latents.shape, np.uint8)
+        for data, clip in zip(latents.data, out, strict=True):
+            self._read(data, clip)
+        return normalise(out)
+
+    def bits(self, latents: Files) -> float:
+        """Bits a pixel of the streams."""
+        return latents.bits()
+
+    def _stream(self, clip: np.ndarray) -> bytes:
+        clip = np.pad(clip, ((0, 0), (0, clip.shape[1] % 2), (0, clip.shape[2] % 2), (0, 0)), mode="edge")
+        encoder = av.CodecContext.create("libx264", "w")
+        encoder.height, encoder.width = clip.shape[1:3]
+        encoder.pix_fmt, encoder.framerate, encoder.time_base = "yuv420p", self._fps, 1 / self._fps
+        encoder.colorspace = encoder.color_primaries = encoder.color_trc = _BT709
+        encoder.color_range = _LIMITED
+        # x264's assembler gives one clip now this stream, now that.
+        encoder.options = {"crf": str(self._crf), "preset": "medium", "x264-params": "asm=0"}
+        encoder.thread_count = 1  # else the bits depend on the number of cores
+        without_name = BitStreamFilterContext("filter_units=remove_types=6", "h264")
+        reformatter, packets = VideoReformatter(), []
+        for i, frame in enumerate(clip):
+            picture = reformatter.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=_BT709,
+                dst_color_range=_LIMITED,
+                interpolation=_DOWN,
+                threads=1,
+            )
+            picture.pts, picture.time_base = i, 1 / self._fps
+            packets += encoder.encode(picture)
+        packets += encoder.encode(None)
+        filtered = [kept for packet in [*packets, None] for kept in without_name.filter(packet)]
+        return b"".join(map(bytes, filtered))
+
+    def _read(self, data: bytes, out: np.ndarray) -> None:
+        decoder = av.CodecContext.create("h264", "r")
+        decoder.thread_count = 1
+        packets = [*decoder.parse(data), *decoder.parse(None), None]
+        pictures = [picture for packet in packets for picture in decoder.decode(packet)]
+        reformatter = VideoReformatter()
+        for picture, frame in zip(pictures, out, strict=True):
+            rgb = reformatter.reformat(
+                picture,
+                format="rgb24",
+                src_colorspace=_BT709,
+                src_color_range=_LIMITED,
+                interpolation=_UP,
+                threads=1,
+            ).to_ndarray()
+            frame[:] = rgb[: frame.shape[0], : frame.shape[1]]
+
+
+def _batches(samples: np.ndarray | Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    return [samples] if isinstance(samples, np.ndarray) else samples

@@ -1,0 +1,294 @@
+"""Autoencoders of diffusers as codecs, run by PyTorch: trained weights, or random ones of a configuration."""
+
+import contextlib
+import fractions
+import importlib.util
+import inspect
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from vaejax.codec.tiling import check_tile
+from vaejax.errors import InputError, one_line
+from vaejax.evaluate.codecs.registry import array_bits, check_frames, normalise
+
+IMAGES = ("AutoencoderKL",)
+VIDEOS = (
+    "AutoencoderKLWan",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+    "AutoencoderKLLTXVideo",
+)
+_RECORDED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # for latents, not for pixels
+
+
+class DiffusersCodec:
+    """An autoencoder of diffusers as a `Codec`: float32, evaluation mode, latents the posterior's mean.
+
+    Video models take images as clips of one frame, image models take clips frame by frame. The compression
+    factors are found by trying: configurations name them differently, and small ones wrongly.
+    CogVideoX decodes only an odd number of latent frames to the clip's length: its clips are T = 1 + 8k.
+
+    Args:
+      name: of the codec.
+      vae: the model.
+      settings: what else is known of it.
+      seed: of the noise that the decoder of some LTX models adds.
+    """
+
+    def __init__(self, name: str, vae: Any, settings: dict[str, Any] | None = None, seed: int = 0):
+        import diffusers
+        import torch
+
+        self.name, self._torch, self._seed = name, torch, seed
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._vae = vae.to(self._device).eval()
+        self._is_video = type(vae).__name__ not in IMAGES
+        self._noisy = any(vae.config.get("decoder_inject_noise", ()))
+        self._timed = bool(vae.config.get("timestep_conditioning"))
+        self._find_factors()
+        self.settings = {
+            "kind": "diffusers",
+            "class": type(vae).__name__,
+            "latent": "posterior mean",
+            "dtype": "float32",
+            "device": self._device,
+            "diffusers": diffusers.__version__,
+            "torch": str(torch.__version__),
+            **{key: vae.config[key] for key in _RECORDED if vae.config.get(key) is not None},
+            **({"decode_timestep": 0.0} if self._timed else {}),
+            **({"decoder_noise_seed": seed} if self._noisy else {}),
+            **(settings or {}),
+        }
+
+    @classmethod
+    def open(cls, name: str, seed: int = 0) -> "DiffusersCodec":
+        """Opens 'diffusers:CLASS:PATH', from files of this machine alone.
+
+        Args:
+          name: PATH is the folder that `save_pretrained` wrote (of a pipeline its vae folder), or for random
+            weights a config.json or JSON text like its contents.
+          seed: of random weights.
+
+        Raises:
+          InputError: for a class or a path that cannot be used, or without torch and diffusers.
+        """
+        kind, path = (name.split(":", 2) + 2 * [""])[1:3]
+        if kind not in IMAGES + VIDEOS:
+            raise InputError(f"codec {name!r}: no such class; accepted: {', '.join(IMAGES + VIDEOS)}")
+        missing = [each for each in ("torch", "diffusers") if importlib.util.find_spec(each) is None]
+        if missing:
+            raise InputError(
+                f"codec {name!r}: {' and '.join(missing)} not installed; accepted: after"
+                " pip install torch diffusers"
+            )
+        import diffusers
+
+        made = getattr(diffusers, kind, None)
+        if made is None:
+            raise InputError(
+                f"codec {name!r}: diffusers {diffusers.__version__} is too old; accepted: one with {kind}"
+            )
+        folder = os.path.expanduser(path)
+        if path and os.path.isdir(folder):
+            return cls(name, _pretrained(name, made, folder), {"weights": "file"}, seed)
+        config = _config(name, made, path)
+        return cls(
+            name,
+            _random(name, made, config, seed),
+            {"weights": f"random, seed {seed}", "config": config},
+            seed,
+        )
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latents of a clip."""
+        s = self.spatial_factor
+        return 1 + (frames - 1) // self.temporal_factor, height // s, width // s, self._channels
+
+    def posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps (B, T, H, W, 3) uint8 to the mean and log-variance of the latents, (b, t, h, w, c) float32."""
+        check_frames(self, frames)
+        mean, log_variance = self._moments(normalise(frames))
+        return mean, log_variance
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """Maps (B, T, H, W, 3) uint8 to the mean of the latents, (b, t, h, w, c) float32."""
+        return self.posterior(frames)[0]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Maps latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
+        z = self._channels_first(np.asarray(latents, np.float32))
+        # Noise is drawn anew for each sample, so that the batch that it came in changes nothing.
+        parts = z.split(1) if self._noisy else [z]
+        with self._computing():
+            frames = [self._decode_part(part) for part in parts]
+        return self._channels_last(self._torch.cat(frames), len(latents)).clip(-1, 1)
+
+    def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
+        """As `decode`, by the class's own tiling with square tiles of so many latent pixels."""
+        check_tile(tile, overlap)
+        vae, s = self._vae, self.spatial_factor
+        share = fractions.Fraction(overlap, tile)  # exact: diffusers rounds down what it computes from it
+        sizes = {
+            "tile_sample_min": tile * s,
+            "tile_latent_min": tile,
+            "tile_sample_stride": (tile - overlap) * s,
+        }
+        vae.enable_tiling()
+        for side in ("height", "width"):
+            for start, value in sizes.items():
+                for attribute in (f"{start}_{side}", f"{start}_size"):
+                    if hasattr(vae, attribute):
+                        setattr(vae, attribute, value)
+            for attribute in (f"tile_overlap_factor_{side}", "tile_overlap_factor"):
+                if hasattr(vae, attribute):
+                    setattr(vae, attribute, share)
+        try:
+            return self.decode(latents)
+        finally:
+            vae.disable_tiling()
+
+    def tile_spans(self, size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+        """Where `decode_tiled` has its tiles along a side: at one distance, to the end."""
+        starts = range(0, size, tile - overlap) if size > tile else (0,)
+        return [(start, min(start + tile, size)) for start in starts]
+
+    def bits(self, latents: np.ndarray) -> float:
+        """Bits a pixel, 16 a latent number."""
+        return array_bits(self, latents)
+
+    def _find_factors(self) -> None:
+        """Encodes a clip of 9 frames: one latent frame for the first, and for every so many of the others.
+
+        Then decodes until a clip has the length that it was encoded from.
+        """
+        side = 64
+        while True:
+            try:
+                mean, _ = self._moments(np.zeros((1, 9 if self._is_video else 1, side, side, 3), np.float32))
+                break
+            except RuntimeError:  # a frame smaller than a kernel
+                side *= 2
+                if side > 512:
+                    raise
+        _, t, h, _, self._channels = mean.shape
+        self.spatial_factor = side // h
+        self.temporal_factor = self.frame_multiple = 8 // (t - 1) if t > 1 else 1
+        for k in (1, 2, 4):
+            clip = self.decode(np.zeros((1, 1 + k, 2, 2, self._channels), np.float32))
+            self.frame_multiple = k * self.temporal_factor
+            if clip.shape[1:3] == (1 + self.frame_multiple, 2 * self.spatial_factor):
+                return
+        raise InputError(
+            f"codec {self.name!r}: decodes {1 + k} latent frames of 2x2 to {clip.shape[1]}x{clip.shape[2]}"
+            f" (T, H); accepted: a model that decodes a clip to its own size"
+        )
+
+    def _moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with self._computing():
+            posterior = self._vae.encode(self._channels_first(x)).latent_dist
+        return tuple(self._channels_last(each, len(x)) for each in (posterior.mean, posterior.logvar))
+
+    def _decode_part(self, z) -> Any:
+        torch = self._torch
+        more = {"temb": torch.zeros(len(z), device=z.device)} if self._timed else {}
+        if not self._noisy:
+            return self._vae.decode(z, **more).sample
+        with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
+            torch.manual_seed(self._seed)
+            return self._vae.decode(z, **more).sample
+
+    @contextlib.contextmanager
+    def _computing(self):
+        """No gradients, and on a GPU the digits of float32."""
+        torch = self._torch
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+
+    def _channels_first(self, x: np.ndarray) -> Any:
+        """(B, T, H, W, C) to the model's (B, C, T, H, W), or (B·T, C, H, W)."""
+        x = self._torch.from_numpy(np.array(x)).to(self._device)
+        return x.permute(0, 4, 1, 2, 3) if self._is_video else x.flatten(0, 1).permute(0, 3, 1, 2)
+
+    def _channels_last(self, x, batch: int) -> np.ndarray:
+        """The inverse."""
+        x = x.permute(0, 2, 3, 4, 1) if self._is_video else x.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
+        return x.contiguous().cpu().numpy()
+
+
+def _pretrained(name: str, made: type, folder: str) -> Any:
+    import torch
+
+    _check_class(name, made, _read(name, os.path.join(folder, "config.json")))
+    try:
+        vae, loading = made.from_pretrained(
+            folder,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"codec {name!r}: {one_line(error)}; accepted: a folder of config.json and weights"
+        ) from error
+    if loading["missing_keys"]:
+        raise InputError(
+            f"codec {name!r}: its weights lack {loading['missing_keys'][0]}; accepted: those of its"
+            " config.json"
+        )
+    return vae
+
+
+def _random(name: str, made: type, config: dict[str, Any], seed: int) -> Any:
+    import torch
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return made.from_config(config)
+    except Exception as error:  # whatever a constructor says of settings that do not fit together
+        raise InputError(
+            f"codec {name!r}: {one_line(error)}; accepted: a configuration of {made.__name__}"
+        ) from error
+
+
+def _config(name: str, made: type, path: str) -> dict[str, Any]:
+    """The configuration in a file or a text, whose keys must be the class's: diffusers ignores others."""
+    text = path.lstrip().startswith("{")
+    config = _parsed(name, path) if text else _read(name, os.path.expanduser(path))
+    _check_class(name, made, config)
+    known = set(inspect.signature(made.__init__).parameters) - {"self"}
+    for key in config:
+        if key not in known and not key.startswith("_"):
+            raise InputError(f"codec {name!r}: no such key as {key}; accepted: {', '.join(sorted(known))}")
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _read(name: str, path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _parsed(name, file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"codec {name!r}: {path or 'no path'} cannot be read; accepted: a folder of weights, a"
+            " config.json or JSON text"
+        ) from error
+
+
+def _parsed(name: str, text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"codec {name!r}: not JSON ({error}); accepted: a model's config.json") from error
+    if not isinstance(config, dict):
+        raise InputError(f"codec {name!r}: not an object of JSON; accepted: a model's config.json")
+    return config
+
+
+def _check_class(name: str, made: type, config: dict[str, Any]) -> None:
+    told = config.get("_class_name", made.__name__)
+    if told != made.__name__:
+        raise InputError(f"codec {name!r}: the configuration is of {told}; accepted: diffusers:{told}:PATH")

@@ -1,0 +1,399 @@
+"""report.html: one page with every table, curve, picture and clip of an evaluation, and no other file."""
+
+import base64
+import html
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vaejax.evaluate.results import write_whole
+from vaejax.rundir.panels import ERROR_GAIN, error_map
+
+CELL = 192  # pixels a picture is enlarged to at least, every pixel a square
+WINDOW = 512  # pixels a side of what is shown of larger frames, where the error is largest
+LOSSLESS = 2**18  # pixels of a clip up to which it is stored without loss
+
+
+class Decoded(NamedTuple):
+    """A sample as a codec gives it back: frames (T, H, W, 3) uint8, and its PSNR in dB."""
+
+    frames: np.ndarray
+    psnr: float
+
+
+class Shown(NamedTuple):
+    """A sample to look at.
+
+    Attributes:
+      why: 'worst', 'typical', ...
+      name: of its file.
+      original: (T, H, W, 3) uint8.
+      decoded: by the codec's name.
+    """
+
+    why: str
+    name: str
+    original: np.ndarray
+    decoded: Mapping[str, Decoded]
+
+
+class _Metric(NamedTuple):
+    label: str
+    better: int  # 1: higher, -1: lower, 0: neither
+    digits: int
+    told: str
+    scale: float = 1.0
+
+
+_METRICS = {
+    "psnr": _Metric("PSNR, dB", 1, 2, "of each frame, then averaged"),
+    "psnr_pooled": _Metric("PSNR pooled, dB", 1, 2, "of the squared error of the whole set"),
+    "ssim": _Metric("SSIM", 1, 4, "Gaussian window, as scikit-image"),
+    "lpips_alexnet": _Metric("LPIPS AlexNet", -1, 4, "version 0.1"),
+    "lpips_vgg16": _Metric("LPIPS VGG16", -1, 4, "version 0.1"),
+    "frechet_efficientnet": _Metric("Fréchet EfficientNet", -1, 3, "features of EfficientNet-Lite0, 1280"),
+    "kid_efficientnet": _Metric("KID EfficientNet", -1, 5, "unbiased, cubic kernel, the same features"),
+    "rfid_inception": _Metric("rFID", -1, 3, "Inception-v3, 2048 features"),
+    "kid_inception": _Metric("KID Inception", -1, 5, "unbiased, cubic kernel, the same features"),
+    "rfvd_i3d": _Metric("rFVD", -1, 3, "400 logits of I3D, Kinetics-400"),
+    "kvd_i3d": _Metric("KVD", -1, 5, "unbiased, cubic kernel, the same features"),
+    "flicker": _Metric("flicker, levels", -1, 3, "mean error of frame differences, 8-bit levels"),
+    "spots": _Metric("spots, ppm", -1, 1, "pixels whose error stands alone, per million", 1e6),
+    "seam_chunked": _Metric("seams of chunks, levels", -1, 4, "change where chunks meet, 8-bit levels"),
+    "psnr_chunked": _Metric("PSNR in chunks, dB", 1, 2, "decoded a few latent frames at a time"),
+    "seam_tiled": _Metric("seams of tiles, levels", -1, 4, "change where tiles meet, 8-bit levels"),
+    "psnr_tiled": _Metric("PSNR in tiles, dB", 1, 2, "decoded by tiles"),
+    "equivariance_scale": _Metric(
+        "halved latent, levels", -1, 3, "error of what it decodes to, 8-bit levels"
+    ),
+    "equivariance_rotation": _Metric(
+        "turned latent, levels", -1, 3, "error of what it decodes to, 8-bit levels"
+    ),
+    "bits_per_pixel": _Metric("bits a pixel", 0, 3, "of files their bytes, of latents 16 bits a number"),
+}
+_NONE = "&ndash;"
+# Wong's colours, which people with any kind of colour vision tell apart.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1c1c1c;--soft:#6a6a6a;--line:#d8d8d8;--ground:#fff;--best:#e3f1e3}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e4e4;--soft:#9a9a9a;--line:#3a3a3a;--ground:#161616;
+--best:#1f3a24}}
+body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--ground);margin:2em auto;
+max-width:1500px;padding:0 1.5em}
+h1{font-size:1.5em}h2{font-size:1.2em;margin:2.2em 0 .6em;border-top:1px solid var(--line);padding-top:1em}
+h3{font-size:1em;margin:1.6em 0 .4em}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.3em .9em;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
+th:first-child,td:first-child{text-align:left}td.best{background:var(--best);font-weight:600}
+small,.soft{color:var(--soft);font-weight:400}td small{display:block}
+.charts{display:flex;flex-wrap:wrap;gap:2em}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
+.samples td,.samples th{border:0;padding:.25em;text-align:center}.samples td:first-child{padding-right:.8em}
+img{image-rendering:pixelated;display:block}pre{white-space:pre-wrap;font-size:12px}
+"""
+
+
+def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> None:
+    """Writes the page; no reader ever sees half of it.
+
+    Args:
+      path: the file.
+      results: of `evaluate.evaluate`, what results.json holds.
+      shown: samples by bucket.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    write_whole(path, render(results, shown).encode("utf-8", "replace"))
+
+
+def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> str:
+    """The page as text."""
+    settings, codecs = results["settings"], results["codecs"]
+    fps = settings["cut"]["fps"]
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'><title>vaejax evaluation</title>",
+        f"<style>{_STYLE}</style><h1>vaejax evaluation</h1>",
+        f"<p>{_text(', '.join(map(short, codecs)))}<br><span class=soft>samples: {_text(settings['data'])};"
+        f" {_number(fps, 3)} fps; seed {settings['seed']}; {_text(settings['devices'])}</span>",
+    ]
+    for bucket in results["buckets"]:
+        scored = results["results"][bucket]
+        parts.append(f"<h2>{_text(bucket)}</h2>{_table(codecs, scored)}<div class=charts>")
+        parts.append(_charts(codecs, scored))
+        parts.append("</div>" + _latents(codecs, scored))
+        for sample in shown.get(bucket, ()):
+            parts.append(_sample(codecs, sample, fps))
+    parts.append("<h2>Statistics of training latents</h2>" if results.get("training_latents") else "")
+    for codec, statistics in results.get("training_latents", {}).items():
+        told = f"{short(codec)}, step {statistics.get('step', '?')}: normalise with (z - mean) / std"
+        lists = {name: [round(float(value), 6) for value in statistics[name]] for name in ("mean", "std")}
+        parts.append(f"<p>{_text(told)}<pre>{_text(json.dumps(lists))}</pre>")
+    parts.append("<h2>Settings</h2><p class=soft>Whatever changes a number; results.json has the same.")
+    parts.append(f"<pre>{_text(json.dumps(settings, indent=1, sort_keys=True, default=str))}</pre></html>\n")
+    return "\n".join(parts)
+
+
+def short(codec: str) -> str:
+    """A codec's name, shortened for a heading."""
+    kind, _, rest = codec.partition(":")
+    if kind == "diffusers":
+        kind, _, rest = rest.partition(":")
+        if rest.lstrip().startswith("{"):
+            return f"{kind} (random)"
+        return f"{kind} {rest[-24:]}"
+    return codec if len(codec) <= 32 else "…" + codec[-31:]
+
+
+def chart(
+    series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, lines: bool = True
+) -> str:
+    """A chart as SVG, with a legend; points that are not finite are left out.
+
+    Args:
+      series: (x, y) points by name, in the order of the colours.
+      across: what x is.
+      up: what y is.
+      lines: joins the points.
+    """
+    finite = {
+        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+        for name, points in series.items()
+    }
+    every = [point for points in finite.values() for point in points]
+    if not every:
+        return ""
+    width, height, left, bottom, top = 460, 260, 52, 40, 10
+    x_low, x_high, x_ticks = _scale([x for x, _ in every])
+    y_low, y_high, y_ticks = _scale([y for _, y in every])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (x - x_low) / (x_high - x_low) * (width - left - 12)
+        return round(across, 1), round(
+            height - bottom - (y - y_low) / (y_high - y_low) * (height - bottom - top), 1
+        )
+
+    drawn = []
+    for tick in y_ticks:
+        _, y = place(x_low, tick)
+        drawn.append(f"<line x1={left} x2={width - 12} y1={y} y2={y} stroke='var(--line)'/>")
+        drawn.append(f"<text x={left - 6} y={y + 4} text-anchor=end>{tick:g}</text>")
+    for tick in x_ticks:
+        x, _ = place(tick, y_low)
+        drawn.append(f"<text x={x} y={height - bottom + 16} text-anchor=middle>{tick:g}</text>")
+    drawn.append(f"<text x={(left + width) / 2} y={height - 6} text-anchor=middle>{_text(across)}</text>")
+    legend = []
+    for i, (name, points) in enumerate(finite.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        places = [place(*point) for point in points]
+        if lines and len(places) > 1:
+            path = " ".join(f"{x},{y}" for x, y in places)
+            drawn.append(f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />")
+        if not lines or len(places) <= 40:
+            drawn += [f"<circle cx={x} cy={y} r=3 fill='{colour}'/>" for x, y in places]
+        absent = "" if points else " (infinite)"
+        legend.append(f"<span style='color:{colour}'>●</span> {_text(short(name))}{absent}")
+    return (
+        f"<figure><figcaption>{_text(up)}</figcaption><svg width={width} height={height} role=img"
+        f" xmlns='http://www.w3.org/2000/svg'>{''.join(drawn)}</svg>"
+        f"<div class=soft style='max-width:{width}px'>{' &nbsp; '.join(legend)}</div></figure>"
+    )
+
+
+def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
+    """Metrics down, codecs across; the best of each row is marked."""
+    found = {name for codec in codecs for name in scored[codec]["scores"]}
+    names = [name for name in _METRICS if name in found]
+    names += sorted(name for name in found - set(_METRICS) if not name.endswith("_elsewhere"))
+    head = "".join(
+        f"<th>{_text(short(codec))}<br><small>{scored[codec]['samples']} samples</small></th>"
+        for codec in codecs
+    )
+    rows = []
+    for name in names:
+        metric = _METRICS.get(name, _Metric(name, 0, 4, ""))
+        scores = [scored[codec]["scores"].get(name) for codec in codecs]
+        values = [float(score["value"]) for score in scores if score]
+        best = max(values, key=lambda value: metric.better * value) if metric.better else None
+        arrow = {1: " ↑", -1: " ↓", 0: ""}[metric.better]
+        cells = []
+        for codec, score in zip(codecs, scores, strict=True):
+            if not score:
+                cells.append(f"<td class=soft>{_NONE}</td>")
+                continue
+            marked = " class=best" if len(values) > 1 and float(score["value"]) == best else ""
+            below = [
+                f"{_number(float(score['low']) * metric.scale, metric.digits)} to"
+                f" {_number(float(score['high']) * metric.scale, metric.digits)}"
+            ]
+            if score["samples"] != scored[codec]["samples"]:
+                below.append(f"{score['samples']} samples")
+            elsewhere = scored[codec]["scores"].get(f"{name}_elsewhere")
+            if elsewhere:
+                below.append(f"elsewhere {_number(float(elsewhere['value']), metric.digits)}")
+            value = _number(float(score["value"]) * metric.scale, metric.digits)
+            cells.append(f"<td{marked}>{value}<small>{'<br>'.join(below)}</small></td>")
+        told = f"<small>{_text(metric.told)}</small>" if metric.told else ""
+        rows.append(f"<tr><td>{_text(metric.label)}{arrow}{told}</td>{''.join(cells)}</tr>")
+    return (
+        f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+        "<p class=soft>Small: the 95% interval over samples. Distances of few samples are biased upwards, the"
+        " kernel distances are not."
+    )
+
+
+def _charts(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
+    by_frame = {
+        codec: [(i, float(y)) for i, y in enumerate(scored[codec]["psnr_by_frame"])] for codec in codecs
+    }
+    charts = []
+    if any(len(points) > 1 for points in by_frame.values()):
+        charts.append(chart(by_frame, "frame", "PSNR by frame, dB"))
+    if len(codecs) > 1:
+        against = {
+            codec: [
+                tuple(float(scored[codec]["scores"][name]["value"]) for name in ("bits_per_pixel", "psnr"))
+            ]
+            for codec in codecs
+        }
+        charts.append(chart(against, "bits a pixel", "PSNR, dB, against size", lines=False))
+    spectra = {}
+    for codec in codecs:
+        spectrum = [float(value) for value in scored[codec].get("latents", {}).get("spectrum", ())]
+        total = sum(spectrum)
+        if total > 0 and math.isfinite(total):
+            # A millionth of the energy is the floor: beyond it there is rounding.
+            spectra[codec] = [(i + 1, math.log10(max(v / total, 1e-6))) for i, v in enumerate(spectrum)]
+    charts.append(chart(spectra, "principal channel", "share of the latents' variance, log10"))
+    return "".join(charts)
+
+
+def _latents(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
+    rows = []
+    for codec in codecs:
+        found = scored[codec].get("latents")
+        if not found:
+            continue
+        kl = [float(value) for value in found.get("kl", ())]
+        cells = [
+            "x".join(map(str, scored[codec]["latent_shape"])),
+            _number(found["effective_rank"], 2),
+            _listed(found["dead"]),
+            _listed(found["exploding"]),
+            _number(max(float(value) for value in found["peak"]), 1),
+            *(_number(float(found["sec"][rho]), 4) for rho in sorted(found["sec"])),
+            _number(sum(kl) / len(kl), 3) if kl else _NONE,
+            _number(float(found["viv"]), 2) if "viv" in found else _NONE,
+        ]
+        rows.append(f"<tr><td>{_text(short(codec))}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    if not rows:
+        return ""
+    first = next(scored[codec]["latents"] for codec in codecs if "latents" in scored[codec])
+    heads = ["t x h x w x c", "effective rank", "dead", "exploding", "peak, std"]
+    heads += [f"SEC {rho}" for rho in sorted(first["sec"])] + ["KL, nats a value", "VIV"]
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<h3>Latents</h3><div class=wide><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
+    """A sample's clip, one frame of it and the errors of that frame, codecs side by side."""
+    original, first = sample.original, sample.decoded[codecs[0]].frames
+    errors = np.abs(original.astype(np.int16) - first).max(-1)
+    moment = int(errors.mean((1, 2)).argmax())
+    seen = _window(errors[moment])
+    columns = {"original": original} | {codec: sample.decoded[codec].frames for codec in codecs}
+    head = "".join(
+        f"<th>{_text(name if name == 'original' else short(name))}"
+        + ("" if name == "original" else f"<br><small>{_number(sample.decoded[name].psnr, 2)} dB</small>")
+        + "</th>"
+        for name in columns
+    )
+    rows = []
+    if len(original) > 1:
+        clips = "".join(f"<td>{_moving(frames[:, *seen], fps)}</td>" for frames in columns.values())
+        rows.append(f"<tr><td class=soft>clip</td>{clips}</tr>")
+    stills = "".join(f"<td>{_still(frames[moment][seen])}</td>" for frames in columns.values())
+    rows.append(f"<tr><td class=soft>{f'frame {moment}' if len(original) > 1 else ''}</td>{stills}</tr>")
+    maps = "".join(
+        "<td></td>"
+        if name == "original"
+        else f"<td>{_still(error_map(original[moment], frames[moment])[seen])}</td>"
+        for name, frames in columns.items()
+    )
+    rows.append(f"<tr><td class=soft>error x{ERROR_GAIN}</td>{maps}</tr>")
+    name = os.path.basename(sample.name)
+    return (
+        f"<h3>{_text(sample.why)}: <span class=soft>{_text(name)}</span></h3><div class=wide>"
+        f"<table class=samples><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _window(error: np.ndarray) -> tuple[slice, slice]:
+    """What is shown of a frame, given its error (H, W): all of it, or where the error is largest."""
+    height, width = (min(size, WINDOW) for size in error.shape)
+    sums = np.pad(error.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    within = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    y, x = np.unravel_index(within.argmax(), within.shape)
+    return slice(y, y + height), slice(x, x + width)
+
+
+def _still(frame: np.ndarray) -> str:
+    """(H, W, 3) uint8 as a PNG, in the page."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(frame)).save(file, "PNG", optimize=True)
+    return _embedded("png", file.getvalue(), frame.shape[1])
+
+
+def _moving(frames: np.ndarray, fps: float) -> str:
+    """(T, H, W, 3) uint8 as an animated WebP, which plays by itself; a small one keeps every bit."""
+    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
+    lossless = frames[..., 0].size <= LOSSLESS
+    file = io.BytesIO()
+    pictures[0].save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        lossless=lossless,
+        quality=60 if lossless else 92,  # of a lossless file: the effort
+    )
+    return _embedded("webp", file.getvalue(), frames.shape[2])
+
+
+def _embedded(kind: str, data: bytes, width: int) -> str:
+    shown = width * max(1, -(-CELL // width))
+    return f"<img width={shown} alt='' src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
+
+
+def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:
+    """The ends of an axis that holds the values, and its ticks at round numbers."""
+    low, high = min(values), max(values)
+    if high - low < 1e-9 * max(1, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / 4
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * unit for unit in (1, 2, 5, 10) if size * unit >= raw)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return first * step, last * step, [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def _number(value: float, digits: int) -> str:
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    return _NONE if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _listed(channels: Sequence[int]) -> str:
+    return f"{len(channels)}: {', '.join(map(str, channels[:8]))}" if channels else "none"
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,1 @@
+"""Export of a trained VAE: weights, model card and standalone programs."""

@@ -1,0 +1,1 @@
+"""The training objective: reconstruction, latent and adversarial terms."""

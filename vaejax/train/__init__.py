@@ -1,0 +1,1 @@
+"""Training: the loop, one update, its compiled programs, and recovery."""
