@@ -17,9 +17,9 @@ import runs
 from scipy import stats
 
 from vaejax import cli as command
+from vaejax import files
 from vaejax.data import sources
 from vaejax.data.bucket import parse_buckets
-from vaejax.evaluate import results
 from vaejax.evaluate.codecs.vae import RunCodec
 from vaejax.evaluate.features import Features
 from vaejax.probe.presets import PRESETS
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace, more: list[str]) -> None:
     for name, folder in folders.items():
         kept = out / f"{folder.name}.json"
         asked = {"steps": args.steps, "seeds": args.seeds}
-        if kept.exists() and (row := results.read(kept))["asked"] == asked:
+        if kept.exists() and (row := files.read_json(kept))["asked"] == asked:
             rows[name] = row
             continue
         codec = RunCodec.open(str(folder))
@@ -90,9 +90,9 @@ def measure(args: argparse.Namespace, more: list[str]) -> None:
             "kl": quality[name][f"eval/{bucket.name}/kl"],
             **{key: scores[key] for key in ("kernel", "frechet", "loss", "explained", "floor")},
         }
-        results.write(kept, rows[name])
+        files.write_json(kept, rows[name])
     tell(rows)
-    results.write(out / "generation.json", rows)
+    files.write_json(out / "generation.json", rows)
     draw(out / "generation.png", rows, bucket.name)
 
 

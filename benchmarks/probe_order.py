@@ -16,7 +16,7 @@ import time
 from PIL import Image
 
 from vaejax import cli as command
-from vaejax.evaluate import results
+from vaejax import files
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
 from vaejax.probe import controls
@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> int:
         scores[name], shown = probe.score(these, decode, range(args.seeds))
         Image.fromarray(grid(shown)).save(out / f"{name.replace(' ', '_')}.png")
     seconds = time.monotonic() - begin
-    results.write(out / "order.json", {"scores": scores, "time": {"seconds": seconds}})
+    files.write_json(out / "order.json", {"scores": scores, "time": {"seconds": seconds}})
 
     print("| latents | kernel distance | floor | Fréchet | floor | held-out loss | explained |")
     print("|---|---|---|---|---|---|---|")

@@ -123,7 +123,7 @@ def examples():
 def test_an_example_suits_the_devices_that_it_asks_for(example):
     _, path, devices, flags = example
     file, _, variant = path.partition(":")
-    config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(variant)
+    config = importlib.import_module(f"vaejax.configs.{pathlib.Path(file).stem}").get_config(variant)
     for flag in flags:
         key, _, value = flag.removeprefix("--config.").partition("=")
         if key.startswith("mesh."):

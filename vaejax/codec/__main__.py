@@ -138,22 +138,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     import vaejax
-    from vaejax.codec import tasks as files
-    from vaejax.codec import unfinished
+    from vaejax import files
+    from vaejax.codec import tasks as listing
     from vaejax.codec.batch import DONE, Job
     from vaejax.codec.convert import Settings
 
     chosen = _parser().parse_args(arguments)
     interrupt.now = "waits"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
-    with files.tasks(chosen.action, chosen.source, chosen.target, chosen.shard) as tasks:
+    with listing.tasks(chosen.action, chosen.source, chosen.target, chosen.shard) as tasks:
         interrupt.now = "works"
         command.keep_compiled()
         codec = vaejax.load(
             chosen.model, step=chosen.step, dtype=chosen.compute, tile=chosen.tile, overlap=chosen.overlap
         )
         codec.stream_encoder()  # says at once what no file can do without
-        unfinished.sweep(task.target for task in tasks)
+        files.sweep(task.target for task in tasks)
         settings = Settings(chosen.dtype, chosen.seed, chosen.crf)
         job = Job(chosen.action, codec, settings, chosen.workers, interrupt.stop)
         job.run(tasks)
@@ -161,7 +161,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
         interrupt.now = "waits"
     outcomes = (DONE[chosen.action], "already there", "refused")
     told = [f"{job.counts[o]} {o}" for o in outcomes if job.counts[o] or o == outcomes[0]]
-    print(", ".join(told), file=sys.stderr if chosen.target == files.PIPE else sys.stdout)
+    print(", ".join(told), file=sys.stderr if chosen.target == listing.PIPE else sys.stdout)
     return command.INPUT_ERROR if job.counts["refused"] else 0
 
 

@@ -14,10 +14,10 @@ import av
 import jax
 import numpy as np
 
+from vaejax import files
 from vaejax.codec import audio as sound
 from vaejax.codec import frame_rate as rate
 from vaejax.codec import media_writer as clip_writer
-from vaejax.codec import unfinished
 from vaejax.codec.codec import Codec
 from vaejax.codec.latent_file import Facts, LatentFile, LatentWriter
 from vaejax.data import media
@@ -76,7 +76,7 @@ class Converter:
         Raises:
           InputError: one line, where it cannot be; then nothing is at `target` that was not before.
         """
-        with _told(name, target), unfinished.whole(target) as file:
+        with _told(name, target), files.atomic_file(target) as file:
             self._encode(source, file, name, kind)
 
     def _encode(self, source: pathlib.Path, file: BinaryIO, name: str, kind: str) -> None:
@@ -168,7 +168,7 @@ class Converter:
         size = facts.height, facts.width
         stream = self._codec.stream_decoder((facts.frames, *size))
         chunks = self._decoded(stream, found)
-        with _told(name, target), unfinished.whole(target) as file:
+        with _told(name, target), files.atomic_file(target) as file:
             if facts.kind == "image":
                 clip_writer.write_photo(file, extension, np.concatenate(list(chunks))[0])
             else:
@@ -179,7 +179,7 @@ class Converter:
         self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str, extension: str = ""
     ) -> None:
         """Encodes and decodes a photo or a clip; arguments and errors as of `encode` and `decode`."""
-        with _told(name, target), unfinished.scratch(target) as latent:
+        with _told(name, target), files.scratch(target) as latent:
             with open(latent, "w+b") as file:
                 self._encode(source, file, name, kind)
             self.decode(latent, target, name, extension)

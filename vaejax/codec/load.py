@@ -18,13 +18,14 @@ from safetensors.flax import load_file
 from vaejax.config import schema as configuration
 from vaejax.errors import InputError, one_line
 from vaejax.evaluate import latent_metrics as latents
+from vaejax.files import UNFINISHED
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.rundir import folder as run
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "vaejax.export"  # of an export's config.json; a run's has none
-UNFINISHED = ".partial"  # ends the name of a folder that an export is being written to
+
 ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or a folder of vaejax.export"
 
 

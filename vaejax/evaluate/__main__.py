@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import vaejax
 from vaejax import cli as command
+from vaejax import files
 from vaejax.codec import load as trained
 from vaejax.config import schema as configuration
 from vaejax.data import sources
@@ -28,7 +29,6 @@ from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.errors import InputError
 from vaejax.evaluate import html_report as page
 from vaejax.evaluate import latent_statistics as normalisation
-from vaejax.evaluate import results
 from vaejax.evaluate import scorer as scores
 from vaejax.evaluate.codecs.registry import NAMES, Codec, check_shape, normalise, open_codec
 from vaejax.evaluate.features import SHORTEST_CLIP, Features
@@ -356,7 +356,7 @@ def _command(chosen: argparse.Namespace) -> None:
         chosen.inception,
     )
     with command.writing(chosen.out):
-        results.write(out / "results.json", told)
+        files.write_json(out / "results.json", told)
         page.write(out / "report.html", told, shown)
     print(summary(told))
     print(f"{out / 'results.json'}\n{out / 'report.html'}")

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax import files
 from vaejax.errors import InputError
-from vaejax.evaluate import results
 from vaejax.evaluate.codecs.registry import Codec
 from vaejax.evaluate.metrics import LEVEL
 
@@ -200,14 +200,14 @@ def store(workdir: str | os.PathLike, step: int, statistics: dict) -> None:
     Args:
       workdir: DIR.
       step: of a checkpoint that is there.
-      statistics: what `results.write` can write; no reader ever sees half of it.
+      statistics: what `files.write_json` can write; no reader ever sees half of it.
 
     Raises:
       InputError: if there is no such checkpoint, or its folder cannot be written.
     """
     path = _path(workdir, step)
     try:
-        results.write(path, statistics)
+        files.write_json(path, statistics)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; accepted: a checkpoint that can be written") from error
 
@@ -220,7 +220,7 @@ def load(workdir: str | os.PathLike, step: int) -> dict | None:
     """
     path = _path(workdir, step)
     try:
-        return results.read(path)
+        return files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

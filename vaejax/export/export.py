@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from vaejax import __version__
+from vaejax import __version__, files
 from vaejax import cli as command
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import (
@@ -31,14 +31,13 @@ from vaejax.codec.load import (
     of_export,
     open_trained,
 )
-from vaejax.codec.whole_folder import whole_folder
 from vaejax.errors import InputError
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import latent_statistics as normalisation
-from vaejax.evaluate import results
 from vaejax.evaluate.codecs.vae import RunCodec
 from vaejax.export import model_card, stablehlo
 from vaejax.export import verify as compared
+from vaejax.files import atomic_folder
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir import folder as run
 
@@ -99,7 +98,7 @@ def export(
     with (
         command.writing(out, "OUT"),
         tqdm(total=2 + 2 * len(wanted), file=sys.stderr, leave=False) as progress,
-        whole_folder(folder) as unfinished,
+        atomic_folder(folder) as unfinished,
     ):
         progress.set_description("weights")
         told = _write(unfinished, source, dtype, wanted, progress)
@@ -200,7 +199,7 @@ def scores_of(path: pathlib.Path, trained: Trained) -> dict[str, Any]:
     """
     accepted = "accepted: results.json of vaejax.evaluate --checkpoint=RUN"
     try:
-        found = results.read(path)
+        found = files.read_json(path)
         name = next((one for one in found["settings"]["codecs"] if _is_of(found, one, trained)), None)
         if name is None:
             raise InputError(f"{path}: no scores of this model at step {trained.step}; {accepted}")
@@ -266,7 +265,7 @@ def _write(
         "scores": source.scores,
         "stablehlo": programs,
     }
-    results.write(folder / CONFIG, told)
+    files.write_json(folder / CONFIG, told)
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # which safetensors lets nobody else read
     return told
 

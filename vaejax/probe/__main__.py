@@ -16,10 +16,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vaejax import __version__
+from vaejax import __version__, files
 from vaejax import cli as command
 from vaejax.errors import InputError
-from vaejax.evaluate import results
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
 from vaejax.networks import weights
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.keep_compiled()
         found, shown = probe(chosen)
         with command.writing(chosen.out):
-            results.write(out / "probe.json", found)
+            files.write_json(out / "probe.json", found)
             Image.fromarray(grid(shown)).save(out / "samples.png")
         print(summary(found))
         print(f"{out / 'probe.json'}, {out / 'samples.png'}: {found['time']['seconds']:.0f} s")

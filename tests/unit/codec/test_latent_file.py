@@ -9,8 +9,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from vaejax import files
 from vaejax.codec import frame_rate as rate
-from vaejax.codec import unfinished
 from vaejax.codec.latent_file import Facts, LatentFile, LatentWriter
 from vaejax.errors import InputError
 
@@ -35,7 +35,7 @@ FACTS = Facts(
 def written(path, facts=FACTS, dtype="float32", shape=(9, 5, 7, 3)):
     latents = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     times = np.arange(facts.frames) * 1001 / 24000
-    with unfinished.whole(path) as file:
+    with files.atomic_file(path) as file:
         writer = LatentWriter(file, shape[-1], dtype)
         for start in range(0, shape[0], 4):
             writer.append(latents[start : start + 4])
@@ -125,7 +125,7 @@ def test_a_photo_has_no_rate(tmp_path):
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "a.latent"
     path.write_bytes(b"before")
-    with pytest.raises(KeyError), unfinished.whole(path) as file:
+    with pytest.raises(KeyError), files.atomic_file(path) as file:
         file.write(b"half")
         raise KeyError
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
@@ -135,14 +135,14 @@ def test_what_a_killed_job_left_is_swept_and_nothing_else(tmp_path):
     kept = ["a.mp4", ".b.mp4.0123abcd.part", "a.mp4.0123abcd.part", ".a.mp4.notours.part", ".a.mp4"]
     for name in (*kept, ".a.mp4.0123abcd.part", ".a.mp4.ffffffff.part"):
         (tmp_path / name).touch()
-    unfinished.sweep([tmp_path / "a.mp4", tmp_path / "nowhere" / "c"])
+    files.sweep([tmp_path / "a.mp4", tmp_path / "nowhere" / "c"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_what_is_being_written_is_not_swept(tmp_path):
-    with unfinished.whole(tmp_path / "a.mp4") as file, unfinished.scratch(tmp_path / "b.mp4") as scratch:
+    with files.atomic_file(tmp_path / "a.mp4") as file, files.scratch(tmp_path / "b.mp4") as scratch:
         file.write(b"all of it")
-        unfinished.sweep([tmp_path / "a.mp4", tmp_path / "b.mp4"])
+        files.sweep([tmp_path / "a.mp4", tmp_path / "b.mp4"])
         assert scratch.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == b"all of it"

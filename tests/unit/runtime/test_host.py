@@ -13,7 +13,8 @@ from vaejax.runtime import host as machine
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux tells a process its cores")
 def test_cores_are_those_that_a_scheduler_gave():
     first = min(os.sched_getaffinity(0))
-    program = f"import os; os.sched_setaffinity(0, {{{first}}}); from vaejax.runtime import host; print(host.cores())"
+    program = f"import os; os.sched_setaffinity(0, {{{first}}});"
+    program += "from vaejax.runtime.host import cores; print(cores())"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout == "1\n"
     assert machine.cores() == len(psutil.Process().cpu_affinity())
