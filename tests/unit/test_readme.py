@@ -10,8 +10,6 @@ import pytest
 from vaejax.codec.latent_file import Facts, LatentWriter
 
 SIZES = [(9, 32, 48), (1, 32, 48), (12, 30, 41), (9, 48, 32), (17, 32, 48)]
-
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
