@@ -110,7 +110,7 @@ def train() -> None:
 
 
 def expected() -> dict[str, np.ndarray]:
-    """What the code that wrote the files makes of them."""
+    """Encodes and decodes with the code that wrote the files, for later versions to compare."""
     import vaejax
 
     photo = np.asarray(Image.open("media/0.png"))
