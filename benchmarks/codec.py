@@ -29,16 +29,16 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
     import jax
     import jax.numpy as jnp
 
-    from vaejax import cli as command
     from vaejax.codec.codec import Codec
     from vaejax.codec.load import Trained
-    from vaejax.config import schema as configuration
+    from vaejax.config import builders
     from vaejax.models.autoencoder import Autoencoder
+    from vaejax.runtime import cache
 
-    command.keep_compiled()
+    cache.keep_compiled()
     name, _, variant = config.partition(":")
     module = importlib.import_module(f"vaejax.configs.{name}")
-    architecture = configuration.architecture(module.get_config(variant).model)
+    architecture = builders.architecture(module.get_config(variant).model)
     architecture = dataclasses.replace(architecture, dtype="float32")
     frames = jnp.zeros((1, 1, 32, 32, 3))
     key = jax.random.key(0)

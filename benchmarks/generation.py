@@ -15,8 +15,7 @@ import sys
 import runs
 from scipy import stats
 
-from vaejax import cli as command
-from vaejax import files
+from vaejax import cli, files
 from vaejax.data import sources
 from vaejax.data.bucket import parse_buckets
 from vaejax.evaluate.codecs.vae import RunCodec
@@ -25,6 +24,7 @@ from vaejax.probe.presets import PRESETS
 from vaejax.probe.samples import Media
 from vaejax.probe.score import Probe
 from vaejax.rundir import folder as run
+from vaejax.runtime import cache
 
 SETTING = {
     "loss.weights.perceptual": 0.0,
@@ -49,16 +49,16 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="a folder")
     parser.add_argument("--steps", type=int, default=400, help="updates per VAE (default: 400)")
     parser.add_argument(
-        "--seeds", type=command.at_least(2), default=2, help="fits of the probe per VAE (default: 2)"
+        "--seeds", type=cli.at_least(2), default=2, help="fits of the probe per VAE (default: 2)"
     )
     args, more = parser.parse_known_args()
-    return command.run(lambda: measure(args, more))
+    return cli.run(lambda: measure(args, more))
 
 
 def measure(args: argparse.Namespace, more: list[str]) -> None:
     """Trains and probes every variant, and writes the results."""
-    out = command.made_folder(args.out)
-    command.keep_compiled()
+    out = cli.made_folder(args.out)
+    cache.keep_compiled()
     every = {name: args.steps for name in ("steps", "eval.every", "checkpoint.every")}
     folders = {name: out / name.replace(" ", "_").replace("'", "") for name in VARIANTS}
     quality = {}

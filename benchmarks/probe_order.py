@@ -15,8 +15,8 @@ import time
 
 from PIL import Image
 
-from vaejax import cli as command
-from vaejax import files
+from vaejax import cli, files
+from vaejax.errors import FAILED
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
 from vaejax.probe import controls
@@ -24,6 +24,7 @@ from vaejax.probe.grid import grid
 from vaejax.probe.presets import PRESETS
 from vaejax.probe.samples import open_media
 from vaejax.probe.score import Probe
+from vaejax.runtime import cache
 
 WORSE = {"mixed": controls.mixed, "noise": controls.noisy}
 
@@ -40,8 +41,8 @@ def summary(one: dict, digits: int = 4) -> str:
 
 def measure(args: argparse.Namespace) -> int:
     """Scores the three forms, prints a table, and returns the exit code."""
-    out = command.made_folder(args.out)
-    command.keep_compiled()
+    out = cli.made_folder(args.out)
+    cache.keep_compiled()
     begin = time.monotonic()
     preset = PRESETS[args.preset]
     codec = open_codec(args.checkpoint)
@@ -70,7 +71,7 @@ def measure(args: argparse.Namespace) -> int:
         print(f"{key}: " + ", ".join(f"{name} is worse by {d:.1f} spreads" for name, d in distances.items()))
         least = min(distances.values()) if key == "kernel" else least
     print(f"{seconds / 60:.1f} minutes")
-    return 0 if least > 2 else command.FAILED
+    return 0 if least > 2 else FAILED
 
 
 def main() -> int:
@@ -82,7 +83,7 @@ def main() -> int:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    return command.run(lambda: measure(args))
+    return cli.run(lambda: measure(args))
 
 
 if __name__ == "__main__":

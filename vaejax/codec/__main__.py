@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from vaejax import cli as command
+from vaejax import cli
+from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED
+from vaejax.runtime import cache
 
 STOPPED = "stopped; the same command goes on"
 
@@ -28,11 +30,11 @@ class _Interrupt:
 
     def __call__(self, signum: int, frame: object) -> None:
         if self.stop.is_set():
-            os._exit(command.INTERRUPTED)
+            os._exit(INTERRUPTED)
         self.stop.set()
         if self.now == "imports":
             os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
-            os._exit(command.INTERRUPTED)
+            os._exit(INTERRUPTED)
         if self.now == "waits":
             raise KeyboardInterrupt
 
@@ -69,9 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 return _command(arguments, interrupt)
             except BrokenPipeError:  # such as head, which has read enough
-                return command.FAILED
+                return FAILED
 
-    return command.run(work, STOPPED)
+    return cli.run(work, STOPPED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     from vaejax.codec.latent_file import DTYPES, EXTENSION
     from vaejax.codec.load import DTYPES as COMPUTE
 
-    parser = command.parser(
+    parser = cli.parser(
         "vaejax.codec",
         "Photos and clips to latents and back with a trained VAE. Frame count, size, orientation, frame rate"
         f" and audio are kept. Of a folder a/b.mp4 becomes OUT/a/b.mp4{EXTENSION}, and again OUT/a/b.mp4;"
@@ -92,30 +94,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="OUT", help="a file, a folder, or - for stdout")
     parser.add_argument("--model", metavar="PATH", required=True, help="a run, or a folder of vaejax.export")
     parser.add_argument(
-        "--step", metavar="N", type=command.at_least(0), help="of a run: the checkpoint; default the last"
+        "--step", metavar="N", type=cli.at_least(0), help="of a run: the checkpoint; default the last"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of latent files")
     parser.add_argument("--compute", choices=COMPUTE, default="", help="precision; default as trained")
     parser.add_argument(
         "--tile",
         metavar="PIXELS",
-        type=command.at_least(0),
+        type=cli.at_least(0),
         default=0,
         help="side of square tiles, for frames that do not fit into memory",
     )
     parser.add_argument(
         "--overlap",
         metavar="PIXELS",
-        type=command.at_least(0),
+        type=cli.at_least(0),
         help="of tiles; default what makes them exact, where the network allows it",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=command.at_least(0), help="samples the posterior; default its mean"
+        "--seed", metavar="N", type=cli.at_least(0), help="samples the posterior; default its mean"
     )
     parser.add_argument(
         "--workers",
         metavar="N",
-        type=command.at_least(1),
+        type=cli.at_least(1),
         default=2,
         help="files that are read and written at once, so that the device need not wait",
     )
@@ -148,7 +150,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
     with listing.tasks(chosen.action, chosen.source, chosen.target, chosen.shard) as tasks:
         interrupt.now = "works"
-        command.keep_compiled()
+        cache.keep_compiled()
         codec = vaejax.load(
             chosen.model, step=chosen.step, dtype=chosen.compute, tile=chosen.tile, overlap=chosen.overlap
         )
@@ -162,7 +164,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     outcomes = (DONE[chosen.action], "already there", "refused")
     told = [f"{job.counts[o]} {o}" for o in outcomes if job.counts[o] or o == outcomes[0]]
     print(", ".join(told), file=sys.stderr if chosen.target == listing.PIPE else sys.stdout)
-    return command.INPUT_ERROR if job.counts["refused"] else 0
+    return INPUT_ERROR if job.counts["refused"] else 0
 
 
 def _crf(text: str) -> int:
@@ -180,6 +182,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     code = main()
-    if code == command.INTERRUPTED:  # what still compiles would end an orderly end with an abort
+    if code == INTERRUPTED:  # what still compiles would end an orderly end with an abort
         os._exit(code)
     sys.exit(code)

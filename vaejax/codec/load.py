@@ -15,12 +15,12 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from vaejax.config import schema as configuration
+from vaejax.config import builders
 from vaejax.errors import InputError, one_line
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.files import UNFINISHED
 from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.rundir import folder as run
+from vaejax.rundir.folder import RunFolder
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -105,13 +105,13 @@ def fingerprint(params: dict) -> str:
 
 
 def _of_run(name: str, step: int | None) -> Trained:
-    folder = run.folder(name)
+    folder = RunFolder(name).path
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder / CONFIG}: no such file; accepted: {ACCEPTED}")
-    step = run.step(name) if step is None else step
-    config = run.config(name)
+    step = RunFolder(name).step if step is None else step
+    config = RunFolder(name).read_config()
     try:
-        architecture = configuration.architecture(config.model)
+        architecture = builders.architecture(config.model)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,7 +12,7 @@ On your own media: --config.data.media=FOLDER[,FOLDER]
 
 from ml_collections import ConfigDict
 
-from vaejax.config.schema import variant
+from vaejax.configs import variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ Scores: not measured at this size.
 
 from ml_collections import ConfigDict
 
-from vaejax.config.schema import shrink, variant
+from vaejax.configs import shrink, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -17,7 +17,7 @@ The default sources are public TFDS data sets; prepare them once:
 
 from ml_collections import ConfigDict
 
-from vaejax.config.schema import shrink, variant
+from vaejax.configs import shrink, variant
 
 # Loss weight of each resolution, from the Linum field notes: keeps the model from forgetting low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
