@@ -23,8 +23,8 @@ from vaejax.evaluate.during_training import HeldOut
 from vaejax.losses import adversarial
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir import metrics as report
-from vaejax.rundir import skipped_samples as bad_samples
 from vaejax.rundir.checkpoint import Checkpoints
+from vaejax.rundir.skipped_samples import SkippedSamples
 from vaejax.runtime import chips as hardware
 from vaejax.runtime import distributed as multihost
 from vaejax.runtime import mesh as sharding
@@ -74,10 +74,10 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
     samples = multihost.first_alone(lambda: sources.open_sources(config.data))
     multihost.check_same("photos and clips", lambda: sources.digest(samples))
     sources.check_buckets(samples, buckets, config.data)
-    for line in sources.not_evaluated(samples, buckets, config.data) if is_main else ():
+    for line in sources.held_out_report(samples, buckets, config.data) if is_main else ():
         print(line, file=sys.stderr)
-    bad = bad_samples.BadSamples(directory / "bad_samples.jsonl", writes=is_main)
-    bad.found(bad_samples.unreadable(samples))
+    skipped = SkippedSamples(directory / "bad_samples.jsonl", writes=is_main)
+    skipped.add_unreadable(file for source in samples for file in source.unreadable)
 
     # Where an earlier run in this folder left off.
     watchdog.doing("starting", 0, patient=True)
@@ -232,7 +232,7 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
             step += 1
             for name in batches:
                 positions[name] += 1
-                bad.replaced(batches[name].bad)
+                skipped.add_skipped(batches[name].skipped)
             drawn = [b for b in buckets if b.name in batches]
             progress.tick(
                 sum(b.batch for b in drawn),
@@ -247,7 +247,7 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
                 judge(*previous)
                 previous = step - 1, {}, None
             if any(due) or stopping:
-                bad.write()
+                skipped.write()
             if logging:
                 log(step, latest)
                 latest = {}
