@@ -8,6 +8,7 @@ original files, byte for byte.
 
 import contextlib
 import importlib.util
+import json
 import os
 import shlex
 import sys
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _sources_flag(fields: dict[str, str]) -> str:
     """The flag of vaejax.main that trains on one source, quoted for a shell."""
-    return f"--config.data.sources={shlex.quote(str({'mine': fields}))}"
+    return f"--config.data.sources={shlex.quote(json.dumps({'mine': fields}))}"
 
 
 if __name__ == "__main__":

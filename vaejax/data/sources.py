@@ -160,17 +160,17 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
     """
     held, few, none = [], [], []
     for bucket in buckets:
-        paths = _held_out_paths(sources, bucket, data)
-        noun = _NOUNS[bucket.kind]
+        paths, tails = _held_out_files(sources, bucket, data)
+        files = count_of(len(paths), _NOUNS[bucket.kind])
         if not paths:
             reason = nothing_fits(sources, bucket, "eval", data)
             none.append(f"warning: {bucket.name} is not evaluated: {reason}")
             continue
         names = ", ".join(os.path.basename(path) for path in paths[:3])
         more = ", ..." if len(paths) > 3 else ""
-        held.append(f"{bucket.name}: {count_of(len(paths), noun)} ({names}{more})")
+        held.append(f"{bucket.name}: {'the last fifth of ' * tails}{files} ({names}{more})")
         if len(paths) < FEW_FILES:
-            few.append(f"{bucket.name} on {count_of(len(paths), noun)}")
+            few.append(f"{bucket.name} on {files}")
     lines = [f"held out: {'; '.join(held)}"] if held else []
     if few:
         lines.append(
@@ -180,13 +180,17 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
     return lines + none
 
 
-def _held_out_paths(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> list[str]:
-    """The distinct paths of the held-out records that fit a bucket."""
+def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> tuple[list[str], bool]:
+    """The files of the held-out records that fit a bucket, and whether only their ends are held out."""
     paths: dict[str, None] = {}
+    tails = False
     for source in sources:
-        rows = candidates(source, bucket, "eval", data)
-        paths |= dict.fromkeys(source.table["path"].take(pa.array(rows)).to_pylist())
-    return list(paths)
+        fitting = source.table.select(["path", "start"]).take(
+            pa.array(candidates(source, bucket, "eval", data))
+        )
+        paths |= dict.fromkeys(fitting["path"].to_pylist())
+        tails |= any(start > 0 for start in fitting["start"].to_pylist())
+    return list(paths), tails
 
 
 def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig") -> bool:
@@ -197,17 +201,17 @@ def _misfit(
     sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig"
 ) -> tuple[str, list[str]]:
     """The reason that no record of a split fits a bucket, and the settings to change."""
-    noun = f"{_NOUNS[bucket.kind]}s"
-    held_out = split == "eval"
-    name = f"data.buckets.{bucket.name}: no {'held-out' if held_out else 'training'} sample fits; "
+    noun, held_out = _NOUNS[bucket.kind], split == "eval"
+    adjective = "held-out " * held_out
+    name = f"data.buckets.{bucket.name}: no {adjective or 'training '}sample fits; "
     c = columns(sources)
     kept = (c["held_out"] == held_out) & ((c["frames"] == 1) == (bucket.kind == "image"))
     if not kept.any():
-        source = f"a source with {noun}{' and data.holdout above 0' * held_out}"
-        return f"{name}there are no {'held-out ' * held_out}{noun}", [source]
+        source = f"a source with {noun}s{' and data.holdout above 0' * held_out}"
+        return f"{name}there are no {adjective}{noun}s", [source]
     largest = np.flatnonzero(kept)[np.argmax((c["width"] * c["height"])[kept])]
     finding = (
-        f"{name}of {kept.sum()} {'held-out ' * held_out}{noun} the largest is"
+        f"{name}of {count_of(kept.sum(), adjective + noun)} the largest is"
         f" {c['height'][largest]}x{c['width'][largest]} (HxW)"
     )
     changes = ["a smaller size", f"data.max_upscale above {data.max_upscale:g}"]

@@ -1,6 +1,5 @@
 """Prepared data: shards give the samples of their folder, and TFDS data sets are read without TensorFlow."""
 
-import ast
 import importlib.util
 import io
 import json
@@ -67,7 +66,7 @@ def test_shards_give_the_frames_of_the_folder(folder, tmp_path, capsys):
     assert duration.startswith("done in ")
     flag, _, value = shlex.split(following)[-1].partition("=")
     assert flag == "--config.data.sources"
-    assert ast.literal_eval(value) == {"mine": {"kind": "array_record", "path": str(out)}}
+    assert json.loads(value) == {"mine": {"kind": "array_record", "path": str(out)}}
     assert ArrayRecordReader(str(shards[0])).read([0])[0] == (folder / "sub" / "0.jpg").read_bytes()
     (source,), packed = updates(with_source(kind="array_record", path=str(out)), 3)
     (other,), loose = updates(with_source(kind="media", path=str(folder)), 3)

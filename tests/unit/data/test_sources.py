@@ -245,7 +245,7 @@ def test_the_held_out_report_names_files_and_warns_if_they_are_few(tmp_path):
     kept = paths(sources[0], IMAGE, "eval", data)
     held, few, none = held_out_report(sources, [IMAGE, VIDEO, Bucket(97, 32, 32, 2)], data)
     assert held.startswith(f"held out: image_32x32: {len(kept)} photos ({', '.join(kept[:3])}")
-    assert held.endswith("; video_9x32x32: 1 clip (a.mp4)")
+    assert held.endswith("; video_9x32x32: the last fifth of 1 clip (a.mp4)")
     assert few.startswith(f"warning: evaluating image_32x32 on {len(kept)} photos, video_9x32x32 on 1 clip: ")
     assert none.startswith(
         "warning: video_97x32x32 is not evaluated: data.buckets.video_97x32x32: no held-out"

@@ -323,14 +323,14 @@ def test_the_floor_is_scikit_learns_kernel_distance_of_decoded_training_latents(
 def test_the_held_out_photos_are_not_learned_from(probe):
     names = {}
     for split in ("train", "eval"):
-        order = probe.media._orders[split]
+        order = probe.media._samplers[split]
         names[split] = {order[i].name.rpartition("@")[0] for i in range(24)}
     assert names["train"] and names["eval"] and not names["train"] & names["eval"]
 
 
 def test_held_out_photos_are_cut_as_training_ones_are(probe, photos):
     """And not whole from the middle, as reconstructions are scored, for nothing is generated like that."""
-    order, held_out = probe.media._orders["eval"], open_media(str(photos), TINY)
+    order, held_out = probe.media._samplers["eval"], open_media(str(photos), TINY)
     middle = Sampler(sources.open_sources(held_out.data), held_out.bucket, "eval", held_out.data)
     count = next(i for i in range(1, 24) if middle[i].name == middle[0].name)  # the photos come again
     np.testing.assert_array_equal(order[0].frames, middle[count].frames)
