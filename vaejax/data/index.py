@@ -292,11 +292,11 @@ def _save(table: pa.Table, places: list[str]) -> None:
 
 
 def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
-    """The last lines of a command that made media ready: held-out files, duration, and how to train.
+    """The closing lines of a command that prepares media: held-out files, duration and the next command.
 
     Args:
       table: a media index.
-      flag: the flag of vaejax.main that names the media.
+      flag: the flag that makes vaejax.main train on the media.
       seconds: duration of the command.
     """
     from vaejax.config.schema import defaults  # not needed by the workers
