@@ -52,13 +52,13 @@ def copied(path: str, start: float, end: float | None) -> Audio | None:
       InputError: if it cannot be copied.
     """
     try:
-        with clip.opened(path) as container:
+        with clip.open_container(path) as container:
             if not container.streams.audio:
                 return None
             if not holds("matroska", container):
                 found = codec_name(container.streams.audio[0])
                 raise InputError(f"audio of the kind {found}; accepted: what Matroska can hold")
-        container = clip.opened(path)
+        container = clip.open_container(path)
     except av.error.FFmpegError as error:
         raise InputError(f"audio: {one_line(error)}; accepted: sound audio") from error
     with container:
