@@ -32,15 +32,14 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
     from vaejax import cli as command
     from vaejax.codec.codec import Codec
     from vaejax.codec.load import Trained
-    from vaejax.config import schema as configuration
-    from vaejax.models.autoencoder import Autoencoder
+    from vaejax.models.autoencoder import Architecture, Autoencoder
 
     command.keep_compiled()
     path, _, preset = config.partition(":")
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    architecture = configuration.architecture(module.get_config(*filter(None, [preset])).model)
+    architecture = Architecture.of(module.get_config(*filter(None, [preset])).model)
     architecture = dataclasses.replace(architecture, dtype="float32")
     frames = jnp.zeros((1, 1, 32, 32, 3))
     key = jax.random.key(0)

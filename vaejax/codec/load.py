@@ -15,7 +15,6 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from vaejax.config import schema as configuration
 from vaejax.errors import InputError, one_line
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.files import UNFINISHED
@@ -111,7 +110,7 @@ def _of_run(name: str, step: int | None) -> Trained:
     step = run.step(name) if step is None else step
     config = run.config(name)
     try:
-        architecture = configuration.architecture(config.model)
+        architecture = Architecture.of(config.model)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

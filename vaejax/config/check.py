@@ -8,12 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vaejax import probe
-from vaejax.config.schema import OPEN_SECTIONS, architecture, defaults, get, unknown_key
+from vaejax.config.schema import OPEN_SECTIONS, defaults, get, unknown_key
 from vaejax.errors import InputError
 from vaejax.evaluate.reconstruction import SCORES
 from vaejax.losses.adversarial import LOSSES
 from vaejax.losses.objective import LIKELIHOODS, NORMALIZATIONS
-from vaejax.models.autoencoder import SIZES
+from vaejax.models.autoencoder import SIZES, Architecture
 from vaejax.networks.lpips import NETWORKS, SMALLEST
 from vaejax.probe.presets import PRESETS
 
@@ -150,7 +150,7 @@ def check(config: ConfigDict) -> None:
             f"loss.adversarial.warmup = {game.warmup}; accepted: at most loss.adversarial.start ="
             f" {game.start}: so long the discriminators learn before they count"
         )
-    a = architecture(config.model)
+    a = Architecture.of(config.model)
     if a.spatial_factor % a.stem_factor:
         raise InputError(f"model.stem_factor = {a.stem_factor}; accepted: divisors of {a.spatial_factor}")
     if max(a.remat, default=0) > len(a.strides):

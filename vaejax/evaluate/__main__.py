@@ -34,7 +34,7 @@ from vaejax.evaluate.codecs.registry import NAMES, Codec, check_shape, normalise
 from vaejax.evaluate.features import SHORTEST_CLIP, Features
 from vaejax.evaluate.samples import Samples, open_samples
 from vaejax.evaluate.scorer import Judge, Tally
-from vaejax.networks import weights
+from vaejax.networks import lpips, weights
 from vaejax.networks.lpips import NETWORKS
 from vaejax.rundir import folder as run
 from vaejax.runtime import mesh as sharding
@@ -111,7 +111,7 @@ def evaluate(
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     batch += -batch % mesh.size
     codecs = _open(names, run_name, chosen, found, mesh, seed)
-    judge = Judge(mesh, {network: configuration.load_lpips(network) for network in NETWORKS})
+    judge = Judge(mesh, {network: lpips.load_configured(network) for network in NETWORKS})
     networks = _networks(inception, clips=any(bucket.frames >= SHORTEST_CLIP for bucket in chosen))
     settings = {
         "data": data or "held out by the run",

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from vaejax import cli as command
 from vaejax.config import check as config_check
-from vaejax.config import schema as configuration
 from vaejax.config.flag import CONFIG, parse
+from vaejax.data.bucket import buckets_of
 from vaejax.errors import InputError
 from vaejax.plan import suggestion, table, topology
 from vaejax.plan.cost import Costs
@@ -71,7 +71,7 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int =
       InputError: for a configuration that does not suit it.
     """
     mesh = sharding.make(config.mesh, where.devices)
-    buckets = configuration.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
+    buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)
     everything = json.loads(config.to_json_best_effort())

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vaejax.config import schema as configuration
-from vaejax.data.bucket import Bucket
+from vaejax.data.bucket import Bucket, buckets_of
 from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
@@ -129,7 +128,7 @@ def _suits(changed: ConfigDict, config: ConfigDict, chips: int) -> bool:
 
 
 def _buckets(config: ConfigDict, chips: int) -> Sequence[Bucket]:
-    return configuration.buckets(config, chips // config.mesh.space, config.mesh.space)
+    return buckets_of(config, chips // config.mesh.space, config.mesh.space)
 
 
 def _estimated(base: Prediction, config: ConfigDict, changed: ConfigDict) -> Prediction:

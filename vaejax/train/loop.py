@@ -13,14 +13,15 @@ from ml_collections import ConfigDict
 
 from vaejax import cli as command
 from vaejax.config import check as config_check
-from vaejax.config import schema as configuration
 from vaejax.data import bucket, pipeline, sources
+from vaejax.data.bucket import buckets_of
 from vaejax.errors import InputError, Stopped, TrainingFailed
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import latent_statistics as normalisation
 from vaejax.evaluate.codecs.vae import RunCodec
 from vaejax.evaluate.during_training import HeldOut
 from vaejax.losses import adversarial
+from vaejax.networks import lpips
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir import metrics as report
 from vaejax.rundir import skipped_samples as bad_samples
@@ -67,7 +68,7 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
     # The setting: mesh, buckets, samples.
     mesh = sharding.make(config.mesh)
     is_main = jax.process_index() == 0
-    buckets = configuration.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
+    buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     rows = {b.name: sharding.rows(mesh, b.batch) for b in buckets}
     directory = _make_workdir(workdir)
     multihost.check_shared(directory)
@@ -98,7 +99,7 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
     # The model, its objective, its adversary and its optimiser, every shard born on its device.
     programs = Programs.of(config, buckets, mesh, faults)
     model, adversary = programs.model, programs.adversary
-    networks = {"alexnet": configuration.load_lpips("alexnet")}
+    networks = {"alexnet": lpips.load_configured("alexnet")}
     if programs.lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
         networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
 

@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
-from vaejax.config import schema as configuration
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.losses.adversarial import Adversary
 from vaejax.losses.objective import Objective, Terms
-from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.networks import lpips
 from vaejax.runtime import distributed as multihost
 from vaejax.runtime import flops
 from vaejax.runtime import mesh as sharding
@@ -69,15 +69,15 @@ class Programs:
         Raises:
           InputError: for a configuration whose parts do not fit together.
         """
-        model = Autoencoder(configuration.architecture(config.model))
-        adversary = configuration.adversary(config, buckets)
+        model = Autoencoder(Architecture.of(config.model))
+        adversary = Adversary.of(config, buckets)
         optimizer = optim.optimizer(config.optim, config.steps)
-        lpips_params = configuration.lpips_params(config.loss, buckets)
+        lpips_params = lpips.load_for(config.loss, buckets)
         return cls(
             train_state.shapes(model, optimizer, adversary, mesh),
             mesh,
             model,
-            configuration.objective(config),
+            Objective.of(config),
             adversary,
             optimizer,
             optim.clipping(config.optim),
@@ -89,7 +89,7 @@ class Programs:
 
     def phase(self, step: int) -> Phase:
         """What counts at a step."""
-        return step >= self.perceptual_start, self.adversary is not None and self.adversary.plays(step)
+        return step >= self.perceptual_start, self.adversary is not None and self.adversary.is_training(step)
 
     def nothing(self, phase: Phase) -> Traced:
         """The state to what an update begins with."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vaejax.losses.adversarial import Adversary, Opponent
+from vaejax.losses.adversarial import Adversary, DiscriminatorState
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import mesh as sharding
 
@@ -29,7 +29,7 @@ class TrainState:
     params: dict
     ema: dict
     optimizer: optax.OptState
-    opponents: dict[str, Opponent]
+    opponents: dict[str, DiscriminatorState]
 
 
 def create(

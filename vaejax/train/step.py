@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vaejax.losses import latent as latent_terms
-from vaejax.losses.adversarial import Adversary, Observed, adaptive_weight
+from vaejax.losses.adversarial import Adversary, LogitStats, adaptive_weight
 from vaejax.losses.objective import Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.train import optimizer as optim
@@ -29,7 +29,7 @@ class Gathered:
 
     generator: dict
     opponents: dict
-    observed: dict[str, Observed]
+    observed: dict[str, LogitStats]
     finite: jax.Array
 
 
@@ -40,7 +40,7 @@ def pixels(frames: jax.Array) -> jax.Array:
 
 def nothing_gathered(state: TrainState, adversary: Adversary | None) -> Gathered:
     """Where an update begins."""
-    opponents = adversary.nothing(state.opponents) if adversary else ({}, {})
+    opponents = adversary.zeros(state.opponents) if adversary else ({}, {})
     return Gathered(jax.tree.map(jnp.zeros_like, state.params), *opponents, jnp.array(True))
 
 
@@ -110,9 +110,9 @@ def bucket_gradients(
     judged, seen, observed = {}, {}, gathered.observed
     if adversary:
         seen_x_hat = strike(faults, "discriminator", state.step, clean, out.x_hat)
-        dx_hat, judged, seen, more = adversary.play(state.opponents, x, seen_x_hat, key_judged)
+        dx_hat, judged, seen, more = adversary.gradients(state.opponents, x, seen_x_hat, key_judged)
         scale = objective.scale(x.shape[1:])
-        share = adversary.share(state.step) * objective.weights["adversarial"]
+        share = adversary.weight_fraction(state.step) * objective.weights["adversarial"]
         if adversary.adaptive:
             at_last_layer = [
                 pull(_only_x_hat(out, each))[0]["autoencoder"]["decoder"]["conv_out"]["kernel"]
@@ -171,7 +171,7 @@ def apply_gradients(
     opponents = state.opponents
     if adversary:
         opponents = {
-            name: adversary.learn(one, gathered.opponents[name], gathered.observed[name])
+            name: adversary.update(one, gathered.opponents[name], gathered.observed[name])
             for name, one in opponents.items()
         }
     finite = gathered.finite

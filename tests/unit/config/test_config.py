@@ -9,6 +9,7 @@ from vaejax.config import check as config_check
 from vaejax.config import schema as config
 from vaejax.configs import demo
 from vaejax.errors import InputError
+from vaejax.models.autoencoder import Architecture
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -20,14 +21,14 @@ def test_the_shipped_configurations_are_accepted(name):
     exec((ROOT / "vaejax/configs" / f"{file}.py").read_text(), namespace)
     shipped = namespace["get_config"](arg)
     config_check.check(shipped)
-    assert config.architecture(shipped.model).widths
+    assert Architecture.of(shipped.model).widths
 
 
 def test_a_size_fills_only_what_is_left_empty():
     settings = config.defaults()
     settings.model.size = "large"
     settings.model.encoder_blocks = 1
-    architecture = config.architecture(settings.model)
+    architecture = Architecture.of(settings.model)
     assert (architecture.widths, architecture.encoder_blocks) == ((192, 384, 768), 1)
 
 
