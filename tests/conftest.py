@@ -17,10 +17,19 @@ os.environ.setdefault(
 
 import absl.flags
 import jax
+import jaxtyping
 import pytest
 
-from vaejax.models import conv
-from vaejax.runtime import distributed as multihost
+import tests.support.signatures
+
+# Signatures are checked when a test traces or calls a function. The hook must precede vaejax's first import.
+jaxtyping.install_import_hook(
+    ["vaejax.models", "vaejax.losses", "vaejax.train", "vaejax.codec"],
+    f"{tests.support.signatures.__name__}.checked",
+)
+
+from vaejax.models import conv  # noqa: E402
+from vaejax.runtime import distributed as multihost  # noqa: E402
 
 # A shell's background job ignores Ctrl-C, and with it whatever the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

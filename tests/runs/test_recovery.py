@@ -12,14 +12,12 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from tests.support import media_files
+from tests.support import losses, media_files
 from tests.support.faults import Fault, injecting
-from tests.support.models import SMALL
+from tests.support.models import SMALL, architecture
 from vaejax.configs import demo
 from vaejax.errors import InputError, TrainingFailed
-from vaejax.losses.adversarial import Adversary
-from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
 from vaejax.train import loop as train
@@ -164,12 +162,10 @@ def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
 def test_a_discriminator_may_join_another(tmp_path):
     """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
     mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
-    model, optimizer = Autoencoder(Architecture(**SMALL)), optax.adam(1e-3)
-    modules = {name: Discriminator(Discrimination(width=4), name == "video") for name in ("image", "video")}
+    model, optimizer = Autoencoder(architecture(**SMALL)), optax.adam(1e-3)
 
     def state(names, seed):
-        adversary = Adversary({name: modules[name] for name in names}, optax.adam(1e-3))
-        return train_state.create(model, optimizer, adversary, mesh, seed)
+        return train_state.create(model, optimizer, losses.adversary(names, width=4), mesh, seed)
 
     before, both = state(["image"], 0), state(["image", "video"], 1)
     with Checkpoints(tmp_path) as checkpoints:

@@ -15,7 +15,6 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from vaejax.config import builders
 from vaejax.errors import InputError, one_line
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.files import UNFINISHED
@@ -111,7 +110,7 @@ def _of_run(name: str, step: int | None) -> Trained:
     step = RunFolder(name).step if step is None else step
     config = RunFolder(name).read_config()
     try:
-        architecture = builders.architecture(config.model)
+        architecture = Architecture.of(config.model)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

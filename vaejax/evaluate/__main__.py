@@ -22,7 +22,7 @@ from tqdm import tqdm
 import vaejax
 from vaejax import cli, files
 from vaejax.codec import load as trained
-from vaejax.config import builders, defaults
+from vaejax.config import defaults
 from vaejax.data import sources
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.errors import InputError
@@ -34,7 +34,7 @@ from vaejax.evaluate.features import SHORTEST_CLIP, Features
 from vaejax.evaluate.samples import Samples, open_samples
 from vaejax.evaluate.scorer import Judge, Tally
 from vaejax.networks import weights
-from vaejax.networks.lpips import NETWORKS
+from vaejax.networks.lpips import NETWORKS, load_configured
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import cache
 from vaejax.runtime import mesh as sharding
@@ -111,7 +111,7 @@ def evaluate(
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     batch += -batch % mesh.size
     codecs = _open(names, run_name, chosen, found, mesh, seed)
-    judge = Judge(mesh, {network: builders.load_lpips(network) for network in NETWORKS})
+    judge = Judge(mesh, {network: load_configured(network) for network in NETWORKS})
     networks = _networks(inception, clips=any(bucket.frames >= SHORTEST_CLIP for bucket in chosen))
     settings = {
         "data": data or "held out by the run",

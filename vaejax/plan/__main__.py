@@ -11,8 +11,9 @@ import jax
 from absl import app, flags
 
 from vaejax import cli
-from vaejax.config import Config, builders, check
+from vaejax.config import Config, check
 from vaejax.config.flag import CONFIG, parse
+from vaejax.data.bucket import buckets_of
 from vaejax.errors import InputError
 from vaejax.plan import suggestion, table, topology
 from vaejax.plan.cost import Costs
@@ -68,7 +69,7 @@ def plan(config: Config, where: topology.Topology, costs: Costs, jobs: int = 1) 
       InputError: for a configuration that does not suit it.
     """
     mesh = sharding.make(config.mesh, where.devices)
-    buckets = builders.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
+    buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)
     everything = json.loads(json.dumps(config.to_dict()))

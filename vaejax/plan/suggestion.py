@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vaejax.config import Config, builders
-from vaejax.data.bucket import Bucket
+from vaejax.config import Config
+from vaejax.data.bucket import Bucket, buckets_of
 from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
@@ -125,7 +125,7 @@ def _suits(changed: Config, config: Config, chips: int) -> bool:
 
 
 def _buckets(config: Config, chips: int) -> Sequence[Bucket]:
-    return builders.buckets(config, chips // config.mesh.space, config.mesh.space)
+    return buckets_of(config, chips // config.mesh.space, config.mesh.space)
 
 
 def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from vaejax.config import Config, builders
+from vaejax.config import Config
 from vaejax.data.bucket import Bucket
+from vaejax.models.autoencoder import Architecture
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
@@ -127,7 +128,7 @@ def _problems(config: Config, found: Prediction) -> Iterator[str]:
             continue
         needed, left = found.needed(bucket.name), max(0.0, found.room - found.state - found.code)
         remedies = [*_smaller(bucket, left / max(1, found.work(bucket.name)), config, found.chips)]
-        levels = tuple(range(len(builders.architecture(config.model).strides) + 1))
+        levels = tuple(range(len(Architecture.of(config.model).strides) + 1))
         if set(levels) - set(config.model.remat):
             remedies.append(f"--config.model.remat='{levels}'")
         if found.state > 0.2 * found.room and (more := _more_fsdp(config, found.chips)):

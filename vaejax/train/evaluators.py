@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from vaejax.config import builders
 from vaejax.errors import Stopped
 from vaejax.evaluate.during_training import HeldOut
+from vaejax.networks.lpips import load_configured
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir.reporter import Reporter
 from vaejax.runtime.preemption import Preemption
@@ -27,7 +27,7 @@ class Evaluators:
         config, programs = setup.config, setup.programs
         self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
         self._step = 0
-        networks = {"alexnet": builders.load_lpips("alexnet")}
+        networks = {"alexnet": load_configured("alexnet")}
         if programs.lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
             networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
         self._held_out = HeldOut(

@@ -14,12 +14,13 @@ import optax
 from jax.sharding import Mesh
 from jax.stages import Traced
 
-from vaejax.config import Config, builders
+from vaejax.config import Config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.losses.adversarial import Adversary
 from vaejax.losses.objective import Objective, Terms
-from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.networks.lpips import load_for
 from vaejax.rundir.console import Cost
 from vaejax.runtime import distributed, flops
 from vaejax.runtime import mesh as sharding
@@ -78,15 +79,15 @@ class Programs:
         Raises:
           InputError: for a configuration whose parts do not fit together.
         """
-        model = Autoencoder(builders.architecture(config.model))
-        adversary = builders.adversary(config, buckets)
+        model = Autoencoder(Architecture.of(config.model))
+        adversary = Adversary.of(config, buckets)
         optimizer = optim.optimizer(config.optim, config.steps)
-        lpips_params = builders.lpips_params(config.loss, buckets)
+        lpips_params = load_for(config.loss, buckets)
         return cls(
             states.shapes(model, optimizer, adversary, mesh),
             mesh,
             model,
-            builders.objective(config),
+            Objective.of(config),
             adversary,
             optimizer,
             optim.clipping(config.optim),

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
-from vaejax.config import Config, builders
+from vaejax.config import Config
 from vaejax.data import pipeline, sources
-from vaejax.data.bucket import Bucket
+from vaejax.data.bucket import Bucket, buckets_of
 from vaejax.data.pipeline import TrainStream
 from vaejax.data.table import Source
 from vaejax.runtime import distributed
@@ -87,4 +87,4 @@ class Setup:
 
 def bucket_list(config: Config, mesh: Mesh) -> tuple[Bucket, ...]:
     """The buckets of a configuration on a mesh."""
-    return builders.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
+    return buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))

@@ -18,8 +18,8 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.support import media_files
-from tests.support.models import SMALL
-from vaejax.config import builders, defaults
+from tests.support.models import SMALL, architecture
+from vaejax.config import defaults
 from vaejax.data.bucket import Bucket
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.evaluate import latent_metrics as latents
@@ -28,6 +28,7 @@ from vaejax.evaluate.codecs.registry import normalise, open_codec
 from vaejax.evaluate.codecs.vae import RunCodec
 from vaejax.evaluate.samples import open_samples
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.networks import lpips as lpips_network
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
 from vaejax.train import state as train_state
@@ -58,7 +59,7 @@ def mesh_of(devices):
 
 
 def judge(devices=1, lpips=False):
-    networks = {"alexnet": builders.load_lpips("alexnet")} if lpips else {}
+    networks = {"alexnet": lpips_network.load_configured("alexnet")} if lpips else {}
     return scores.Judge(mesh_of(devices), networks)
 
 
@@ -77,7 +78,7 @@ def values(results):
 @pytest.fixture(scope="module")
 def codec():
     """A small autoencoder, untrained, whose chunks and tiles can be told from the whole."""
-    model = Autoencoder(Architecture(**SMALL))
+    model = Autoencoder(architecture(**SMALL))
     clip = np.zeros((1, 5, 16, 16, 3), np.float32)
     params = jax.jit(model.init)(jax.random.key(0), clip, jax.random.key(1))["params"]
     leaves, tree = jax.tree.flatten(params)
@@ -183,7 +184,7 @@ def test_what_costs_as_much_again_is_done_for_the_first_samples_only(codec, monk
 def test_seams_lie_where_parts_meet():
     np.testing.assert_array_equal(np.flatnonzero(scores.chunk_seams(5, 2, 4)), [4, 5, 12, 13])
     assert not scores.chunk_seams(1, 1, 4).any()
-    codec = RunCodec("run", Autoencoder(Architecture()), {})
+    codec = RunCodec("run", Autoencoder(architecture()), {})
     at = scores.tile_seams(8, 8, 5, 2, codec)  # tiles 0-5 and 3-8
     rows = np.flatnonzero(at[0, :, 0])
     np.testing.assert_array_equal(rows, np.arange(3 * 8 - 4, 5 * 8 + 4))
@@ -285,7 +286,7 @@ def run(folder, tmp_path_factory):
     config.model.update(SMALL)
     (workdir / "config.json").write_text(config.to_json_best_effort())
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
-    model = Autoencoder(builders.architecture(config.model))
+    model = Autoencoder(Architecture.of(config.model))
     state = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, 7, {}, json.loads(config.to_json_best_effort()), {})

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from tests.support import losses
 from tests.support.models import randomised
 from vaejax.evaluate import metrics
 from vaejax.evaluate.reconstruction import score
-from vaejax.losses.objective import Objective
 
 
 def test_scores_are_those_of_what_the_mean_decodes_to():
     model, params = randomised()
     frames = np.random.default_rng(0).integers(256, size=(2, 5, 32, 32, 3), dtype=np.uint8)
     params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6})
+    objective = losses.objective()
 
     @jax.jit
     def scored(params, frames):

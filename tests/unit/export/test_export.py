@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import vaejax
 from tests.support import media_files
 from tests.support.frames import pans
-from tests.support.models import SMALL, randomised
+from tests.support.models import SMALL, architecture, randomised
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import Trained, flat, open_trained
 from vaejax.configs import demo
@@ -31,7 +31,6 @@ from vaejax.evaluate import latent_metrics as latents
 from vaejax.export import __main__ as export
 from vaejax.export import stablehlo
 from vaejax.export import verify as compared
-from vaejax.models.autoencoder import Architecture
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.train.state import TrainState
 
@@ -343,12 +342,12 @@ def test_a_shape_that_cannot_be_is_refused(text):
     with pytest.raises(
         InputError, match=re.escape(f"--stablehlo={text}; accepted: TxHxW such as 17x256x256")
     ):
-        stablehlo.parsed([text], Architecture())
+        stablehlo.parsed([text], architecture())
 
 
 def test_shapes_follow_the_architecture():
     assert stablehlo.parsed(
-        ["4x16x20", "1x16x16", "4x16x20"], Architecture(spatial_factor=4, temporal_factor=1)
+        ["4x16x20", "1x16x16", "4x16x20"], architecture(spatial_factor=4, temporal_factor=1)
     ) == [
         (4, 16, 20),
         (1, 16, 16),

@@ -14,9 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.support.processes import ROOT
-from vaejax.config import builders
 from vaejax.configs import demo
-from vaejax.data.bucket import Bucket, parse_buckets
+from vaejax.data.bucket import Bucket, buckets_of, parse_buckets
 from vaejax.errors import InputError
 from vaejax.plan import __main__ as planning
 from vaejax.plan import hlo, suggestion, table
@@ -197,7 +196,7 @@ def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed
 
     def plan(config):
         plans.append(config)
-        buckets = builders.buckets(config, chips // config.mesh.space, config.mesh.space)
+        buckets = buckets_of(config, chips // config.mesh.space, config.mesh.space)
         costs = {}
         for b in buckets:
             needed = round(really(config.data.buckets.image_64x64.batch, b.batch / chips))

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.support.models import clip
-from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
+from tests.support.models import architecture, clip
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import flops
 
 
@@ -30,7 +30,7 @@ def test_convolutions_and_their_gradients_count_as_xla_counts_them(strides, padd
 
 def test_an_autoencoder_costs_three_passes_and_its_recomputed_blocks_one_convolution_more():
     def counts(**options):
-        model, key = Autoencoder(Architecture(**SIZES["small"], **options)), jax.random.key(0)
+        model, key = Autoencoder(architecture(size="small", **options)), jax.random.key(0)
         x = clip(5, 64, 64)
         params = jax.eval_shape(model.init, key, x, key)
 

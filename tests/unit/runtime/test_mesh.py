@@ -2,22 +2,19 @@ import functools
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from tests.support import losses
 from tests.support.faults import Fault, injecting
-from tests.support.models import SMALL
+from tests.support.models import SMALL, architecture
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.errors import InputError
-from vaejax.losses.adversarial import Adversary
-from vaejax.losses.objective import Objective
 from vaejax.models import conv
-from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.plan import hlo
 from vaejax.runtime import mesh as sharding
 from vaejax.runtime.watchdog import Watchdog
@@ -41,11 +38,10 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
     mesh = jax.sharding.Mesh(grid, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    model = Autoencoder(Architecture(**SMALL))
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}, "gaussian")
-    design = Discrimination(width=8)
-    modules = {name: Discriminator(design, name == "video") for name in ("image", "video")}
-    adversary = Adversary(modules, optax.adam(1e-3), lecam=0.1)
+    model = Autoencoder(architecture(**SMALL))
+    weights = {"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}
+    objective = losses.objective(weights, likelihood="gaussian")
+    adversary = losses.adversary(("image", "video"), lecam=0.1)
     settings = config.defaults().optim
     settings.update({"warmup": 0, "agc": 0.01})
     optimizer = optim.optimizer(settings, 10)
@@ -117,9 +113,8 @@ def test_the_mesh_takes_the_devices_that_are_left_or_says_what_it_accepts():
 def test_no_leaf_of_a_new_state_is_weakly_typed():
     """A weak type becomes strong in the first update, and everything compiles twice."""
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
-    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
     optimizer = optim.optimizer(config.defaults().optim, 10)
-    model, adversary = Autoencoder(Architecture(**SMALL)), Adversary(modules, optax.adam(1e-3))
+    model, adversary = Autoencoder(architecture(**SMALL)), losses.adversary()
     state = train_state.create(model, optimizer, adversary, mesh, 0)
     assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
 
@@ -128,11 +123,10 @@ def spoiled(place, devices):
     """A state before and after an update in which one sample of a batch of eight meets a NaN."""
     mesh = sharding.make(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
     model, objective = (
-        Autoencoder(Architecture(**SMALL)),
-        Objective({"reconstruction": 1.0, "adversarial": 0.1}),
+        Autoencoder(architecture(**SMALL)),
+        losses.objective({"reconstruction": 1.0, "adversarial": 0.1}),
     )
-    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
-    adversary = Adversary(modules, optax.adam(1e-3))
+    adversary = losses.adversary()
     settings = config.defaults().optim
     optimizer, clipping = optim.optimizer(settings, 10), optim.clipping(settings)
     state = train_state.create(model, optimizer, adversary, mesh, 0)

@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from tests.support.models import clip
-from vaejax.config import builders
+from tests.support.models import architecture, clip
 from vaejax.configs import joint
 from vaejax.data.bucket import Bucket
+from vaejax.losses.adversarial import Adversary
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.runtime import mesh as sharding
 from vaejax.train import optimizer as optim
@@ -26,8 +26,8 @@ def flagship(data, fsdp):
     """The shapes and shardings of its state, discriminators and all."""
     mesh = AbstractMesh((data, fsdp, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     config = joint.get_config()
-    model = Autoencoder(builders.architecture(config.model))
-    adversary = builders.adversary(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
+    model = Autoencoder(Architecture.of(config.model))
+    adversary = Adversary.of(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
     return train_state.shapes(model, optim.optimizer(config.optim, config.steps), adversary, mesh)
 
 
@@ -60,7 +60,7 @@ def test_a_devices_share_of_the_state_is_its_part_of_fsdp():
 @pytest.mark.slow
 def test_two_devices_share_the_activations_of_a_clip():
     """17 x 256 x 256, split by height: two thirds of the memory at most, and the same gradients."""
-    model, x = Autoencoder(Architecture(widths=(32, 64), stem_factor=2)), clip(17, 256, 256)
+    model, x = Autoencoder(architecture(widths=(32, 64), stem_factor=2)), clip(17, 256, 256)
     key = jax.random.key(0)
     params = jax.jit(model.init)(key, clip(5, 32, 32), key)
 
