@@ -16,12 +16,12 @@ from vaejax.config import check as config_check
 from vaejax.config import schema as configuration
 from vaejax.data import bucket, pipeline, sources
 from vaejax.errors import InputError, Stopped, TrainingFailed
-from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import latent_statistics as normalisation
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.during_training import HeldOut
 from vaejax.losses import adversarial
 from vaejax.probe.during_training import TrainingProbe
+from vaejax.rundir import latent_statistics
 from vaejax.rundir import metrics as report
 from vaejax.rundir import skipped_samples as bad_samples
 from vaejax.rundir.checkpoint import Checkpoints
@@ -90,9 +90,9 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
     if start >= config.steps:
         if is_main:
             print(f"already at step {start} of {config.steps}; nothing to do", file=sys.stderr)
-        missing = config.eval.latent_samples and latents.load(directory, start) is None
+        missing = config.eval.latent_samples and latent_statistics.load(directory, start) is None
         if any(multihost.gathered(bool(missing))):
-            normalisation.of_run(RunCodec.open(str(directory)), str(directory), start)
+            normalisation.of_run(VaeCodec.open(str(directory)), str(directory), start)
         return True
 
     # The model, its objective, its adversary and its optimiser, every shard born on its device.
@@ -287,7 +287,7 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
     watchdog.doing("measuring latents", step, patient=True)
     if step == config.steps and config.eval.latent_samples:
         # What the user of a diffusion model normalises latents by stays with the last checkpoint.
-        codec = RunCodec("run", model, state.ema["autoencoder"], mesh=mesh)
+        codec = VaeCodec("run", model, state.ema["autoencoder"], mesh=mesh)
         normalisation.keep(codec, samples, buckets, config, directory, step)
     if step < config.steps and is_main:
         print(f"stopped by a signal, saved at step {saved}; run the same command to go on", file=sys.stderr)
