@@ -1,10 +1,10 @@
-"""Encoding and decoding against diffusers' Wan 2.1 VAE of as many parameters: time and memory.
+"""Time and memory of encoding and decoding, against diffusers' Wan 2.1 VAE of as many parameters.
 
-    python benchmarks/codec.py [--config=configs/demo.py] [--clip=17x256x256] [--rounds=3] [--tile=0]
+    python benchmarks/codec.py [--config=demo] [--clip=17x256x256] [--rounds=3] [--tile=0]
 
-Both with random weights, in float32, on this machine's CPU, each in a process of its own; they take turns, so
-that other work slows both alike, and the ratios are medians over rounds. What is compiled or warmed up before
-is told, not counted. Needs `pip install torch==2.13.0 diffusers`.
+Both have random weights, compute in float32 on this machine's CPU, and run in a process of their own. They
+take turns, so that other work slows both alike, and ratios are medians over rounds. Compilation and warm-up
+are reported separately. Requires `pip install torch==2.13.0 diffusers`.
 """
 
 import argparse
@@ -23,24 +23,22 @@ CHANNELS = 16
 
 
 def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
-    """Parameters, and the two functions: uint8 (T, H, W, 3) to latents and back."""
-    import importlib.util
+    """Returns vaejax's parameter count, its encoder of uint8 (T, H, W, 3), and its decoder to the same."""
+    import importlib
 
     import jax
     import jax.numpy as jnp
 
-    from vaejax import cli as command
     from vaejax.codec.codec import Codec
     from vaejax.codec.load import TrainedVAE
-    from vaejax.config import schema as configuration
+    from vaejax.config import builders
     from vaejax.models.autoencoder import Autoencoder
+    from vaejax.runtime import cache
 
-    command.keep_compiled()
-    path, _, preset = config.partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    architecture = configuration.architecture(module.get_config(*filter(None, [preset])).model)
+    cache.keep_compiled()
+    name, _, variant = config.partition(":")
+    module = importlib.import_module(f"vaejax.configs.{name}")
+    architecture = builders.architecture(module.get_config(variant).model)
     architecture = dataclasses.replace(architecture, dtype="float32")
     frames = jnp.zeros((1, 1, 32, 32, 3))
     key = jax.random.key(0)
@@ -51,7 +49,7 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
 
 
 def wan(parameters: int) -> tuple[int, Callable, Callable]:
-    """The same of the Wan whose width gives nearest as many parameters."""
+    """Returns the same for Wan, at the width that comes closest to `parameters`."""
     import torch
     from diffusers import AutoencoderKLWan
 
@@ -77,7 +75,10 @@ def wan(parameters: int) -> tuple[int, Callable, Callable]:
 
 
 def work(contestant: tuple[int, Callable, Callable], shape: tuple[int, int, int]) -> None:
-    """Answers every line on stdin with the seconds of one encoding and one decoding, and the peak so far."""
+    """Times one round for every line on stdin.
+
+    Prints the seconds of encoding and of decoding, the peak memory so far in GiB, and the parameter count.
+    """
     parameters, encode, decode = contestant
     frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     for _ in sys.stdin:
@@ -92,9 +93,9 @@ def work(contestant: tuple[int, Callable, Callable], shape: tuple[int, int, int]
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the comparison and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/demo.py", help="whose autoencoder is timed")
+    parser.add_argument("--config", default="demo", help="shipped configuration of the autoencoder to time")
     parser.add_argument("--clip", default="17x256x256", help="frames x height x width (default: 17x256x256)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tile", type=int, default=0, help="vaejax's tiles, pixels (default: whole frames)")

@@ -2,9 +2,9 @@
 
     python benchmarks/data.py [--media=FOLDER] [--out=FILE.json]
 
-First every bucket by itself, decoded in one thread: frames and megapixels (of the bucket, not of the file) a
-second on one core. Then all buckets together through the worker processes, as fast as they can be taken, and
-by a consumer that computes for a fixed time an update: the share of its time that it spends waiting.
+First each bucket alone, decoded in one thread: frames and megapixels per second on one core, counted in the
+bucket's size rather than the file's. Then all buckets together through worker processes: once at full speed,
+and once for a consumer that computes for a fixed time per update, with the share of time that it waits.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BUCKETS = {
 
 
 def one_core(sources, bucket, data, seconds):
-    """Samples of one bucket, one after the other, in this process."""
+    """Measures decoding of one bucket in this process."""
     order = Order(sources, bucket, "train", data)
     order[0], order[1]
     times = []
@@ -53,7 +53,7 @@ def one_core(sources, bucket, data, seconds):
 
 
 def workers_ahead(sources, buckets, data, workers, seconds, compute):
-    """All buckets through worker processes: flat out, then with a consumer that computes."""
+    """Measures all buckets through worker processes: at full speed, then with a busy consumer."""
     data.workers = workers
     frames = sum(bucket.frames * bucket.batch for bucket in buckets)
     result = {"workers": workers, "compute_seconds": compute}
@@ -70,7 +70,7 @@ def workers_ahead(sources, buckets, data, workers, seconds, compute):
         result["frames_per_second"] = frames * updates / (time.perf_counter() - begin)
         waited, updates, begin = 0.0, 0, time.perf_counter()
         while time.perf_counter() - begin < max(seconds, 6 * compute):
-            time.sleep(compute)  # stands for an accelerator, which leaves the cores alone
+            time.sleep(compute)  # an accelerator's computation, which does not occupy the cores
             start = time.perf_counter()
             next(stream)
             waited += time.perf_counter() - start
@@ -80,19 +80,28 @@ def workers_ahead(sources, buckets, data, workers, seconds, compute):
 
 
 def main():
-    """The command."""
+    """Runs the measurements and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--media", metavar="FOLDER", default="", help="photos and clips (default: the demo's)"
     )
-    parser.add_argument("--out", metavar="FILE", help="writes the figures as JSON")
+    parser.add_argument("--out", metavar="FILE", help="JSON file for the numbers")
     parser.add_argument(
-        "--seconds", metavar="S", type=float, default=4.0, help="of each measurement (default: 4)"
+        "--seconds", metavar="S", type=float, default=4.0, help="length of each measurement (default: 4)"
     )
-    parser.add_argument("--compute", metavar="S", type=float, default=0.5, help="of an update (default: 0.5)")
-    parser.add_argument("--workers", metavar="N", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    parser.add_argument(
+        "--compute", metavar="S", type=float, default=0.5, help="computation per update (default: 0.5)"
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="numbers of worker processes (default: 1 2)",
+    )
     chosen = parser.parse_args()
 
     data = defaults().data

@@ -1,9 +1,9 @@
-"""Does evaluating many clips take more memory than evaluating few?
+"""Whether evaluating many clips takes more memory than evaluating few.
 
     python benchmarks/evaluation_memory.py --out=DIR [--clips=1000] [--bucket=video_5x32x32] [--codec=RUN]
 
-Makes so many clips of scikit-image's photos, a window that moves over each; evaluates a tenth of them and
-then all, each in a process of its own, and prints the largest resident memory of both.
+Makes clips from scikit-image's photos by moving a window over each. Evaluates a tenth of them and then all,
+each in a process of its own, and prints the peak resident memory of both.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def make(folder: pathlib.Path, count: int) -> None:
-    """Writes the clips that are not there yet."""
+    """Writes the clips that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     photos = [getattr(data, name)() for name in PHOTOS]
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def make(folder: pathlib.Path, count: int) -> None:
 
 
 def peak(command: list[str]) -> float:
-    """The largest resident memory of a command, MB."""
+    """Runs a command and returns its peak resident memory in MB."""
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -52,7 +52,7 @@ def peak(command: list[str]) -> float:
 
 
 def main() -> None:
-    """The command line."""
+    """Makes the clips and runs both evaluations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=pathlib.Path, help="a folder")
     parser.add_argument("--clips", type=int, default=1000)

@@ -1,13 +1,13 @@
-"""What the whole objective does to a run that knew reconstruction alone, and how smoothly it comes in.
+"""The effect of perceptual and adversarial terms on a run trained on reconstruction alone.
 
-    python -m vaejax.main --config=configs/demo.py --workdir=runs/plain \\
+    vaejax train --config=demo --workdir=runs/plain \\
         --config.loss.weights.perceptual=0.0 --config.loss.weights.adversarial=0.0
     python benchmarks/full_objective.py --init=runs/plain --out=DIR [--config.KEY=VALUE ...]
 
-Goes on from the EMA parameters of the first run, with the perceptual term from the first update and the
-discriminators from the 100th. (A whole run of the demo has had both from its update 650.) Tells held-out PSNR
-and LPIPS beside those of the start, the minutes that it took, and every loss term's largest value over its
-running median; DIR/curve.png shows all of it and DIR/run/panels the samples. Needs matplotlib.
+Starts from the EMA parameters of the first run. The perceptual term counts from the first update, the
+discriminators from the 100th. The demo itself has both from update 650. Prints held-out PSNR and LPIPS
+before and after, the minutes taken, and the largest value of every loss term over its running median.
+DIR/curve.png shows the curves and DIR/run/panels the samples. Requires matplotlib.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import runs
 SETTING = {
     "steps": 350,
     "log_every": 1,
-    "data.buckets.video_9x64x64.batch": 4,  # of two the perceptual term says which clips were drawn
+    "data.buckets.video_9x64x64.batch": 4,  # with 2, the term depends on which clips were drawn
     "optim.learning_rate": 3e-4,
     "optim.warmup": 50,
     "ema.decay": 0.98,
@@ -37,9 +37,9 @@ WINDOW = 50  # updates of the running median
 
 
 def spikes(steps: dict[int, dict[str, float]]) -> dict[str, float]:
-    """The largest value of every training term over the median of the WINDOW values before it.
+    """Returns each training term's largest ratio to the median of the WINDOW values before it.
 
-    For a term of either sign, 1 + (value - median) / max(|median|, 1), the same where the median is 1.
+    A term of either sign uses 1 + (value - median) / max(|median|, 1), which is the ratio for a median of 1.
     """
     largest = {}
     for name, values in runs.loss_terms(steps).items():
@@ -51,7 +51,7 @@ def spikes(steps: dict[int, dict[str, float]]) -> dict[str, float]:
 
 
 def draw(path: pathlib.Path, steps: dict[int, dict[str, float]]) -> None:
-    """A row of axes for every bucket: held-out LPIPS and PSNR, and the training terms."""
+    """Plots held-out LPIPS, held-out PSNR and the training terms, one row per bucket."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -75,13 +75,13 @@ def draw(path: pathlib.Path, steps: dict[int, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Trains, and prints and plots the changes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--init", required=True, help="the --workdir of the run to go on from")
+    parser.add_argument("--init", required=True, help="the --workdir of the run to start from")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
     args, more = parser.parse_known_args()
     begin = time.monotonic()
-    steps = runs.train("configs/demo.py", args.out / "run", SETTING | {"init": args.init}, more)
+    steps = runs.train("demo", args.out / "run", SETTING | {"init": args.init}, more)
     minutes = (time.monotonic() - begin) / 60
 
     draw(args.out / "curve.png", steps)

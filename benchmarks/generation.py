@@ -1,12 +1,11 @@
-"""Reconstruction against generation: small VAEs that differ in one thing each, by PSNR and by the probe.
+"""Reconstruction against generation: small VAEs that differ in one setting, by PSNR and by the probe.
 
     python benchmarks/generation.py --out=DIR --config.data.media=FOLDER [--steps=400] [--seeds=2]
 
-Trains configs/demo.py without its perceptual and adversarial terms once for every variant, probes the latents
-of its image bucket, and prints a table and the rank correlation of the two; DIR/generation.png shows one
-against the other, DIR/generation.json has the numbers. Of the demo's own media two photos are held out: too
-few to generate like; give a folder of hundreds. The same command again goes on where it stopped. Needs
-matplotlib and scipy.
+Trains the demo without its perceptual and adversarial terms once per variant, probes the latents of its image
+bucket, and prints a table and the rank correlation of both scores. DIR/generation.png plots them, and
+DIR/generation.json has the numbers. The demo's own media hold out two photos, too few to generate: pass a
+folder of hundreds. Rerun the same command to continue. Requires matplotlib and scipy.
 """
 
 import argparse
@@ -16,8 +15,7 @@ import sys
 import runs
 from scipy import stats
 
-from vaejax import cli as command
-from vaejax import files
+from vaejax import cli, files
 from vaejax.data import sources
 from vaejax.data.bucket import parse_buckets
 from vaejax.evaluate.codecs.vae import VaeCodec
@@ -26,6 +24,7 @@ from vaejax.probe.presets import PRESETS
 from vaejax.probe.samples import Media
 from vaejax.probe.score import Probe
 from vaejax.rundir import folder as run
+from vaejax.runtime import cache
 
 SETTING = {
     "loss.weights.perceptual": 0.0,
@@ -45,24 +44,26 @@ VARIANTS = {
 
 
 def main() -> int:
-    """The command line."""
+    """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="a folder")
-    parser.add_argument("--steps", type=int, default=400, help="updates of each VAE (default: 400)")
-    parser.add_argument("--seeds", type=command.at_least(2), default=2, help="fits of the probe (default: 2)")
+    parser.add_argument("--steps", type=int, default=400, help="updates per VAE (default: 400)")
+    parser.add_argument(
+        "--seeds", type=cli.at_least(2), default=2, help="fits of the probe per VAE (default: 2)"
+    )
     args, more = parser.parse_known_args()
-    return command.run(lambda: measure(args, more))
+    return cli.run(lambda: measure(args, more))
 
 
 def measure(args: argparse.Namespace, more: list[str]) -> None:
-    """Trains, probes, and tells of it."""
-    out = command.made_folder(args.out)
-    command.keep_compiled()
+    """Trains and probes every variant, and writes the results."""
+    out = cli.made_folder(args.out)
+    cache.keep_compiled()
     every = {name: args.steps for name in ("steps", "eval.every", "checkpoint.every")}
     folders = {name: out / name.replace(" ", "_").replace("'", "") for name in VARIANTS}
     quality = {}
     for name, changes in VARIANTS.items():
-        steps = runs.train("configs/demo.py", folders[name], SETTING | every | changes, more)
+        steps = runs.train("demo", folders[name], SETTING | every | changes, more)
         quality[name] = {key: value for key, value in steps[args.steps].items() if key.startswith("eval/")}
 
     config = run.config(str(folders["the demo's"]))
@@ -91,13 +92,13 @@ def measure(args: argparse.Namespace, more: list[str]) -> None:
             **{key: scores[key] for key in ("kernel", "frechet", "loss", "explained", "floor")},
         }
         files.write_json(kept, rows[name])
-    tell(rows)
+    print_table(rows)
     files.write_json(out / "generation.json", rows)
     draw(out / "generation.png", rows, bucket.name)
 
 
-def tell(rows: dict[str, dict]) -> None:
-    """The table and the rank correlations."""
+def print_table(rows: dict[str, dict]) -> None:
+    """Prints the table and the rank correlations."""
     print("| VAE | PSNR images | videos | KL | kernel distance | floor | Fréchet | explained |")
     print("|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
@@ -117,7 +118,7 @@ def tell(rows: dict[str, dict]) -> None:
 
 
 def draw(path: pathlib.Path, rows: dict[str, dict], bucket: str) -> None:
-    """PSNR across, kernel distance up, a point and its spread a VAE, its floor below it."""
+    """Plots kernel distance, with its spread and floor, against PSNR, one point per VAE."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,10 +1,10 @@
-"""What an image costs on its own 2D path, on the general 3D path, and padded to a static clip.
+"""The cost of an image on its 2D path, on the general 3D path, and padded to a static clip.
 
     python benchmarks/image_path.py --out=image_path.json
 
-The three give the same latent and the same first frame, which is checked. FLOPs are XLA's count of the
-program as an accelerator would get it (the CPU's is made of loops, whose bodies XLA counts once); times are
-this machine's, taken in turn, and ratios are medians over rounds.
+All three give the same latent and the same first frame, which is checked. FLOPs are XLA's count for a TPU,
+because a CPU program consists of loops whose bodies XLA counts once. Times are this machine's, taken in turn,
+and ratios are medians over rounds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     image = jax.random.uniform(key, (args.batch, 1, args.resolution, args.resolution, 3), minval=-1.0)
     clip = jnp.repeat(image, 1 + model.architecture.temporal_factor, axis=1)
     params = jax.jit(model.init)(key, clip[:, :, :32, :32], key)["params"]
-    # Kernels and gains that start at 0 would hide the network behind its linear path.
+    # Kernels and gains start at 0, which would hide the network behind its linear path.
     params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(key, p.shape), params)
 
     def forward(params, x):
@@ -57,7 +57,7 @@ def main() -> None:
     report, programs = {}, {}
     for function in (forward, gradient):
         for path, (x, context) in paths.items():
-            # A function of its own for every path: jit would find the trace of another by the function.
+            # A new function for each path: jit would reuse the trace of an earlier one.
             traced = jax.jit(lambda params, x, function=function: function(params, x))
             with context():
                 traced = traced.trace(params, x)

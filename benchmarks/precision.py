@@ -1,10 +1,10 @@
-"""Whether training in bfloat16 is training in float32: the flagship, shrunk, twice with the same samples.
+"""Training in bfloat16 against training in float32: the shrunk flagship, twice on the same samples.
 
     python benchmarks/precision.py --out=DIR [--config.data.media=FOLDER]
 
-Trains configs/joint.py:tiny, discriminators and all, for 300 updates in either dtype, and tells how far apart
-every loss term of every bucket is, in means over the last 50 updates that had it. Without media it takes the
-demo's. A term of either sign (nll, adversarial) is compared in units of at least 1.
+Trains joint:tiny, discriminators included, for 300 updates in each dtype. Prints the difference of every loss
+term of every bucket, in means over the last 50 updates that had it. The default media are the demo's. A term
+of either sign (nll, adversarial) is compared in units of at least 1.
 """
 
 import argparse
@@ -26,14 +26,12 @@ LAST = 50
 
 
 def main() -> None:
-    """The command line."""
+    """Trains twice and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
     args, more = parser.parse_known_args()
     exact, rough = (
-        runs.loss_terms(
-            runs.train("configs/joint.py:tiny", args.out / dtype, SETTING | {"model.dtype": dtype}, more)
-        )
+        runs.loss_terms(runs.train("joint:tiny", args.out / dtype, SETTING | {"model.dtype": dtype}, more))
         for dtype in ("float32", "bfloat16")
     )
     print(f"{'term':44} {'float32':>10} {'bfloat16':>10} {'apart':>7}")

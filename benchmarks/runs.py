@@ -1,4 +1,4 @@
-"""Whole training runs for benchmarks, and what they wrote down."""
+"""Whole training runs for benchmarks, and their metrics."""
 
 import json
 import pathlib
@@ -6,11 +6,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-SIGNED = ("nll", "adversarial")  # terms whose zero is arbitrary: their unit is at least 1
+SIGNED = ("nll", "adversarial")  # terms of either sign: differences are in units of at least 1
 
 
 def train(config: str, workdir: pathlib.Path, settings: Mapping[str, object], more: Sequence[str] = ()):
-    """Runs vaejax.main with --config.KEY=VALUE for all settings; returns what `read` gives."""
+    """Runs vaejax.main with --config.KEY=VALUE for every setting, and returns its metrics as `read` does."""
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "vaejax.main", f"--config={config}", f"--workdir={workdir}"]
     subprocess.run([*command, *flags, *more], check=True)
@@ -18,7 +18,7 @@ def train(config: str, workdir: pathlib.Path, settings: Mapping[str, object], mo
 
 
 def read(path: pathlib.Path) -> dict[int, dict[str, float]]:
-    """The numbers of metrics.jsonl by step and 'split/bucket/name'."""
+    """Returns the numbers of metrics.jsonl by step and 'split/bucket/name'."""
     steps = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
@@ -28,7 +28,7 @@ def read(path: pathlib.Path) -> dict[int, dict[str, float]]:
 
 
 def loss_terms(steps: Mapping[int, Mapping[str, float]]) -> dict[str, list[float]]:
-    """The values, in order, of every bucket's loss terms: train/BUCKET/TERM, but not their sum."""
+    """Returns the values of every loss term, train/BUCKET/TERM, in order of steps; their sum is left out."""
     terms = {}
     for row in steps.values():
         for name, value in row.items():
@@ -38,7 +38,7 @@ def loss_terms(steps: Mapping[int, Mapping[str, float]]) -> dict[str, list[float
 
 
 def unit(name: str, value: float) -> float:
-    """What a difference from `value` is measured in: its size, and at least 1 for a term of either sign."""
-    # Above 0, for a term may be nothing: `temporal` of images.
+    """Returns the unit of a difference from `value`: its size, and at least 1 for a term of either sign."""
+    # Above 0, because a term can be 0, as `temporal` is for images.
     smallest = 1.0 if name.rsplit("/", 1)[1].startswith(SIGNED) else 1e-9
     return max(abs(value), smallest)

@@ -1,12 +1,12 @@
-"""Times one update of vaejax against the same network in PyTorch, eager and compiled, on this machine.
+"""One update of vaejax against the same network in PyTorch, eager and compiled, on this machine.
 
     python benchmarks/train_step.py --out=train_step.json
 
-Both start from the same weights, and outputs, loss and gradients are compared before anything is timed. An
-update is the forward and backward pass of every batch in it, adaptive gradient clipping, Adam and the moving
-average. The contestants take turns, so that other work on the machine slows all of them alike, and ratios are
-medians over rounds. A round that other processes disturb is run again: OpenMP's barriers slow PyTorch several
-times over when a core is shared, which would flatter vaejax. PyTorch needs `pip install torch==2.13.0`.
+Both start from the same weights, and their outputs, losses and gradients are compared before anything is
+timed. An update is the forward and backward pass of all its batches, adaptive gradient clipping, Adam and the
+moving average. The contestants take turns, so that other work slows all alike, and ratios are medians over
+rounds. Disturbed rounds are repeated: on a shared core OpenMP's barriers slow PyTorch several times over,
+which would flatter vaejax. Requires `pip install torch==2.13.0`.
 """
 
 import argparse
@@ -39,10 +39,10 @@ Frames = dict[str, np.ndarray]
 
 
 class TorchAutoencoder(torch.nn.Module):
-    """`vaejax.models.autoencoder.Autoencoder` with its default options, as a PyTorch user writes it.
+    """`vaejax.models.autoencoder.Autoencoder` with its default options, as a PyTorch user would write it.
 
     Attributes:
-      planar_images: images take conv2d with the kernel summed over time, as in vaejax; else conv3d.
+      planar_images: use conv2d for images, with the kernel summed over time, as in vaejax; otherwise conv3d.
       layout: memory format of activations.
     """
 
@@ -58,7 +58,7 @@ class TorchAutoencoder(torch.nn.Module):
         self.haar = {}
 
     def conv(self, name: str, x: torch.Tensor, strides=(1, 1, 1), last: int = 0) -> torch.Tensor:
-        """`CausalConv` of (B, C, T, H, W)."""
+        """`CausalConv`, on (B, C, T, H, W)."""
         kernel, bias = self.values[f"{name}/kernel"], self.values[f"{name}/bias"]
         if f"{name}/scale" in self.values:
             kernel = kernel * self.values[f"{name}/scale"][:, None, None, None]
@@ -68,7 +68,7 @@ class TorchAutoencoder(torch.nn.Module):
         padding = [k // 2 if s == 1 else 0 for k, s in zip(kernel.shape[3:], strides[1:], strict=True)]
         if x.shape[2] == 1 and self.planar_images:
             image, kernel = x[:, :, 0], kernel.sum(dim=2)
-            if self.layout == torch.channels_last_3d:  # not implied by the strides of a single frame
+            if self.layout == torch.channels_last_3d:  # the strides of a single frame do not imply it
                 image, kernel = (a.contiguous(memory_format=torch.channels_last) for a in (image, kernel))
             return F.conv2d(image, kernel, bias, strides[1:], padding)[:, :, None]
         if kernel.shape[2] > 1:
@@ -130,7 +130,7 @@ class TorchAutoencoder(torch.nn.Module):
         return linear + depth_to_space(y, a.stem_factor), mean, log_variance
 
     def mix(self, x: torch.Tensor, transpose: bool) -> torch.Tensor:
-        """The Haar transform of a patch's pixels, or its inverse."""
+        """Applies the Haar transform to the pixels of a patch, or its inverse."""
         rows = torch.ones(1, 1)
         while rows.shape[0] < self.a.stem_factor:
             low, high = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
@@ -162,7 +162,7 @@ def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def torch_loss(model: TorchAutoencoder, log_scale, frames, noise, objective: Objective) -> torch.Tensor:
-    """The loss of uint8 (B, T, H, W, 3), as `Objective`."""
+    """Returns the loss of uint8 (B, T, H, W, 3), like `Objective`."""
     x = (frames.float() / 127.5 - 1).permute(0, 4, 1, 2, 3)
     x_hat, mean, log_variance = model(x, noise)
     nll = ((x - x_hat).abs() * torch.exp(-log_scale) + log_scale + math.log(2)).mean()
@@ -186,14 +186,14 @@ class TorchTrainer:
         self.clip = wrap(clip_gradients)
 
     def gradients(self, batches: Frames) -> None:
-        """Accumulates the gradients of every batch."""
+        """Accumulates the gradients of all batches."""
         for frames in batches.values():
             shape = self.model.a.latent_shape(*frames.shape[1:4])
             noise = torch.randn(frames.shape[0], *shape).permute(0, 4, 1, 2, 3)
             self.loss(self.model, self.log_scale, torch.from_numpy(frames), noise, self.objective).backward()
 
     def update(self, batches: Frames) -> None:
-        """One step of the optimiser."""
+        """Runs one optimizer step."""
         self.optimizer.zero_grad()
         self.gradients(batches)
         with torch.no_grad():
@@ -203,7 +203,7 @@ class TorchTrainer:
 
 
 def clip_gradients(params: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    """`optax.adaptive_grad_clip` in place."""
+    """Applies `optax.adaptive_grad_clip` in place."""
     for p, g in zip(params, gradients, strict=True):
         dims = tuple(range(1, p.dim())) if p.dim() > 1 else ()
         norm = functools.partial(torch.linalg.vector_norm, dim=dims, keepdim=True) if dims else torch.abs
@@ -211,12 +211,12 @@ def clip_gradients(params: list[torch.Tensor], gradients: list[torch.Tensor]) ->
 
 
 def is_clipped(name: str) -> bool:
-    """As vaejax: not the last convolution, nor scales and gains."""
+    """Whether vaejax clips a parameter: all but the last convolution, scales and gains."""
     return not name.startswith("decoder/conv_out") and name.split("/")[-1] not in ("scale", "gain")
 
 
 class JaxTrainer:
-    """One update in vaejax, compiled as a whole."""
+    """One update in vaejax, compiled as one program."""
 
     def __init__(self, model: Autoencoder, params: dict, objective: Objective):
         self.model, self.objective = model, objective
@@ -229,7 +229,7 @@ class JaxTrainer:
         clipping = optax.masked(optax.adaptive_grad_clip(CLIP), mask)
         optimizer = optax.chain(clipping, optax.adam(LEARNING_RATE))
         params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
-        # Copies: the state is donated, and no buffer may be donated twice.
+        # Copies, because the state is donated and no buffer may be donated twice.
         params, average = (jax.tree.map(jnp.copy, params) for _ in range(2))
         self.state = TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), {})
 
@@ -247,7 +247,7 @@ class JaxTrainer:
         self.key = jax.random.key(0)
 
     def update(self, batches: Frames) -> None:
-        """One step, waited for."""
+        """Runs one step and waits for it."""
         self.state, norms = self.step(self.state, batches, self.key)
         jax.block_until_ready((self.state.params, norms))
 
@@ -255,7 +255,7 @@ class JaxTrainer:
 def check(
     model: Autoencoder, params: dict, torch_model: TorchAutoencoder, objective, batches: Frames
 ) -> dict:
-    """Compares output, loss and gradients; returns the largest differences over the largest element."""
+    """Compares output, loss and gradients; returns differences relative to the largest element."""
     key, differences = jax.random.key(1), {}
     for name, frames in batches.items():
         frames = frames[:1]
@@ -292,12 +292,12 @@ def check(
 
 
 def relative(a, b) -> float:
-    """The largest difference over the largest element."""
+    """Returns the largest difference relative to the largest element."""
     return float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max())
 
 
 def busy_seconds() -> float:
-    """CPU seconds that all processes of the machine have used; 0 where the system does not tell."""
+    """Returns the CPU seconds of all processes since boot, or 0 if the system does not report them."""
     try:
         with open("/proc/stat") as file:
             ticks = [int(n) for n in file.readline().split()[1:9]]
@@ -307,15 +307,15 @@ def busy_seconds() -> float:
 
 
 def compete(contestants: dict[str, Callable[[], None]], rounds: int, patience: int) -> tuple[dict, int]:
-    """Times every contestant once a round, after two updates to compile and warm up.
+    """Times every contestant once per round, after two updates to compile and warm up.
 
     Args:
-      contestants: what to time.
-      rounds: how many to keep.
-      patience: rounds to run at most; disturbed ones are kept only if there are not enough others.
+      contestants: the functions to time.
+      rounds: number of rounds to keep.
+      patience: maximum number of rounds; disturbed ones are kept only if too few others exist.
 
     Returns:
-      Seconds of every contestant in every kept round, and how many kept rounds were disturbed.
+      The seconds of every contestant in every kept round, and the number of disturbed rounds among them.
     """
     for run in contestants.values():
         run()
@@ -345,12 +345,14 @@ def main() -> None:
     parser.add_argument("--images", default="8,1,128,128", help="B,T,H,W of the image batch")
     parser.add_argument("--videos", default="2,9,128,128", help="B,T,H,W of the video batch, T = 1 + 4k")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--patience", type=int, default=30, help="rounds to run until enough are undisturbed")
+    parser.add_argument(
+        "--patience", type=int, default=30, help="maximum number of rounds, until enough are undisturbed"
+    )
     parser.add_argument("--torch-mode", default="default", help="torch.compile's mode, such as max-autotune")
-    parser.add_argument("--out", help="JSON file of every time and ratio")
+    parser.add_argument("--out", help="JSON file for all times and ratios")
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)  # XLA's own thread pool has as many
+    torch.set_num_threads(threads)  # as many as XLA's thread pool has
     torch.manual_seed(0)
 
     rng = np.random.default_rng(0)
@@ -362,7 +364,7 @@ def main() -> None:
     model, objective = Autoencoder(Architecture(**SIZES[args.size])), Objective()
     key = jax.random.key(0)
     init = jax.jit(model.init)(key, jnp.zeros((1, 5, 32, 32, 3)), key)["params"]
-    # Kernels and gains that start at 0 would hide most of the network from the comparison.
+    # Kernels and gains start at 0, which would hide most of the network from the comparison.
     params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(key, p.shape), init)
 
     def torch_model(layout=torch.contiguous_format):

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Runs a training command again until it is done: launch/again.sh WORKDIR COMMAND...
+# Reruns a training command until it is done: launch/again.sh WORKDIR COMMAND...
 #
-#   launch/again.sh runs/mine python -m vaejax.main --config=configs/joint.py --workdir=runs/mine
+#   launch/again.sh runs/mine python -m vaejax.main --config=joint --workdir=runs/mine
 #
-# Done (0), a mistake (2) and Ctrl-C (130) end it. A stop by a signal after saving (75) and a crash go on by the same
-# command; but after TRIES crashes in a row without a new checkpoint in WORKDIR it gives up.
+# It ends when the command is done (0), reports an input error (2) or is interrupted by Ctrl-C (130). After a signal and
+# a save (75), or a crash, it runs the command again. It gives up after TRIES crashes in a row without a new checkpoint
+# in WORKDIR.
 set -u
 workdir=$1
 shift
 tries=${TRIES:-3}
 crashes=0
 stopped=
-trap 'stopped=yes' TERM INT # the command gets it too, or is sent it below, and saves first
+trap 'stopped=yes' TERM INT # the command gets the signal too, or is sent it below, and saves first
 
 latest() { find "$workdir/checkpoints" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | grep -xE '[0-9]+' | sort -n | tail -n 1; }
 
@@ -21,7 +22,7 @@ while true; do
   command=$!
   wait "$command"
   code=$?
-  while [[ $stopped ]] && kill -TERM "$command" 2>/dev/null; do # `wait` was interrupted, the command still saves
+  while [[ $stopped ]] && kill -TERM "$command" 2>/dev/null; do # `wait` was interrupted; the command is still saving
     wait "$command"
     code=$?
   done

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One machine with one or several GPUs: one process drives them all.
+# Trains on one machine with one or several GPUs, all driven by one process.
 #
-#   launch/gpus.sh configs/joint.py runs/joint --config.data.media=FOLDER --config.mesh.fsdp=2
+#   launch/gpus.sh joint runs/joint --config.data.media=FOLDER --config.mesh.fsdp=2
 #
-# CUDA_VISIBLE_DEVICES chooses GPUs, PYTHON an interpreter. Needs: pip install -e '.[cuda13]'.
+# CUDA_VISIBLE_DEVICES selects GPUs and PYTHON an interpreter. Requires pip install -e '.[cuda13]'.
 set -euo pipefail
 config=$1 workdir=$2
 shift 2

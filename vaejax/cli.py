@@ -1,4 +1,4 @@
-"""What every command line shares: help that shows an example, one line for a mistake, and the exit codes."""
+"""Command lines: the `vaejax` script, argument parsers, one-line errors and output folders."""
 
 import argparse
 import contextlib
@@ -8,10 +8,31 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
-from vaejax.errors import InputError, TrainingFailed
+from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError, TrainingFailed
 
-FAILED, INPUT_ERROR, INTERRUPTED = 1, 2, 130
-STOPPED = 75  # EX_TEMPFAIL: after saving; run the same command to go on
+# The `vaejax` script forwards each command to a module; the arguments in front of the user's follow.
+COMMANDS = {
+    "train": ("vaejax.main", []),
+    "index": ("vaejax.data.index", []),
+    "prepare": ("vaejax.data.prepare", []),
+    "evaluate": ("vaejax.evaluate", []),
+    "probe": ("vaejax.probe", []),
+    "encode": ("vaejax.codec", ["encode"]),
+    "decode": ("vaejax.codec", ["decode"]),
+    "reconstruct": ("vaejax.codec", ["reconstruct"]),
+    "export": ("vaejax.export", []),
+    "plan": ("vaejax.plan", []),
+}
+
+
+def main() -> int:
+    """Runs `vaejax COMMAND ...`, which is `python -m MODULE ...`."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command not in COMMANDS:
+        print(f"usage: vaejax {'|'.join(COMMANDS)} ...\n\nvaejax COMMAND --help describes a command.")
+        return 0 if command in ("", "-h", "--help") else INPUT_ERROR
+    module, arguments = COMMANDS[command]
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments, *sys.argv[2:]])
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -21,11 +42,11 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
 
 
 def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
-    """Does the work and returns the exit code; an error for a person and Ctrl-C become one line on stderr.
+    """Does the work and returns the exit code; user errors and Ctrl-C become one line on stderr.
 
     Args:
       work: returns an exit code, or None for 0.
-      interrupted: what Ctrl-C leaves behind, in a few words.
+      interrupted: the message after Ctrl-C, e.g. what was kept.
     """
     try:
         return work() or 0
@@ -37,31 +58,12 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
         return INTERRUPTED
 
 
-def keep_compiled() -> None:
-    """Keeps compiled programs for the next command, in $JAX_COMPILATION_CACHE_DIR or the cache."""
-    import jax  # which commands that only read files do without
-
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-
-
-_of_run: pathlib.Path | None = None
-
-
-def share_cache(workdir: str) -> None:
-    """From here on the cache lies in the folder of a run, where all its hosts find what one of them made."""
-    global _of_run
-    _of_run = pathlib.Path(workdir).expanduser() / "cache"
-
-
-def cache_folder() -> pathlib.Path:
-    """Of what can be made again: $XDG_CACHE_HOME/vaejax, ~/.cache/vaejax by default, or what hosts share."""
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vaejax"
-    return _of_run or home
-
-
 def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
-    """A folder to write to, made when missing; InputError where that cannot be."""
+    """An output folder, created if missing.
+
+    Raises:
+      InputError: if it cannot be created or written.
+    """
     folder = pathlib.Path(name).expanduser()
     with writing(name, flag):
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,40 +76,38 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(name: str, flag: str = "--out") -> Iterator[None]:
-    """While a folder is written to: what the system says against it becomes an InputError of one line."""
+    """Turns an OSError while writing to an output folder into an InputError."""
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{flag}={name}: {error.strerror}; accepted: a folder that can be written"
-        ) from error
+        raise InputError(f"{flag}={name}: {error.strerror}; accepted: a writable folder") from error
 
 
 @contextlib.contextmanager
 def keeping(workdir: str) -> Iterator[None]:
-    """While a run writes to its folder: a disk that is full or fails becomes a TrainingFailed of one line.
+    """Turns a full or failing disk into a TrainingFailed while a run writes to its folder.
 
-    Libraries tell of it in errors of their own, so it is known by the system's words for it.
+    Libraries report it in errors of their own, so it is recognized by the system's message.
     """
     try:
         yield
     except (InputError, TrainingFailed):
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        said, cause = "", error
+        text, cause = "", error
         while cause is not None:
-            said, cause = f"{said} {cause}", cause.__cause__ or cause.__context__
+            text, cause = f"{text} {cause}", cause.__cause__ or cause.__context__
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE):
-            if os.strerror(number) in said:
+            if os.strerror(number) in text:
                 raise TrainingFailed(
-                    f"--workdir={workdir}: {os.strerror(number)}; checkpoints that were completed are whole,"
-                    " the same command goes on from the last"
+                    f"--workdir={workdir}: {os.strerror(number)}; completed checkpoints are intact, run the"
+                    " same command to continue from the last"
                 ) from error
         raise
 
 
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:
-    """An argparse type: a number from `smallest` on."""
+    """An argparse type: a number from `smallest`."""
 
     def number(text: str) -> float:
         value = kind(text)

@@ -1,4 +1,7 @@
-"""The errors that a person reads as one line, and the one by which work that is to stop ends."""
+"""Errors that commands print as one line, and exit codes."""
+
+FAILED, INPUT_ERROR, INTERRUPTED = 1, 2, 130
+STOPPED = 75  # EX_TEMPFAIL: stopped after saving; the same command continues
 
 
 class InputError(ValueError):
@@ -9,14 +12,17 @@ class InputError(ValueError):
     """
 
 
-def one_line(error: BaseException, longest: int = 200) -> str:
-    """What another's error says, as one line that is not empty."""
-    return " ".join(str(error).split())[:longest] or type(error).__name__
+class TrainingFailed(RuntimeError):
+    """A run cannot continue.
+
+    The message is one line; commands print it without a traceback and exit with code 1.
+    """
 
 
 class Stopped(Exception):
-    """Work was given up because somebody asked for that."""
+    """Work was given up on request."""
 
 
-class TrainingFailed(RuntimeError):
-    """A run cannot go on. The message is one line; commands print it without a traceback and exit with 1."""
+def one_line(error: BaseException, longest: int = 200) -> str:
+    """The message of another library's error as one line that is not empty."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__

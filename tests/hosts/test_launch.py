@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.support.processes import ROOT
-from vaejax.config import schema as configuration
+from vaejax.config import builders
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), ROOT / ".ci" / "run"]
@@ -130,5 +130,5 @@ def test_an_example_suits_the_devices_that_it_asks_for(example):
             config.mesh[key.removeprefix("mesh.")] = int(value)
     mesh = config.mesh
     assert devices % (mesh.fsdp * mesh.space) == 0
-    assert configuration.buckets(config, devices // mesh.space, mesh.space)
+    assert builders.buckets(config, devices // mesh.space, mesh.space)
     assert any("config.data.media=" in flag for flag in flags)

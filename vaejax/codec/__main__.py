@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 
-from vaejax import cli as command
+from vaejax import cli
+from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED
 
 STOPPED = "stopped; run the same command again to continue"
 
@@ -30,11 +31,11 @@ class _Interrupt:
 
     def __call__(self, signum: int, frame: object) -> None:
         if self.stop.is_set():
-            os._exit(command.INTERRUPTED)
+            os._exit(INTERRUPTED)
         self.stop.set()
         if self.phase == "imports":
             os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
-            os._exit(command.INTERRUPTED)
+            os._exit(INTERRUPTED)
         if self.phase == "waits":
             raise KeyboardInterrupt
 
@@ -71,9 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 return _command(arguments, interrupt)
             except BrokenPipeError:  # `| head` has read enough
-                return command.FAILED
+                return FAILED
 
-    return command.run(work, STOPPED)
+    return cli.run(work, STOPPED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     from vaejax.codec.latent_file import DTYPES, EXTENSION
     from vaejax.codec.load import DTYPES as COMPUTE
 
-    parser = command.parser(
+    parser = cli.parser(
         "vaejax.codec",
         "Encodes photos and clips to latent files with a trained VAE, and decodes them. Frame count, size,"
         f" orientation, frame rate and audio are kept. In folders, a/b.mp4 becomes OUT/a/b.mp4{EXTENSION} and"
@@ -95,30 +96,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="OUT", help="a file, a folder, or - for stdout")
     parser.add_argument("--model", metavar="PATH", required=True, help="folder of a run or of vaejax.export")
     parser.add_argument(
-        "--step", metavar="N", type=command.at_least(0), help="checkpoint of a run; default: the latest"
+        "--step", metavar="N", type=cli.at_least(0), help="checkpoint of a run; default: the latest"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of latents; default: float16")
     parser.add_argument("--compute", choices=COMPUTE, default="", help="compute dtype; default: as trained")
     parser.add_argument(
         "--tile",
         metavar="PIXELS",
-        type=command.at_least(0),
+        type=cli.at_least(0),
         default=0,
         help="side of square tiles, for frames that do not fit into memory; default: whole frames",
     )
     parser.add_argument(
         "--overlap",
         metavar="PIXELS",
-        type=command.at_least(0),
+        type=cli.at_least(0),
         help="of tiles; default: enough for exact results, if the network allows it",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=command.at_least(0), help="sample the posterior; default: its mean"
+        "--seed", metavar="N", type=cli.at_least(0), help="sample the posterior; default: its mean"
     )
     parser.add_argument(
         "--workers",
         metavar="N",
-        type=command.at_least(1),
+        type=cli.at_least(1),
         default=2,
         help="files read and written at a time, to keep the device busy; default: 2",
     )
@@ -145,13 +146,14 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     from vaejax.codec.batch import REFUSED, BatchConverter
     from vaejax.codec.convert import Settings
     from vaejax.codec.tasks import PIPE, open_tasks
+    from vaejax.runtime import cache
 
     flags, started = _parser().parse_args(arguments), time.monotonic()
     interrupt.phase = "waits"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it was opened
     with open_tasks(flags.action, flags.source, flags.target, flags.shard) as tasks:
         interrupt.phase = "works"
-        command.keep_compiled()
+        cache.keep_compiled()
         codec = vaejax.load(
             flags.model, step=flags.step, dtype=flags.compute, tile=flags.tile, overlap=flags.overlap
         )
@@ -164,7 +166,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
         interrupt.phase = "waits"
     summary = _summary(flags, batch.counts, time.monotonic() - started)
     print(summary, file=sys.stderr if flags.target == PIPE else sys.stdout)
-    return command.INPUT_ERROR if batch.counts[REFUSED] else 0
+    return INPUT_ERROR if batch.counts[REFUSED] else 0
 
 
 def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: float) -> str:
@@ -209,6 +211,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     code = main()
-    if code == command.INTERRUPTED:  # skips the abort with which a running compilation ends an orderly exit
+    if code == INTERRUPTED:  # skips the abort with which a running compilation ends an orderly exit
         os._exit(code)
     sys.exit(code)

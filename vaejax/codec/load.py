@@ -17,12 +17,12 @@ from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from vaejax.config import schema as configuration
+from vaejax.config import builders
 from vaejax.errors import InputError, one_line
 from vaejax.files import UNFINISHED
 from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.rundir import folder as run
 from vaejax.rundir import latent_statistics
+from vaejax.rundir.folder import RunFolder
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -110,13 +110,14 @@ def fingerprint(params: Params) -> str:
 
 
 def _load_run(name: str, step: int | None) -> TrainedVAE:
-    folder = run.folder(name)
+    run = RunFolder(name)
+    folder = run.path
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder / CONFIG}: no such file; accepted: {ACCEPTED}")
-    step = run.step(name) if step is None else step
-    config: Any = run.config(name)
+    step = run.step if step is None else step
+    config = run.read_config()
     try:
-        architecture = configuration.architecture(config.model)
+        architecture = builders.architecture(config.model)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

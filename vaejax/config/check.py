@@ -1,189 +1,158 @@
-"""What a configuration accepts."""
+"""Validation of a configuration, from ConfigDict or saved JSON to the frozen `Config`."""
 
-import math
+import dataclasses
+import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from ml_collections import ConfigDict
-
-from vaejax import probe
-from vaejax.config.schema import OPEN_SECTIONS, architecture, defaults, get, unknown_key
+from vaejax.config.schema import OPEN_SECTIONS, SMALLEST_LPIPS, Config, defaults, is_section
 from vaejax.errors import InputError
-from vaejax.evaluate.reconstruction import SCORES
-from vaejax.losses.adversarial import LOSSES
-from vaejax.losses.objective import LIKELIHOODS, NORMALIZATIONS
-from vaejax.models.autoencoder import SIZES
-from vaejax.networks.lpips import NETWORKS, SMALLEST
-from vaejax.probe.presets import PRESETS
 
-_POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
-_NATURAL = (lambda v: isinstance(v, int) and v >= 0, "a whole number from 0")
-_COUNT = (lambda v: isinstance(v, int) and v >= 1, "a whole number from 1")
-_FROM_0 = (lambda v: 0 <= v < math.inf, "a finite number from 0")
-_SHARE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
-_ANY_WIDTHS = (
-    lambda v: all(isinstance(w, int) and w >= 1 for w in v),
-    "whole numbers from 1, or () for the size's",
-)
+# Scores that checkpoint.best may follow: those of evaluation and those of the probe.
+EVAL_SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
+PROBE_SCORES = ("probe_kernel", "probe_frechet", "probe_loss", "probe_explained")
+LPIPS_NETWORKS = ("alexnet", "vgg16")
+
+Section = TypeVar("Section")
 
 
-def _one_of(*values) -> tuple[Callable[[Any], bool], str]:
-    return (lambda v: v in values), "one of " + ", ".join(map(repr, values))
+def check(config: Mapping[str, Any]) -> Config:
+    """The frozen, typed configuration.
 
+    Buckets are checked in data/bucket.py, the mesh in runtime/mesh.py and the architecture in
+    models/autoencoder.py.
 
-ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda v: isinstance(v, int) and 0 <= v < 2**31, "a whole number from 0 to below 2**31"),
-    "steps": _COUNT,
-    "log_every": _COUNT,
-    "data.fps": _POSITIVE,
-    "data.zoom": (lambda v: 1 <= v < math.inf, "a finite number from 1"),
-    "data.max_upscale": _POSITIVE,
-    "data.min_quality": (lambda v: 0 <= v <= 100, "0 to 100"),
-    "data.holdout": _SHARE,
-    "data.workers": _NATURAL,
-    "data.prefetch": _COUNT,
-    "model.size": _one_of(*SIZES),
-    "model.widths": _ANY_WIDTHS,
-    "model.encoder_blocks": _NATURAL,
-    "model.decoder_blocks": _NATURAL,
-    "model.stem": _one_of("haar", "patch"),
-    "model.stem_factor": _one_of(0, 1, 2, 4),
-    "model.latent_channels": _COUNT,
-    "model.spatial_factor": _one_of(4, 8, 16),
-    "model.temporal_factor": _one_of(1, 2, 4, 8),
-    "model.conv": _one_of("smc", "groupnorm"),
-    "model.remat": (
-        lambda v: all(isinstance(i, int) and i >= 0 for i in v),
-        "a tuple of levels, 0 the highest resolution",
-    ),
-    "model.dtype": _one_of("float32", "bfloat16"),
-    "loss.likelihood": _one_of(*LIKELIHOODS),
-    "loss.normalization": _one_of(*NORMALIZATIONS),
-    "loss.reference": (lambda v: len(v) == 3 and min(v) >= 1, "three sizes (T, H, W) from 1"),
-    "loss.perceptual.network": _one_of(*NETWORKS),
-    "loss.perceptual.start": _NATURAL,
-    "loss.perceptual.frames": _COUNT,
-    "loss.perceptual.side": (
-        lambda v: v == 0 or v >= SMALLEST,
-        f"0 (whole frames) or a whole number from {SMALLEST}",
-    ),
-    "loss.adversarial.loss": _one_of(*LOSSES),
-    "loss.adversarial.discriminators": (
-        lambda v: 0 < len(v) == len(set(v)) and set(v) <= {"image", "video"},
-        "('image', 'video') or one of them",
-    ),
-    "loss.adversarial.kind": _one_of("patch", "unet"),
-    "loss.adversarial.width": _COUNT,
-    "loss.adversarial.learning_rate": _POSITIVE,
-    "loss.adversarial.b1": _SHARE,
-    "loss.adversarial.b2": _SHARE,
-    "loss.adversarial.start": _NATURAL,
-    "loss.adversarial.warmup": _NATURAL,
-    "loss.adversarial.ramp": _COUNT,
-    "loss.adversarial.adaptive": _FROM_0,
-    "loss.adversarial.lecam": _FROM_0,
-    "loss.adversarial.r1": _FROM_0,
-    "loss.adversarial.frames": _COUNT,
-    "loss.adversarial.pause_above": (lambda v: 0.5 < v <= 1, "a number above 0.5, up to 1"),
-    "loss.latent.outlier_radius": _POSITIVE,
-    "loss.latent.correlation": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-    "loss.latent.scales": (
-        lambda v: len(v) > 0 and all(0 < s <= 1 for s in v),
-        "numbers above 0, up to 1, at least one",
-    ),
-    "loss.latent.mask": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-    "recovery.bad_steps": _COUNT,
-    "recovery.rollbacks": _NATURAL,
-    "recovery.stall": _FROM_0,
-    "optim.learning_rate": _POSITIVE,
-    "optim.schedule": _one_of("cosine", "constant"),
-    "optim.warmup": _NATURAL,
-    "optim.final_fraction": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-    "optim.b1": _SHARE,
-    "optim.b2": _SHARE,
-    "optim.weight_decay": _FROM_0,
-    "optim.agc": _FROM_0,
-    "ema.decay": _SHARE,
-    "mesh.data": _NATURAL,
-    "mesh.fsdp": _COUNT,
-    "mesh.space": _COUNT,
-    "checkpoint.every": _COUNT,
-    "checkpoint.keep": _COUNT,
-    "eval.every": _COUNT,
-    "eval.samples": _COUNT,
-    "eval.linear_samples": _NATURAL,
-    "eval.latent_samples": _NATURAL,
-    "probe.every": _NATURAL,
-    "probe.preset": _one_of(*PRESETS),
-    "probe.seeds": _COUNT,
-    "panels.every": _COUNT,
-    "panels.samples": _COUNT,
-    "profile": (
-        lambda v: len(v) == 2 and all(isinstance(n, int) and n >= 0 for n in v),
-        "(FIRST, COUNT), two whole numbers from 0",
-    ),
-}
+    Args:
+      config: a ConfigDict or nested dictionaries with the keys of `Config`.
 
-
-def check(config: ConfigDict) -> None:
-    """Raises InputError, naming the key, its value and what is accepted, at the first value that will not do.
-
-    Buckets are checked where they are parsed (data/bucket.py), the mesh where it is made (mesh.py).
+    Raises:
+      InputError: naming the first key with an unknown name or a value that is not accepted.
     """
-    known = defaults()
-    _check_keys(config, known)
-    for key, (accepts, accepted) in ACCEPTED.items():
-        value = get(config, key)
-        try:
-            good = accepts(value)
-        except TypeError:
-            good = False
-        if not good:
-            raise InputError(f"{key} = {value!r}; accepted: {accepted}")
-    for term, weight in config.loss.weights.items():
-        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0):
-            raise InputError(f"loss.weights.{term} = {weight!r}; accepted: a finite number from 0")
-    game = config.loss.adversarial
-    if config.loss.weights.adversarial and game.warmup > game.start:
+    checked = _build(Config, config, "")
+    game = checked.loss.adversarial
+    if checked.loss.weights.adversarial and game.warmup > game.start:
         raise InputError(
             f"loss.adversarial.warmup = {game.warmup}; accepted: at most loss.adversarial.start ="
-            f" {game.start}: so long the discriminators learn before they count"
+            f" {game.start}, because the warm-up ends there"
         )
-    a = architecture(config.model)
-    if a.spatial_factor % a.stem_factor:
-        raise InputError(f"model.stem_factor = {a.stem_factor}; accepted: divisors of {a.spatial_factor}")
-    if max(a.remat, default=0) > len(a.strides):
-        raise InputError(f"model.remat = {a.remat}; accepted: levels 0 to {len(a.strides)}")
-    buckets = [name for name, fields in config.data.buckets.items() if fields.get("batch")]
-    if config.probe.bucket and config.probe.bucket not in buckets:
+    buckets = [name for name, fields in checked.data.buckets.items() if _batch(fields)]
+    if checked.probe.bucket and checked.probe.bucket not in buckets:
         raise InputError(
-            f"probe.bucket = {config.probe.bucket!r}; accepted: '' or one of {', '.join(buckets)}"
+            f"probe.bucket = {checked.probe.bucket!r}; accepted: '' or one of {', '.join(buckets)}"
         )
-    _check_best(config, buckets)
-    if not a.widths or not a.encoder_blocks or not a.decoder_blocks:
-        raise InputError("model.widths and blocks; accepted: at least one of each")
-    if a.latent_channels > 3 * a.spatial_factor**2:
-        raise InputError(
-            f"model.latent_channels = {a.latent_channels}; accepted: at most {3 * a.spatial_factor**2}"
-        )
+    _check_best(checked, buckets)
+    return checked
 
 
-def _check_best(config: ConfigDict, buckets: Sequence[str]) -> None:
-    """checkpoint.best must be a number that is there when a checkpoint is saved."""
+def from_saved(saved: Mapping[str, Any]) -> Config:
+    """The configuration that a run saved as JSON, whatever version of vaejax trained it.
+
+    Keys that no longer exist are dropped, missing ones take their default. Values are not checked: the run
+    was trained with them.
+
+    Raises:
+      TypeError, AttributeError: if it is not a configuration.
+    """
+    return _restore(Config, saved, "")
+
+
+def unknown_key(key: str) -> str:
+    """The error message for a key that does not exist, with its nearest neighbors."""
+    section = next((name for name in OPEN_SECTIONS if key.startswith(name + ".")), None)
+    if section:
+        return f"{key}: no such entry; accepted: the whole section, --config.{section}='{{...}}'"
+    near = difflib.get_close_matches(key, list(keys(Config)), n=3, cutoff=0.5)
+    return f"{key}: no such configuration key; accepted: {', '.join(near or sorted(defaults()))}"
+
+
+def keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Every key of a section, 'section.key', subsections included."""
+    for field in dataclasses.fields(kind):
+        yield prefix + field.name
+        if is_section(field):
+            yield from keys(_kind(field), f"{prefix}{field.name}.")
+
+
+def get(config: Any, key: str) -> Any:
+    """The value of 'section.key' in a ConfigDict or Config."""
+    for name in key.split("."):
+        config = config[name] if isinstance(config, Mapping) else getattr(config, name)
+    return config
+
+
+def _kind(field: dataclasses.Field) -> type:
+    """The class of a section; its default factory."""
+    assert isinstance(field.default_factory, type)
+    return field.default_factory
+
+
+def _build(kind: type[Section], values: Mapping[str, Any], prefix: str) -> Section:
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise InputError(unknown_key(prefix + name))
+    built = {}
+    for name, field in fields.items():
+        key = prefix + name
+        if name not in values:
+            raise InputError(f"{key}: missing; accepted: a configuration made from vaejax.config.defaults()")
+        value = values[name]
+        if is_section(field):
+            if not hasattr(value, "items"):
+                names = ", ".join(f.name for f in dataclasses.fields(_kind(field)))
+                raise InputError(f"{key} = {value!r}; accepted: the keys {names}")
+            built[name] = _build(_kind(field), value, key + ".")
+        else:
+            built[name] = _accepted(key, _plain(value), field.metadata["accepts"])
+    return kind(**built)
+
+
+def _accepted(key: str, value: Any, accepts: Any) -> Any:
+    try:
+        good = accepts.test(value)
+    except TypeError:
+        good = False
+    if not good:
+        raise InputError(f"{key} = {value!r}; accepted: {accepts.text}")
+    return value
+
+
+def _restore(kind: type[Section], saved: Mapping[str, Any], prefix: str) -> Section:
+    built = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if is_section(field):
+            built[field.name] = _restore(_kind(field), saved.get(field.name, {}), f"{prefix}{field.name}.")
+        elif field.name in saved:
+            built[field.name] = _plain(saved[field.name])
+    return kind(**built)
+
+
+def _plain(value: Any) -> Any:
+    """A value without ConfigDicts; lists, which JSON makes of tuples, are tuples."""
+    if hasattr(value, "items"):
+        return {name: _plain(one) for name, one in value.items()}
+    return tuple(_plain(one) for one in value) if isinstance(value, list | tuple) else value
+
+
+def _batch(fields: Any) -> int:
+    return fields.get("batch", 0) if isinstance(fields, Mapping) else 0
+
+
+def _check_best(config: Config, buckets: Sequence[str]) -> None:
+    """checkpoint.best must be a score that exists whenever a checkpoint is saved."""
     best = config.checkpoint.best
     if not best:
         return
     scores = {bucket: _evaluated(config, bucket) for bucket in buckets}
-    scores["mean"] = [name for name in SCORES if any(name in names for names in scores.values())]
+    scores["mean"] = [name for name in EVAL_SCORES if any(name in names for names in scores.values())]
     known = [f"{bucket}/{name}" for bucket, names in scores.items() for name in names]
-    probed = [f"{config.probe.bucket or buckets[0]}/{name}" for name in probe.SCORES if config.probe.every]
+    probed = [f"{config.probe.bucket or buckets[0]}/{name}" for name in PROBE_SCORES if config.probe.every]
     name = best.removeprefix("-")
     if name not in known + probed:
         raise InputError(
-            f"checkpoint.best = {best!r}; accepted: '' or BUCKET/NAME, '-' before it where lower is better,"
-            f" BUCKET one of mean, {', '.join(buckets)} and NAME one of {', '.join(scores['mean'])} where the"
-            " bucket has it"
+            f"checkpoint.best = {best!r}; accepted: '' or BUCKET/NAME, with '-' in front if lower is better;"
+            f" BUCKET: mean, {', '.join(buckets)}; NAME: {', '.join(scores['mean'])}, if the bucket has it"
             + (f"; or {', '.join(probed)}" if probed else "; with probe.every, BUCKET/probe_kernel")
         )
     key = "probe.every" if name in probed else "eval.every"
@@ -191,28 +160,15 @@ def _check_best(config: ConfigDict, buckets: Sequence[str]) -> None:
     if every % saved and saved % every:
         raise InputError(
             f"{key} = {every} with checkpoint.best = {best!r}; accepted: a multiple or a divisor of"
-            f" checkpoint.every = {saved}, so that checkpoints have the number"
+            f" checkpoint.every = {saved}, so that checkpoints have the score"
         )
 
 
-def _evaluated(config: ConfigDict, bucket: str) -> list[str]:
-    """The names of SCORES that evaluation gives of a bucket."""
+def _evaluated(config: Config, bucket: str) -> list[str]:
+    """The EVAL_SCORES of a bucket."""
     networks = {"alexnet"} | ({config.loss.perceptual.network} if config.loss.weights.perceptual else set())
     sizes = [int(size) for size in re.findall(r"\d+", bucket)]
-    missing = {
-        f"lpips_{name}" for name in NETWORKS if name not in networks or min(sizes[-2:], default=0) < SMALLEST
-    }
+    too_small = min(sizes[-2:], default=0) < SMALLEST_LPIPS
+    missing = {f"lpips_{name}" for name in LPIPS_NETWORKS if name not in networks or too_small}
     missing |= set() if bucket.startswith("video_") else {"flicker"}
-    return [name for name in SCORES if name not in missing]
-
-
-def _check_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> None:
-    """Keys come from `defaults`; only the names of sources and buckets are a person's own."""
-    for name in config:
-        key = prefix + name
-        if name not in known:
-            raise InputError(unknown_key(key))
-        if isinstance(known[name], ConfigDict) and key not in OPEN_SECTIONS:
-            if not isinstance(config[name], ConfigDict):
-                raise InputError(f"{key} = {config[name]!r}; accepted: the keys {', '.join(known[name])}")
-            _check_keys(config[name], known[name], key + ".")
+    return [name for name in EVAL_SCORES if name not in missing]

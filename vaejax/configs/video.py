@@ -1,20 +1,20 @@
-"""Videos alone: the first week of the field notes, at the flagship's two lower resolutions.
+"""Videos only, at the flagship's two lower resolutions: the control experiment for joint training.
 
-    python -m vaejax.main --config=configs/video.py --workdir=DIR --config.data.media=FOLDER
-    python -m vaejax.main --config=configs/video.py:tiny --workdir=DIR --config.data.media=FOLDER
+    vaejax train --config=video --workdir=DIR --config.data.media=FOLDER
+    vaejax train --config=video:tiny --workdir=DIR --config.data.media=FOLDER
 
-Hardware: one node of eight accelerators. An image given to this model is reconstructed worse than by
-joint.py's: that is what joint training is for. Reconstruction and KL alone; loss.weights add
-the rest. Scores: still to be measured at this size.
+Hardware: one node of eight accelerators. This model should reconstruct single images worse than joint.py's;
+that is the reason for joint training. It trains on reconstruction and KL only; loss.weights adds the other
+terms. Scores: not measured at this size.
 """
 
 from ml_collections import ConfigDict
 
-from vaejax.config.schema import shrink, variant
+from vaejax.configs import shrink, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The configuration; arg is '' or 'tiny'."""
+    """Returns the configuration; `arg` is '' or 'tiny'."""
     config = variant(arg, ("", "tiny"))
     config.data.sources = {"clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"}}
     config.data.buckets = {

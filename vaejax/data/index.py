@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from vaejax import cli as command
+from vaejax import cli
 from vaejax.data import media
 from vaejax.errors import InputError
+from vaejax.runtime import cache
 from vaejax.runtime import host as machine
 
 INDEX_FILE = ".vaejax-index.parquet"
@@ -62,7 +63,7 @@ def load_or_build(
 ) -> pa.Table:
     """Brings the index of a folder up to date and returns it.
 
-    It is kept in the folder, or in the cache (command.cache_folder) where that cannot be written.
+    It is kept in the folder, or in the cache (cache.folder) where that cannot be written.
 
     Args:
       folder: a folder tree; hidden files and files of other kinds are passed over.
@@ -240,7 +241,7 @@ def _serve() -> None:
 
 def _cache_path(folder: str) -> str:
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-    return str(command.cache_folder() / "index" / f"{name}.parquet")
+    return str(cache.folder() / "index" / f"{name}.parquet")
 
 
 def _load(path: str) -> pa.Table | None:
@@ -274,7 +275,7 @@ def _save(table: pa.Table, places: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = command.parser(
+    parser = cli.parser(
         "vaejax.data.index",
         "Scans a folder of photos and clips, once, into a Parquet index. Run it again after the folder"
         " changed: only new and changed files are read. Training does the same when it starts.",
@@ -283,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", metavar="FOLDER", help="a folder tree of photos and clips")
     parser.add_argument("--out", metavar="FILE", help=f"the index file (default: FOLDER/{INDEX_FILE})")
     parser.add_argument(
-        "--workers", metavar="N", type=command.at_least(1), help="processes (default: one a core)"
+        "--workers", metavar="N", type=cli.at_least(1), help="processes (default: one a core)"
     )
     chosen = parser.parse_args(arguments)
 
@@ -292,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(f"--out={chosen.out}: a folder; accepted: a file to write")
         load_or_build(chosen.folder, chosen.workers, out=chosen.out, name="FOLDER")
 
-    return command.run(work, "stopped; what was scanned is kept, and the same command goes on from there")
+    return cli.run(work, "stopped; what was scanned is kept, and the same command goes on from there")
 
 
 if __name__ == "__main__":

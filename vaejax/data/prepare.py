@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from vaejax import cli as command
+from vaejax import cli
 from vaejax.data import index
 from vaejax.data.array_record import INDEX_FILE
 from vaejax.errors import InputError
@@ -119,7 +119,7 @@ def prepare_tfds(name: str, out: str | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = command.parser(
+    parser = cli.parser(
         "vaejax.data.prepare",
         "Packs a folder of photos and clips into array_record shards for a source of kind array_record, or"
         " prepares a TFDS data set for a source of kind tfds.",
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{chosen.out}: {packed} files packed, {len(table) - packed} unreadable left out")
         print(f"train on it: data.sources = {{'mine': {{'kind': 'array_record', 'path': '{chosen.out}'}}}}")
 
-    return command.run(work, "stopped; nothing is left of it, run the same command again")
+    return cli.run(work, "stopped; nothing is left of it, run the same command again")
 
 
 if __name__ == "__main__":

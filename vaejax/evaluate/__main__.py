@@ -20,10 +20,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import vaejax
-from vaejax import cli as command
-from vaejax import files
+from vaejax import cli, files
 from vaejax.codec import load as trained
-from vaejax.config import schema as configuration
+from vaejax.config import builders, defaults
 from vaejax.data import sources
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.errors import InputError
@@ -38,7 +37,8 @@ from vaejax.evaluate.scorer import Judge, Tally
 from vaejax.models.pixels import from_uint8
 from vaejax.networks import weights
 from vaejax.networks.lpips import NETWORKS
-from vaejax.rundir import folder as run
+from vaejax.rundir.folder import RunFolder
+from vaejax.runtime import cache
 from vaejax.runtime import mesh as sharding
 
 FEATURES = {
@@ -98,7 +98,7 @@ def evaluate(
     folders = [name for name in names if name not in ("identity", "linear")]  # whatever folders there are
     folders = [name for name in folders if os.path.isdir(os.path.expanduser(name))]
     run_name = next((name for name in folders if not trained.read_export_config(name)), "")
-    config = run.config(run_name) if run_name else _trained_on(folders)
+    config = RunFolder(run_name).read_config() if run_name else _trained_on(folders)
     if fps:
         config.data.fps = fps
     if data:
@@ -113,7 +113,7 @@ def evaluate(
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     batch += -batch % mesh.size
     codecs = _open(names, run_name, chosen, found, mesh, seed)
-    judge = Judge(mesh, {network: configuration.load_lpips(network) for network in NETWORKS})
+    judge = Judge(mesh, {network: builders.load_lpips(network) for network in NETWORKS})
     networks = _networks(inception, clips=any(bucket.frames >= SHORTEST_CLIP for bucket in chosen))
     settings = {
         "data": data or "held out by the run",
@@ -156,7 +156,7 @@ def evaluate(
 
 def _trained_on(folders: Sequence[str]) -> ConfigDict:
     """The defaults, with the buckets and the frame rate that the first of these exports tells of."""
-    config = configuration.defaults()
+    config = defaults()
     for name in folders[:1]:
         training = (trained.read_export_config(name) or {}).get("training", {})
         config.data.fps = training.get("fps", config.data.fps)
@@ -304,7 +304,7 @@ def _frames(found: Samples, bucket: Bucket) -> Iterator[np.ndarray]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = command.parser(
+    parser = cli.parser(
         "vaejax.evaluate",
         "Scores codecs on photos and clips: OUT/results.json and OUT/report.html. Without --data, on what the"
         " run held out.",
@@ -324,29 +324,29 @@ def main(arguments: list[str] | None = None) -> int:
         "--buckets", metavar="NAME", nargs="+", default=[], help="such as image_256x256 video_17x256x256"
     )
     parser.add_argument(
-        "--samples", metavar="N", type=command.at_least(1), default=0, help="of a bucket, at most"
+        "--samples", metavar="N", type=cli.at_least(1), default=0, help="of a bucket, at most"
     )
-    parser.add_argument("--fps", type=command.at_least(1e-3, float), default=0.0, help="of clips")
+    parser.add_argument("--fps", type=cli.at_least(1e-3, float), default=0.0, help="of clips")
     parser.add_argument(
-        "--batch", metavar="N", type=command.at_least(1), default=8, help="samples at once: memory and speed"
+        "--batch", metavar="N", type=cli.at_least(1), default=8, help="samples at once: memory and speed"
     )
     parser.add_argument(
-        "--seed", type=command.at_least(0), default=0, help="of the intervals, and of random weights"
+        "--seed", type=cli.at_least(0), default=0, help="of the intervals, and of random weights"
     )
     parser.add_argument(
         "--inception", metavar="FILE", default="", help="FID's Inception weights, for the standard rFID"
     )
     chosen = parser.parse_args(arguments)
-    return command.run(lambda: _command(chosen), "stopped; nothing is written")
+    return cli.run(lambda: _command(chosen), "stopped; nothing is written")
 
 
 def _command(chosen: argparse.Namespace) -> None:
     names = [chosen.checkpoint] * bool(chosen.checkpoint) + chosen.compare
     if not names:
         raise InputError("--checkpoint or --compare is needed: --checkpoint=DIR --data=FOLDER --out=OUT")
-    out = command.made_folder(chosen.out)
+    out = cli.made_folder(chosen.out)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
-    command.keep_compiled()
+    cache.keep_compiled()
     told, shown = evaluate(
         names,
         chosen.data,
@@ -357,7 +357,7 @@ def _command(chosen: argparse.Namespace) -> None:
         chosen.seed,
         chosen.inception,
     )
-    with command.writing(chosen.out):
+    with cli.writing(chosen.out):
         files.write_json(out / "results.json", told)
         page.write(out / "report.html", told, shown)
     print(summary(told))

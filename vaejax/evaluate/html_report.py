@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vaejax.evaluate.results import write_whole
+from vaejax.files import write_bytes
 from vaejax.rundir.panels import ERROR_GAIN, error_map
 
 CELL = 192  # pixels a picture is enlarged to at least, every pixel a square
@@ -109,7 +109,7 @@ def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[st
     Raises:
       OSError: if it cannot be written.
     """
-    write_whole(path, render(results, shown).encode("utf-8", "replace"))
+    write_bytes(path, render(results, shown).encode("utf-8", "replace"))
 
 
 def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> str:

@@ -18,8 +18,8 @@ from vaejax.data.table import Source
 from vaejax.errors import InputError
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate.codecs.vae import VaeCodec
-from vaejax.rundir import folder as run
 from vaejax.rundir import latent_statistics as stored_statistics
+from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed as multihost
 
 SAMPLES = 256  # of each bucket, where the run does not say how many
@@ -45,11 +45,11 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
             print(f"{name} was exported without statistics of its training latents", file=sys.stderr)
             return None
         return exported["latents"]
-    folder = run.folder(name)
+    folder = RunFolder(name).path
     stored = stored_statistics.load(folder, step)
     if stored is not None:
         return stored
-    config = run.config(name)
+    config = RunFolder(name).read_config()
     try:
         opened = sources.open_sources(config.data)
         buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
@@ -108,7 +108,7 @@ def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarra
 
     Of its own buckets they are those to which the linear codec was fitted whose PSNR its metrics tell.
     """
-    config = run.config(name)
+    config = RunFolder(name).read_config()
     opened, count = sources.open_sources(config.data), config.eval.linear_samples or SAMPLES
     for bucket in buckets:
         if not Order(opened, bucket, "train", config.data).empty:

@@ -7,13 +7,14 @@ every --stablehlo programs that run without vaejax. `vaejax.load(OUT)` opens it.
 import logging
 import sys
 
-from vaejax import cli as command
+from vaejax import cli
 from vaejax.export.export import export
+from vaejax.runtime import cache
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = command.parser(
+    parser = cli.parser(
         "vaejax.export",
         "Exports a trained VAE for vaejax.load and for others: weights, configuration, model card, StableHLO."
         " All of it is read again and compared with the run before OUT is there.",
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; %(default)s"
     )
     parser.add_argument(
-        "--step", metavar="N", type=command.at_least(0), help="of a run, a checkpoint's; without, the last"
+        "--step", metavar="N", type=cli.at_least(0), help="of a run, a checkpoint's; without, the last"
     )
     parser.add_argument(
         "--scores",
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
-        command.keep_compiled()
+        cache.keep_compiled()
         print(
             export(
                 chosen.run,
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         )
 
-    return command.run(work, "stopped; nothing was written")
+    return cli.run(work, "stopped; nothing was written")
 
 
 if __name__ == "__main__":

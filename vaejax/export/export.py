@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from vaejax import __version__, files
-from vaejax import cli as command
+from vaejax import __version__, cli, files
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import (
     CONFIG,
@@ -38,8 +37,8 @@ from vaejax.export import model_card, stablehlo
 from vaejax.export import verify as compared
 from vaejax.files import atomic_folder
 from vaejax.models.autoencoder import Autoencoder
-from vaejax.rundir import folder as run
 from vaejax.rundir import latent_statistics
+from vaejax.rundir.folder import RunFolder
 
 CHECKPOINT, CARD = "checkpoint", "README.md"
 LATENTS = ("mean", "std")
@@ -96,7 +95,7 @@ def export(
     wanted = stablehlo.parsed(shapes, trained.architecture)
     source = _source(name, trained, scores)
     with (
-        command.writing(out, "OUT"),
+        cli.writing(out, "OUT"),
         tqdm(total=2 + 2 * len(wanted), file=sys.stderr, leave=False) as progress,
         atomic_folder(folder) as unfinished,
     ):
@@ -122,7 +121,7 @@ def _check_free(folder: pathlib.Path, out: str, name: str) -> None:
     except OSError as error:
         raise InputError(f"OUT={out}: {error.strerror}; accepted: a folder to write") from error
     accepted = "accepted: a new or empty folder, or an earlier export, which it replaces"
-    if folder == run.folder(name).resolve():
+    if folder == RunFolder(name).path.resolve():
         raise InputError(f"OUT={out}: that is what is exported; {accepted}")
     if there and read_export_config(str(folder)) is None:
         raise InputError(f"OUT={out}: holds files, such as {there[0]}; {accepted}")
@@ -138,14 +137,14 @@ def _source(name: str, trained: TrainedVAE, scores: str) -> Source:
         statistics, training = found["latents"], found.get("training", {})
         known = found.get("scores")
     else:
-        statistics, training = _statistics(name, trained), _training(run.config(name))
+        statistics, training = _statistics(name, trained), _training(RunFolder(name).read_config())
         known = None
     if statistics["mean"] is not None:
         mean, std = (np.asarray(statistics[key], np.float32) for key in LATENTS)
         trained = trained._replace(mean=mean, std=std)
     if scores:
         known = scores_of(pathlib.Path(scores).expanduser(), trained)
-    elif not found and (beside := run.folder(name) / "results.json").exists():
+    elif not found and (beside := RunFolder(name).path / "results.json").exists():
         try:
             known = scores_of(beside, trained)
         except InputError as error:
@@ -155,7 +154,7 @@ def _source(name: str, trained: TrainedVAE, scores: str) -> Source:
 
 def _statistics(name: str, trained: TrainedVAE) -> dict[str, Any]:
     if trained.mean is not None:
-        return latent_statistics.load(run.folder(name), trained.step)
+        return latent_statistics.load(RunFolder(name).path, trained.step)
     codec = VaeCodec(name, Autoencoder(trained.architecture), trained.params)
     found = normalisation.of_run(codec, name, trained.step)
     if found is None:

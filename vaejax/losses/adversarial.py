@@ -54,7 +54,7 @@ def r1(judge, x: jax.Array) -> jax.Array:
 
 
 @flax.struct.dataclass
-class Opponent:
+class DiscriminatorState:
     """The state of one discriminator.
 
     Attributes:
@@ -73,7 +73,7 @@ class Opponent:
 
 
 @flax.struct.dataclass
-class Observed:
+class LogitStats:
     """What an update has seen of one discriminator's logits, summed over its batches.
 
     Attributes:
@@ -116,13 +116,13 @@ class Adversary:
     ramp: int = 1
     adaptive: float = 0.0
 
-    def init(self, key: jax.Array) -> dict[str, Opponent]:
+    def init(self, key: jax.Array) -> dict[str, DiscriminatorState]:
         """The discriminators at the start, their singular vectors settled."""
         opponents = {}
         for name, module in self.discriminators.items():
             variables = module.init(key, jnp.zeros((1, 5 if module.temporal else 1, 32, 32, 3)))
             params, spectral = variables["params"], variables.get("spectral", {})
-            opponents[name] = Opponent(
+            opponents[name] = DiscriminatorState(
                 params,
                 power_iteration(params, spectral, squarings=5),
                 self.optimizer.init(params),
@@ -140,13 +140,15 @@ class Adversary:
         """The share of the adversarial weight at a step: 0 before `start`, then up to 1 in `ramp` updates."""
         return jnp.clip((step - self.start + 1) / self.ramp, 0.0, 1.0)
 
-    def nothing(self, opponents: Mapping[str, Opponent]) -> tuple[dict, dict[str, Observed]]:
+    def zeros(self, opponents: Mapping[str, DiscriminatorState]) -> tuple[dict, dict[str, LogitStats]]:
         """Gradients and observations of 0, to add to."""
         gradients = {name: jax.tree.map(jnp.zeros_like, one.params) for name, one in opponents.items()}
-        observed = {name: Observed(*(jnp.zeros(()) for _ in range(4))) for name in opponents}
+        observed = {name: LogitStats(*(jnp.zeros(()) for _ in range(4))) for name in opponents}
         return gradients, observed
 
-    def play(self, opponents: Mapping[str, Opponent], x: jax.Array, x_hat: jax.Array, key: jax.Array):
+    def gradients(
+        self, opponents: Mapping[str, DiscriminatorState], x: jax.Array, x_hat: jax.Array, key: jax.Array
+    ):
         """Lets every discriminator that takes this shape judge a batch.
 
         One forward pass over x and one over x_hat give both sides' gradients: each judgement is pulled back
@@ -159,7 +161,7 @@ class Adversary:
           key: draws frames.
 
         Returns:
-          d(sum of generator losses)/dx_hat; {name: gradient of its parameters}; {name: Observed};
+          d(sum of generator losses)/dx_hat; {name: gradient of its parameters}; {name: LogitStats};
           terms, each (): 'adversarial_NAME' and 'discriminator_NAME', the generator's and the discriminator's
           loss, and 'r1_NAME' where it counts.
         """
@@ -174,7 +176,7 @@ class Adversary:
             terms |= {f"{loss}_{name}": value for loss, value in losses.items()}
         return total, gradients, observed, terms
 
-    def learn(self, one: Opponent, gradients: Any, observed: Observed) -> Opponent:
+    def update(self, one: DiscriminatorState, gradients: Any, observed: LogitStats) -> DiscriminatorState:
         """One discriminator after an update: its step, unless it waits, its singular vectors and averages."""
         seen = observed.count > 0
         count = jnp.maximum(observed.count, 1)
@@ -198,7 +200,7 @@ class Adversary:
         )
 
 
-def _judge(rules: Adversary, module: Discriminator, one: Opponent, x, x_hat, glimpse):
+def _judge(rules: Adversary, module: Discriminator, one: DiscriminatorState, x, x_hat, glimpse):
     def judge(params, x):
         x = x if glimpse is None else x[:, glimpse]
         return module.apply({"params": params, "spectral": one.spectral}, x)
@@ -223,7 +225,7 @@ def _judge(rules: Adversary, module: Discriminator, one: Opponent, x, x_hat, gli
         gradients = jax.tree.map(lambda g, m: g + 0.5 * rules.r1 * m, gradients, more)
         losses["r1"] = penalty
     right = 0.5 * ((real > 0).mean() + (fake < 0).mean())
-    return dx_hat, gradients, Observed(real.mean(), fake.mean(), right, jnp.ones(())), losses
+    return dx_hat, gradients, LogitStats(real.mean(), fake.mean(), right, jnp.ones(())), losses
 
 
 def adaptive_weight(reconstruction: jax.Array, adversarial: jax.Array, largest: float) -> jax.Array:

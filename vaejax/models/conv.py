@@ -108,7 +108,7 @@ def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Ar
     """The same as one 2D convolution, the frames that a kernel sees beside each other as channels.
 
     3D convolutions of three frames and their gradients take 1.1 to 1.8 times as long in bfloat16 on an H100
-    (benchmarks/RESULTS.md).
+    (benchmarks/log/speed.md).
     """
     (b, t, *_), (kt, kh, kw, c, out) = x.shape, kernel.shape
     n = 1 + (t - kt) // strides[0]

@@ -16,7 +16,7 @@ class Discrimination:
     """What a discriminator is made of.
 
     It computes in float32 whatever the autoencoder does: it lives on small differences, and in bfloat16 its
-    logits drift away from those of float32 (benchmarks/RESULTS.md).
+    logits drift away from those of float32 (docs/decisions.md).
 
     Attributes:
       kind: 'patch' (PatchGAN, arXiv 1611.07004: a logit for every 8x8 pixels) or 'unet' (arXiv 2002.12655,

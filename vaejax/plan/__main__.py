@@ -9,11 +9,9 @@ import sys
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict
 
-from vaejax import cli as command
-from vaejax.config import check as config_check
-from vaejax.config import schema as configuration
+from vaejax import cli
+from vaejax.config import Config, builders, check
 from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import InputError
 from vaejax.plan import suggestion, table, topology
@@ -43,8 +41,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --topology=NAME --config.KEY=VALUE")
     if CONFIG.value is None or not TOPOLOGY.value:
         raise InputError("--config and --topology are needed: --config=configs/joint.py --topology=v5e:16x16")
-    where, config = topology.of(TOPOLOGY.value), CONFIG.value
-    config_check.check(config)
+    where, config = topology.of(TOPOLOGY.value), check(CONFIG.value)
     costs = Costs(where, functools.partial(print, file=sys.stderr))
     planned = functools.partial(plan, where=where, costs=costs, jobs=JOBS.value or _jobs())
     if SUGGEST.value:
@@ -53,12 +50,12 @@ def main(argv: list[str]) -> int:
     print(table.text(config, where, prediction, SAMPLES.value, PRICE.value))
     if JSON.value:
         found = table.numbers(config, where, prediction, SAMPLES.value, PRICE.value)
-        with command.writing(JSON.value, "--json"):
+        with cli.writing(JSON.value, "--json"):
             pathlib.Path(JSON.value).write_text(json.dumps(found, indent=2) + "\n")
     return 0 if prediction.all_fit else 1
 
 
-def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int = 1) -> Prediction:
+def plan(config: Config, where: topology.Topology, costs: Costs, jobs: int = 1) -> Prediction:
     """Compiles every program of a configuration's last phase for a topology, the longest first.
 
     Args:
@@ -71,10 +68,10 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int =
       InputError: for a configuration that does not suit it.
     """
     mesh = sharding.make(config.mesh, where.devices)
-    buckets = configuration.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
+    buckets = builders.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)
-    everything = json.loads(config.to_json_best_effort())
+    everything = json.loads(json.dumps(config.to_dict()))
     made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
     made_from["buckets"] = sorted(b.name for b in buckets)  # they say which discriminators there are
     pool, found = concurrent.futures.ThreadPoolExecutor(jobs), {}
@@ -93,8 +90,8 @@ def plan(config: ConfigDict, where: topology.Topology, costs: Costs, jobs: int =
         found = {name: cost.result() for name, cost in found.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    networks = [programs.state.params, [one.params for one in programs.state.opponents.values()]]
-    state = sharding.device_bytes([programs.state, programs.gathered(phase)])
+    networks = [programs.state.params, [one.params for one in programs.state.discriminators.values()]]
+    state = sharding.device_bytes([programs.state, programs.accumulated(phase)])
     state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))
     parameters = sharding.device_bytes(networks)
     return Prediction(buckets, found, parameters, state, mesh.size, where.chip, where.shape)
@@ -107,7 +104,7 @@ def _jobs() -> int:
 
 if __name__ == "__main__":
     interrupted = "stopped; what was compiled is kept"
-    code = command.run(functools.partial(app.run, main, flags_parser=parse), interrupted)
+    code = cli.run(functools.partial(app.run, main, flags_parser=parse), interrupted)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a compilation cannot be stopped, and Python would wait for it

@@ -16,10 +16,9 @@ import jax
 from jax.stages import Traced
 
 import vaejax
-from vaejax import cli as command
 from vaejax.plan import hlo
 from vaejax.plan.topology import Topology
-from vaejax.runtime import flops
+from vaejax.runtime import cache, flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Costs:
 
     def __init__(self, topology: Topology, told: Callable[[str], None] = lambda line: None):
         self._topology, self._told = topology, told
-        self._folder = command.cache_folder() / "plan"
+        self._folder = cache.folder() / "plan"
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def of(

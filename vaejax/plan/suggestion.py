@@ -2,15 +2,12 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
-from vaejax.config import schema as configuration
+from vaejax.config import Config, builders
 from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
@@ -30,7 +27,7 @@ class Key(NamedTuple):
     scale: float
 
 
-def best(config: ConfigDict, where: Topology, plan: Callable[[ConfigDict], Prediction]) -> ConfigDict:
+def best(config: Config, where: Topology, plan: Callable[[Config], Prediction]) -> Config:
     """The best configuration that differs in mesh.fsdp, mesh.space and the scale of all batches.
 
     The first plan that is compiled is of the configuration or, where that does not suit the topology, of the
@@ -79,7 +76,7 @@ def best(config: ConfigDict, where: Topology, plan: Callable[[ConfigDict], Predi
             " model.remat, more chips"
         )
     found = every[max(speeds, key=speeds.__getitem__)]
-    flags = [f"--config.mesh.{axis}={found.mesh[axis]}" for axis in ("data", "fsdp", "space")]
+    flags = [f"--config.mesh.{axis}={getattr(found.mesh, axis)}" for axis in ("data", "fsdp", "space")]
     flags += [f"--config.data.buckets.{name}.batch={n}" for name, n in _batches(found).items()]
     print("suggested: " + " ".join(flags))
     return found
@@ -90,9 +87,7 @@ def _speeds(tried: Mapping[Key, Prediction]) -> dict[Key, float]:
     return {key: found.samples_per_second for key, found in tried.items() if found.all_fit}
 
 
-def _promised(
-    basis: Key, tried: Mapping[Key, Prediction], every: Mapping[Key, ConfigDict]
-) -> dict[Key, float]:
+def _promised(basis: Key, tried: Mapping[Key, Prediction], every: Mapping[Key, Config]) -> dict[Key, float]:
     """Estimated samples a second of what may fit and be worth compiling."""
     speeds, promised = _speeds(tried), {}
     too_large = [key for key in tried if key not in speeds]
@@ -105,19 +100,20 @@ def _promised(
     return promised
 
 
-def _changed(config: ConfigDict, key: Key) -> ConfigDict:
-    changed = ConfigDict(json.loads(config.to_json_best_effort()))
-    changed.mesh.update({"data": 0, "fsdp": key.fsdp, "space": key.space})
-    for fields in changed.data.buckets.values():
-        fields.batch = int(fields.batch * key.scale)
-    return changed
+def _changed(config: Config, key: Key) -> Config:
+    mesh = dataclasses.replace(config.mesh, data=0, fsdp=key.fsdp, space=key.space)
+    buckets = {
+        name: {**fields, "batch": int(fields["batch"] * key.scale)}
+        for name, fields in config.data.buckets.items()
+    }
+    return dataclasses.replace(config, mesh=mesh, data=dataclasses.replace(config.data, buckets=buckets))
 
 
-def _batches(config: ConfigDict) -> dict[str, int]:
-    return {name: fields.batch for name, fields in config.data.buckets.items() if fields.batch}
+def _batches(config: Config) -> dict[str, int]:
+    return {name: fields["batch"] for name, fields in config.data.buckets.items() if fields["batch"]}
 
 
-def _suits(changed: ConfigDict, config: ConfigDict, chips: int) -> bool:
+def _suits(changed: Config, config: Config, chips: int) -> bool:
     """Whether so many chips can have that mesh and those batches, none of which became 0."""
     mesh = changed.mesh
     if (mesh.data or chips // (mesh.fsdp * mesh.space)) * mesh.fsdp * mesh.space != chips:
@@ -128,11 +124,11 @@ def _suits(changed: ConfigDict, config: ConfigDict, chips: int) -> bool:
         return False
 
 
-def _buckets(config: ConfigDict, chips: int) -> Sequence[Bucket]:
-    return configuration.buckets(config, chips // config.mesh.space, config.mesh.space)
+def _buckets(config: Config, chips: int) -> Sequence[Bucket]:
+    return builders.buckets(config, chips // config.mesh.space, config.mesh.space)
 
 
-def _estimated(base: Prediction, config: ConfigDict, changed: ConfigDict) -> Prediction:
+def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
     """What another mesh and other batches would need."""
     mesh, buckets = changed.mesh, _buckets(changed, base.chips)
     before = {b.name: b.batch for b in base.buckets}

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-from ml_collections import ConfigDict
-
-from vaejax.config import schema as configuration
+from vaejax.config import Config, builders
 from vaejax.data.bucket import Bucket
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
@@ -13,9 +11,7 @@ GB = 1e9
 PARTS = ("compute", "memory", "links", "total")
 
 
-def numbers(
-    config: ConfigDict, where: Topology, found: Prediction, samples: int = 0, price: float = 0
-) -> dict:
+def numbers(config: Config, where: Topology, found: Prediction, samples: int = 0, price: float = 0) -> dict:
     """All numbers, as JSON: bytes and FLOPs a chip, seconds.
 
     Args:
@@ -68,7 +64,7 @@ def numbers(
     return whole
 
 
-def text(config: ConfigDict, where: Topology, found: Prediction, samples: int = 0, price: float = 0) -> str:
+def text(config: Config, where: Topology, found: Prediction, samples: int = 0, price: float = 0) -> str:
     """The same as a table; arguments as `numbers`."""
     told = numbers(config, where, found, samples, price)
     mesh = told["mesh"]
@@ -118,7 +114,7 @@ def _columns(name: str, *cells) -> str:
     return f"{name:20}" + "".join(f" {cell!s:>7}" for cell in cells)
 
 
-def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
+def _problems(config: Config, found: Prediction) -> Iterator[str]:
     """Of each bucket that does not fit, what may do, estimated from what it needs now."""
     if not found.fits("update"):
         yield (
@@ -131,7 +127,7 @@ def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
             continue
         needed, left = found.needed(bucket.name), max(0.0, found.room - found.state - found.code)
         remedies = [*_smaller(bucket, left / max(1, found.work(bucket.name)), config, found.chips)]
-        levels = tuple(range(len(configuration.architecture(config.model).strides) + 1))
+        levels = tuple(range(len(builders.architecture(config.model).strides) + 1))
         if set(levels) - set(config.model.remat):
             remedies.append(f"--config.model.remat='{levels}'")
         if found.state > 0.2 * found.room and (more := _more_fsdp(config, found.chips)):
@@ -142,13 +138,13 @@ def _problems(config: ConfigDict, found: Prediction) -> Iterator[str]:
         )
 
 
-def _more_fsdp(config: ConfigDict, chips: int) -> str:
+def _more_fsdp(config: Config, chips: int) -> str:
     """The flag of twice as many parts of the state; '' where the chips do not make such a mesh."""
     mesh = config.mesh
     return "" if mesh.data or chips % (2 * mesh.fsdp * mesh.space) else f"--config.mesh.fsdp={2 * mesh.fsdp}"
 
 
-def _smaller(bucket: Bucket, share: float, config: ConfigDict, chips: int) -> Iterator[str]:
+def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
     """A batch of that share, with more parts of a frame's height where there would be too few samples."""
     mesh, factor = config.mesh, config.model.spatial_factor
     for doublings in range(1 if mesh.data else 8):

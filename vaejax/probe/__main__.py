@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vaejax import __version__, files
-from vaejax import cli as command
+from vaejax import __version__, cli, files
 from vaejax.errors import InputError
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
@@ -26,6 +25,7 @@ from vaejax.probe.grid import grid
 from vaejax.probe.presets import PRESETS, Preset
 from vaejax.probe.samples import open_media
 from vaejax.probe.score import Probe
+from vaejax.runtime import cache
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,16 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
 
     def work() -> None:
-        out = command.made_folder(chosen.out)
-        command.keep_compiled()
+        out = cli.made_folder(chosen.out)
+        cache.keep_compiled()
         found, shown = probe(chosen)
-        with command.writing(chosen.out):
+        with cli.writing(chosen.out):
             files.write_json(out / "probe.json", found)
             Image.fromarray(grid(shown)).save(out / "samples.png")
         print(summary(found))
         print(f"{out / 'probe.json'}, {out / 'samples.png'}: {found['time']['seconds']:.0f} s")
 
-    return command.run(work, "stopped; nothing was written")
+    return cli.run(work, "stopped; nothing was written")
 
 
 def probe(chosen: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -103,7 +103,7 @@ def summary(scores: dict) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.parser(
+    parser = cli.parser(
         "vaejax.probe",
         "Trains a small diffusion transformer on the latents of a codec for a fixed budget and compares what"
         " it generates with real samples. Compare codecs at one budget on one set of media only.",
@@ -113,14 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="FOLDER", required=True, help="photos and clips, or tfds:NAME")
     parser.add_argument("--out", metavar="DIR", required=True, help="where probe.json and samples.png go")
     parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the budget (default: cpu)")
-    parser.add_argument("--seeds", type=command.at_least(1), default=3, metavar="N", help="fits (default: 3)")
+    parser.add_argument("--seeds", type=cli.at_least(1), default=3, metavar="N", help="fits (default: 3)")
     parser.add_argument("--step", type=int, metavar="N", help="of the run's checkpoint (default: the last)")
     parser.add_argument("--inception", metavar="FILE", default="", help="weights of FID's network: adds fid")
     parser.add_argument("--labels", action="store_true", help="the folders in FOLDER are classes")
     changes = parser.add_argument_group("changes of the budget")
     for field in dataclasses.fields(Preset):
         flag = f"--{field.name.replace('_', '-')}"
-        kinds = {int: command.at_least(1), float: command.at_least(0, float), str: str}
+        kinds = {int: cli.at_least(1), float: cli.at_least(0, float), str: str}
         changes.add_argument(flag, type=kinds[field.type], metavar="X", help=field.metadata.get("help"))
     return parser
 

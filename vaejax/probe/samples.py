@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vaejax.config import schema as configuration
+from vaejax.config import defaults
 from vaejax.data import bucket as buckets
 from vaejax.data import pipeline
 from vaejax.data.bucket import Bucket
@@ -83,7 +83,7 @@ def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
     Raises:
       InputError: in one line, if nothing of it can be used.
     """
-    data = configuration.defaults().data
+    data = defaults().data
     data.fps, data.zoom, data.holdout = preset.fps, preset.zoom, preset.holdout
     if name.startswith("tfds:"):
         data.sources = {"probe": {"kind": "tfds", "name": name.removeprefix("tfds:")}}

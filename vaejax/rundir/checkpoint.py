@@ -1,8 +1,10 @@
-"""Orbax checkpoints: state, data position, configuration and metadata in one composite a step."""
+"""Orbax checkpoints: arrays, data positions, configuration and metadata of one step in one composite."""
 
+import contextlib
 import math
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,20 +12,23 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vaejax import __version__
-from vaejax.runtime import mesh as sharding
-from vaejax.train.state import TrainState
+from vaejax.runtime import distributed
+
+_JSON_ITEMS = ("data", "config", "metadata")
 
 
 class Checkpoints:
-    """The checkpoints of a run, DIR/checkpoints/STEP, saved asynchronously and each completed atomically.
+    """The checkpoints of a run, DIR/checkpoints/STEP, saved asynchronously and completed atomically.
+
+    The arrays are opaque trees, one per item; what they mean is up to the caller.
 
     Args:
       workdir: DIR.
-      keep: how many of the latest stay.
-      best: '' or the evaluated number, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint stays as well;
-        '-' before it where lower is better.
-      read_only: of another run, which may be under way: nothing is saved, made or tidied up. Otherwise what
-        a kill left of an unfinished save goes.
+      keep: number of latest checkpoints to keep.
+      best: '' or the score, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint is kept as well; a '-' in
+        front means that lower is better.
+      read_only: open another run, which may still be training; nothing is saved, created or cleaned up.
+        Otherwise the remains of a save that was killed are removed.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 1, best: str = "", read_only: bool = False):
@@ -41,75 +46,86 @@ class Checkpoints:
             pathlib.Path(workdir).expanduser().absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                best_fn=goodness if best else None,  # else Orbax forgets the scores when the run ends
+                best_fn=goodness if best else None,  # otherwise Orbax drops the scores at the end of the run
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
             ),
         )
 
     def latest(self) -> int | None:
-        """The step of the last completed checkpoint."""
+        """The step of the latest completed checkpoint."""
         return self._manager.latest_step()
 
+    def latest_on_all_hosts(self) -> int | None:
+        """Process 0's latest step: hosts may see a shared file system at different times."""
+        return distributed.gathered(self.latest())[0]
+
     def save(
-        self, state: TrainState, step: int, positions: dict[str, int], config: dict, scores: dict[str, float]
-    ):
-        """Saves once a step; returns when the state is copied, before it is written.
+        self,
+        step: int,
+        items: Mapping[str, Any],
+        positions: dict[str, int],
+        config: dict[str, Any],
+        scores: Mapping[str, float],
+    ) -> None:
+        """Saves once per step; returns when the arrays are copied, before they are written.
 
         Args:
-          state: after `step` updates.
-          step: the number of updates.
+          step: number of updates.
+          items: trees of arrays by name.
           positions: batches drawn of every bucket.
-          config: the resolved configuration, JSON.
-          scores: evaluated numbers at this step, 'BUCKET/NAME' to value; {} where not evaluated.
+          config: the configuration, as JSON has it.
+          scores: scores at this step, 'BUCKET/NAME' to value; {} without an evaluation.
         """
         if step == self.latest():
             return
-        items = {
-            "state": ocp.args.StandardSave(state.replace(opponents={})),
+        arguments: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        arguments |= {
             "data": ocp.args.JsonSave(positions),
             "config": ocp.args.JsonSave(config),
             "metadata": ocp.args.JsonSave({"vaejax": __version__, "jax": jax.__version__, "step": step}),
         }
-        for name, one in state.opponents.items():  # apart, so that a run may get or lose one later
-            items[_item(name)] = ocp.args.StandardSave(one)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=scores or None)
+        self._manager.save(step, args=ocp.args.Composite(**arguments), metrics=dict(scores) or None)
 
-    def config(self, step: int) -> dict:
-        """The configuration that the checkpoint was trained with."""
+    def config(self, step: int) -> dict[str, Any]:
+        """The configuration that a checkpoint was trained with, as JSON has it."""
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
 
-    def restore(
-        self, step: int, state: TrainState, shardings: TrainState
-    ) -> tuple[TrainState, dict[str, int]]:
-        """The state, its shards laid out anew, and the data position.
+    def restore(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+        """Reads the items of a checkpoint, sharded as their targets are, whatever mesh saved them.
 
         Args:
-          step: one that exists.
-          state: of the same shapes; a discriminator that the checkpoint does not have stays as it is.
-          shardings: where every leaf shall lie, whatever mesh saved it.
+          step: an existing one.
+          targets: trees of arrays or ShapeDtypeStructs with shardings, by name.
+
+        Returns:
+          The items that the checkpoint has, and its data positions.
         """
         self._manager.wait_until_finished()
-        target = sharding.placed(state, shardings)
-        items = {
-            "state": ocp.args.StandardRestore(target.replace(opponents={})),
-            "data": ocp.args.JsonRestore(),
+        folder = self._manager.directory / str(step)
+        found = [name for name in targets if (folder / name).exists()]
+        arguments: dict[str, Any] = {
+            name: ocp.args.StandardRestore(_abstract(targets[name])) for name in found
         }
-        there = self._manager.directory / str(step)
-        found = [name for name in state.opponents if (there / _item(name)).exists()]
-        items |= {_item(name): ocp.args.StandardRestore(target.opponents[name]) for name in found}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        opponents = state.opponents | {name: restored[_item(name)] for name in found}
-        return restored.state.replace(opponents=opponents), restored.data
+        arguments["data"] = ocp.args.JsonRestore()
+        restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        return {name: restored[name] for name in found}, restored["data"]
+
+    @contextlib.contextmanager
+    def completing(self) -> Iterator[None]:
+        """On leaving the block, waits until the last save is complete."""
+        try:
+            yield
+        finally:
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception):
-        """Waits for the last save to complete."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
-def _item(discriminator: str) -> str:
-    return f"discriminator_{discriminator}"
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

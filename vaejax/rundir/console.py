@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from clu import parameter_overview as clu_overview
@@ -34,6 +34,26 @@ _SHOWN = (
     "grad_norm",
     "bad_steps",
 )
+
+
+class Cost(NamedTuple):
+    """The size of an update, over all processes.
+
+    Attributes:
+      samples: images and clips.
+      pixels: sum of B·T·H·W.
+      flops: operations of the model, without rematerialization; 0 if they are not counted.
+    """
+
+    samples: int
+    pixels: int
+    flops: int
+
+
+def say(line: str) -> None:
+    """Prints a line to stderr, on process 0."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -120,7 +140,7 @@ class Progress:
             # The lower median: of two intervals, one of them slow, believe the fast one.
             left = statistics.median_low(self._recent) * (self._total - step)
             step_seconds, samples, megapixels, wait = speeds.values()
-            line += f"  eta {_duration(left)}  {step_seconds:.3g} s/step  {_compact(samples)} samples/s"
+            line += f"  eta {duration(left)}  {step_seconds:.3g} s/step  {_compact(samples)} samples/s"
             line += f"  {_compact(megapixels)} Mpx/s  data wait {100 * wait:.0f}%"
             if self._peak_flops:
                 utilisation = speeds["train/all/flop_utilisation"] = self._flops / seconds / self._peak_flops
@@ -152,7 +172,7 @@ def _compact(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """3d02h, 2h14m, 5m07s or 42s."""
     seconds = max(round(seconds), 0)
     for size, unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):

@@ -1,51 +1,78 @@
-"""A run seen from outside: its folder and its configuration."""
+"""The folder of a run: its files, its creation and its configuration."""
 
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+import jax
 
-from vaejax.config import schema as configuration
+from vaejax import cli, files
+from vaejax.config import Config, from_saved
 from vaejax.errors import InputError
+from vaejax.runtime import distributed
 
 
-def folder(name: str) -> pathlib.Path:
-    """The --workdir that 'RUN' or 'RUN/checkpoints/STEP' names."""
-    path = pathlib.Path(name).expanduser().absolute()
-    return path.parent.parent if path.parent.name == "checkpoints" and path.name.isdigit() else path
+class RunFolder:
+    """The files of a run, DIR/...
 
+    Args:
+      name: 'DIR' or 'DIR/checkpoints/STEP'.
 
-def step(name: str) -> int | None:
-    """The STEP of 'RUN/checkpoints/STEP'."""
-    path = pathlib.Path(name).expanduser().absolute()
-    return None if folder(name) == path else int(path.name)
-
-
-def config(name: str) -> ConfigDict:
-    """The configuration of a run, keys that it is too old for at their defaults.
-
-    Raises:
-      InputError: for a folder without a run.
+    Attributes:
+      path: DIR.
+      step: STEP; None if the name is 'DIR'.
     """
-    path = folder(name) / "config.json"
-    try:
-        saved = json.loads(path.read_text())
-        saved["model"]  # of an older run any other key may be missing
-        return ConfigDict(_merged(configuration.defaults().to_dict(), saved, ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or "describes no run"
-        raise InputError(f"{path}: {reason}; accepted: the --workdir of a run") from error
 
+    def __init__(self, name: str | pathlib.Path):
+        path = pathlib.Path(name).expanduser().absolute()
+        at_step = path.parent.name == "checkpoints" and path.name.isdigit()
+        self.path = path.parent.parent if at_step else path
+        self.step = int(path.name) if at_step else None
 
-def _merged(default: Mapping[str, Any], saved: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """`default` with the values of `saved`; what a person names, sources and buckets, is all of `saved`."""
-    merged = {}
-    for name, value in default.items():
-        if isinstance(value, Mapping) and prefix + name not in configuration.OPEN_SECTIONS:
-            merged[name] = _merged(value, saved.get(name, {}), f"{prefix}{name}.")
-        else:
-            found = saved.get(name, value)
-            merged[name] = tuple(found) if isinstance(found, list) else found
-    return merged
+    @classmethod
+    def create(cls, workdir: str) -> "RunFolder":
+        """Creates the folder of a run if it is missing.
+
+        Raises:
+          InputError: if it cannot be written, or is not the same folder on every host.
+        """
+        if "://" in workdir:
+            raise InputError(f"--workdir={workdir}; accepted: a folder of a local or mounted file system")
+        folder = cls(cli.made_folder(workdir, "--workdir"))
+        distributed.check_shared(folder.path)
+        return folder
+
+    @property
+    def bad_steps(self) -> pathlib.Path:
+        """Skipped updates and rollbacks."""
+        return self.path / "bad_steps.jsonl"
+
+    @property
+    def bad_samples(self) -> pathlib.Path:
+        """Files that could not be read."""
+        return self.path / "bad_samples.jsonl"
+
+    @property
+    def profile(self) -> pathlib.Path:
+        """XProf traces."""
+        return self.path / "profile"
+
+    def write_config(self, config: Config) -> None:
+        """Writes config.json, on process 0."""
+        if jax.process_index() == 0:
+            files.write_text(self.path / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+    def read_config(self) -> Config:
+        """The configuration of the run, whatever version of vaejax trained it.
+
+        Raises:
+          InputError: if the folder has no run.
+        """
+        path = self.path / "config.json"
+        try:
+            saved: dict[str, Any] = json.loads(path.read_text())
+            saved["model"]  # any other section may be missing from an older run
+            return from_saved(saved)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = getattr(error, "strerror", None) or "not a run's configuration"
+            raise InputError(f"{path}: {reason}; accepted: the --workdir of a run") from error

@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vaejax import cli as command
-from vaejax.errors import InputError, TrainingFailed, one_line
+from vaejax.errors import FAILED, STOPPED, InputError, TrainingFailed, one_line
 
 T = TypeVar("T")
 
@@ -85,8 +84,8 @@ def leaving_at_once() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else command.FAILED
-        if code in (None, 0, command.STOPPED) or not jax.distributed.is_initialized():
+        code = error.code if isinstance(error, SystemExit) else FAILED
+        if code in (None, 0, STOPPED) or not jax.distributed.is_initialized():
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exception(error)

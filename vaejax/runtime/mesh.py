@@ -15,8 +15,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
+from vaejax.config.schema import MeshConfig
 from vaejax.errors import InputError
 from vaejax.models.constraints import Placement, placing
 
@@ -27,7 +27,7 @@ HEIGHT = P(BATCH, None, "space")  # where there are fewer samples than devices
 SMALLEST_SHARDED = 2**14  # elements: below it a collective costs more than the memory it saves
 
 
-def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all devices of all processes.
 
     Args:

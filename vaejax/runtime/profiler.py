@@ -1,43 +1,49 @@
-"""XProf traces of chosen updates: DIR/profile, for TensorBoard's profile plugin or `xprof --logdir`."""
+"""XProf traces of chosen updates: DIR/profile, for `xprof --logdir` or TensorBoard's profile plugin."""
 
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
 
 class Profile:
-    """Traces `count` updates from `first` on, counted from 0.
+    """Traces `count` updates from `first` on, counted from 0; leaving the context writes an open trace.
 
     Args:
-      directory: where traces go.
+      directory: for traces.
       updates: (first, count); a count of 0 traces nothing.
-      is_main: other processes only name their updates.
     """
 
-    def __init__(self, directory: str | os.PathLike, updates: Sequence[int], is_main: bool = True):
+    def __init__(self, directory: str | os.PathLike, updates: Sequence[int]):
         self._directory, (first, count) = os.fspath(directory), updates
-        self._steps = range(first, first + count if is_main else first)
-        self._under_way = False
+        # Other processes only annotate their updates.
+        self._steps = range(first, first + count if jax.process_index() == 0 else first)
+        self._tracing = False
 
     @contextlib.contextmanager
     def update(self, step: int) -> Iterator[None]:
-        """Around what the host does for one update."""
-        if step in self._steps and not self._under_way:
+        """The host's work for one update."""
+        if step in self._steps and not self._tracing:
             jax.profiler.start_trace(self._directory)
-            self._under_way = True
+            self._tracing = True
         with jax.profiler.StepTraceAnnotation("update", step_num=step):
             yield
 
-    def done(self, step: int, results) -> None:
-        """Ends the trace after its last update, once the devices have `results`."""
-        if self._under_way and step + 1 >= self._steps.stop:
+    def done(self, step: int, results: Any) -> None:
+        """Ends the trace after its last update, when the devices have computed `results`."""
+        if self._tracing and step + 1 >= self._steps.stop:
             jax.block_until_ready(results)
-            self.close()
+            self._close()
 
-    def close(self) -> None:
-        """Writes a trace that is under way."""
-        if self._under_way:
-            self._under_way = False
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *exception):
+        self._close()
+
+    def _close(self) -> None:
+        if self._tracing:
+            self._tracing = False
             jax.profiler.stop_trace()

@@ -1,100 +1,119 @@
-"""Updates that were skipped because something was not finite, and what was done: DIR/bad_steps.jsonl."""
+"""The step guard: counts non-finite updates, records them in DIR/bad_steps.jsonl and rolls the run back."""
 
-import json
-import os
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 
+from vaejax import files
+from vaejax.config.schema import RecoveryConfig
 from vaejax.data.pipeline import Batch
-from vaejax.runtime import distributed as multihost
+from vaejax.errors import TrainingFailed
+from vaejax.losses.objective import Terms
+from vaejax.rundir.folder import RunFolder
+from vaejax.runtime import distributed
 
 
-class BadSteps:
-    """Lines of {"step", "samples": {bucket: names}} for skipped updates and {"step", "back_to", "positions"}.
+class Pending(NamedTuple):
+    """An update whose metrics the host has not read yet.
 
-    Every process keeps the same counts, from numbers that all of them share; one of them writes.
+    Attributes:
+      step: of the update, counted from 0.
+      batches: its batches by bucket, this process's parts.
+      terms: its metrics by bucket and 'all', on the devices.
+    """
+
+    step: int
+    batches: Mapping[str, Batch]
+    terms: Mapping[str, Terms]
+
+
+class StepGuard:
+    """Counts skipped updates and rollbacks. All processes keep the same counts; process 0 writes them.
+
+    bad_steps.jsonl has a line {"step", "samples": {bucket: names}} for each skipped update, and a line
+    {"step", "back_to", "positions"} for each rollback.
 
     Args:
-      path: the file; what an earlier run wrote is counted on from.
-      start: the step that the run goes on from. Skipped updates of later steps are dropped, for the run will
-        meet them again; returns to a checkpoint are not, for their positions hold.
-      writes: whether this process writes.
+      folder: of the run; counting continues from an earlier run's file.
+      config: config.recovery.
+      start: the step from which the run starts. Skipped updates of later steps are dropped, because the run
+        will meet them again. Rollbacks are kept, because their data positions stay valid.
 
     Attributes:
       total: updates skipped so far.
-      in_row: how many of them were the latest.
-      rollbacks: returns to a checkpoint so far.
+      in_row: number of consecutive skipped updates up to the latest.
+      rollbacks: rollbacks so far.
+      restart_step: the checkpoint of the latest rollback.
     """
 
-    def __init__(self, path: str | os.PathLike, start: int, writes: bool = True):
-        self._path, self._writes = os.fspath(path), writes
-        # As process 0 has it: hosts may see a file that they share at different times.
-        self._lines = multihost.gathered(_read(path) if jax.process_index() == 0 else [])[0]
-        back = max((i for i, line in enumerate(self._lines) if "back_to" in line), default=-1)
-        kept = [line for line in self._lines[back + 1 :] if line["step"] < start]
-        self._lines = self._lines[: back + 1] + kept
+    def __init__(self, folder: RunFolder, config: RecoveryConfig, start: int):
+        self._path, self._config = folder.bad_steps, config
+        # Process 0's version: hosts may see a shared file at different times.
+        lines = files.read_json_lines(self._path) if jax.process_index() == 0 else []
+        self._lines: list[dict] = distributed.gathered(lines)[0]
+        last_rollback = max((i for i, line in enumerate(self._lines) if "back_to" in line), default=-1)
+        kept = [line for line in self._lines[last_rollback + 1 :] if line["step"] < start]
+        self._lines = self._lines[: last_rollback + 1] + kept
         self.rollbacks = sum("back_to" in line for line in self._lines)
         self.total = len(self._lines) - self.rollbacks
-        self.in_row, step = 0, start - 1
+        self.restart_step, self.in_row, step = start, 0, start - 1
         while kept and kept[-1]["step"] == step:
             self.in_row, step = self.in_row + 1, step - 1
             kept.pop()
-        if self._lines or os.path.exists(path):
+        if self._lines or self._path.exists():
             self._write()
 
     def positions(self, start: int) -> dict[str, int]:
-        """Where the data goes on after a return to step `start` that no later checkpoint has seen."""
-        back = [line for line in self._lines if "back_to" in line]
-        return back[-1]["positions"] if back and back[-1]["back_to"] == start else {}
+        """Data positions after a rollback to step `start`; {} if there is none, or a later checkpoint."""
+        rollbacks = [line for line in self._lines if "back_to" in line]
+        return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
 
-    def returns_to(self, step: int) -> int:
-        """How often the run went back to this checkpoint."""
-        return sum(line.get("back_to") == step for line in self._lines)
-
-    def judge(self, step: int, finite: bool, batches: Mapping[str, Batch]) -> None:
-        """Counts the update of `step`, from 0, of which all processes say the same.
-
-        Args:
-          step: of the update.
-          finite: whether it was.
-          batches: of the buckets that are to blame, this process's parts.
-        """
-        if finite:
+    def check(self, pending: Pending | None) -> None:
+        """Reads whether an update was finite, which waits for the devices, and counts it."""
+        if pending is None:
+            return
+        if bool(pending.terms["all"]["finite"]):
             self.in_row = 0
             return
+        # If each bucket is finite but their sum is not, all of them are recorded.
+        bad = [name for name in pending.batches if not pending.terms[name]["finite"]]
+        self.count(pending.step, {name: pending.batches[name] for name in bad or pending.batches})
+
+    def count(self, step: int, batches: Mapping[str, Batch]) -> None:
+        """Records the update of `step` as skipped because of these batches, this process's parts."""
         self.total, self.in_row = self.total + 1, self.in_row + 1
         parts = {name: dict(zip(batch.rows, batch.names, strict=True)) for name, batch in batches.items()}
         samples: dict[str, dict[int, str]] = {name: {} for name in parts}
-        for of_host in multihost.gathered({name: list(part.items()) for name, part in parts.items()}):
+        for of_host in distributed.gathered({name: list(part.items()) for name, part in parts.items()}):
             for name, part in of_host.items():
                 samples[name] |= dict(map(tuple, part))
         in_order = {name: [part[row] for row in sorted(part)] for name, part in samples.items()}
         self._lines.append({"step": step, "samples": in_order})
         self._write()
 
-    def rolled_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:
-        """Notes that the run went from `step` back to a checkpoint, and from which samples it goes on."""
-        self.rollbacks, self.in_row = self.rollbacks + 1, 0
+    @property
+    def must_roll_back(self) -> bool:
+        """Whether too many consecutive updates were skipped."""
+        return self.in_row >= self._config.bad_steps
+
+    def roll_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:
+        """Records a rollback from `step` to a checkpoint; training continues from these data positions.
+
+        Raises:
+          TrainingFailed: after config.recovery.rollbacks rollbacks to the same checkpoint.
+        """
+        most = self._config.rollbacks
+        if sum(line.get("back_to") == back_to for line in self._lines) >= most:
+            raise TrainingFailed(
+                f"step {step}: {self.in_row} consecutive updates are not finite after {most} rollbacks"
+                f" (recovery.rollbacks) to step {back_to}; bad_steps.jsonl names their samples. Lower"
+                " optim.learning_rate or optim.agc, or remove a loss term"
+            )
+        self.rollbacks, self.in_row, self.restart_step = self.rollbacks + 1, 0, back_to
         self._lines.append({"step": step, "back_to": back_to, "positions": dict(positions)})
         self._write()
 
     def _write(self) -> None:
-        """In one stroke: a run that is killed leaves the old file or the new one, never half of it."""
-        if self._writes:
-            partial = f"{self._path}.partial"
-            with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(json.dumps(line) + "\n" for line in self._lines)
-            os.replace(partial, self._path)
-
-
-def _read(path: str | os.PathLike) -> list[dict]:
-    lines = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:  # torn by a kill
-                    continue
-    return lines
+        if jax.process_index() == 0:
+            files.write_json_lines(self._path, self._lines)

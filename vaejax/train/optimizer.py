@@ -3,14 +3,15 @@
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+
+from vaejax.config.schema import OptimConfig
 
 # The likelihood's log-scale must travel from 0 to about -3 while Adam moves a parameter by one learning rate
 # a step; a faster one lets the NLL, and with it the weight of the KL, settle early in a run.
 LOG_SCALE_RATE = 10.0
 
 
-def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then cosine decay to `final_fraction` of the peak at `steps`, or constant.
 
     Args:
@@ -25,7 +26,7 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, config.warmup), after], [config.warmup])
 
 
-def clipping(config: ConfigDict) -> optax.GradientTransformation:
+def clipping(config: OptimConfig) -> optax.GradientTransformation:
     """Adaptive gradient clipping (NFNets, arXiv 2102.06171, equation 3) of every output unit.
 
     g is scaled by min(1, λ·max(|w|, 1e-3) / |g|), norms over the fan-in. Exempt are the decoder's last
@@ -38,7 +39,7 @@ def clipping(config: ConfigDict) -> optax.GradientTransformation:
     return optax.masked(optax.adaptive_grad_clip(config.agc), mask)
 
 
-def optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The whole chain: clipping, Adam, weight decay of kernels, schedule.
 
     Its state has one structure whatever the settings, so that a run may be resumed with others.
@@ -76,7 +77,7 @@ def _names(path) -> tuple[str, ...]:
     return tuple(key.key for key in path)
 
 
-def _is_clipped(names: tuple[str, ...], config: ConfigDict) -> bool:
+def _is_clipped(names: tuple[str, ...], config: OptimConfig) -> bool:
     if not config.agc or names[0] == "likelihood" or names[:3] == ("autoencoder", "decoder", "conv_out"):
         return False
     return names[-1] not in ("scale", "gain") or config.agc_scales

@@ -1,6 +1,7 @@
-"""What an update changes, and its birth on the mesh."""
+"""The train state, its sharded initialization and its form in a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -8,28 +9,28 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vaejax.losses.adversarial import Adversary, Opponent
+from vaejax.losses.adversarial import Adversary, DiscriminatorState
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import mesh as sharding
 
 
 @flax.struct.dataclass
 class TrainState:
-    """The numbers of a run.
+    """The arrays of a run.
 
     Attributes:
-      step: () int32, updates done, those that were skipped among them.
+      step: () int32, number of updates, skipped ones included.
       params: {'autoencoder': ..., 'likelihood': {'log_scale': ()}}, float32.
-      ema: their moving average, same tree.
+      ema: moving average of params, same tree.
       optimizer: optax state.
-      opponents: the discriminators by name; {} without an adversarial term.
+      discriminators: by name; {} without an adversarial term.
     """
 
     step: jax.Array
     params: dict
     ema: dict
     optimizer: optax.OptState
-    opponents: dict[str, Opponent]
+    discriminators: dict[str, DiscriminatorState]
 
 
 def create(
@@ -38,23 +39,37 @@ def create(
     adversary: Adversary | None,
     mesh: Mesh,
     seed: int,
-) -> tuple[TrainState, TrainState]:
-    """Initialises a state every shard of which is born on its own device.
-
-    Returns:
-      The state, and a tree of the same structure holding its shardings.
-    """
+) -> TrainState:
+    """Initializes a state, every shard on its own device."""
     init = _init(model, optimizer, adversary, seed)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
-    return jax.jit(init, out_shardings=shardings)(), shardings
+    return jax.jit(init, out_shardings=shardings)()
 
 
 def shapes(
     model: Autoencoder, optimizer: optax.GradientTransformation, adversary: Adversary | None, mesh: Mesh
 ) -> TrainState:
-    """The shape and the sharding of every array of a state, for a mesh that need not be there."""
+    """The shape and sharding of every array of a state; the devices of the mesh may be absent."""
     state = jax.eval_shape(_init(model, optimizer, adversary, 0))
     return sharding.placed(state, sharding.state_shardings(mesh, state))
+
+
+def to_items(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint; each discriminator is an item, so a run may gain or lose one later."""
+    main = {"step": state.step, "params": state.params, "ema": state.ema, "optimizer": state.optimizer}
+    main["opponents"] = {}  # part of the format since version 0.1
+    return {"state": main} | {_item(name): one for name, one in state.discriminators.items()}
+
+
+def from_items(state: TrainState, items: Mapping[str, Any]) -> TrainState:
+    """A state with the arrays of a checkpoint; a discriminator that it lacks keeps its initial state."""
+    found = {name: items[_item(name)] for name in state.discriminators if _item(name) in items}
+    main = {name: value for name, value in items["state"].items() if name != "opponents"}
+    return state.replace(**main, discriminators=state.discriminators | found)
+
+
+def _item(discriminator: str) -> str:
+    return f"discriminator_{discriminator}"
 
 
 def _init(model, optimizer, adversary, seed: int) -> Callable[[], TrainState]:
@@ -68,7 +83,7 @@ def _init(model, optimizer, adversary, seed: int) -> Callable[[], TrainState]:
         }
         # A copy, because donating one buffer twice is an error.
         average = jax.tree.map(jnp.copy, params)
-        opponents = adversary.init(jax.random.fold_in(key, 1)) if adversary else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), opponents)
+        discriminators = adversary.init(jax.random.fold_in(key, 1)) if adversary else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), discriminators)
 
     return init

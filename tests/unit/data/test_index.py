@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.support import media_files
-from vaejax import cli as command
 from vaejax.data import index
 from vaejax.errors import InputError
+from vaejax.runtime import cache as caches
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def test_a_folder_that_cannot_be_written_is_kept_in_the_cache(
 ):
     """Hosts of a run find there what the first of them scanned."""
     if shared:
-        monkeypatch.setattr(command, "_of_run", None)
-        command.share_cache(str(tmp_path / "run"))
+        monkeypatch.setattr(caches, "_of_run", None)
+        caches.share(str(tmp_path / "run"))
         cache = tmp_path / "run" / "cache" / "index"
     write = pq.write_table
 

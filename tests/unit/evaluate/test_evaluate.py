@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.support import media_files
 from tests.support.models import SMALL
-from vaejax.config import schema as configuration
+from vaejax.config import builders, defaults
 from vaejax.data.bucket import Bucket
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.evaluate import scorer as scores
@@ -59,7 +59,7 @@ def mesh_of(devices):
 
 
 def judge(devices=1, lpips=False):
-    networks = {"alexnet": configuration.load_lpips("alexnet")} if lpips else {}
+    networks = {"alexnet": builders.load_lpips("alexnet")} if lpips else {}
     return scores.Judge(mesh_of(devices), networks)
 
 
@@ -239,7 +239,7 @@ def images(count=0):
 
 
 def test_every_file_is_read_once_from_the_middle(folder):
-    settings = configuration.defaults().data
+    settings = defaults().data
     settings.fps = 25.0
     found = open_samples(str(folder), settings)
     read = [names for _, names, _ in found.batches(images(), 2)]
@@ -277,7 +277,7 @@ def run_command(*arguments):
 def run(folder, tmp_path_factory):
     """A run that saved a checkpoint and trained on the folder."""
     workdir = tmp_path_factory.mktemp("run")
-    config = configuration.defaults()
+    config = defaults()
     config.data.media = str(folder)
     config.data.fps = 25.0
     config.data.holdout = 0.4
@@ -286,8 +286,8 @@ def run(folder, tmp_path_factory):
     config.model.update(SMALL)
     (workdir / "config.json").write_text(config.to_json_best_effort())
     mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
-    model = Autoencoder(configuration.architecture(config.model))
-    state, _ = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
+    model = Autoencoder(builders.architecture(config.model))
+    state = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, 7, {}, json.loads(config.to_json_best_effort()), {})
     return workdir

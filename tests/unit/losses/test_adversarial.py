@@ -133,7 +133,7 @@ def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
     opponents = moved(adversary)
     x = train_step.pixels(jnp.array(FRAMES))
     x_hat = x + 0.3 * jax.random.normal(jax.random.key(1), x.shape)
-    dx_hat, gradients, observed, terms = jax.jit(adversary.play)(opponents, x, x_hat, jax.random.key(2))
+    dx_hat, gradients, observed, terms = jax.jit(adversary.gradients)(opponents, x, x_hat, jax.random.key(2))
     discriminator_loss, generator_loss = LOSSES[loss]
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -185,7 +185,7 @@ def trained():
     model = Autoencoder(Architecture(**SMALL))
     optimizer = optim.optimizer(settings.optim, 10)
     mesh = sharding.make(settings.mesh)
-    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    state = train_state.create(model, optimizer, adversary, mesh, 0)
     return model, adversary, jax.device_get(state)
 
 
@@ -200,7 +200,7 @@ def gradients(trained):
     @functools.partial(jax.jit, static_argnums=0)
     def of(kind, state):
         adversary = adversaries[kind]
-        gathered = train_step.nothing_gathered(state, adversary)
+        gathered = train_step.zeros(state, adversary)
         key = jax.random.key(5)
         return train_step.bucket_gradients(
             state, gathered, FRAMES, key, {}, 1.0, model=model, objective=objective, adversary=adversary
@@ -228,7 +228,7 @@ def test_the_generator_gets_the_gradient_of_the_whole_loss(trained, gradients):
         out = train_step.generate(model, objective, params, x, key)
         value = objective(x, out, {}, key)[0]
         for name, module in adversary.discriminators.items():
-            one = state.opponents[name]
+            one = state.discriminators[name]
             logits = module.apply({"params": one.params, "spectral": one.spectral}, out.x_hat)
             value += 0.25 * 0.5 * -logits.mean()  # a quarter of the ramp, times the weight
         return value
@@ -274,7 +274,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(gradien
 def test_a_discriminator_that_is_too_good_waits_and_one_not_asked_stays_as_it_is():
     adversary = game(names=("image",), pause_above=0.9)
     one = jax.jit(adversary.init)(jax.random.key(0))["image"]
-    learn = jax.jit(adversary.learn)
+    learn = jax.jit(adversary.update)
     gradient = jax.tree.map(jnp.ones_like, one.params)
     seen = adversarial.Observed(*map(jnp.float32, (1.0, -1.0, 0.8, 1.0)))
     learned = learn(one, gradient, seen)
@@ -315,8 +315,8 @@ def test_a_generator_is_told_apart_after_some_updates():
     def update(one, key):
         x = jnp.broadcast_to(jnp.linspace(-1, 1, 32)[:, None, None], (8, 1, 32, 32, 1)) + jnp.zeros(3)
         x_hat = x + 0.3 * jax.random.normal(key, x.shape)
-        _, gradients, observed, terms = adversary.play({"image": one}, x, x_hat, key)
-        return adversary.learn(one, gradients["image"], observed["image"]), terms
+        _, gradients, observed, terms = adversary.gradients({"image": one}, x, x_hat, key)
+        return adversary.update(one, gradients["image"], observed["image"]), terms
 
     one, first = opponents["image"], None
     for key in jax.random.split(rng, 40):
@@ -336,7 +336,7 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
         # As an accelerator would get it: a CPU's program has loops, whose bodies are counted once.
         return jax.jit(f).trace(*arguments).lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
 
-    gathered = train_step.nothing_gathered(state, adversary)
+    gathered = train_step.zeros(state, adversary)
     step = flops(
         lambda s, g, frames: train_step.bucket_gradients(
             s, g, frames, jax.random.key(0), {}, 1.0, model=model, objective=objective, adversary=adversary
@@ -350,7 +350,7 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
             s, g, frames, jax.random.key(0), {}, 1.0, model=model, objective=objective.without("adversarial")
         ),
         state,
-        train_step.nothing_gathered(state, None),
+        train_step.zeros(state, None),
         FRAMES,
     )
 
@@ -358,10 +358,10 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
         total = 0.0
         for name, module in adversary.discriminators.items():
             for side in (x, x_hat):
-                variables = {"params": params[name], "spectral": state.opponents[name].spectral}
+                variables = {"params": params[name], "spectral": state.discriminators[name].spectral}
                 total += jax.nn.relu(1 + module.apply(variables, side)).mean()
         return total
 
-    params = {name: one.params for name, one in state.opponents.items()}
+    params = {name: one.params for name, one in state.discriminators.items()}
     discriminators = flops(jax.grad(both_sides, argnums=(0, 2)), params, x, x + 0.1)
     assert step <= 1.25 * (without + discriminators), step / (without + discriminators)

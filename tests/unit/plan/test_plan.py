@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.support.processes import ROOT
-from vaejax.config import schema as configuration
+from vaejax.config import builders
 from vaejax.configs import demo
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.errors import InputError
@@ -197,7 +197,7 @@ def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed
 
     def plan(config):
         plans.append(config)
-        buckets = configuration.buckets(config, chips // config.mesh.space, config.mesh.space)
+        buckets = builders.buckets(config, chips // config.mesh.space, config.mesh.space)
         costs = {}
         for b in buckets:
             needed = round(really(config.data.buckets.image_64x64.batch, b.batch / chips))

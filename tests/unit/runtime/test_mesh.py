@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from tests.support.faults import Fault, injecting
 from tests.support.models import SMALL
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
@@ -19,11 +20,11 @@ from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.discriminator import Discrimination, Discriminator
 from vaejax.plan import hlo
 from vaejax.runtime import mesh as sharding
+from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
 from vaejax.train import programs as compiled
 from vaejax.train import state as train_state
 from vaejax.train import step as train_step
-from vaejax.train.fault import Fault
 
 
 def check_that_no_loop_exchanges(text):
@@ -48,8 +49,9 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     settings = config.defaults().optim
     settings.update({"warmup": 0, "agc": 0.01})
     optimizer = optim.optimizer(settings, 10)
-    state, shardings = train_state.create(model, optimizer, adversary, mesh, 0)
-    gathered = train_step.nothing_gathered(state, adversary)
+    state = train_state.create(model, optimizer, adversary, mesh, 0)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    gathered = train_step.zeros(state, adversary)
     key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
     rng, terms = np.random.default_rng(0), {}
     for shape in ((images, 1, 32, 16, 3), (8, 5, 16, 16, 3)):  # 4 on 8 devices are split by height
@@ -118,7 +120,7 @@ def test_no_leaf_of_a_new_state_is_weakly_typed():
     modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
     optimizer = optim.optimizer(config.defaults().optim, 10)
     model, adversary = Autoencoder(Architecture(**SMALL)), Adversary(modules, optax.adam(1e-3))
-    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    state = train_state.create(model, optimizer, adversary, mesh, 0)
     assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
 
 
@@ -133,17 +135,17 @@ def spoiled(place, devices):
     adversary = Adversary(modules, optax.adam(1e-3))
     settings = config.defaults().optim
     optimizer, clipping = optim.optimizer(settings, 10), optim.clipping(settings)
-    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    state = train_state.create(model, optimizer, adversary, mesh, 0)
     fault = Fault(place, "image_16x16", lambda step, x: step == 1, sample=5)
     shapes = train_state.shapes(model, optimizer, adversary, mesh)
     programs = compiled.Programs(
-        shapes, mesh, model, objective, adversary, optimizer, clipping, 0.9, {}, faults=[fault]
+        shapes, mesh, model, objective, adversary, optimizer, clipping, 0.9, {}, inject=injecting(fault)
     )
-    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0, is_main=False)
+    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0)
     rng, states, finite = np.random.default_rng(0), [], []
     for step in range(3):
         batch = Batch(rng.integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8), range(8), [], [])
-        update.prepare(step)
+        update.prepare(step, Watchdog(0))
         state, terms = update(state, {"image_16x16": batch})
         states.append(jax.device_get(state))
         finite.append((bool(terms["all"]["finite"]), bool(terms["image_16x16"]["finite"])))
@@ -168,7 +170,7 @@ def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothi
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(skipped.replace(step=before.step)), strict=True):
         assert a.tobytes() == b.tobytes()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
-    for part in ("params", "ema", "optimizer", "opponents"):
+    for part in ("params", "ema", "optimizer", "discriminators"):
         pairs = zip(
             jax.tree.leaves(getattr(before, part)), jax.tree.leaves(getattr(after, part)), strict=True
         )

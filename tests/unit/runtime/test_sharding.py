@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
 from tests.support.models import clip
-from vaejax.config import schema as configuration
+from vaejax.config import builders
 from vaejax.configs import joint
 from vaejax.data.bucket import Bucket
 from vaejax.models.autoencoder import Architecture, Autoencoder
@@ -26,8 +26,8 @@ def flagship(data, fsdp):
     """The shapes and shardings of its state, discriminators and all."""
     mesh = AbstractMesh((data, fsdp, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     config = joint.get_config()
-    model = Autoencoder(configuration.architecture(config.model))
-    adversary = configuration.adversary(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
+    model = Autoencoder(builders.architecture(config.model))
+    adversary = builders.adversary(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
     return train_state.shapes(model, optim.optimizer(config.optim, config.steps), adversary, mesh)
 
 
@@ -39,12 +39,15 @@ def lines(tree):
 
 def test_every_parameter_of_the_flagship_lies_where_the_golden_file_says():
     state = flagship(16, 16)
-    parameters = {"params": state.params, "opponents": {n: one.params for n, one in state.opponents.items()}}
+    parameters = {
+        "params": state.params,
+        "opponents": {n: one.params for n, one in state.discriminators.items()},
+    }
     assert list(lines(parameters)) == GOLDEN.read_text().splitlines()
     # Averages and moments lie with their parameters.
     for tree in (state.ema, optax.tree.get(state.optimizer, "mu"), optax.tree.get(state.optimizer, "nu")):
         assert list(lines(tree)) == list(lines(state.params))
-    for one in state.opponents.values():
+    for one in state.discriminators.values():
         assert list(lines(optax.tree.get(one.optimizer, "mu"))) == list(lines(one.params))
 
 

@@ -14,6 +14,7 @@ from vaejax.losses.objective import Objective
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.discriminator import Discrimination, Discriminator
 from vaejax.runtime import mesh as sharding
+from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
 from vaejax.train import programs as compiled
 from vaejax.train import state as train_state
@@ -26,7 +27,7 @@ def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
     model = Autoencoder(Architecture(**SMALL))
     settings = config.defaults().optim
     optimizer = optim.optimizer(settings, 10)
-    state, _ = train_state.create(model, optimizer, adversary, mesh, 0)
+    state = train_state.create(model, optimizer, adversary, mesh, 0)
     programs = compiled.Programs(
         train_state.shapes(model, optimizer, adversary, mesh),
         mesh,
@@ -38,16 +39,17 @@ def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
         0.9,
         {},
     )
-    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0, is_main=False)
+    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0)
     frames = np.random.default_rng(0).integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8)
     there, judged = {}, []
 
-    def count(what):
-        gc.collect()
-        there.setdefault(what, []).append(len(jax.devices()[0].client.live_executables()))
+    class Counting(Watchdog):
+        def doing(self, what, step, patient=False):
+            gc.collect()
+            there.setdefault(what, []).append(len(jax.devices()[0].client.live_executables()))
 
     for step in (0, 1, 2, 3, 0):
-        update.prepare(step, count)
+        update.prepare(step, Counting(0))
         state, terms = update(state, {"image_16x16": Batch(frames, range(8), [], [])})
         judged.append("accuracy_image" in terms["all"])
     assert judged == [False, False, True, True, False]

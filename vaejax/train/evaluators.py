@@ -1,0 +1,103 @@
+"""The evaluations of a run: scores and panels of held-out samples, and the diffusion probe."""
+
+from collections.abc import Callable
+
+from vaejax.config import builders
+from vaejax.errors import Stopped
+from vaejax.evaluate.during_training import HeldOut
+from vaejax.probe.during_training import TrainingProbe
+from vaejax.rundir.reporter import Reporter
+from vaejax.runtime.preemption import Preemption
+from vaejax.runtime.watchdog import Watchdog
+from vaejax.train.schedule import Due
+from vaejax.train.setup import Setup
+from vaejax.train.state import TrainState
+
+
+class Evaluators:
+    """Evaluates what is due; compiled once per run.
+
+    Args:
+      setup: of the run.
+      watchdog: hears of every batch.
+      preemption: a signal ends an evaluation early, except the one after the last update.
+    """
+
+    def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
+        config, programs = setup.config, setup.programs
+        self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
+        self._step = 0
+        networks = {"alexnet": builders.load_lpips("alexnet")}
+        if programs.lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
+            networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
+        self._held_out = HeldOut(
+            setup.sources,
+            setup.buckets,
+            config,
+            programs.model,
+            programs.objective,
+            setup.mesh,
+            networks,
+            self._stopping("evaluating", last_finishes=True),
+        )
+        self._probe = None
+        if config.probe.every:
+            self._probe = TrainingProbe(
+                setup.sources,
+                setup.buckets,
+                config,
+                programs.model,
+                setup.mesh,
+                self._stopping("probing", last_finishes=False),
+            )
+
+    def run(self, due: Due, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
+        """Evaluates what is due and reports it.
+
+        Returns:
+          Scores, 'BUCKET/NAME' or 'mean/NAME' to value; {} for what a signal or an error ended early.
+        """
+        self._step = step
+        self._watchdog.doing("evaluating", step, patient=True)
+        scores = self.score(step, state, report) if due.score else {}
+        if due.probe and self._probe:
+            scores |= self._run_probe(self._probe, step, state, report)
+        if due.show:
+            self._show(step, state, report)
+        return scores
+
+    def score(self, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
+        """Scores the held-out samples of every bucket."""
+        self._step = step
+        try:
+            scores = self._held_out.evaluate(state.ema, state.params)
+        except Stopped:
+            return {}
+        report.scores(step, scores, self._held_out.table(step, scores))
+        return scores
+
+    def _run_probe(
+        self, probe: TrainingProbe, step: int, state: TrainState, report: Reporter
+    ) -> dict[str, float]:
+        scores, picture = probe.evaluate(state.ema)
+        if scores:
+            report.scores(step, scores, probe.line(step, scores))
+        if picture is not None:
+            report.picture(step, probe.bucket.name, "generated", picture)
+        return scores
+
+    def _show(self, step: int, state: TrainState, report: Reporter) -> None:
+        try:
+            for name, *columns in self._held_out.panels(state.ema):
+                report.panels(step, name, *columns)
+        except Stopped:
+            pass
+
+    def _stopping(self, what: str, last_finishes: bool) -> Callable[[], bool]:
+        """Asked between batches, by all processes together: whether to give up."""
+
+        def stopping() -> bool:
+            self._watchdog.doing(what, self._step, patient=True)
+            return self._preemption.received() and not (last_finishes and self._step == self._steps)
+
+        return stopping

@@ -1,0 +1,54 @@
+"""The end of a run: the statistics of its latents, and a summary."""
+
+import jax
+
+from vaejax.config import Config
+from vaejax.evaluate import latent_statistics
+from vaejax.evaluate.codecs.vae import VaeCodec
+from vaejax.rundir import latent_statistics as stored_statistics
+from vaejax.rundir.console import duration
+from vaejax.rundir.folder import RunFolder
+from vaejax.runtime import distributed
+from vaejax.train.setup import Setup
+
+
+def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
+    """Keeps the statistics of the training latents, which diffusion models normalize by, with the run.
+
+    Args:
+      setup: of the run.
+      folder: its last checkpoint is complete.
+      ema: EMA parameters of the autoencoder.
+    """
+    config = setup.config
+    if config.eval.latent_samples:
+        codec = VaeCodec("run", setup.programs.model, ema, mesh=setup.mesh)
+        latent_statistics.keep(codec, setup.sources, setup.buckets, config, folder.path, config.steps)
+
+
+def complete(folder: RunFolder, step: int, config: Config) -> None:
+    """Computes the latent statistics of a finished run that lacks them, e.g. because it was killed."""
+    missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
+    if any(distributed.gathered(missing)):
+        latent_statistics.of_run(VaeCodec.open(str(folder.path)), str(folder.path), step)
+
+
+def last_words(folder: RunFolder, config: Config, scores: dict[str, float], seconds: float) -> str:
+    """The summary of a finished run: steps, time, scores, and what to do next."""
+    lines = [f"done: {config.steps} updates in {duration(seconds)} on {jax.device_count()} device(s)"]
+    names = {key.partition("/")[0]: None for key in scores if key.endswith("/psnr")}
+    for bucket in names:
+        if bucket == "mean":
+            continue
+        psnr, linear = scores[f"{bucket}/psnr"], scores.get(f"{bucket}/psnr_linear")
+        line = f"  {bucket:20} psnr {psnr:.2f} dB"
+        if linear is not None:
+            line += f" ({psnr - linear:+.2f} dB vs linear codec)"
+        if (lpips := scores.get(f"{bucket}/lpips_alexnet")) is not None:
+            line += f"  lpips {lpips:.3f}"
+        lines.append(line)
+    lines.append(f"look at: {folder.path / 'panels' / str(config.steps)}")
+    lines.append(
+        f"next: python -m vaejax.evaluate --checkpoint={folder.path} --out={folder.path / 'evaluation'}"
+    )
+    return "\n".join(lines)
