@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from vaejax import cli
 from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED
 
+COMPUTE_DTYPES = ("float32", "bfloat16")  # load.DTYPES, without importing JAX for --help
 STOPPED = "stopped; run the same command again to continue"
 
 
@@ -78,9 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from vaejax.codec.batch import DONE
     from vaejax.codec.latent_file import DTYPES, EXTENSION
-    from vaejax.codec.load import DTYPES as COMPUTE
+    from vaejax.codec.tasks import DECODE, ENCODE, RECONSTRUCT
 
     parser = cli.parser(
         "vaejax.codec",
@@ -91,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         " Exit code 2 if a file was refused; the others are finished nevertheless.",
         "encode ~/Videos latents --model=runs/demo",
     )
-    parser.add_argument("action", choices=DONE, help="encode to latent files, decode them, or do both")
+    parser.add_argument(
+        "action",
+        choices=(ENCODE, DECODE, RECONSTRUCT),
+        help="encode to latent files, decode them, or do both",
+    )
     parser.add_argument("source", metavar="IN", help="a file, a folder, or - for stdin")
     parser.add_argument("target", metavar="OUT", help="a file, a folder, or - for stdout")
     parser.add_argument("--model", metavar="PATH", required=True, help="folder of a run or of vaejax.export")
@@ -99,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         "--step", metavar="N", type=cli.at_least(0), help="checkpoint of a run; default: the latest"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of latents; default: float16")
-    parser.add_argument("--compute", choices=COMPUTE, default="", help="compute dtype; default: as trained")
+    parser.add_argument(
+        "--compute", choices=COMPUTE_DTYPES, default="", help="compute dtype; default: as trained"
+    )
     parser.add_argument(
         "--tile",
         metavar="PIXELS",
@@ -141,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
+    flags, started = _parser().parse_args(arguments), time.monotonic()
+    # Imported here: --help needs no JAX.
     import vaejax
     from vaejax import files
     from vaejax.codec.batch import REFUSED, BatchConverter
@@ -148,7 +156,6 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     from vaejax.codec.tasks import PIPE, open_tasks
     from vaejax.runtime import cache
 
-    flags, started = _parser().parse_args(arguments), time.monotonic()
     interrupt.phase = "waits"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it was opened
     with open_tasks(flags.action, flags.source, flags.target, flags.shard) as tasks:

@@ -1,4 +1,4 @@
-"""A run's codec is its autoencoder; a name that opens nothing is told in one line."""
+"""The codec of a run is its autoencoder; a name that opens nothing is an error of one line."""
 
 import json
 import os

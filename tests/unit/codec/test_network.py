@@ -9,7 +9,7 @@ import pytest
 import vaejax
 from tests.support import codec_run
 from tests.support.frames import pans
-from vaejax.codec import network
+from vaejax.codec import __main__, load, network
 from vaejax.evaluate.codecs.vae import VaeCodec
 
 
@@ -27,6 +27,10 @@ def traces():
         yield events
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_the_command_line_offers_the_dtypes_that_a_model_can_compute_in():
+    assert __main__.COMPUTE_DTYPES == load.DTYPES
 
 
 @pytest.fixture(scope="module")

@@ -123,8 +123,8 @@ class Linear:
 class Jpeg:
     """Stores every frame as a JPEG, written by Pillow with 4:4:4 color.
 
-    Compared with 4:2:0 at the bits of 16-channel latents, 4:4:4 is equally good on photos if a latent pixel
-    encodes 8x8x4 pixels (1.2 bits per pixel), and 0.8 to 1.7 dB better if it encodes 8x8 (4 bits).
+    4:4:4 and 4:2:0 were compared on photos, at the bits of 16-channel latents. At 1.2 bits per pixel (a
+    latent pixel encodes 8x8x4 pixels) they are equally good. At 4 bits (8x8) 4:4:4 is 0.8 to 1.7 dB better.
 
     Args:
       name: 'jpeg:Q' or 'jpeg:matched'.
@@ -158,8 +158,8 @@ class Jpeg:
     def matched(cls, name: str, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Jpeg":
         """Chooses the quality at which frames take, on average, as many bits as latents of this size.
 
-        Latents of an image take more bits per pixel than those of a clip, so each (T, H, W) has its own
-        quality, chosen on the middle frames of the first MATCHED_FRAMES samples of that shape.
+        Each (T, H, W) has its own quality, since latents of an image take more bits per pixel than those of a
+        clip. It is chosen on the middle frames of the first MATCHED_FRAMES samples of that shape.
 
         Raises:
           InputError: without samples.
