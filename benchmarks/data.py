@@ -17,7 +17,7 @@ import time
 from vaejax.config.schema import defaults
 from vaejax.data.bucket import parse_buckets
 from vaejax.data.pipeline import train_stream
-from vaejax.data.sampler import Order
+from vaejax.data.sampler import Sampler
 from vaejax.data.sources import check_buckets, open_sources
 from vaejax.errors import InputError
 
@@ -32,14 +32,14 @@ BUCKETS = {
 
 
 def one_core(sources, bucket, data, seconds):
-    """Measures decoding of one bucket in this process."""
-    order = Order(sources, bucket, "train", data)
-    order[0], order[1]
+    """Samples of one bucket, one after the other, in this process."""
+    sampler = Sampler(sources, bucket, "train", data)
+    sampler[0], sampler[1]
     times = []
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds or len(times) < 3:
         start, cpu = time.perf_counter(), time.process_time()
-        order[len(times) + 2]
+        sampler[len(times) + 2]
         times.append((time.perf_counter() - start, time.process_time() - cpu))
     wall, cpu = (sum(column) for column in zip(*times, strict=True))
     frames = len(times) * bucket.frames

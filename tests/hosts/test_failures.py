@@ -78,7 +78,7 @@ def test_media_that_go_are_named_and_a_folder_that_goes_ends_the_run(tmp_path):
 
 def test_a_data_worker_that_hangs_is_told_and_one_that_dies_ends_the_run(tmp_path):
     arguments = [*ARGUMENTS, "--config.steps=4000", "--config.recovery.stall=15"]
-    killed = "error: a process that loads samples was ended from outside (exit code -9; out of memory?)"
+    killed = "error: a data loading process was killed (exit code -9; out of memory?)"
     for number, told in ((signal.SIGSTOP, "waiting for samples"), (signal.SIGKILL, killed)):
         workdir = tmp_path / number.name
         started = processes.start(1, 4, [f"--workdir={workdir}", *arguments], tmp_path / "logs" / number.name)

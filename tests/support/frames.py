@@ -1,11 +1,11 @@
-"""Frames of real photos, cut and panned over."""
+"""Windows of real photos, and clips that pan over them."""
 
 import numpy as np
 from skimage import data
 
 
 def photos(count, height=48, width=64):
-    """Windows of photos as images (count, 1, H, W, 3)."""
+    """Windows of photos as images, uint8 (count, 1, H, W, 3)."""
     sources = [data.astronaut(), data.coffee(), data.rocket(), data.chelsea()]
     rng, out = np.random.default_rng(0), []
     for i in range(count):
@@ -16,6 +16,6 @@ def photos(count, height=48, width=64):
 
 
 def pans(count, length, height=48, width=64):
-    """Windows that pan over photos: clips (count, length, H, W, 3)."""
+    """Clips of a window that moves over photos, uint8 (count, length, H, W, 3)."""
     wide = photos(count, height, width + length)[:, 0]
     return np.stack([wide[:, :, t : t + width] for t in range(length)], axis=1)

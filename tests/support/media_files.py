@@ -1,4 +1,4 @@
-"""Makes photos and clips whose content is known: the pictures are drawn here, the YUV by formula."""
+"""Photos and clips of known content: drawn pictures, converted to YUV by formula."""
 
 import os
 import struct
@@ -15,30 +15,30 @@ AV_RANGE = {"limited": 1, "full": 2, None: 0}
 
 
 def corners(height: int = 64, width: int = 96) -> np.ndarray:
-    """Four quadrants of known colours, (H, W, 3)."""
+    """Four quadrants of known colors, (H, W, 3)."""
     out = np.zeros((height, width, 3), np.uint8)
-    for i, colour in enumerate(CORNERS):
+    for i, color in enumerate(CORNERS):
         rows = slice(0, height // 2) if i < 2 else slice(height // 2, None)
-        out[rows, slice(0, width // 2) if i % 2 == 0 else slice(width // 2, None)] = colour
+        out[rows, slice(0, width // 2) if i % 2 == 0 else slice(width // 2, None)] = color
     return out
 
 
 def write_photos(folder, count: int, size: int = 48) -> None:
-    """Writes smooth random photos, 00.png and on, into a folder."""
+    """Writes smooth random photos 00.png, 01.png, ... into a folder."""
     rng = np.random.default_rng(0)
     for i in range(count):
         small = Image.fromarray(rng.integers(256, size=(6, 6, 3), dtype=np.uint8))
         small.resize((size, size), Image.BICUBIC).save(folder / f"{i:02}.png")
 
 
-def corner_colours(picture: np.ndarray) -> np.ndarray:
-    """The middle of each quadrant, (4, 3)."""
+def corner_colors(picture: np.ndarray) -> np.ndarray:
+    """The color at the center of each quadrant, (4, 3)."""
     h, w = picture.shape[:2]
     return np.array([picture[y, x] for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)], int)
 
 
 def numbered(number: int) -> np.ndarray:
-    """A 64x96 picture whose lower half spells a number in 8 bars, white for 1."""
+    """A 64x96 picture whose lower half shows a number as 8 bars, white for 1."""
     out = corners()
     for bit in range(8):
         out[32:, 12 * bit : 12 * bit + 12] = 225 if number >> bit & 1 else 25
@@ -46,7 +46,7 @@ def numbered(number: int) -> np.ndarray:
 
 
 def number_of(picture: np.ndarray) -> int:
-    """Reads the number from a picture of any size that was drawn by `numbered`."""
+    """The number in a picture drawn by `numbered`, at any size."""
     h, w = picture.shape[:2]
     bars = [picture[3 * h // 4, int((bit + 0.5) * w / 8)].mean() > 125 for bit in range(8)]
     return sum(int(on) << bit for bit, on in enumerate(bars))
@@ -88,10 +88,10 @@ def write_clip(
     title=None,
     movflags=None,
 ):
-    """Encodes pictures (H, W, 3) as 4:2:0, or 4:4:4 where H or W is odd; without pictures, only audio.
+    """Encodes pictures (H, W, 3) as 4:2:0, or 4:4:4 if H or W is odd; without pictures, only audio.
 
-    `times` are the ticks of each frame; None is one frame each 1 / rate. `matrix` and `span` are the tags
-    written, None leaves the clip untagged; `drawn` is the (matrix, span) of the pixels where it differs.
+    `times` are the ticks of the frames; by default a frame lasts 1 / rate. `matrix` and `span` are the tags
+    written, None for an untagged clip. `drawn` is the (matrix, span) of the pixels if they differ.
     """
     used = drawn or (matrix or "601", span or "limited")
     height, width = pictures[0].shape[:2] if pictures else (0, 0)
@@ -152,6 +152,7 @@ def turn(path, a: int, b: int, c: int, d: int) -> None:
 
 
 def replace_bytes(path, old: bytes, new: bytes) -> None:
+    """Replaces bytes in a file."""
     with open(path, "rb") as file:
         data = file.read()
     assert old in data
@@ -160,7 +161,7 @@ def replace_bytes(path, old: bytes, new: bytes) -> None:
 
 
 def keep(path, share: float) -> None:
-    """Cuts a file off after a share of its bytes."""
+    """Truncates a file to a share of its bytes."""
     os.truncate(path, int(os.path.getsize(path) * share))
 
 
@@ -168,7 +169,7 @@ UNREADABLE = {"audio_only.mp4", "empty.mp4", "text.mp4", "truncated.jpg", "trunc
 
 
 def make(folder) -> dict[str, str]:
-    """Fills a folder with awkward and broken files; returns the path of each name."""
+    """Fills a folder with unusual and broken files; returns {name: path}."""
     os.makedirs(folder, exist_ok=True)
     _make_photos(folder)
     _make_clips(folder)
@@ -187,7 +188,7 @@ def _make_photos(folder) -> None:
     save(np.concatenate([picture, opaque], -1), "alpha.png")
     save(Image.fromarray(picture).convert("CMYK"), "cmyk.jpg", quality=95, subsampling=0)
     exif = Image.Exif()
-    exif[0x0112] = 6  # show it turned by 90 degrees clockwise
+    exif[0x0112] = 6  # displayed rotated by 90 degrees clockwise
     save(picture, "exif_rotated.jpg", quality=95, subsampling=0, exif=exif)
     save((255 * ramp).astype(np.uint8), "grey.png")
     save((65535 * ramp).astype(np.uint16), "grey16.png")
@@ -214,9 +215,9 @@ def _make_clips(folder) -> None:
     clip("variable_rate.mp4", numbers[: len(times)], times=times, tick=Fraction(1, 1000))
     turn(
         clip("rotated_90.mp4", [corners()] * 10), 0, 1, -1, 0
-    )  # as a phone held upright writes it: clockwise
+    )  # as written by a phone held upright: clockwise
     clip("odd_size_51x35.mp4", [corners(35, 51)] * 5)
-    # The fields of an interlaced picture are drawn at two instants: here the second is 8 columns further on.
+    # The fields of an interlaced picture show two instants: here the second is shifted by 8 columns.
     fields = [np.roll(numbered(0b10110011)[32:].repeat(2, 0), 8 * i, 1) for i in range(20)]
     even = np.arange(64)[:, None, None] % 2 == 0
     woven = [np.where(even, *pair) for pair in zip(fields[::2], fields[1::2], strict=True)]
@@ -233,7 +234,7 @@ def _make_clips(folder) -> None:
             assert head[at : at + 4] == count
             file.seek(at)
             file.write(struct.pack("<I", 444))
-    keep(clip("truncated.mp4", numbers), 0.6)  # its table of contents was at the end
+    keep(clip("truncated.mp4", numbers), 0.6)  # its table of contents is at the end
     keep(clip("cut_short.mp4", numbers, movflags="faststart"), 0.6)  # here it is at the beginning
     for name, content in (("empty.mp4", ""), ("text.mp4", "this is not a video\n" * 50)):
         with open(os.path.join(folder, name), "w") as file:

@@ -7,7 +7,7 @@ import runpy
 
 from vaejax.data import pipeline
 
-_next = pipeline.UpdateStream.__next__
+_next = pipeline.TrainStream.__next__
 
 
 def _noted(stream):
@@ -21,5 +21,5 @@ def _noted(stream):
 
 
 if __name__ == "__main__":
-    pipeline.UpdateStream.__next__ = _noted
+    pipeline.TrainStream.__next__ = _noted
     runpy.run_module("vaejax.main", run_name="__main__")

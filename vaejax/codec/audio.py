@@ -55,13 +55,13 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
       InputError: if it cannot be copied.
     """
     try:
-        with clip.opened(path) as container:
+        with clip.open_container(path) as container:
             if not container.streams.audio:
                 return None
             if not can_hold("matroska", container):
                 name = codec_name(container.streams.audio[0])
                 raise InputError(f"audio of the kind {name}; accepted: a kind that Matroska can hold")
-        container = clip.opened(path)
+        container = clip.open_container(path)
     except FFmpegError as error:
         raise InputError(f"audio: {one_line(error)}; accepted: {ACCEPTED}") from error
     with container:

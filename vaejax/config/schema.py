@@ -361,8 +361,8 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def defaults() -> ConfigDict:
-    """Every key with its default, for a configuration file to change."""
+def defaults() -> Any:
+    """A ConfigDict of every key with its default, for a configuration file to change."""
     return ConfigDict(dataclasses.asdict(Config()))
 
 

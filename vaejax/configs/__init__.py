@@ -1,17 +1,16 @@
 """Configurations that ship with vaejax; name them without a path: --config=demo."""
 
 from collections.abc import Sequence
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from vaejax.config.schema import defaults
 
 
-def variant(arg: str, known: Sequence[str]) -> ConfigDict:
-    """The defaults, for a file in configs/ whose variants, FILE.py:ARG, are `known`.
+def variant(arg: str, known: Sequence[str]) -> Any:
+    """The default ConfigDict, for a configuration file with these variants, FILE.py:VARIANT.
 
     Raises:
-      ValueError: if `arg` is none of them.
+      ValueError: if `arg` is not a known variant.
     """
     if arg not in known:
         raise ValueError(
@@ -20,8 +19,8 @@ def variant(arg: str, known: Sequence[str]) -> ConfigDict:
     return defaults()
 
 
-def shrink(config: ConfigDict) -> None:
-    """Makes a run of minutes on a laptop of a configuration whose buckets were shrunk, for `FILE.py:tiny`."""
+def shrink(config: Any) -> None:
+    """Shrinks a configuration to a run of minutes on a laptop; the caller shrinks its buckets."""
     config.steps = 20
     config.log_every = 5
     config.data.min_quality = 0

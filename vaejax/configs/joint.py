@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "large":
         config.mesh.update({"fsdp": 16, "space": 8})
         for name, batch in LARGE.items():
-            config.data.buckets[name].batch = batch
+            config.data.buckets[name]["batch"] = batch
     if arg == "tiny":
         shrink(config)
         config.data.buckets = {

@@ -1,58 +1,58 @@
-"""The array_record source: original files packed into shards by vaejax.data.prepare."""
+"""The array_record source: the original files, packed into shards by vaejax.data.prepare."""
 
 import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow.parquet as pq
 
-from vaejax.data import table as rows
+from vaejax.data.table import Record, Source, from_index
 from vaejax.errors import InputError
+
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
 
 INDEX_FILE = "index.parquet"
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayRecordSource(rows.Source):
-    """The same rows as the media folder it was made of; only the way to the bytes differs."""
+class ArrayRecordSource(Source):
+    """Records packed from a media folder, with the same samples and held-out files as the folder."""
 
     FIELDS: ClassVar[tuple[str, ...]] = ("path",)
     folder: str = ""
 
     @classmethod
-    def open(
-        cls, label: str, weight: float, fields: Mapping[str, Any], data: Any, key: str
-    ) -> "ArrayRecordSource":
-        """Opens the folder `path` that vaejax.data.prepare wrote."""
+    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+        """Opens the folder `path`, written by vaejax.data.prepare."""
         folder = os.path.expanduser(str(fields.get("path", "")))
         path = os.path.join(folder, INDEX_FILE)
         if not folder or not os.path.isfile(path):
             raise InputError(
-                f"{key} = {folder!r}: no {INDEX_FILE} there; accepted: a folder made by"
+                f"{key} = {folder!r}: contains no {INDEX_FILE}; accepted: a folder made by"
                 " python -m vaejax.data.prepare --media=FOLDER --out=DIR"
             )
         index = pq.read_table(path)
         missing = sorted(set(index["shard"].drop_null().unique().to_pylist()) - set(os.listdir(folder)))
         if missing:
             raise InputError(
-                f"{key} = {folder}: {missing[0]} is missing; accepted: every shard of {INDEX_FILE}"
+                f"{key} = {folder}: {missing[0]} is missing; accepted: a folder with every shard in"
+                f" {INDEX_FILE}"
             )
-        bad = [(f["path"], f["error"]) for f in index.select(["path", "error"]).to_pylist() if f["error"]]
-        table = rows.from_index(index, data.holdout, folder)
-        return cls(
-            label, weight, table, tuple((os.path.join(folder, path), reason) for path, reason in bad), folder
-        )
+        files = index.select(["path", "error"]).to_pylist()
+        unreadable = tuple((os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"])
+        return cls(label, weight, from_index(index, data.holdout, folder), unreadable, folder)
 
-    def fetch(self, row: rows.Row) -> bytes:
+    def fetch(self, record: Record) -> bytes:
         """The bytes of the original file."""
-        return _reader(os.path.join(self.folder, row.shard)).read([row.record])[0]
+        return _reader(os.path.join(self.folder, record.shard)).read([record.position])[0]
 
 
-@functools.lru_cache(maxsize=256)  # one open file a shard and process
+@functools.lru_cache(maxsize=256)  # one open file per shard and process
 def _reader(path: str):
     from array_record.python.array_record_module import ArrayRecordReader
 
-    # The shards are read at random: no read-ahead.
+    # Read-ahead would be wasted on random access.
     return ArrayRecordReader(path, options="readahead_buffer_size:0")

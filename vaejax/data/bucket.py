@@ -1,4 +1,4 @@
-"""Buckets: the shapes that a run trains on, and the steps at which each is drawn."""
+"""Buckets: the sample shapes of a run, and the steps at which each is drawn."""
 
 import math
 import re
@@ -15,13 +15,15 @@ _FIELDS = ("batch", "weight", "every")
 
 @dataclass(frozen=True)
 class Bucket:
-    """One shape of sample, (T, H, W), with its place in an update.
+    """A sample shape (T, H, W), with its batch size and schedule.
 
     Attributes:
-      frames, height, width: T, H and W in pixels; an image is a video of one frame.
-      batch: samples of one batch, over all hosts.
-      weight: of this bucket's loss in the update's loss.
-      every: drawn at one step in so many.
+      frames: T; an image is a video of one frame.
+      height: H, pixels.
+      width: W, pixels.
+      batch: samples per batch, over all hosts.
+      weight: weight of this bucket's loss in the loss of an update.
+      every: period of the bucket in steps: one batch is drawn every `every` steps.
     """
 
     frames: int
@@ -55,14 +57,14 @@ def parse_buckets(
     shards: int = 1,
     space: int = 1,
 ) -> tuple[Bucket, ...]:
-    """The buckets that are on, in the order of their names.
+    """Parses the buckets of a configuration; returns those with a batch above 0, sorted by name.
 
     Args:
       config_buckets: {name: {batch, weight, every}}; a batch of 0 turns a bucket off.
-      spatial_factor: of the model; H and W are multiples of it.
-      temporal_factor: of the model; T = 1 + temporal_factor·k.
-      shards: parts that the mesh divides any batch into.
-      space: parts of each that it divides the batch into where it can, and else the height.
+      spatial_factor: downsampling factor of the model; H and W are multiples of it.
+      temporal_factor: downsampling factor of the model; T = 1 + temporal_factor·k.
+      shards: number of parts into which the mesh divides every batch.
+      space: number of parts into which it divides each shard: by samples if possible, otherwise by height.
 
     Raises:
       InputError: naming data.buckets.NAME, its value and what is accepted.
@@ -81,24 +83,25 @@ def parse_buckets(
             "data.buckets: every batch is 0 (off); accepted: at least one bucket with a batch from 1"
         )
     if all(b.every > 1 for b in buckets):
-        # A step that no bucket is scheduled for would be an update that learns from nothing.
+        # Otherwise a step could have no bucket at all.
         named = ", ".join(f"data.buckets.{b.name}.every = {b.every}" for b in buckets)
-        raise InputError(f"{named}; accepted: at least one bucket with every = 1, so that no step is empty")
+        raise InputError(f"{named}; accepted: every = 1 for at least one bucket, so that no step is empty")
     return buckets
 
 
 def scheduled(buckets: Sequence[Bucket], seed: int, step: int) -> tuple[Bucket, ...]:
-    """The buckets of which `step` draws one batch each; pure, so all processes agree."""
+    """The buckets that draw a batch at `step`; a pure function, so all processes agree."""
     return tuple(b for b in buckets if step % b.every == _first_step(b, seed))
 
 
 def draws(bucket: Bucket, seed: int, step: int) -> int:
-    """How many batches of `bucket` the steps before `step` drew."""
+    """The number of batches that `bucket` draws before `step`."""
     return (step - _first_step(bucket, seed) + bucket.every - 1) // bucket.every
 
 
 def _first_step(bucket: Bucket, seed: int) -> int:
-    """Spread by name, so that two buckets of every=8 need not meet; crc32 is the same in every process."""
+    """The first step that draws a bucket, spread by name so that buckets of equal period rarely coincide."""
+    # Unlike hash(), crc32 is the same in every process.
     return zlib.crc32(f"{seed}/{bucket.name}".encode()) % bucket.every
 
 
@@ -106,15 +109,17 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
     key = f"data.buckets.{name}"
     match = _NAME.fullmatch(name)
     if not match:
-        raise InputError(f"{key}: no bucket's name; accepted: image_HxW or video_TxHxW, e.g. image_256x256")
-    if not isinstance(fields, Mapping) and not hasattr(fields, "items"):
+        raise InputError(
+            f"{key}: not a valid bucket name; accepted: image_HxW or video_TxHxW, e.g. image_256x256"
+        )
+    if not hasattr(fields, "items"):
         raise InputError(f"{key} = {fields!r}; accepted: {{batch, weight, every}}, e.g. {{'batch': 8}}")
     fields = dict(fields.items())
     for field in fields:
         if field not in _FIELDS:
             raise InputError(f"{key}.{field}: no such field; accepted: {', '.join(_FIELDS)}")
     if "batch" not in fields:
-        raise InputError(f"{key}.batch is missing; accepted: samples over all devices, 0 for off")
+        raise InputError(f"{key}.batch is missing; accepted: samples per batch over all devices, 0 for off")
     frames, height, width = (int(g) for g in (("1", *match.groups()[:2]) if match[1] else match.groups()[2:]))
     if match[3] and frames == 1:
         raise InputError(f"{key}: T = 1 is an image; accepted: image_{height}x{width}")
@@ -135,15 +140,15 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
     if batch % shards:
         accepted = _nearest(batch, shards)
         raise InputError(
-            f"{key}.batch = {batch}; accepted: multiples of {shards}, the parts that the mesh"
-            f" (mesh.data x mesh.fsdp) divides it into, nearest {accepted}"
+            f"{key}.batch = {batch}; accepted: multiples of {shards}, the number of parts of the mesh"
+            f" (mesh.data x mesh.fsdp), nearest {accepted}"
         )
     unit = spatial * space
     if batch % (shards * space) and height % unit:
         raise InputError(
             f"{key}: H = {height}; accepted: multiples of {spatial}·mesh.space = {unit}, nearest"
-            f" {_nearest(height, unit)}, or batches in multiples of {shards * space}, which leave frames"
-            " whole"
+            f" {_nearest(height, unit)}, or a batch in multiples of {shards * space}, which does not split"
+            " frames"
         )
     if (
         isinstance(weight, bool)
@@ -161,6 +166,6 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _nearest(value: int, unit: int, offset: int = 0) -> str:
-    """The multiples of `unit` around `value`, each plus `offset`, without zero."""
+    """The positive multiples of `unit` on both sides of `value`, plus `offset`, as text."""
     below, above = value // unit * unit, -(-value // unit) * unit
     return f"{below + offset} or {above + offset}" if below else f"{above + offset}"

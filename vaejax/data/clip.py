@@ -1,20 +1,26 @@
-"""Clips as uint8 frames at their true times: rotated, with square pixels, in the colours tagged."""
+"""Decoding of clips to uint8 frames at their true times: upright, with square pixels and tagged colors."""
 
 import contextlib
 import io
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
+import av.container
+import av.stream
 import numpy as np
+from av.error import BlockingIOError as FilterNeedsInput
+from av.error import EOFError as FilterAtEnd
+from av.error import FFmpegError
+from av.filter import Graph
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from vaejax.data.crop import Cut, Unreadable
+from vaejax.data.crop import Crop, Unreadable
 
 EXTENSIONS = frozenset(
     {
@@ -43,18 +49,18 @@ EXTENSIONS = frozenset(
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace of a frame -> swscale's matrix
 _LIMITED, _FULL = 1, 2  # AVColorRange
 _LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # time goes by bytes there: frames came out 10 off
-# Titles in another encoding than UTF-8 are no reason to refuse a clip; from 19 on PyAV replaces by itself.
-_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # they seek by bytes: frames came out 10 off
+# A title that is not UTF-8 must not make a clip unreadable; from version 19 on PyAV replaces it by default.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _TOLERANCE = 1e-3  # seconds; a clock of 1/600 s rounds a frame's time by up to 0.8 ms
 
 
 @contextlib.contextmanager
-def _open(source) -> Iterator[tuple]:
-    """Yields the container and its first real video stream; decodes in this thread and closes at the end."""
-    # Named as a file, and FFmpeg held to files: a name like http:a.mp4 or a play list opens no connection.
-    # Not as `options`, which PyAV gives to the streams too: before 18 that crashes on .mpg.
-    target = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}"
+def _open(file: str | os.PathLike | bytes) -> Iterator[tuple]:
+    """Opens a clip; yields the container and its first video stream that is not cover art."""
+    # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
+    # `options` would not do: PyAV passes them on to the streams, which crashes on .mpg before version 18.
+    target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
     local = {"protocol_whitelist": "file"}
     with av.open(target, container_options=local, **_METADATA) as container:
         cover_art = av.stream.Disposition.attached_pic
@@ -63,30 +69,30 @@ def _open(source) -> Iterator[tuple]:
             raise Unreadable("has no video stream")
         codec = streams[0].codec_context
         if codec is None:
-            raise Unreadable("no decoder for its video")
+            raise Unreadable("has no decoder for its video stream")
         codec.thread_count = 1  # the workers are the parallelism
-        codec.options = {"err_detect": "explode"}  # an error, where FFmpeg would paint over the damage
+        codec.options = {"err_detect": "explode"}  # raise an error; FFmpeg would conceal the damage
         yield container, streams[0]
 
 
-def opened(path) -> av.container.InputContainer:
-    """A clip's file, to copy streams of it as they are."""
+def open_container(path: str | os.PathLike) -> av.container.InputContainer:
+    """Opens a clip to copy its streams without decoding."""
     return av.open(f"file:{os.fspath(path)}", container_options={"protocol_whitelist": "file"}, **_METADATA)
 
 
 class _Frame(NamedTuple):
-    time: float  # seconds; from the clip's first frame, once _frames_from has seen it
-    period: float  # seconds shown if no other follows
+    time: float  # seconds; by the file's clock in _decode, since the first frame in _frames_from
+    period: float  # seconds that it is shown if it is the last
     ratio: float  # width of a coded pixel over its height
     codec: str
     picture: av.VideoFrame
 
 
-def _decoded(container, stream) -> Iterator[_Frame]:
-    """Yields the frames as shown, their times strictly increasing; a missing timestamp is counted on."""
+def _decode(container, stream) -> Iterator[_Frame]:
+    """Yields the frames in display order with strictly increasing times; missing timestamps are filled in."""
     nominal = float(1 / (stream.average_rate or Fraction(25)))
     ratio = float(stream.sample_aspect_ratio or 1)
-    ratio = ratio if 0.1 < ratio < 10 else 1.0  # nonsense in the header
+    ratio = ratio if 0.1 < ratio < 10 else 1.0  # implausible header
     last = None
     for picture in container.decode(stream):
         time = picture.time
@@ -97,82 +103,84 @@ def _decoded(container, stream) -> Iterator[_Frame]:
         yield _Frame(time, period, ratio, stream.codec_context.name, picture)
 
 
-def _frames_from(source, start: float) -> Iterator[_Frame]:
-    """Yields the frames from one shown at or before `start`, from the nearest keyframe where it can."""
-    with _open(source) as (container, stream):
-        frames = _decoded(container, stream)
+def _frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[_Frame]:
+    """Yields frames from one shown at or before `start`: from the nearest keyframe if seeking works."""
+    with _open(file) as (container, stream):
+        frames = _decode(container, stream)
         first = next(frames, None)
         if first is None:
             raise Unreadable("no frame can be decoded")
-        frames = _sought(container, stream, first, start) if start > 0 else chain([first], frames)
+        frames = _seek(container, stream, first, start) if start > 0 else chain([first], frames)
         if frames is not None:
             for frame in frames:
                 yield frame._replace(time=frame.time - first.time)
             return
-    with _open(source) as (container, stream):
-        for frame in _decoded(container, stream):
+    with _open(file) as (container, stream):
+        for frame in _decode(container, stream):
             yield frame._replace(time=frame.time - first.time)
 
 
-def _sought(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | None:
-    """The frames from a keyframe before `start`; None if the seek came out late or has no clock."""
-    if first.picture.pts is None or container.format.name in _NO_CLOCK_AFTER_SEEK:
+def _seek(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | None:
+    """The frames from a keyframe before `start`; None if the seek overshot or lost the timestamps."""
+    tick = first.picture.time_base
+    if first.picture.pts is None or tick is None or container.format.name in _NO_CLOCK_AFTER_SEEK:
         return None
     try:
-        container.seek(int((first.time + start) / first.picture.time_base), stream=stream)
-        frames = _decoded(container, stream)
-        found = next(frames, None)
-    except av.error.FFmpegError:
+        container.seek(int((first.time + start) / tick), stream=stream)
+        frames = _decode(container, stream)
+        landed = next(frames, None)
+    except FFmpegError:
         return None
-    if found is None or found.picture.pts is None or found.time > first.time + start + _TOLERANCE:
+    if landed is None or landed.picture.pts is None or landed.time > first.time + start + _TOLERANCE:
         return None
-    return chain([found], frames)
+    return chain([landed], frames)
 
 
-def _deinterlaced(frames: Iterator[_Frame]) -> Iterator[_Frame]:
-    """Passes frames on until one is flagged as interlaced; from there bwdif mends those that are flagged."""
-    graph, waiting = None, deque()  # the filter looks one frame ahead: its output comes that much later
+def _deinterlace(frames: Iterator[_Frame]) -> Iterator[_Frame]:
+    """Deinterlaces flagged frames by bwdif; frames before the first flagged one do not pass the filter."""
+    graph: Graph | None = None
+    waiting: deque[_Frame] = deque()  # the filter looks one frame ahead, so its output comes one frame later
     for frame in frames:
         picture = frame.picture
         if graph is None and not picture.interlaced_frame:
             yield frame
             continue
         if graph is None:
-            graph = av.filter.Graph()
-            source = graph.add_buffer(
+            graph = Graph()
+            buffer = graph.add_buffer(
                 width=picture.width,
                 height=picture.height,
                 format=picture.format,
                 time_base=picture.time_base or Fraction(1, 1000),
             )
             bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-            graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
+            graph.link_nodes(buffer, bwdif, graph.add("buffersink")).configure()
         waiting.append(frame)
         graph.push(picture)
-        yield from _pulled(graph, waiting)
+        yield from _pull(graph, waiting)
     if graph is not None:
         graph.push(None)
-        yield from _pulled(graph, waiting)
+        yield from _pull(graph, waiting)
 
 
-def _pulled(graph: av.filter.Graph, waiting: deque[_Frame]) -> Iterator[_Frame]:
+def _pull(graph: Graph, waiting: deque[_Frame]) -> Iterator[_Frame]:
     while waiting:
         try:
             picture = graph.pull()
-        except (av.error.BlockingIOError, av.error.EOFError):
+        except (FilterNeedsInput, FilterAtEnd):
             return
-        yield waiting.popleft()._replace(picture=picture)  # its tags are kept, its clock is another
+        yield waiting.popleft()._replace(picture=picture)  # keeps the time: the filter has its own clock
 
 
-def _intervals(frames: Iterator[_Frame]) -> Iterator[tuple[float, float, _Frame]]:
-    """Yields (begin, end, frame); damage is raised only after the last sound frame was given out."""
+def _intervals(frames: Iterator[_Frame]) -> Generator[tuple[float, float, _Frame]]:
+    """Yields (begin, end, frame); raises decoding errors only after the last intact frame."""
     current = damage = None
     try:
         for frame in frames:
             if current is not None:
                 yield current.time, frame.time, current
             current = frame
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         damage = error
     if current is not None:
         yield current.time, current.time + current.period, current
@@ -180,13 +188,15 @@ def _intervals(frames: Iterator[_Frame]) -> Iterator[tuple[float, float, _Frame]
         raise damage
 
 
-def read(source, count: int, fps: float | None, start: float, cut: Cut) -> np.ndarray:
+def read(
+    file: str | os.PathLike | bytes, count: int, fps: float | None, start: float, crop: Crop
+) -> np.ndarray:
     """Reads `count` frames, uint8 (T, H, W, 3), from `start` seconds on; see media.read."""
-    out = np.empty((count, cut.height, cut.width, 3), np.uint8)
-    done, scale = 0, _Scaler(cut)
-    with contextlib.closing(_intervals(_deinterlaced(_frames_from(source, start)))) as intervals:
+    out = np.empty((count, crop.height, crop.width, 3), np.uint8)
+    done, scale = 0, _Scaler(crop)
+    with contextlib.closing(_intervals(_deinterlace(_frames_from(file, start)))) as intervals:
         for _, end, frame in intervals:
-            # How many of the wanted times, start + i / fps, lie before the next frame.
+            # `until` counts the requested times, start + i / fps, before the next frame.
             left = end - _TOLERANCE - start
             until = done + (left > 0) if fps is None else min(count, math.ceil(left * fps))
             if until > done:
@@ -199,53 +209,53 @@ def read(source, count: int, fps: float | None, start: float, cut: Cut) -> np.nd
 
 
 class Clock(NamedTuple):
-    """What a clip's header and its first frame tell of its time.
+    """The timing of a clip by its header and first frame.
 
     Attributes:
-      start: of the first frame, seconds by the file's own clock, which its audio shares.
-      rates: frames a second that the header names, the likelier first; none, or wrong, in some files.
+      start: time of the first frame, in seconds by the file's own clock, which its audio shares.
+      rates: frame rates of the header, the most likely first; missing or wrong in some files.
     """
 
     start: float
     rates: tuple[Fraction, ...]
 
 
-def clock(source) -> Clock:
-    """See media.clock."""
-    with _open(source) as (container, stream):
-        first = next(_decoded(container, stream), None)
+def clock(file: str | os.PathLike | bytes) -> Clock:
+    """Reads the timing of a clip; see media.clock."""
+    with _open(file) as (container, stream):
+        first = next(_decode(container, stream), None)
         if first is None:
             raise Unreadable("no frame can be decoded")
         rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         return Clock(first.time, tuple(Fraction(rate) for rate in rates if rate))
 
 
-def stream(source) -> Iterator[tuple[float, float, np.ndarray]]:
-    """Every frame at its own size; see media.stream."""
-    damage, scale = [], None
-    with contextlib.closing(_frames_from(source, 0.0)) as frames:
-        for frame in _deinterlaced(_sound(frames, damage)):
+def stream(file: str | os.PathLike | bytes) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Reads every frame at the clip's own size; see media.stream."""
+    damage: list[FFmpegError] = []
+    scale: _Scaler | None = None
+    with contextlib.closing(_frames_from(file, 0.0)) as frames:
+        for frame in _deinterlace(_intact(frames, damage)):
             if scale is None:
                 width, height = _shown_size(frame)
-                scale = _Scaler(Cut(height, width, max_upscale=math.inf))
+                scale = _Scaler(Crop(height, width, max_upscale=math.inf))
             yield frame.time, frame.period, scale(frame)
     if damage:
         raise damage[0]
 
 
-def _sound(frames: Iterator[_Frame], damage: list) -> Iterator[_Frame]:
-    """The frames before damage, which is added to `damage`: what waits for the next frame is not lost."""
+def _intact(frames: Iterator[_Frame], damage: list[FFmpegError]) -> Iterator[_Frame]:
+    """Yields the frames before an error, which it adds to `damage`: the filter can still drain its queue."""
     try:
         yield from frames
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         damage.append(error)
 
 
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
-    """Quarter turns anticlockwise by which a viewer turns the coded picture, and whether it mirrors it first.
+    """The counterclockwise quarter turns that display the coded picture, and whether to mirror it first.
 
-    From the display matrix itself: `VideoFrame.rotation` takes a mirrored picture for one that stands on its
-    head.
+    Read from the display matrix: `VideoFrame.rotation` mistakes mirrored pictures for upside-down ones.
     """
     matrix = picture.side_data.get("DISPLAYMATRIX")
     if matrix is None:
@@ -260,57 +270,59 @@ def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
 def _shown_size(frame: _Frame) -> tuple[int, int]:
     """Width and height as displayed: square pixels (the width is stretched), then the rotation."""
     size = max(1, round(frame.picture.width * frame.ratio)), frame.picture.height
-    return size[::-1] if _orientation(frame.picture)[0] % 2 else size
+    return (size[1], size[0]) if _orientation(frame.picture)[0] % 2 else size
 
 
 class _Scaler:
-    """Colour, size and rotation of a clip's frames in one swscale pass, and the crop.
+    """Converts a clip's frames to RGB at the scale of a crop, in one swscale pass; then rotates and crops.
 
-    Lanczos with full chroma and rounding: 54 to 59 dB from an exact conversion followed by Pillow's Lanczos,
-    at 8x its speed on 720p. swscale's defaults (bilinear, half the chroma) are at 43 dB.
+    Lanczos with full chroma and accurate rounding is within 54 to 59 dB of an exact conversion followed by
+    Pillow's Lanczos, and 8 times as fast on 720p. swscale's defaults (bilinear, half chroma) reach 43 dB.
     """
 
-    def __init__(self, cut: Cut):
-        self._cut, self._reformatter = cut, VideoReformatter()  # one: its filter tables are made once
+    def __init__(self, crop: Crop):
+        self._crop, self._reformatter = crop, VideoReformatter()  # shared: it caches its filter tables
 
     def __call__(self, frame: _Frame) -> np.ndarray:
-        """The frame as uint8 (H, W, C)."""
+        """Converts a frame to uint8 (H, W, C)."""
         shown, (turns, mirrored) = _shown_size(frame), _orientation(frame.picture)
-        left, top, right, bottom = self._cut.box(shown)
-        wide = max(self._cut.width, round(shown[0] * self._cut.width / (right - left)))
-        high = max(self._cut.height, round(shown[1] * self._cut.height / (bottom - top)))
-        x = min(round(left * self._cut.width / (right - left)), wide - self._cut.width)
-        y = min(round(top * self._cut.height / (bottom - top)), high - self._cut.height)
+        left, top, right, bottom = self._crop.box(shown)
+        wide = max(self._crop.width, round(shown[0] * self._crop.width / (right - left)))
+        high = max(self._crop.height, round(shown[1] * self._crop.height / (bottom - top)))
+        x = min(round(left * self._crop.width / (right - left)), wide - self._crop.width)
+        y = min(round(top * self._crop.height / (bottom - top)), high - self._crop.height)
         coded = (high, wide) if turns % 2 else (wide, high)
         rgb = self._rgb(frame.picture, *coded)
         upright = np.rot90(rgb[:, ::-1] if mirrored else rgb, turns)
-        return upright[y : y + self._cut.height, x : x + self._cut.width]
+        return upright[y : y + self._crop.height, x : x + self._crop.width]
 
     def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> np.ndarray:
-        """By the matrix and range that the picture is tagged with.
+        """Converts by the picture's tagged matrix and range.
 
-        Where it is not tagged: BT.709 from 720 lines on, else BT.601, and limited range, as players assume.
+        Untagged pictures count as BT.709 from 720 lines on, else BT.601, in limited range, as players assume.
         """
-        colours = {}
+        colors = {}
         if not picture.format.is_rgb:
             matrix = _MATRICES.get(int(picture.colorspace), 1 if picture.height >= 720 else 5)
             full = int(picture.color_range) == _FULL or picture.format.name.startswith("yuvj")
-            colours = {"src_colorspace": matrix, "src_color_range": _FULL if full else _LIMITED}
+            colors = {"src_colorspace": matrix, "src_color_range": _FULL if full else _LIMITED}
         return self._reformatter.reformat(
-            picture, width, height, "rgb24", interpolation=_LANCZOS, threads=1, **colours
+            picture, width, height, "rgb24", interpolation=_LANCZOS, threads=1, **colors
         ).to_ndarray()
 
 
-def probe(source) -> dict:
-    """Decodes a clip whole and says what is in it; see media.probe."""
-    count = 0
+def probe(file: str | os.PathLike | bytes) -> dict:
+    """Decodes a whole clip and describes it; see media.probe."""
+    count, last = 0, None
     try:
-        with contextlib.closing(_frames_from(source, 0.0)) as frames:
+        with contextlib.closing(_frames_from(file, 0.0)) as frames:
             for last in frames:  # noqa: B007 - the last frame gives the duration
                 count += 1
-    except av.error.FFmpegError:
-        if not count:
+    except FFmpegError:
+        if last is None:
             raise
+    if last is None:
+        raise Unreadable("no frame can be decoded")
     width, height = _shown_size(last)
     return {
         "width": width,

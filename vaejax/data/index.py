@@ -1,7 +1,7 @@
-"""Scans a folder of photos and clips once into a Parquet table: what is in each file, and which are broken.
+"""The media index: a Parquet table of the photos and clips in a folder, with the unreadable files.
 
-Every file is decoded whole, so that training meets no surprise. A later scan reads only files that are new or
-changed (by size and modification time) and drops those that are gone.
+A scan decodes every file completely, so damage is known before training. A later scan reads only new and
+changed files (by size and modification time) and drops deleted ones.
 
     python -m vaejax.data.index FOLDER
 """
@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import queue
+import shlex
 import stat
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,32 +27,35 @@ from tqdm import tqdm
 
 from vaejax import cli
 from vaejax.data import media
+from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
+from vaejax.files import atomic_file, sweep
 from vaejax.runtime import cache
-from vaejax.runtime import host as machine
+from vaejax.runtime.host import cores
 
 INDEX_FILE = ".vaejax-index.parquet"
-# Columns are null in the rows of unreadable files, all but path, kind, size, mtime_ns and error. The version
-# makes an index of older columns or an older scanner count for nothing.
+# For unreadable files only path, kind, size, mtime_ns and error are set; the others are null. An index with
+# another version of the metadata is ignored: increase it when the columns or the scan change.
 SCHEMA = pa.schema(
     {
         "path": pa.string(),  # relative to the folder, with forward slashes
         "kind": pa.string(),  # 'image' | 'video'
         "width": pa.int32(),  # pixels as displayed: rotated, square
         "height": pa.int32(),
-        "frames": pa.int32(),  # really decodable
+        "frames": pa.int32(),  # number of decodable frames
         "fps": pa.float64(),  # mean; null for images
         "duration": pa.float64(),  # seconds; 0 for images
-        "rotation": pa.int32(),  # degrees clockwise, already counted in width and height
+        "rotation": pa.int32(),  # degrees clockwise; width and height are after it
         "codec": pa.string(),
         "bits_per_pixel": pa.float64(),  # of the file, per displayed pixel and frame
         "quality": pa.int32(),  # estimated JPEG quality, 1 to 100; null for other formats
         "size": pa.int64(),  # bytes
         "mtime_ns": pa.int64(),
-        "error": pa.string(),  # one line, null for files that can be read
+        "error": pa.string(),  # one line; null for readable files
     },
     metadata={"vaejax.index": "1"},
 )
+TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 _CRASHED = "the decoder crashed"
 _ACCEPTED = "accepted: a folder with photos or clips"
 
@@ -63,39 +69,39 @@ def load_or_build(
 ) -> pa.Table:
     """Brings the index of a folder up to date and returns it.
 
-    It is kept in the folder, or in the cache (cache.folder) where that cannot be written.
+    It is stored in the folder, or in the cache (cache.folder) if the folder is read-only.
 
     Args:
-      folder: a folder tree; hidden files and files of other kinds are passed over.
-      workers: processes that decode; None takes one for each core.
-      progress: shows a progress bar and a summary on stderr.
-      out: keeps the index in this file instead.
-      name: what the person who gave the folder calls it, for the errors.
+      folder: a folder tree; hidden files and other kinds of files are ignored.
+      workers: number of decoding processes; None starts one per core.
+      progress: whether to show a progress bar and a summary on stderr.
+      out: stores the index in this file instead.
+      name: the setting or argument that named the folder, for errors.
 
     Returns:
       A table of `SCHEMA`, one row per photo and clip, sorted by path.
 
     Raises:
-      InputError: no such folder, or nothing in it.
+      InputError: if the folder does not exist or has no photos or clips.
     """
     folder = os.path.abspath(os.path.expanduser(folder))
     if not os.path.isdir(folder):
         raise InputError(f"{name} = {folder}: no such folder; {_ACCEPTED}")
-    found = sorted(_files(folder), key=lambda row: row["path"])
-    if not found:
+    files = sorted(_files(folder), key=lambda file: file["path"])
+    if not files:
         raise InputError(f"{name} = {folder}: no photos or clips in it; {_ACCEPTED}")
     places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
     stored = [table for table in map(_load, places) if table is not None]
-    known = {_identity(row): row for table in reversed(stored) for row in table.to_pylist()}
-    # A crash may have been the machine's fault (memory): it is worth another try.
-    known = {key: row for key, row in known.items() if not (row["error"] or "").startswith(_CRASHED)}
-    rows = {row["path"]: known.get(_identity(row)) for row in found}
-    unknown = [row for row in found if rows[row["path"]] is None]
+    known = {_identity(entry): entry for table in reversed(stored) for entry in table.to_pylist()}
+    # A crash may have been the machine's fault (out of memory), so such files are tried again.
+    known = {key: entry for key, entry in known.items() if not (entry["error"] or "").startswith(_CRASHED)}
+    entries = {file["path"]: known.get(_identity(file)) for file in files}
+    unknown = [file for file in files if entries[file["path"]] is None]
     try:
-        for row in _scan(folder, unknown, workers, progress):
-            rows[row["path"]] = row
-    finally:  # an interrupted scan keeps what it has: the next one goes on from there
-        table = pa.Table.from_pylist([row for row in rows.values() if row], SCHEMA)
+        for entry in _scan(folder, unknown, workers, progress):
+            entries[entry["path"]] = entry
+    finally:  # an interrupted scan saves its results, and the next one continues from them
+        table = pa.Table.from_pylist([entry for entry in entries.values() if entry], SCHEMA)
         if not any(table.equals(other) for other in stored):
             _save(table, places)
     if progress:
@@ -104,21 +110,31 @@ def load_or_build(
 
 
 def summary(folder: str, table: pa.Table) -> str:
-    """What an index holds, with the first few files that cannot be read and why."""
-    rows = table.select(["path", "kind", "duration", "error"]).to_pylist()
-    clips = [row for row in rows if row["kind"] == "video" and not row["error"]]
-    broken = [row for row in rows if row["error"]]
-    photos = len(rows) - len(clips) - len(broken)
-    seconds = sum(row["duration"] for row in clips)
-    lines = [f"{folder}: {photos} photos, {len(clips)} clips ({seconds:.0f} s), {len(broken)} unreadable"]
-    lines += [f"  {row['path']}: {row['error']}" for row in broken[:5]]
+    """The number of photos, clips and unreadable files in an index, with the first few errors."""
+    files = table.select(["path", "kind", "duration", "error"]).to_pylist()
+    clips = [file for file in files if file["kind"] == "video" and not file["error"]]
+    broken = [file for file in files if file["error"]]
+    photos = len(files) - len(clips) - len(broken)
+    duration = f" ({duration_of(sum(file['duration'] for file in clips))})" if clips else ""
+    lines = [
+        f"{folder}: {count_of(photos, 'photo')}, {count_of(len(clips), 'clip')}{duration},"
+        f" {len(broken)} unreadable"
+    ]
+    lines += [f"  {file['path']}: {file['error']}" for file in broken[:5]]
     if len(broken) > 5:
-        lines.append(f"  and {len(broken) - 5} more: see the column 'error' of the index")
+        lines.append(f"  and {len(broken) - 5} more, listed in the column 'error' of the index")
     return "\n".join(lines)
 
 
+def duration_of(seconds: float) -> str:
+    """A duration in words: '9 s', '12 min' or '3.5 h'."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _files(folder: str) -> Iterator[dict]:
-    """Yields the path, kind, size and mtime_ns of every photo and clip; follows each linked folder once."""
+    """Yields path, kind, size and mtime_ns of every photo and clip; visits each linked folder once."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(root)
@@ -134,7 +150,7 @@ def _files(folder: str) -> Iterator[dict]:
             path = os.path.join(root, name)
             try:
                 status = os.stat(path)
-            except OSError:  # a link to nowhere
+            except OSError:  # a dangling link
                 continue
             if stat.S_ISREG(status.st_mode):
                 relative = os.path.relpath(path, folder).replace(os.sep, "/")
@@ -142,34 +158,34 @@ def _files(folder: str) -> Iterator[dict]:
                 yield {"path": relative, "kind": kind, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _identity(row: dict) -> tuple:
-    return row["path"], row["size"], row["mtime_ns"]
+def _identity(entry: dict) -> tuple:
+    return entry["path"], entry["size"], entry["mtime_ns"]
 
 
-# Decoding in processes of its own ---------------------------------------------------------------------------
+# Decoding in worker processes -------------------------------------------------------------------------------
 
 
-def _scan(folder: str, rows: list[dict], workers: int | None, progress: bool) -> Iterator[dict]:
-    """Yields the finished rows as they come, in any order."""
-    if not rows:
+def _scan(folder: str, files: list[dict], workers: int | None, progress: bool) -> Iterator[dict]:
+    """Probes the files; yields their entries in order of completion."""
+    if not files:
         return
-    count = min(len(rows), max(1, workers or machine.cores()))
+    count = min(len(files), max(1, workers or cores()))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     crew = [_Worker() for _ in range(count)]
     for worker in crew:
         idle.put(worker)
 
-    def probe(row: dict) -> dict:
+    def probe(file: dict) -> dict:
         worker = idle.get()
         try:
-            return row | worker.probe(os.path.join(folder, row["path"]), row["kind"])
+            return file | worker.probe(os.path.join(folder, file["path"]), file["kind"])
         finally:
             idle.put(worker)
 
     pool = ThreadPoolExecutor(count)
     try:
-        done = as_completed([pool.submit(probe, row) for row in rows])
-        for future in tqdm(done, "scanning", len(rows), unit=" files", disable=not progress):
+        done = as_completed([pool.submit(probe, file) for file in files])
+        for future in tqdm(done, "scanning", len(files), unit=" files", disable=not progress):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -180,32 +196,32 @@ def _scan(folder: str, rows: list[dict], workers: int | None, progress: bool) ->
 class _Worker:
     """A process that probes one file at a time.
 
-    Not a multiprocessing pool: that would import the caller's main module (and JAX) again in every worker,
-    and one decoder that crashes would break the pool. Here it costs its own file only.
+    A multiprocessing pool would import the caller's main module (and JAX) in every worker, and a crashed
+    decoder would break it. Here a crash costs only its own file.
     """
 
     def __init__(self):
-        self._process = None
+        self._process: subprocess.Popen[str] | None = None
 
     def probe(self, path: str, kind: str) -> dict:
-        """Returns what `media.probe` found, or an error."""
+        """The result of `media.probe`, with 'error' None; or only an error."""
         if "\ufffd" in path and not os.path.exists(path):
             return {"error": "the file's name is not UTF-8"}
-        if self._process is None:
-            self._start()
+        process = self._process or self._start()
+        assert process.stdin and process.stdout
         try:
-            print(json.dumps([path, kind]), file=self._process.stdin, flush=True)
-            answer = self._process.stdout.readline()
+            print(json.dumps([path, kind]), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""
         if answer:
             return json.loads(answer)
-        code = self._process.wait()
+        code = process.wait()
         self.close()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return {"error": f"{_CRASHED} ({how})"}
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[str]:
         paths = [os.path.abspath(path) for path in sys.path if not path or os.path.isdir(path)]
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", "from vaejax.data import index; index._serve()"],
@@ -213,20 +229,23 @@ class _Worker:
             stdout=subprocess.PIPE,
             encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for the parent, which closes this process when it has saved
+            start_new_session=True,  # Ctrl-C reaches only the parent, which saves, then closes this process
         )
+        return self._process
 
     def close(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(BrokenPipeError):  # a question that a crashed process never read
-                self._process.stdin.close()
-            self._process.stdout.close()
-            self._process.wait()
-            self._process = None
+        """Ends the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin and process.stdout
+            with contextlib.suppress(BrokenPipeError):  # a crashed process did not read its last request
+                process.stdin.close()
+            process.stdout.close()
+            process.wait()
 
 
 def _serve() -> None:
-    """Answers [path, kind] lines on stdin with a JSON object each, until stdin ends."""
+    """The worker's loop: reads [path, kind] lines from stdin and writes a JSON object for each."""
     for line in sys.stdin:
         path, kind = json.loads(line)
         try:
@@ -236,7 +255,7 @@ def _serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-# Where the index is kept ------------------------------------------------------------------------------------
+# Storage of the index ---------------------------------------------------------------------------------------
 
 
 def _cache_path(folder: str) -> str:
@@ -245,7 +264,7 @@ def _cache_path(folder: str) -> str:
 
 
 def _load(path: str) -> pa.Table | None:
-    """The table in a file, or None: no such file, a damaged one, or one of another version."""
+    """The table in a file; None if it is missing, damaged or of another version."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException):
@@ -254,46 +273,66 @@ def _load(path: str) -> pa.Table | None:
 
 
 def _save(table: pa.Table, places: list[str]) -> None:
-    """Writes the first of `places` that can be written; no reader ever sees half a file."""
+    """Writes the index atomically to the first writable place."""
+    reason = OSError()
     for place in places:
-        unfinished = f"{place}.{uuid.uuid4().hex}.tmp"
         try:
             os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
-            try:
-                pq.write_table(table, unfinished)
-                os.replace(unfinished, place)
-            finally:
-                if os.path.exists(unfinished):
-                    os.remove(unfinished)
+            sweep([Path(place)])
+            with atomic_file(place) as file:
+                pq.write_table(table, file)
             return
         except OSError as error:
             reason = error
     if len(places) == 1:
-        raise InputError(f"--out={places[0]}: {reason.strerror}; accepted: a file that can be written")
-    print(f"the index is not kept: {reason}", file=sys.stderr)
+        raise InputError(f"--out={places[0]}: {reason.strerror}; accepted: a writable file")
+    print(f"warning: the index cannot be saved: {reason}", file=sys.stderr)
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+
+def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
+    """The closing lines of a command that prepares media: held-out files, duration and the next command.
+
+    Args:
+      table: a media index.
+      flag: the flag that makes vaejax.main train on the media.
+      seconds: duration of the command.
+    """
+    from vaejax.config.schema import defaults  # not needed by the workers
+
+    data: Any = defaults().data
+    files = from_index(table, data.holdout)
+    yield f"held out for evaluation (data.holdout = {data.holdout:g}): {describe_held_out(files)}"
+    yield f"done in {duration_of(seconds)}"
+    yield f"next: {TRAIN} {flag}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command and returns its exit code."""
     parser = cli.parser(
         "vaejax.data.index",
-        "Scans a folder of photos and clips, once, into a Parquet index. Run it again after the folder"
-        " changed: only new and changed files are read. Training does the same when it starts.",
+        "Scans a folder of photos and clips into a Parquet index. A repeated scan reads only new and changed"
+        " files. Training scans its folders itself when it starts.",
         "~/Videos --workers 8",
     )
     parser.add_argument("folder", metavar="FOLDER", help="a folder tree of photos and clips")
     parser.add_argument("--out", metavar="FILE", help=f"the index file (default: FOLDER/{INDEX_FILE})")
     parser.add_argument(
-        "--workers", metavar="N", type=cli.at_least(1), help="processes (default: one a core)"
+        "--workers", metavar="N", type=cli.at_least(1), help="decoding processes (default: one per core)"
     )
     chosen = parser.parse_args(arguments)
 
     def work():
+        start = time.monotonic()
         if chosen.out and os.path.isdir(chosen.out):
-            raise InputError(f"--out={chosen.out}: a folder; accepted: a file to write")
-        load_or_build(chosen.folder, chosen.workers, out=chosen.out, name="FOLDER")
+            raise InputError(f"--out={chosen.out}: is a folder; accepted: a file to write")
+        table = load_or_build(chosen.folder, chosen.workers, out=chosen.out, name="FOLDER")
+        flag = f"--config.data.media={shlex.quote(chosen.folder)}"
+        print("\n".join(next_steps(table, flag, time.monotonic() - start)))
 
-    return cli.run(work, "stopped; what was scanned is kept, and the same command goes on from there")
+    return cli.run(work, "stopped; the results so far are saved; run the same command to continue")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How hard a JPEG was compressed, read from its quantization tables.
+"""The compression quality of a JPEG, estimated from its quantization tables.
 
-A hard compressed photo teaches the latent to spend its channels on blocks and ringing: `data.min_quality`
-leaves such photos out.
+Strongly compressed photos make the latent spend channels on blocking and ringing; `data.min_quality` excludes
+them.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# The tables of ITU-T T.81 annex K (row by row), which IJG's quality setting scales.
+# The tables of ITU-T T.81 annex K (row by row), scaled by the IJG quality setting.
 _LUMINANCE = (
     "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
     "18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 "
@@ -32,14 +32,14 @@ _SCALED = _scaled_tables()
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
-    """The IJG quality whose quantization tables are nearest to a file's.
+    """Estimates the IJG quality setting whose quantization tables are nearest to a file's.
 
-    The entries are compared sorted, so it does not matter whether a reader gives them in rows or zigzag, and
-    by their ratios: from 1 to 2 is as far as from 50 to 100.
+    Entries are compared in sorted order, so row-major and zigzag tables give the same result. The distance is
+    logarithmic: 1 to 2 is as far as 50 to 100.
 
     Args:
-      tables: up to four tables of 64 entries, as Pillow's `JpegImageFile.quantization`: the first is
-        luminance, the second, where there is one, chrominance.
+      tables: up to four tables of 64 entries, as in Pillow's `JpegImageFile.quantization`: luminance first,
+        then chrominance if present.
 
     Returns:
       1 (worst) to 100.

@@ -1,14 +1,15 @@
-"""Photos as uint8 frames, what a viewer would show: upright, opaque, RGB."""
+"""Decoding of photos to uint8 RGB as a viewer shows them: upright and opaque."""
 
 import io
 import math
+import os
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vaejax.data import jpeg_quality as quality
-from vaejax.data.crop import Cut, Unreadable
+from vaejax.data.crop import Crop, Unreadable
+from vaejax.data.jpeg_quality import jpeg_quality
 
 EXTENSIONS = frozenset(
     {
@@ -29,57 +30,57 @@ EXTENSIONS = frozenset(
     }
 )
 
-# Photos above 89 megapixels are legitimate here; above 179 Pillow refuses and they count as unreadable.
+# Photos above 89 megapixels are legitimate here; above 179 Pillow raises and they count as unreadable.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_REDUCING_GAP = 3.0  # shrink by whole factors first, to 3x the target: fast, and hardly different
+_REDUCING_GAP = 3.0  # shrink by whole factors first, to 3x the target: fast, with hardly a difference
 
 
-def _open(source) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+def _open(file: str | os.PathLike | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def _shown_size(photo: Image.Image) -> tuple[int, int]:
-    """Width and height after the EXIF orientation (which Pillow applies to TIFF by itself)."""
+    """Width and height after the EXIF orientation, which Pillow itself applies to TIFF."""
     sideways = photo.format != "TIFF" and photo.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return photo.size[::-1] if sideways else photo.size
+    return (photo.height, photo.width) if sideways else photo.size
 
 
-def read(source, cut: Cut) -> np.ndarray:
-    """Reads a photo, uint8 (H, W, 3)."""
-    with _open(source) as photo:
+def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
+    """Reads a crop of a photo, uint8 (H, W, 3)."""
+    with _open(file) as photo:
         shown = _shown_size(photo)
-        left, top, right, bottom = cut.box(shown)
-        # A JPEG much larger than needed decodes at 1/2, 1/4 or 1/8 size, several times faster.
-        scale = _REDUCING_GAP * max(cut.width / (right - left), cut.height / (bottom - top))
+        left, top, right, bottom = crop.box(shown)
+        # A much larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster.
+        scale = _REDUCING_GAP * max(crop.width / (right - left), crop.height / (bottom - top))
         if scale < 1:
-            photo.draft(None, tuple(math.ceil(side * scale) for side in photo.size))
-        return _resize(_rgb(photo), shown, cut)
+            photo.draft(None, (math.ceil(photo.width * scale), math.ceil(photo.height * scale)))
+        return _resize(_rgb(photo), shown, crop)
 
 
-def whole(source) -> np.ndarray:
+def read_whole(file: str | os.PathLike | bytes) -> np.ndarray:
     """Reads a photo at its own size, uint8 (H, W, 3)."""
-    with _open(source) as photo:
+    with _open(file) as photo:
         return np.asarray(_rgb(photo))
 
 
-def pictures(source) -> int:
-    """Counts the pictures of a file; what a camera puts behind a JPEG (MPO) is no other picture."""
-    with _open(source) as photo:
+def pictures(file: str | os.PathLike | bytes) -> int:
+    """Counts the pictures of a file; previews that a camera appends to a JPEG (MPO) do not count."""
+    with _open(file) as photo:
         return 1 if photo.format == "MPO" else getattr(photo, "n_frames", 1)
 
 
 def _rgb(photo: Image.Image) -> Image.Image:
-    """Decodes the first picture of a file to RGB, upright.
+    """Decodes the first picture of a file to upright RGB.
 
-    Transparency is laid over white, as a page or a photo viewer shows it: what lies under it is arbitrary.
+    Transparent pixels are blended over white, as viewers do: their own color is arbitrary.
     """
     photo.load()
     photo = ImageOps.exif_transpose(photo)
     if photo.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to 255
         values = np.asarray(photo)
         if values.min() < 0 or values.max() > 65535:
-            raise Unreadable(f"pixels of {values.min()} to {values.max()} have no known range")
+            raise Unreadable(f"pixel values from {values.min()} to {values.max()} have no known range")
         photo = Image.fromarray(np.round(values / 257).astype(np.uint8))
     elif photo.mode == "F":
         raise Unreadable("floating-point pixels have no known range")
@@ -89,10 +90,10 @@ def _rgb(photo: Image.Image) -> Image.Image:
     return photo.convert("RGB")
 
 
-def probe(source) -> dict:
-    """Decodes a photo and says what is in it; see media.probe."""
-    with _open(source) as photo:
-        codec, tables = photo.format.lower(), getattr(photo, "quantization", None)
+def probe(file: str | os.PathLike | bytes) -> dict:
+    """Decodes a whole photo and describes it; see media.probe."""
+    with _open(file) as photo:
+        codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)
         turns = 0 if photo.format == "TIFF" else photo.getexif().get(0x0112, 1)
         width, height = _rgb(photo).size
     return {
@@ -103,14 +104,14 @@ def probe(source) -> dict:
         "duration": 0.0,
         "rotation": {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(turns, 0),
         "codec": codec,
-        "quality": quality.jpeg_quality(tables) if tables else None,
+        "quality": jpeg_quality(tables) if tables else None,
     }
 
 
-def _resize(image: Image.Image, shown: tuple[float, float], cut: Cut) -> np.ndarray:
-    """Crops and resizes in one resampling; `image` may have other (not square) pixels than `shown`."""
+def _resize(image: Image.Image, shown: tuple[float, float], crop: Crop) -> np.ndarray:
+    """Crops and resizes in one resampling; `image` may be a reduced version of the `shown` size."""
     x, y = image.width / shown[0], image.height / shown[1]
-    left, top, right, bottom = cut.box(shown)
+    left, top, right, bottom = crop.box(shown)
     box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
-    size = (cut.width, cut.height)
+    size = (crop.width, crop.height)
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=_REDUCING_GAP))

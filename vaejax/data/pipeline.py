@@ -1,4 +1,4 @@
-"""The pipeline: updates for training and held-out batches, decoded ahead of time by worker processes."""
+"""Batches of decoded samples: the training stream from worker processes, other samples from threads."""
 
 import bisect
 import itertools
@@ -12,104 +12,123 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from vaejax.data.bucket import Bucket, draws, scheduled
-from vaejax.data.sampler import Order, Sample
+from vaejax.data.sampler import Sample, Sampler
 from vaejax.data.sources import check_buckets
 from vaejax.data.table import Source
 from vaejax.errors import InputError, TrainingFailed
-from vaejax.runtime import host as machine
+from vaejax.runtime.host import cores
+
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This host's part of one bucket's batch.
+    """This host's part of a bucket's global batch.
 
     Attributes:
-      frames: uint8, (B, T, H, W, C), B the samples of the bucket's batch that this host holds.
-      rows: the place of each in that batch, in order.
+      frames: uint8, (B, T, H, W, C), with B the number of samples on this host.
+      rows: index of each sample in the global batch, increasing.
       names: 'path@start' of each sample.
-      bad: (path, reason) of files that could not be read and were replaced.
+      skipped: (path, reason) of unreadable files that were replaced by others.
     """
 
     frames: np.ndarray
     rows: Sequence[int]
     names: list[str]
-    bad: list[tuple[str, str]]
+    skipped: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Update:
-    """What one training step learns from: a batch of every bucket scheduled for it, by name."""
+class StepBatches:
+    """The batches of one training step: one per scheduled bucket, by bucket name."""
 
     step: int
     batches: dict[str, Batch]
 
 
-class _Slots:
-    """The samples of a host, one after the other, update by update.
+class _SampleSequence:
+    """The sequence of one host's training samples, step after step.
 
-    One sequence for all buckets lets one pool of workers serve them, and several workers one update. Any
-    element's place follows from its number by the schedule's closed form, so nothing is ever replayed.
+    A single sequence lets one pool of workers serve all buckets, and several workers one step. The step and
+    bucket of an element follow from its index in closed form, so a resumed run replays nothing.
     """
 
-    def __init__(self, orders, buckets, seed, start_step, positions, rows):
-        self._orders, self._buckets, self._seed = orders, buckets, seed
+    def __init__(
+        self,
+        samplers: Mapping[str, Sampler],
+        buckets: tuple[Bucket, ...],
+        seed: int,
+        start_step: int,
+        positions: Mapping[str, int],
+        rows: Mapping[str, Sequence[int]],
+    ):
+        self._samplers, self._buckets, self._seed = samplers, buckets, seed
         self._start, self._positions, self.rows = start_step, positions, rows
 
-    def part(self, bucket: Bucket) -> int:
-        """How many samples of a batch are this host's."""
-        return len(self.rows[bucket.name])
-
     def plan(self, step: int) -> list[tuple[Bucket, int]]:
-        """The (bucket, place in the batch) of each element of a step, in order.
+        """The (bucket, index in the host's batch) of each element of a step, in order.
 
-        Grain deals the elements to its workers in turn. Each step's list is turned by another amount, lest
-        one worker always gets the clips, another the photos.
+        Grain assigns elements to its workers round-robin. Each step's list is rotated by a different amount;
+        otherwise one worker would always decode the clips and another the photos.
         """
-        places = [
-            (b, place) for b in scheduled(self._buckets, self._seed, step) for place in range(self.part(b))
-        ]
-        turn = zlib.crc32(f"{self._seed}/{step}".encode()) % len(places)
-        return places[turn:] + places[:turn]
+        drawn = scheduled(self._buckets, self._seed, step)
+        elements = [(bucket, i) for bucket in drawn for i in range(self._local_batch(bucket))]
+        turn = zlib.crc32(f"{self._seed}/{step}".encode()) % len(elements)
+        return elements[turn:] + elements[:turn]
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, element: int) -> Sample:
-        # A step draws at most every bucket, and at least those of every = 1.
-        most = sum(map(self.part, self._buckets))
-        least = sum(self.part(bucket) for bucket in self._buckets if bucket.every == 1)
-        steps = range(self._start + element // most, self._start + element // least + 1)
-        step = steps[bisect.bisect_right(steps, element, key=self._before) - 1]
-        bucket, place = self.plan(step)[element - self._before(step)]
+    def __getitem__(self, index: int) -> Sample:
+        # A step draws at most all buckets, and at least those with every = 1.
+        most = sum(map(self._local_batch, self._buckets))
+        least = sum(self._local_batch(bucket) for bucket in self._buckets if bucket.every == 1)
+        steps = range(self._start + index // most, self._start + index // least + 1)
+        step = steps[bisect.bisect_right(steps, index, key=self._before) - 1]
+        bucket, i = self.plan(step)[index - self._before(step)]
         drawn = self._positions[bucket.name] + self._drawn(bucket, step)
-        return self._orders[bucket.name][drawn * bucket.batch + self.rows[bucket.name][place]]
+        return self._samplers[bucket.name][drawn * bucket.batch + self.rows[bucket.name][i]]
+
+    def _local_batch(self, bucket: Bucket) -> int:
+        """The number of this host's samples in a batch."""
+        return len(self.rows[bucket.name])
 
     def _before(self, step: int) -> int:
-        """Elements of the steps from the start to before `step`."""
-        return sum(self._drawn(bucket, step) * self.part(bucket) for bucket in self._buckets)
+        """The number of elements from the start up to `step`, exclusive."""
+        return sum(self._drawn(bucket, step) * self._local_batch(bucket) for bucket in self._buckets)
 
     def _drawn(self, bucket: Bucket, step: int) -> int:
+        """The number of batches drawn from the start up to `step`, exclusive."""
         return draws(bucket, self._seed, step) - draws(bucket, self._seed, self._start)
 
 
-class UpdateStream:
-    """Endless `Update`s; closing it, or leaving it as a context, ends the worker processes."""
+class TrainStream:
+    """An endless iterator of `StepBatches`; `close` or the end of its context ends the worker processes."""
 
-    def __init__(self, slots: _Slots, start_step: int, largest: int, data: Any):
-        """Starts nothing yet: the workers start with the first update."""
-        self._slots, self._step = slots, start_step
-        dataset = grain.MapDataset.source(slots)
+    def __init__(self, sequence: _SampleSequence, start_step: int, sample_bytes: int, data: "DataConfig"):
+        """Prepares the stream; the workers start with the first step.
+
+        Args:
+          sequence: the samples of this host.
+          start_step: the first step.
+          sample_bytes: size of the largest sample.
+          data: config.data.
+        """
+        self._sequence, self._step = sequence, start_step
+        dataset: Any = grain.MapDataset.source(sequence)
         if data.workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # which only absl.app does, and Grain asks for
-            dataset = _with_room(dataset.to_iter_dataset(grain.ReadOptions(0, 0)), data, largest).mp_prefetch(
+                flags.FLAGS.mark_as_parsed()  # Grain requires parsed flags, which only absl.app provides
+            dataset = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+            dataset = _fit_shared_memory(dataset, data, sample_bytes).mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch),
                 worker_init_fn=_start_worker,
             )
@@ -117,31 +136,33 @@ class UpdateStream:
             dataset = dataset.to_iter_dataset(_threads(data))
         self._samples = iter(dataset)
 
-    def __iter__(self) -> "UpdateStream":
+    def __iter__(self) -> "TrainStream":
         return self
 
-    def __next__(self) -> Update:
-        plan = self._slots.plan(self._step)
-        samples = {bucket.name: [None] * self._slots.part(bucket) for bucket, _ in plan}
-        for bucket, place in plan:
-            samples[bucket.name][place] = self._sample()
+    def __next__(self) -> StepBatches:
+        samples: dict[str, dict[int, Sample]] = {}
+        for bucket, i in self._sequence.plan(self._step):
+            samples.setdefault(bucket.name, {})[i] = self._sample()
         self._step += 1
-        rows = self._slots.rows
-        return Update(self._step - 1, {name: _stack(samples[name], rows[name]) for name in sorted(samples)})
+        batches = {
+            name: _stack([part[i] for i in sorted(part)], self._sequence.rows[name])
+            for name, part in sorted(samples.items())
+        }
+        return StepBatches(self._step - 1, batches)
 
-    def _sample(self) -> Any:
+    def _sample(self) -> Sample:
         try:
             return next(self._samples)
-        except InputError as error:  # what could be read when the run began: a mount that went, no mistake
+        except InputError as error:  # the files could be read at the start: a lost mount, not a wrong setting
             raise TrainingFailed(
-                f"{error}; the last checkpoint is whole, run the same command to go on"
+                f"{error}; the last checkpoint is complete; run the same command to continue from it"
             ) from error
         except RuntimeError as error:
-            if found := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error)):
+            if match := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error)):
                 raise TrainingFailed(
-                    f"a process that loads samples was ended from outside (exit code {found[1]}"
-                    f"{'; out of memory?' if found[1] == '-9' else ''}); the last checkpoint is whole,"
-                    " run the same command to go on"
+                    f"a data loading process was killed (exit code {match[1]}"
+                    f"{'; out of memory?' if match[1] == '-9' else ''}); the last checkpoint is complete;"
+                    " run the same command to continue from it"
                 ) from error
             raise
 
@@ -149,7 +170,7 @@ class UpdateStream:
         """Ends the worker processes."""
         self._samples.close()
 
-    def __enter__(self) -> "UpdateStream":
+    def __enter__(self) -> "TrainStream":
         return self
 
     def __exit__(self, *_) -> None:
@@ -159,98 +180,108 @@ class UpdateStream:
 def train_stream(
     sources: Sequence[Source],
     buckets: Sequence[Bucket],
-    data: Any,
+    data: "DataConfig",
     *,
     seed: int,
     start_step: int = 0,
     positions: Mapping[str, int] | None = None,
     rows: Mapping[str, Sequence[int]] | None = None,
-) -> UpdateStream:
-    """The updates from `start_step` on: the same for every number of workers and hosts.
+) -> TrainStream:
+    """The training batches from `start_step` on, independent of the number of workers and hosts.
 
     Args:
       sources: from `open_sources`.
       buckets: from `parse_buckets`; at least one has every = 1.
       data: config.data.
-      seed: of the schedule, the shuffles and the cuts.
-      start_step: the step of the first update.
-      positions: batches of each bucket, by name, drawn before `start_step`; by default as scheduled.
-      rows: the samples of each bucket's batch, by name, that this host reads; by default all.
+      seed: seed of the schedule, the shuffles and the crops.
+      start_step: the first step.
+      positions: {bucket: number of batches drawn before `start_step`}; default: as scheduled.
+      rows: {bucket: indices of its batch that this host reads}; default: all.
 
     Raises:
-      InputError: if nothing fits a bucket.
+      InputError: if no training sample fits a bucket.
     """
     check_buckets(sources, buckets, data)
     drawn = {bucket.name: draws(bucket, seed, start_step) for bucket in buckets} | dict(positions or {})
-    orders = {bucket.name: Order(sources, bucket, "train", data, seed) for bucket in buckets}
+    samplers = {bucket.name: Sampler(sources, bucket, "train", data, seed) for bucket in buckets}
     rows = rows or {bucket.name: range(bucket.batch) for bucket in buckets}
-    slots = _Slots(orders, tuple(buckets), seed, start_step, drawn, rows)
-    return UpdateStream(slots, start_step, 3 * max(bucket.pixels for bucket in buckets), data)
+    sequence = _SampleSequence(samplers, tuple(buckets), seed, start_step, drawn, rows)
+    return TrainStream(sequence, start_step, 3 * max(bucket.pixels for bucket in buckets), data)
+
+
+def read_batches(sampler: Sampler, count: int, batch: int) -> Iterator[Batch]:
+    """Reads the first `count` samples of a sampler in order; threads decode them ahead of time.
+
+    Args:
+      sampler: the samples; an empty sampler gives no batches.
+      count: number of samples.
+      batch: samples per batch; the last batch may have fewer.
+
+    Yields:
+      Batches whose `rows` are the indices of the samples: `sampler[row]` reads one again.
+
+    Raises:
+      InputError: if the files can no longer be read.
+    """
+    if sampler.empty:
+        return
+    samples = iter(grain.MapDataset.source(sampler)[:count].to_iter_dataset(_threads(sampler.data)))
+    first = 0
+    while part := list(itertools.islice(samples, batch)):
+        yield _stack(part, range(first, first + len(part)))
+        first += len(part)
 
 
 def eval_batches(
-    sources: Sequence[Source], bucket: Bucket, data: Any, samples: int, batch: int | None = None
+    sources: Sequence[Source], bucket: Bucket, data: "DataConfig", samples: int, batch: int | None = None
 ) -> Iterator[Batch]:
     """The first `samples` held-out samples of a bucket, always the same; none if nothing is held out for it.
 
-    They take the files in turn; when those run out, other moments, zooms and places of the same files follow.
-
     Args:
       sources: from `open_sources`.
-      bucket: the shape.
+      bucket: the shape of a sample.
       data: config.data.
-      samples: how many.
-      batch: samples of a batch, the bucket's by default; the last may have fewer.
+      samples: number of samples; if there are fewer files, they are cropped again elsewhere.
+      batch: samples per batch; default: the bucket's. The last batch may have fewer.
     """
-    order = Order(sources, bucket, "eval", data)
-    if order.empty:
-        return
-    decoded = in_threads(order, samples, data)
-    while part := list(itertools.islice(decoded, batch or bucket.batch)):
-        yield _stack(part, range(len(part)))
+    return read_batches(Sampler(sources, bucket, "eval", data), samples, batch or bucket.batch)
 
 
 def train_samples(
-    sources: Sequence[Source], bucket: Bucket, data: Any, n: int, seed: int
+    sources: Sequence[Source], bucket: Bucket, data: "DataConfig", n: int, seed: int
 ) -> Iterator[np.ndarray]:
     """The first `n` training samples of a bucket, uint8 (1, T, H, W, C) each."""
-    for sample in in_threads(Order(sources, bucket, "train", data, seed), n, data):
-        yield sample.frames[None]
+    for batch in read_batches(Sampler(sources, bucket, "train", data, seed), n, 1):
+        yield batch.frames
 
 
-def in_threads(order: Order, count: int, data: Any) -> Iterator[Sample]:
-    """The first `count` samples of an order, decoded ahead of time by threads."""
-    return iter(grain.MapDataset.source(order)[:count].to_iter_dataset(_threads(data)))
-
-
-def _threads(data: Any) -> grain.ReadOptions:
-    threads = min(4, machine.cores())  # decoders release the interpreter's lock most of the time
+def _threads(data: "DataConfig") -> grain.ReadOptions:
+    threads = min(4, cores())  # decoders release the interpreter's lock most of the time
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * data.prefetch)
 
 
 def _stack(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
     frames, names = np.stack([sample.frames for sample in samples]), [sample.name for sample in samples]
-    return Batch(frames, rows, names, [tuple(one) for sample in samples for one in sample.bad])
+    skipped = [(path, reason) for sample in samples for path, reason in sample.skipped]
+    return Batch(frames, rows, names, skipped)
 
 
-def _with_room(dataset: grain.IterDataset, data: Any, largest: int) -> grain.IterDataset:
-    """Hands samples over in pipes where shared memory has no room: containers often have but 64 MB of it.
-
-    `largest` is the size of the largest sample in bytes.
-    """
-    ahead = data.workers * (2 * data.prefetch + 2)  # ready in a worker's queue, in the parent's, and in hand
+def _fit_shared_memory(dataset: Any, data: "DataConfig", sample_bytes: int) -> Any:
+    """Passes samples through pipes if shared memory is too small; containers often have only 64 MB of it."""
+    # Samples in each worker's queue, in the parent's queue, and in hand.
+    ahead = data.workers * (2 * data.prefetch + 2)
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:  # not Linux
         return dataset
-    if free >= ahead * largest:
+    if free >= ahead * sample_bytes:
         return dataset
     options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
     return grain.experimental.WithOptionsIterDataset(dataset, options)
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Leaves Ctrl-C and SIGTERM to the parent, which saves first; ends with it, however that ended."""
+    """Ignores Ctrl-C and SIGTERM, because the parent saves first; exits if the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = os.getppid()

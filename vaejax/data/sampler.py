@@ -1,44 +1,47 @@
-"""The order of samples: a pure function of (seed, bucket, sample index), whoever computes it."""
+"""The order of samples: a pure function of seed, bucket and sample index, the same in every process."""
 
 import sys
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
 import numpy as np
 
-from vaejax.data import media
 from vaejax.data.bucket import Bucket
-from vaejax.data.table import Crop, Source, Unfit, candidates, share
+from vaejax.data.crop import Crop, Unreadable
+from vaejax.data.table import Source, Unfit, candidates, path_hash
 from vaejax.errors import InputError, one_line
 
-UNREADABLE = 20  # files tried for one sample that may be unreadable
-ATTEMPTS = 200  # draws for one sample, files that were tried before and records that do not fit included
-FEW = 4096  # rows: below it Grain's shuffle is slow (2.4 ms a sample at 8 rows, 9 µs at 10 000)
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
+
+MAX_UNREADABLE = 20  # unreadable files per sample before it fails
+MAX_DRAWS = 200  # draws per sample, including repeated and unfit records
+FEW = 4096  # records; below, Grain's shuffle is slow (2.4 ms a sample for 8 records, 9 µs for 10 000)
 
 
 class Sample(NamedTuple):
-    """One sample; a tree of arrays to Grain, which hands its frames over in shared memory.
+    """One sample. To Grain it is a tree of arrays, whose frames it passes in shared memory.
 
     Attributes:
       frames: uint8, (T, H, W, C).
-      name: 'path@start', start in seconds.
-      bad: (path, reason) of each file that could not be read and that this sample replaces.
+      name: 'path@start', with the start in seconds.
+      skipped: (path, reason) of each unreadable file that this sample replaces.
     """
 
     frames: np.ndarray
     name: str
-    bad: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
-class Order:
-    """The endless sequence of a bucket's samples: `order[i]` reads sample i.
+class Sampler:
+    """The endless sequence of a bucket's samples; `sampler[i]` reads sample i.
 
-    Every source is shuffled anew in each of its epochs; sources take turns in proportion to their weights;
-    the cut is drawn from (seed, bucket, i). The held-out order is fixed: it has no seed, cuts the middle of
-    every file first, and when it runs out of files it cuts them again elsewhere.
+    Each source is shuffled anew in every epoch, and sources alternate in proportion to their weights. The
+    crop is drawn from (seed, bucket, i). The held-out order has no seed: it first crops the middle of every
+    file, then other places and moments of the same files.
     """
 
     def __init__(
@@ -46,34 +49,40 @@ class Order:
         sources: Sequence[Source],
         bucket: Bucket,
         split: str,
-        data: Any,
+        data: "DataConfig",
         seed: int = 0,
         middle_first: bool = True,
     ):
-        """Finds the rows of `split` ('train' or 'eval') that fit; `empty` says that none does.
+        """Selects the records that fit; `empty` is True if there are none.
 
-        Without `middle_first` held-out samples are cut as widely as training samples from the first on.
+        Args:
+          sources: from `open_sources`.
+          bucket: the shape of a sample.
+          split: 'train' or 'eval'.
+          data: config.data.
+          seed: seed of the shuffles and crops; ignored for 'eval'.
+          middle_first: False varies the held-out crops from the first sample on.
         """
-        self._first_cut = 0 if middle_first else 1
+        self._first_pass = 0 if middle_first else 1
         self.bucket, self.data, self.split = bucket, data, split
         self._key = (seed % 2**64, zlib.crc32(bucket.name.encode()))
         self._sources = tuple(sources)
-        self._rows = [candidates(source, bucket, split, data) for source in sources]
-        used = [number for number, rows in enumerate(self._rows) if len(rows)]
+        self._candidates = [candidates(source, bucket, split, data) for source in sources]
+        used = [number for number, fitting in enumerate(self._candidates) if len(fitting)]
         self.empty = not used
         if split == "eval":
             for number in used:
                 paths = sources[number].table["path"]
-                self._rows[number] = np.array(
-                    sorted(self._rows[number], key=lambda i, p=paths: share(p[i].as_py()))
+                self._candidates[number] = np.array(
+                    sorted(self._candidates[number], key=lambda i, p=paths: path_hash(p[i].as_py()))
                 )
         if used:
             weights = [sources[number].weight for number in used]
-            self._mixture = grain.MapDataset.mix([self._part(number) for number in used], weights)
+            self._mixture: Any = grain.MapDataset.mix([self._places(number) for number in used], weights)
 
-    def _part(self, number: int) -> grain.MapDataset:
-        """One source as an endless data set of (source, place among its rows, times it was read before)."""
-        count = len(self._rows[number])
+    def _places(self, number: int) -> grain.MapDataset:
+        """An endless data set of (source, index among its candidates, passes over the held-out files)."""
+        count = len(self._candidates[number])
         if self.split == "eval":
             return grain.MapDataset.range(sys.maxsize).map(partial(_eval_place, number, count))
         seed = zlib.crc32(f"{self._key}/{number}".encode())
@@ -85,45 +94,56 @@ class Order:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads sample `index`, or a substitute if it cannot be read.
+        """Reads sample `index`, or a substitute from the same source if it cannot be read.
 
         Raises:
-          InputError: if UNREADABLE files cannot be read, or ATTEMPTS draws find none that does.
-          RuntimeError: naming the file, if reading it fails in a way that files should not.
+          InputError: if MAX_UNREADABLE files cannot be read or MAX_DRAWS draws give no sample.
+          RuntimeError: with the file's name, for an unexpected error.
         """
-        number, place, epoch = self._mixture[index]
-        source, rows = self._sources[number], self._rows[number]
-        held_out = self.split == "eval"
-        crop = _varied(epoch + self._first_cut, self.data.zoom) if held_out else self._drawn(index)
-        bad, unfit, reason = {}, set(), ""
-        for attempt in range(1, ATTEMPTS + 1):
-            row = source.row(int(rows[place]))
-            if row.path not in bad and row.path not in unfit:
+        number, place, passes = self._mixture[index]
+        source, fitting = self._sources[number], self._candidates[number]
+        crop, moment = self._drawn(index) if self.split == "train" else self._varied(passes)
+        unreadable, unfit, reason = {}, set(), ""
+        for attempt in range(1, MAX_DRAWS + 1):
+            record = source.record(int(fitting[place]))
+            if record.path not in unreadable and record.path not in unfit:
                 try:
-                    frames, start = source.read(row, self.bucket, self.data, crop)
-                    return Sample(frames, f"{row.path}@{start:.3f}", tuple(bad.items()))
-                except (media.Unreadable, OSError) as error:
-                    bad[row.path] = one_line(error)
-                    reason = f"{row.path}: {bad[row.path]}"
+                    frames, start = source.read(record, self.bucket.frames, self.data.fps, crop, moment)
+                    return Sample(frames, f"{record.path}@{start:.3f}", tuple(unreadable.items()))
+                except (Unreadable, OSError) as error:
+                    unreadable[record.path] = one_line(error)
+                    reason = f"{record.path}: {unreadable[record.path]}"
                 except Unfit as error:
-                    unfit.add(row.path)
-                    reason = f"{row.path}: {error}: does not fit"
+                    unfit.add(record.path)
+                    reason = f"{record.path}: does not fit: {error}"
                 except Exception as error:
-                    raise RuntimeError(f"{row.path}: {type(error).__name__}: {error}") from error
-            if len(bad) == UNREADABLE:
+                    raise RuntimeError(f"{record.path}: {type(error).__name__}: {error}") from error
+            if len(unreadable) == MAX_UNREADABLE:
                 break
-            place = self._random(index, attempt).integers(len(rows))
-        tried = len(bad) + len(unfit)
+            place = self._random(index, attempt).integers(len(fitting))
         raise InputError(
-            f"data.buckets.{self.bucket.name}: none of {tried} files tried could be read, the last"
-            f" {reason}; accepted: sources with more files that can be read and that fit"
+            f"data.buckets.{self.bucket.name}: none of {len(unreadable) + len(unfit)} files could be read"
+            f" (the last: {reason}); accepted: a source with more readable files that fit"
         )
 
-    def _drawn(self, index: int) -> Crop:
-        random = self._random(index)
-        position, zoom, *offset = random.random(4)
-        # The zoom is uniform in its logarithm.
-        return Crop(position, float(self.data.zoom) ** zoom, tuple(offset))
+    def _drawn(self, index: int) -> tuple[Crop, float]:
+        """The random crop and moment of a training sample; the logarithm of the zoom is uniform."""
+        moment, zoom, y, x = self._random(index).random(4)
+        return self._crop(float(self.data.zoom) ** zoom, (y, x)), moment
+
+    def _varied(self, passes: int) -> tuple[Crop, float]:
+        """The crop and moment of a held-out sample after `passes` passes over the files: the middle first.
+
+        Later passes fill the available range evenly by a Kronecker sequence of three irrational numbers.
+        """
+        passes += self._first_pass
+        if not passes:
+            return self._crop(1.0, (0.5, 0.5)), 0.5
+        moment, y, x = (0.5 + passes * np.array([0.8191725, 0.6710436, 0.5497005])) % 1
+        return self._crop(float(self.data.zoom) ** ((moment + y) % 1), (y, x)), moment
+
+    def _crop(self, zoom: float, offset: tuple[float, float]) -> Crop:
+        return Crop(self.bucket.height, self.bucket.width, zoom, offset, self.data.max_upscale)
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((*self._key, *key))
@@ -144,11 +164,3 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def _eval_place(number: int, count: int, i: int) -> tuple[int, int, int]:
     return number, i % count, i // count
-
-
-def _varied(epoch: int, zoom: float) -> Crop:
-    """The middle at first; then cuts that fill the room evenly: a Kronecker sequence of three irrationals."""
-    if not epoch:
-        return Crop()
-    first, second, third = (0.5 + epoch * np.array([0.8191725, 0.6710436, 0.5497005])) % 1
-    return Crop(first, float(zoom) ** ((first + second) % 1), (second, third))

@@ -1,22 +1,36 @@
-"""Sources: where samples come from, opened from the configuration."""
+"""The data sources of a configuration: opening them, and checking that their samples fit the buckets."""
 
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 
 from vaejax.data import index
-from vaejax.data import table as rows
 from vaejax.data.array_record import ArrayRecordSource
 from vaejax.data.bucket import Bucket
 from vaejax.data.demo import DemoSource
-from vaejax.data.table import SCHEMA, Source, candidates, length
+from vaejax.data.table import (
+    MIN_FPS_RATIO,
+    Source,
+    candidates,
+    columns,
+    count_of,
+    from_index,
+    sample_seconds,
+    span_seconds,
+)
 from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
+
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
+
+FEW_FILES = 10  # fewer held-out files than this give noisy scores
+_NOUNS = {"image": "photo", "video": "clip"}
 
 
 class MediaSource(Source):
@@ -25,32 +39,28 @@ class MediaSource(Source):
     FIELDS: ClassVar[tuple[str, ...]] = ("path",)
 
     @classmethod
-    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: Any, key: str) -> "MediaSource":
-        """Opens `path`, FOLDER[,FOLDER], as one source: every file counts once, whatever its folder."""
+    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+        """Opens `path`, FOLDER[,FOLDER], as one source in which every file has the same weight."""
         folders = [folder.strip() for folder in str(fields.get("path", "")).split(",") if folder.strip()]
         if not folders:
             raise InputError(
                 f"{key} = {fields.get('path', '')!r}; accepted: FOLDER[,FOLDER] of photos and clips"
             )
-        tables, bad = [], []
+        tables, unreadable = [], []
         for folder in map(os.path.expanduser, folders):
             if not os.path.isdir(folder):
                 raise InputError(f"{key} = {folder}: no such folder; accepted: a folder of photos and clips")
-            try:
-                table = index.load_or_build(folder)
-            except InputError as error:  # which speaks of data.media
-                raise InputError(str(error).replace("data.media", key, 1)) from None
-            broken = [
-                (f["path"], f["error"]) for f in table.select(["path", "error"]).to_pylist() if f["error"]
-            ]
-            bad += [(os.path.join(folder, path), reason) for path, reason in broken]
-            tables.append(rows.from_index(table, data.holdout, folder))
+            table = index.load_or_build(folder, name=key)
+            files = table.select(["path", "error"]).to_pylist()
+            broken = [(os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"]]
+            unreadable += broken
+            tables.append(from_index(table, data.holdout, folder))
             if not len(tables[-1]):
-                found = (
-                    f"none of its {len(broken)} photos and clips can be read" if broken else "it holds none"
+                raise InputError(
+                    f"{key} = {folder}: none of its {len(broken)} files can be read; accepted: a folder of"
+                    " photos and clips"
                 )
-                raise InputError(f"{key} = {folder}: {found}; accepted: a folder of photos and clips")
-        return cls(label, weight, pa.concat_tables(tables).combine_chunks(), tuple(bad))
+        return cls(label, weight, pa.concat_tables(tables).combine_chunks(), tuple(unreadable))
 
 
 KINDS: Mapping[str, type[Source]] = {
@@ -61,8 +71,8 @@ KINDS: Mapping[str, type[Source]] = {
 }
 
 
-def open_sources(data: Any) -> tuple[Source, ...]:
-    """The sources of config.data in the order of their labels; data.media takes the place of data.sources.
+def open_sources(data: "DataConfig") -> tuple[Source, ...]:
+    """Opens the sources of a configuration, sorted by label; data.media replaces data.sources.
 
     Args:
       data: config.data.
@@ -77,14 +87,14 @@ def open_sources(data: Any) -> tuple[Source, ...]:
             "data.sources is empty; accepted: --config.data.media=FOLDER of photos and clips, or"
             f" {{label: {{kind: {' | '.join(KINDS)}, ...}}}}"
         )
-    sources = tuple(_open(label, data.sources[label], data) for label in sorted(data.sources))
-    sources = tuple(source for source in sources if source)
+    opened = (_open(label, data.sources[label], data) for label in sorted(data.sources))
+    sources = tuple(source for source in opened if source)
     if not sources:
         raise InputError("data.sources: every weight is 0 (off); accepted: at least one weight above 0")
     return sources
 
 
-def _open(label: str, fields: Any, data: Any) -> Source | None:
+def _open(label: str, fields: Any, data: "DataConfig") -> Source | None:
     key = f"data.sources.{label}"
     if not hasattr(fields, "items"):
         raise InputError(f"{key} = {fields!r}; accepted: {{kind: {' | '.join(KINDS)}, ...}}")
@@ -107,58 +117,113 @@ def _open(label: str, fields: Any, data: Any) -> Source | None:
 
 
 def digest(sources: Sequence[Source]) -> int:
-    """A number that is another where the rows are others."""
-    found = 0
+    """A checksum of the sources' tables, to compare them between processes."""
+    checksum = 0
     for source in sources:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, source.table.schema) as stream:
             stream.write_table(source.table.combine_chunks())
-        found = zlib.crc32(sink.getvalue(), found)
-    return found
+        checksum = zlib.crc32(sink.getvalue(), checksum)
+    return checksum
 
 
-def check_buckets(sources: Sequence[Source], buckets: Sequence[Bucket], data: Any) -> None:
-    """Raises InputError at a bucket that no training sample fits."""
+def check_buckets(sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig") -> None:
+    """Checks that every bucket has training samples.
+
+    Raises:
+      InputError: naming all buckets that no training sample fits, with the flags that turn them off.
+    """
+    unfit = [bucket for bucket in buckets if not _fits(sources, bucket, "train", data)]
+    if unfit:
+        findings, changes = zip(*(_misfit(sources, b, "train", data) for b in unfit), strict=True)
+        accepted = list(dict.fromkeys(change for of_bucket in changes for change in of_bucket))
+        off = " ".join(f"--config.data.buckets.{bucket.name}.batch=0" for bucket in unfit)
+        raise InputError(f"{'; '.join(findings)}; accepted: {', '.join(accepted)}, or {off}")
+
+
+def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig") -> str:
+    """One line that says what a bucket without samples needs, what its sources have, and what to change."""
+    finding, changes = _misfit(sources, bucket, split, data)
+    return f"{finding}; accepted: {', '.join(changes)}"
+
+
+def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig") -> list[str]:
+    """The held-out files of each bucket in one line, then warnings: few files, or none.
+
+    Args:
+      sources: from `open_sources`.
+      buckets: from `parse_buckets`.
+      data: config.data.
+
+    Returns:
+      Lines for the start of a run; each warning starts with 'warning: '.
+    """
+    held, few, none = [], [], []
     for bucket in buckets:
-        if not _fits(sources, bucket, "train", data):
-            raise InputError(nothing_fits(sources, bucket, "train", data))
+        paths, tails = _held_out_files(sources, bucket, data)
+        files = count_of(len(paths), _NOUNS[bucket.kind])
+        if not paths:
+            reason = nothing_fits(sources, bucket, "eval", data)
+            none.append(f"warning: {bucket.name} is not evaluated: {reason}")
+            continue
+        names = ", ".join(os.path.basename(path) for path in paths[:3])
+        more = ", ..." if len(paths) > 3 else ""
+        held.append(f"{bucket.name}: {'the last fifth of ' * tails}{files} ({names}{more})")
+        if len(paths) < FEW_FILES:
+            few.append(f"{bucket.name} on {files}")
+    lines = [f"held out: {'; '.join(held)}"] if held else []
+    if few:
+        lines.append(
+            f"warning: evaluating {', '.join(few)}: scores of fewer than {FEW_FILES} files are noisy;"
+            " more files or a larger data.holdout make them reliable"
+        )
+    return lines + none
 
 
-def not_evaluated(sources: Sequence[Source], buckets: Sequence[Bucket], data: Any) -> Iterator[str]:
-    """A line for every bucket that no held-out sample fits."""
-    for bucket in buckets:
-        if not _fits(sources, bucket, "eval", data):
-            yield nothing_fits(sources, bucket, "eval", data) + "; it is not evaluated"
+def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> tuple[list[str], bool]:
+    """The files of the held-out records that fit a bucket, and whether only their ends are held out."""
+    paths: dict[str, None] = {}
+    tails = False
+    for source in sources:
+        fitting = source.table.select(["path", "start"]).take(
+            pa.array(candidates(source, bucket, "eval", data))
+        )
+        paths |= dict.fromkeys(fitting["path"].to_pylist())
+        tails |= any(start > 0 for start in fitting["start"].to_pylist())
+    return list(paths), tails
 
 
-def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: Any) -> bool:
+def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig") -> bool:
     return any(len(candidates(source, bucket, split, data)) for source in sources)
 
 
-def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: Any) -> str:
-    """One line that says what a bucket needs, what there is, and what to change."""
-    c = {
-        name: np.concatenate([s.table[name].to_numpy() for s in sources])
-        for name in SCHEMA.names
-        if name not in ("path", "shard", "record")
-    }
-    noun = {"image": "photos", "video": "clips"}[bucket.kind]
-    kept = (c["held_out"] == (split == "eval")) & ((c["frames"] == 1) == (bucket.kind == "image"))
-    start = f"data.buckets.{bucket.name}: no {'held-out' if split == 'eval' else 'training'} sample fits; "
+def _misfit(
+    sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig"
+) -> tuple[str, list[str]]:
+    """The reason that no record of a split fits a bucket, and the settings to change."""
+    noun, held_out = _NOUNS[bucket.kind], split == "eval"
+    adjective = "held-out " * held_out
+    name = f"data.buckets.{bucket.name}: no {adjective or 'training '}sample fits; "
+    c = columns(sources)
+    kept = (c["held_out"] == held_out) & ((c["frames"] == 1) == (bucket.kind == "image"))
     if not kept.any():
-        more = " (and data.holdout above 0)" if split == "eval" else ", or a batch of 0"
-        return f"{start}there are no {noun}; accepted: a source with {noun}{more}"
-    large = np.flatnonzero(kept)[np.argmax((c["width"] * c["height"])[kept])]
-    found = f"of {kept.sum()} {'held-out parts of ' * (split == 'eval')}{noun}"
-    found += f" the largest is {c['height'][large]}x{c['width'][large]} (HxW)"
-    change = f"a smaller size, data.max_upscale above {data.max_upscale:g}"
+        source = f"a source with {noun}s{' and data.holdout above 0' * held_out}"
+        return f"{name}there are no {adjective}{noun}s", [source]
+    largest = np.flatnonzero(kept)[np.argmax((c["width"] * c["height"])[kept])]
+    finding = (
+        f"{name}of {count_of(kept.sum(), adjective + noun)} the largest is"
+        f" {c['height'][largest]}x{c['width'][largest]} (HxW)"
+    )
+    changes = ["a smaller size", f"data.max_upscale above {data.max_upscale:g}"]
     if bucket.kind == "video":
-        seconds = rows.shown(c)[kept].max()
-        found += f", the longest {seconds:.2f} s ({length(bucket, data):.2f} s are needed)"
-        found += f", the fastest {c['fps'][kept].max():.4g} fps (accepted from {rows.SLOWEST * data.fps:.4g})"
-        change += ", fewer frames, another data.fps"
+        finding += (
+            f", the longest {span_seconds(c)[kept].max():.2f} s"
+            f" ({sample_seconds(bucket, data.fps):.2f} s are needed), the fastest"
+            f" {c['fps'][kept].max():.4g} fps ({MIN_FPS_RATIO * data.fps:.4g} are needed)"
+        )
+        changes += ["fewer frames", "another data.fps"]
     if data.min_quality:
         graded = kept & ~np.isnan(c["quality"])
-        found += f", the best JPEG quality {c['quality'][graded].max():.0f}" if graded.any() else ""
-        change += f", data.min_quality below {data.min_quality}"
-    return f"{start}{found}; accepted: {change}"
+        finding += f", the best JPEG quality {c['quality'][graded].max():.0f}" if graded.any() else ""
+        changes.append(f"data.min_quality below {data.min_quality}")
+    return finding, changes

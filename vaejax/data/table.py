@@ -1,23 +1,26 @@
-"""Rows: what a source holds, which of it is kept for evaluation, and which of it fits a bucket."""
+"""The table of a source: photos and spans of clips, split into train and eval, and their fit to buckets."""
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vaejax.data import media
 from vaejax.data.bucket import Bucket
+from vaejax.data.crop import Crop, covers
 
-MANY_CLIPS = 10  # from here on clips are held out by file; fewer are each cut in time
-HELD_OUT_TIME = 0.2  # the last part of each of a few clips
-SLOWEST = (
-    0.5  # of data.fps: 24 fps film may train at 30 or 48, a slide show of 5 fps would only repeat frames
-)
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
+
+MANY_CLIPS = 10  # from this number on whole clips are held out; of fewer clips, the end of each
+HELD_OUT_TAIL = 0.2  # held-out fraction of each clip's duration if there are few
+# Slowest clip relative to data.fps: film of 24 fps trains at 30 or 48, but a slide show of 5 fps would repeat
+# frames.
+MIN_FPS_RATIO = 0.5
 
 SCHEMA = pa.schema(
     {
@@ -32,12 +35,13 @@ SCHEMA = pa.schema(
         "stop": pa.float64(),
         "held_out": pa.bool_(),
         "shard": pa.string(),
-        "record": pa.int64(),
+        "position": pa.int64(),
     }
 )
+_NUMBERS = ("width", "height", "frames", "fps", "quality", "start", "stop", "held_out")
 
-# What `from_index` needs of an index of media files, whoever made it.
-INDEX = pa.schema(
+# The columns of a media index that `from_index` needs.
+INDEX_COLUMNS = pa.schema(
     {
         "path": pa.string(),
         "kind": pa.string(),
@@ -53,22 +57,22 @@ INDEX = pa.schema(
 
 
 @dataclass(frozen=True)
-class Row:
-    """A photo, or a span of a clip.
+class Record:
+    """A photo, or a span of a clip: one row of a source's table.
 
     Attributes:
-      path: the name that people are shown.
+      path: path of the file, or a name for display.
       kind: 'image' or 'video'.
-      width: in pixels, as displayed; 0 where it is unknown until it is read.
-      height: likewise.
-      frames: of the whole file.
-      fps: of the file; 0 for a photo.
+      width: displayed width in pixels; 0 if unknown until the file is read.
+      height: displayed height in pixels; 0 if unknown until the file is read.
+      frames: number of frames of the whole file.
+      fps: frame rate of the file; 0 for a photo.
       quality: JPEG quality estimate, 1 to 100, or NaN.
-      start: of the span, in seconds.
-      stop: the time of the span's last frame, in seconds.
-      held_out: kept for evaluation.
-      shard: file that holds the record, where the source has shards.
-      record: its place there.
+      start: start of the span, in seconds.
+      stop: time of the span's last frame, in seconds.
+      held_out: whether it is kept for evaluation.
+      shard: the shard that holds the file, or the split of a TFDS data set; '' for loose files.
+      position: its position in the shard or split; -1 for loose files.
     """
 
     path: str
@@ -82,164 +86,169 @@ class Row:
     stop: float
     held_out: bool
     shard: str
-    record: int
+    position: int
 
 
 class Unfit(Exception):
-    """A sample whose size was not known before it was read does not fit the bucket."""
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Where a sample is cut, whatever its size: every number is drawn before the file is known.
-
-    Attributes:
-      position: of the clip's first frame within the room that the span leaves, from 0 to 1.
-      zoom: times the scale that just covers the bucket, from 1.
-      offset: (y, x) of the crop within the room that the scaled frame leaves, from 0 to 1.
-    """
-
-    position: float = 0.5
-    zoom: float = 1.0
-    offset: tuple[float, float] = (0.5, 0.5)
+    """A sample of previously unknown size does not fit the bucket."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Rows with a weight, and the way to their bytes; picklable, since it goes to worker processes.
+    """A table of records and the access to their files; picklable, because worker processes receive it.
 
     Attributes:
-      label: its name in the configuration.
-      weight: its share of samples is its weight over the sum of the weights.
-      table: of `Row`s, by SCHEMA.
-      bad: (path, reason) of each file that could not be read when the source was opened.
+      label: name in the configuration.
+      weight: relative share of the samples drawn from this source.
+      table: one `Record` per row, by `SCHEMA`.
+      unreadable: (path, reason) of each file that could not be read when the source was opened.
     """
 
     label: str
     weight: float
     table: pa.Table
-    bad: tuple[tuple[str, str], ...] = ()
-    # Fields that this kind of source takes beside kind and weight.
+    unreadable: tuple[tuple[str, str], ...] = ()
+    # Fields of the configuration that this kind of source accepts in addition to kind and weight.
     FIELDS: ClassVar[tuple[str, ...]] = ()
 
-    def row(self, index: int) -> Row:
-        """The row at `index` of the table."""
-        return Row(*(column[index].as_py() for column in self.table.columns))
+    @classmethod
+    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+        """Opens the source that `fields` describe.
 
-    def fetch(self, row: Row) -> str | bytes:
-        """The path of a media file, or its bytes."""
-        return row.path
+        Args:
+          label: name of the source in the configuration.
+          weight: relative share of the samples.
+          fields: values of the keys in `FIELDS`.
+          data: config.data.
+          key: the configuration key that errors name.
 
-    def read(self, row: Row, bucket: Bucket, data: Any, crop: Crop) -> tuple[np.ndarray, float]:
-        """The sample as uint8 (T, H, W, C), and the second at which it starts.
+        Raises:
+          InputError: if nothing can be read.
+        """
+        raise NotImplementedError
+
+    def record(self, index: int) -> Record:
+        """The record in row `index` of the table."""
+        return Record(*(column[index].as_py() for column in self.table.columns))
+
+    def fetch(self, record: Record) -> str | bytes:
+        """The path of a record's file, or its bytes."""
+        return record.path
+
+    def read(
+        self, record: Record, frames: int, fps: float, crop: Crop, moment: float
+    ) -> tuple[np.ndarray, float]:
+        """Reads a sample.
+
+        Args:
+          record: a photo or a span of a clip.
+          frames: T; 1 reads a photo.
+          fps: frame rate of the sample.
+          crop: H, W and the position in the picture.
+          moment: position of the sample in the clip's span, from 0 (earliest) to 1 (latest).
+
+        Returns:
+          The frames, uint8 (T, H, W, C), and the time of the first in seconds.
 
         Raises:
           media.Unreadable: if the file cannot be decoded.
-          Unfit: if its size was unknown and does not do.
-          OSError: if the file is not there.
+          Unfit: if its size was unknown and is too small.
+          OSError: if the file does not exist.
         """
-        start = row.start + crop.position * max(0.0, row.stop - row.start - length(bucket, data))
-        frames = media.read(
-            self.fetch(row),
-            row.kind,
-            frames=bucket.frames,
-            height=bucket.height,
-            width=bucket.width,
-            fps=None if bucket.frames == 1 else data.fps,
+        start = record.start + moment * max(0.0, record.stop - record.start - (frames - 1) / fps)
+        pictures = media.read(
+            self.fetch(record),
+            record.kind,
+            frames=frames,
+            fps=None if frames == 1 else fps,
             start=start,
-            zoom=crop.zoom,
-            offset=crop.offset,
-            max_upscale=data.max_upscale,
+            **crop._asdict(),
         )
-        return frames, start
+        return pictures, start
 
 
-def length(bucket: Bucket, data: Any) -> float:
-    """Seconds from the first frame of a sample to its last."""
-    return (bucket.frames - 1) / data.fps
+def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -> np.ndarray:
+    """The table rows of `split` ('train' or 'eval') that fit a bucket, int64 (n,).
 
-
-def scale(bucket: Bucket, width, height):
-    """The scale at which a frame just covers the bucket."""
-    return np.maximum(bucket.height / np.maximum(height, 1), bucket.width / np.maximum(width, 1))
-
-
-def candidates(source: Source, bucket: Bucket, split: str, data: Any) -> np.ndarray:
-    """Indices of the rows of `split` ('train' or 'eval') that fit the bucket, int64.
-
-    A row fits if covering the bucket enlarges it by at most data.max_upscale, its quality estimate (where
-    there is one) reaches data.min_quality, and for a video bucket its span is long enough and the clip has
-    at least half of data.fps. Images are photos or videos of one frame, never frames of clips: those would
-    teach the image path blur and compression, and count a clip twice.
+    A record fits if covering the bucket enlarges it by at most data.max_upscale and its quality estimate, if
+    any, reaches data.min_quality. For a video bucket its span must also be long enough and its frame rate at
+    least MIN_FPS_RATIO of data.fps. An image bucket takes photos and videos of one frame but no frames of
+    clips: these would teach the image path blur and compression artifacts, and count a clip twice.
     """
-    c = {
-        name: source.table[name].to_numpy()
-        for name in SCHEMA.names
-        if name not in ("path", "shard", "record")
-    }
+    c = columns([source])
     fits = c["held_out"] == (split == "eval")
-    fits &= (c["width"] == 0) | (scale(bucket, c["width"], c["height"]) <= data.max_upscale * (1 + 1e-6))
+    fits &= (c["width"] == 0) | covers(bucket.height, bucket.width, c["height"], c["width"], data.max_upscale)
     fits &= np.isnan(c["quality"]) | (c["quality"] >= data.min_quality)
     still = c["frames"] == 1
     if bucket.kind == "image":
         fits &= still
     else:
-        fits &= ~still & (shown(c) > length(bucket, data) + 2e-3)  # 2 ms cover the rounding of timestamps
-        fits &= c["fps"] >= SLOWEST * data.fps
+        # Timestamps are rounded by up to 2 ms.
+        fits &= ~still & (span_seconds(c) > sample_seconds(bucket, data.fps) + 2e-3)
+        fits &= c["fps"] >= MIN_FPS_RATIO * data.fps
     return np.flatnonzero(fits)
 
 
-def shown(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Seconds of the clips' spans: the last frame is shown for its own time."""
+def columns(sources: Sequence[Source]) -> dict[str, np.ndarray]:
+    """The numeric columns of the sources' tables, one after the other."""
+    return {name: np.concatenate([s.table[name].to_numpy() for s in sources]) for name in _NUMBERS}
+
+
+def sample_seconds(bucket: Bucket, fps: float) -> float:
+    """The seconds from the first frame of a sample to its last."""
+    return (bucket.frames - 1) / fps
+
+
+def span_seconds(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The durations of the spans in seconds, the display time of the last frame included."""
     return columns["stop"] - columns["start"] + 1 / np.maximum(columns["fps"], 1e-6)
 
 
-def share(path: str) -> float:
-    """A number in [0, 1) that depends on nothing but the path."""
-    return (
-        int.from_bytes(hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest())
-        / 2**64
-    )
+def path_hash(path: str) -> float:
+    """A hash of the path in [0, 1)."""
+    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
 
 
 def held_out(paths: Iterable[str], holdout: float) -> set[str]:
-    """The paths kept for evaluation: those whose `share` is below `holdout`, at least one of two, never all.
+    """The held-out paths: those with a hash below `holdout`, but at least one of several, and never all.
 
-    By hash, so that a growing folder moves no file from one side to the other.
+    The choice by hash keeps every file in its split while a folder grows.
     """
-    paths = sorted(paths, key=share)
-    count = sum(share(path) < holdout for path in paths)
-    count = min(max(count, int(holdout > 0)), max(0, len(paths) - 1))
-    return set(paths[:count])
+    ordered = sorted(paths, key=path_hash)
+    count = sum(path_hash(path) < holdout for path in ordered)
+    count = min(max(count, int(holdout > 0)), max(0, len(ordered) - 1))
+    return set(ordered[:count])
 
 
 def from_index(index: pa.Table, holdout: float, folder: str = "", everything: str = "") -> pa.Table:
-    """The rows of an index of media files: photos and clips, split into training and evaluation.
+    """The table of a media index's readable files, split into training and evaluation.
 
-    With MANY_CLIPS clips or more some are held out whole; of fewer, the last fifth of each is held out and
+    From MANY_CLIPS clips on, whole clips are held out. Of fewer clips, the last fifth of each is held out and
     the rest trains.
 
     Args:
-      index: the columns of INDEX, paths relative; and shard and record where there are shards.
-      holdout: share of the files; 0 holds out nothing.
-      folder: joined to the paths that people are shown.
-      everything: 'train' or 'eval' puts all rows on one side; '' splits them.
+      index: a table with INDEX_COLUMNS and relative paths; also shard and record if the files are in shards.
+      holdout: held-out fraction of the files; 0 holds out nothing.
+      folder: prefix of the paths in the result.
+      everything: 'train' or 'eval' assigns all files to that split; '' splits them by `holdout`.
     """
-    index = index.filter(pc.is_null(index["error"])).sort_by("path")
+    index = index.filter(index["error"].is_null()).sort_by("path")
     files = index.to_pylist()
     clips = [f["path"] for f in files if f["frames"] > 1]
-    out = held_out((f["path"] for f in files if f["frames"] <= 1), holdout)
+    kept = held_out((f["path"] for f in files if f["frames"] <= 1), holdout)
     cut = 0 < len(clips) < MANY_CLIPS and holdout > 0
     if not cut:
-        out |= held_out(clips, holdout)
+        kept |= held_out(clips, holdout)
     if everything:
-        cut, out = False, set() if everything == "train" else {f["path"] for f in files}
+        cut, kept = False, set() if everything == "train" else {f["path"] for f in files}
     return pa.Table.from_pylist(
-        [row for file in files for row in _rows(file, folder, cut, file["path"] in out)], SCHEMA
+        [row for file in files for row in _rows(file, folder, cut, file["path"] in kept)], SCHEMA
     )
 
 
-def _rows(file: dict[str, Any], folder: str, cut: bool, out: bool) -> list[dict[str, Any]]:
+def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[dict[str, Any]]:
+    """The table rows of a file: one, or the training and the held-out span if clips are `cut`."""
     fps = file["fps"] or 0.0
     quality = file.get("quality")
     row = {
@@ -252,9 +261,9 @@ def _rows(file: dict[str, Any], folder: str, cut: bool, out: bool) -> list[dict[
         "quality": float("nan") if quality is None else quality,
         "start": 0.0,
         "stop": 0.0,
-        "held_out": out,
+        "held_out": held_out,
         "shard": file.get("shard") or "",
-        "record": -1 if file.get("record") is None else file["record"],
+        "position": -1 if file.get("record") is None else file["record"],
     }
     if file["frames"] <= 1 or not fps:
         return [row]
@@ -262,9 +271,26 @@ def _rows(file: dict[str, Any], folder: str, cut: bool, out: bool) -> list[dict[
     row["stop"] = max(0.0, file["duration"] - frame)
     if not cut:
         return [row]
-    # A frame is shown until the next: training ends a whole frame before evaluation begins.
-    seam = (1 - HELD_OUT_TIME) * file["duration"]
+    # A frame is shown until the next one: the training span ends a whole frame before the held-out span.
+    seam = (1 - HELD_OUT_TAIL) * file["duration"]
     return [
         row | {"stop": max(0.0, seam - 2 * frame), "held_out": False},
         row | {"start": min(seam, row["stop"]), "held_out": True},
     ]
+
+
+def describe_held_out(table: pa.Table) -> str:
+    """The held-out files of a table in words: '2 photos, the last fifth of 3 clips'."""
+    rows = table.select(["path", "frames", "held_out"]).to_pylist()
+    photos = {row["path"] for row in rows if row["held_out"] and row["frames"] == 1}
+    clips = {row["path"] for row in rows if row["held_out"] and row["frames"] != 1}
+    trained = {row["path"] for row in rows if not row["held_out"]}
+    parts = [count_of(len(photos), "photo")] if photos else []
+    if clips:
+        parts.append(f"{'the last fifth of ' if clips & trained else ''}{count_of(len(clips), 'clip')}")
+    return ", ".join(parts) or "nothing"
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number and its noun: '1 photo', '2 photos'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vaejax.codec import load as trained
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, parse_buckets
-from vaejax.data.sampler import Order
+from vaejax.data.sampler import Sampler
 from vaejax.data.table import Source
 from vaejax.errors import InputError
 from vaejax.evaluate import latent_metrics as latents
@@ -111,7 +111,7 @@ def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarra
     config = RunFolder(name).read_config()
     opened, count = sources.open_sources(config.data), config.eval.linear_samples or SAMPLES
     for bucket in buckets:
-        if not Order(opened, bucket, "train", config.data).empty:
+        if not Sampler(opened, bucket, "train", config.data).empty:
             yield from pipeline.train_samples(opened, bucket, config.data, count, config.seed)
 
 

@@ -1,4 +1,4 @@
-"""What a codec is evaluated on: a folder, a TFDS data set, or what a run held out; read as training reads."""
+"""The samples of an evaluation: a folder, a TFDS data set, or the held-out samples of a run."""
 
 import os
 import pathlib
@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from vaejax.data import index, pipeline, sources
-from vaejax.data import table as rows
+from vaejax.data import index, sources
 from vaejax.data.bucket import Bucket
-from vaejax.data.sampler import Order
+from vaejax.data.pipeline import read_batches
+from vaejax.data.sampler import Sampler
 from vaejax.data.sources import MediaSource
+from vaejax.data.table import Source, candidates, from_index
 from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
 
@@ -26,7 +27,7 @@ class Samples:
       limit: how many of a bucket, at most; 0 takes every file once.
     """
 
-    def __init__(self, opened: Sequence[rows.Source], data: ConfigDict, folder: str = "", limit: int = 0):
+    def __init__(self, opened: Sequence[Source], data: ConfigDict, folder: str = "", limit: int = 0):
         self._sources, self._data, self._folder, self._limit = tuple(opened), data, folder, limit
         # A run's own few files are cut again elsewhere up to the limit; files that a person names are not.
         self._once = not limit or bool(folder) or any(isinstance(s, TfdsSource) for s in opened)
@@ -44,7 +45,7 @@ class Samples:
 
     def count(self, bucket: Bucket) -> int:
         """How many samples a bucket has; a file that turns out to be unreadable is still counted."""
-        fitting = sum(len(rows.candidates(source, bucket, "eval", self._data)) for source in self._sources)
+        fitting = sum(len(candidates(source, bucket, "eval", self._data)) for source in self._sources)
         if self._once:
             return min(fitting, self._limit or fitting)
         return self._limit if fitting else 0
@@ -60,19 +61,20 @@ class Samples:
           frames (B, T, H, W, 3) uint8, names 'path@start', and the places that `read` takes. Where a file was
           unreadable, the one that stands in for it is left out if it is read elsewhere.
         """
-        seen, place = set(), 0
-        for part in pipeline.eval_batches(self._sources, bucket, self._data, self.count(bucket), batch):
-            places = range(place, place + len(part.names))
-            place = places.stop
+        seen = set()
+        for part in read_batches(self._sampler(bucket), self.count(bucket), batch):
             kept = [i for i, name in enumerate(part.names) if not (self._once and name in seen)]
             if self._once:
                 seen.update(part.names)
             if kept:
-                yield part.frames[kept], [part.names[i] for i in kept], [places[i] for i in kept]
+                yield part.frames[kept], [part.names[i] for i in kept], [part.rows[i] for i in kept]
 
     def read(self, bucket: Bucket, place: int) -> np.ndarray:
         """One sample again, (1, T, H, W, 3) uint8."""
-        return Order(self._sources, bucket, "eval", self._data)[place].frames[None]
+        return self._sampler(bucket)[place].frames[None]
+
+    def _sampler(self, bucket: Bucket) -> Sampler:
+        return Sampler(self._sources, bucket, "eval", self._data)
 
     def label(self, name: str) -> str | None:
         """The class of a sample: the folder of the first level that its file lies in; None if it has none."""
@@ -103,7 +105,7 @@ def open_samples(name: str, data: ConfigDict, limit: int = 0) -> Samples:
         return Samples([source], data, limit=limit)
     folder = os.path.abspath(os.path.expanduser(name))
     table = index.load_or_build(folder, name="--data")
-    readable = rows.from_index(table, 0.0, folder, everything="eval")
+    readable = from_index(table, 0.0, folder, everything="eval")
     if not len(readable):
         raise InputError(f"--data = {name}: none of its files can be read; accepted: a folder of media")
     return Samples([MediaSource("data", 1.0, readable)], data, folder, limit)

@@ -1,6 +1,5 @@
 """What the probe learns from: training and held-out samples of one shape, read as training reads them."""
 
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -8,9 +7,9 @@ import numpy as np
 
 from vaejax.config import defaults
 from vaejax.data import bucket as buckets
-from vaejax.data import pipeline
 from vaejax.data.bucket import Bucket
-from vaejax.data.sampler import Order
+from vaejax.data.pipeline import read_batches
+from vaejax.data.sampler import Sampler
 from vaejax.data.sources import nothing_fits, open_sources
 from vaejax.data.table import Source
 from vaejax.errors import InputError
@@ -44,21 +43,20 @@ class Media:
     def __init__(self, sources: Sequence[Source], bucket: Bucket, data, folder: str = ""):
         self.bucket, self.data, self._folder = bucket, data, folder
         # What is generated is like training samples, so what it is compared with is cut as they are.
-        self._orders = {
-            split: Order(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
+        self._samplers = {
+            split: Sampler(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
         }
-        for split, order in self._orders.items():
-            if order.empty:
+        for split, sampler in self._samplers.items():
+            if sampler.empty:
                 raise InputError(nothing_fits(sources, bucket, split, data))
         paths = [path.as_py() for source in sources for path in source.table["path"]] if folder else []
         self.classes = sorted({self._class(path) for path in paths})
 
     def batches(self, split: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The first samples of 'train' or 'eval': frames (B, T, H, W, 3) uint8 and classes (B,) int32."""
-        samples = pipeline.in_threads(self._orders[split], count, self.data)
-        while part := list(itertools.islice(samples, BATCH)):
-            labels = [self._label(sample.name.rpartition("@")[0]) for sample in part]
-            yield np.stack([sample.frames for sample in part]), np.array(labels, np.int32)
+        for batch in read_batches(self._samplers[split], count, BATCH):
+            labels = [self._label(name.rpartition("@")[0]) for name in batch.names]
+            yield batch.frames, np.array(labels, np.int32)
 
     def _label(self, path: str) -> int:
         return self.classes.index(self._class(path)) if self.classes else 0

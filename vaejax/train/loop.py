@@ -9,12 +9,12 @@ from typing import Any
 import jax
 
 from vaejax.config import check
-from vaejax.data.pipeline import Batch, UpdateStream
+from vaejax.data.pipeline import Batch, TrainStream
 from vaejax.rundir import console
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.reporter import Reporter
-from vaejax.rundir.skipped_samples import BadSamples, unreadable
+from vaejax.rundir.skipped_samples import SkippedSamples
 from vaejax.runtime import chips
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.profiler import Profile
@@ -103,8 +103,8 @@ class Run:
         self.watchdog, self.preemption = watchdog, preemption
         self.guard = StepGuard(folder, config.recovery, start)
         self.schedule = Schedule(config)
-        self.skipped = BadSamples(folder.bad_samples, writes=jax.process_index() == 0)
-        self.skipped.found(unreadable(setup.sources))
+        self.skipped = SkippedSamples(folder.bad_samples, writes=jax.process_index() == 0)
+        self.skipped.add_unreadable(file for source in setup.sources for file in source.unreadable)
         self.peak_flops = chips.flops(jax.devices()[0].device_kind) * setup.mesh.size
         self.update = Update(programs, setup.buckets, config.seed + 1, counts_flops=bool(self.peak_flops))
         self.evaluators = Evaluators(setup, watchdog, preemption)
@@ -182,7 +182,7 @@ class Run:
         """Advances the data positions and counts the samples that were replaced."""
         for name, batch in batches.items():
             positions[name] += 1
-            self.skipped.replaced(batch.bad)
+            self.skipped.add_skipped(batch.skipped)
 
     def _numbers(self, step: int) -> dict[str, float]:
         """Numbers of the update of `step` to log beside its metrics."""
@@ -206,7 +206,7 @@ class Run:
         self.checkpoints.save(step, to_items(state), positions, config, scores)
 
 
-def _next(stream: UpdateStream) -> tuple[dict[str, Batch], float]:
+def _next(stream: TrainStream) -> tuple[dict[str, Batch], float]:
     """The batches of the next update by bucket, and the seconds spent waiting for them."""
     asked = time.monotonic()
     return next(stream).batches, time.monotonic() - asked

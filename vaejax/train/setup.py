@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from vaejax.config import Config, builders
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket
-from vaejax.data.pipeline import UpdateStream
+from vaejax.data.pipeline import TrainStream
 from vaejax.data.table import Source
 from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
@@ -52,7 +52,7 @@ class Setup:
         distributed.check_same("photos and clips", lambda: sources.digest(opened))
         sources.check_buckets(opened, buckets, config.data)
         if jax.process_index() == 0:
-            for line in sources.not_evaluated(opened, buckets, config.data):
+            for line in sources.held_out_report(opened, buckets, config.data):
                 print(line, file=sys.stderr)
         return cls(config, mesh, buckets, opened, inject)
 
@@ -62,7 +62,7 @@ class Setup:
         return Programs.of(self.config, self.buckets, self.mesh, self.inject)
 
     @contextlib.contextmanager
-    def batches(self, start: int, positions: Mapping[str, int]) -> Iterator[UpdateStream]:
+    def batches(self, start: int, positions: Mapping[str, int]) -> Iterator[TrainStream]:
         """The batches of the updates from `start` on; worker processes end with the block.
 
         Args:

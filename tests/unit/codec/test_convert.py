@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import vaejax
 from tests.support import codec_run, media_files
 from tests.support.codec_run import NTSC, pan, run, shown
-from tests.support.media_files import corner_colours, corners, turn, write_clip
+from tests.support.media_files import corner_colors, corners, turn, write_clip
 from vaejax.codec import audio
 from vaejax.codec import media_writer as clip_writer
 from vaejax.data import media
@@ -141,7 +141,7 @@ def test_colours_read_back_as_they_were(tmp_path, extension, size):
             wanted = [plane[size[0] // 4, size[1] // 4] for plane in planes]
             assert np.abs(np.array([y, cb, cr]) - wanted).max() <= 2
             continue
-        assert np.abs(corner_colours(found) - corner_colours(picture)).max() <= 4
+        assert np.abs(corner_colors(found) - corner_colors(picture)).max() <= 4
 
 
 def write_with_sound(path, codec, rate=48000, seconds=2.0, late=0.0, video_late=0.0, layout="mono"):

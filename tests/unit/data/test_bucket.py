@@ -1,4 +1,4 @@
-"""Buckets: their names say their shapes, their schedule is arithmetic, and mistakes are told by name."""
+"""Buckets: names give shapes, the schedule is arithmetic, and errors name the key."""
 
 import pytest
 from ml_collections import ConfigDict
@@ -7,7 +7,7 @@ from vaejax.data.bucket import Bucket, draws, parse_buckets, scheduled
 from vaejax.errors import InputError
 
 
-def test_a_name_says_shape_and_kind():
+def test_a_name_gives_shape_and_kind():
     image, video = parse_buckets(
         ConfigDict({"video_17x64x128": {"batch": 2, "weight": 0.5, "every": 3}, "image_32x64": {"batch": 4}}),
         8,
@@ -45,7 +45,7 @@ def test_draws_counts_the_scheduled_steps(every, seed):
     "buckets, parts",
     [
         ({}, ["data.buckets", "at least one"]),
-        ({"image_64": {"batch": 1}}, ["data.buckets.image_64", "image_HxW"]),
+        ({"image_64": {"batch": 1}}, ["data.buckets.image_64: not a valid bucket name", "image_HxW"]),
         ({"image_064x64": {"batch": 1}}, ["data.buckets.image_064x64", "image_HxW"]),
         (
             {"image_64x64": {"batch": 1, "wieght": 2}},
@@ -67,7 +67,7 @@ def test_draws_counts_the_scheduled_steps(every, seed):
         ({"image_64x64": {"batch": 2, "every": 2}}, ["data.buckets.image_64x64.every = 2", "every = 1"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line(buckets, parts):
+def test_an_error_is_one_line(buckets, parts):
     with pytest.raises(InputError) as error:
         parse_buckets(ConfigDict(buckets), 8, 4, shards=2, space=2)
     message = str(error.value)

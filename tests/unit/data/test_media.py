@@ -1,4 +1,4 @@
-"""What is read is what was drawn: colours, orientation, shape, time and place; and never half a picture."""
+"""Reading returns what was drawn: colors, orientation, shape, time and place; and never half a picture."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from tests.support import media_files
-from tests.support.media_files import CORNERS, corner_colours, corners, number_of, numbered, write_clip
+from tests.support.media_files import CORNERS, corner_colors, corners, number_of, numbered, write_clip
 from vaejax.data import media
 
-# Mistaking BT.601 for BT.709 moves these colours by 17 or more, mistaking the range by 8 or more.
-COLOUR_TOLERANCE = 5
+# Mistaking BT.601 for BT.709 moves these colors by 17 or more, mistaking the range by 8 or more.
+COLOR_TOLERANCE = 5
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def numbers(clip):
     return [number_of(picture) for picture in clip]
 
 
-def assert_corners(picture, expected=CORNERS, tolerance=COLOUR_TOLERANCE):
-    found = corner_colours(picture)
+def assert_corners(picture, expected=CORNERS, tolerance=COLOR_TOLERANCE):
+    found = corner_colors(picture)
     assert np.abs(found - np.array(expected)).max() <= tolerance, found
 
 
@@ -38,7 +38,7 @@ def assert_corners(picture, expected=CORNERS, tolerance=COLOUR_TOLERANCE):
 
 
 @pytest.mark.parametrize("name", ["photo.webp", "cmyk.jpg", "palette.png"])
-def test_a_photo_keeps_its_colours(files, name):
+def test_a_photo_keeps_its_colors(files, name):
     assert_corners(read(files[name])[0])
 
 
@@ -100,7 +100,7 @@ def test_crop_and_resize_are_one_antialiased_resampling(tmp_path):
         7.5,
         120.0,
         67.5,
-    )  # 60x60: 90 / 1.5; a quarter of the room of 30 above, all of it at the left
+    )  # 60x60 = 90 / 1.5; a quarter of the spare 30 rows above, all spare columns at the left
     expected = Image.fromarray(noise).resize((30, 30), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
     np.testing.assert_array_equal(found, np.asarray(expected))
 
@@ -108,7 +108,7 @@ def test_crop_and_resize_are_one_antialiased_resampling(tmp_path):
 def test_without_resizing_the_pixels_are_the_files_own(files):
     np.testing.assert_array_equal(read(files["photo.webp"])[0], corners())
     window = read(files["photo.webp"], height=32, width=48, zoom=99.0, offset=(1.0, 0.0))[0]
-    np.testing.assert_array_equal(window, corners()[32:, :48])  # zoom stops where pixels would be enlarged
+    np.testing.assert_array_equal(window, corners()[32:, :48])  # zoom stops before pixels are enlarged
 
 
 def test_nothing_is_enlarged_beyond_the_limit(files):
@@ -161,7 +161,7 @@ def test_every_display_matrix_turns_as_written(tmp_path, matrix, turned):
 @pytest.mark.parametrize(
     "codec", ["libx264", "libvpx-vp9"]
 )  # full range is a pixel format in one, a tag in both
-def test_a_tagged_clip_keeps_its_colours(tmp_path, matrix, span, codec):
+def test_a_tagged_clip_keeps_its_colors(tmp_path, matrix, span, codec):
     options = {"libvpx-vp9": {"crf": "4", "b": "0", "cpu-used": "8"}}.get(codec)
     path = tmp_path / "tagged.mkv"
     write_clip(path, [corners()] * 2, codec=codec, matrix=matrix, span=span, options=options)
@@ -174,10 +174,9 @@ def test_an_untagged_clip_is_read_as_players_read_it(tmp_path, height, matrix):
     assert_corners(read(path, height=64, width=64)[0])
 
 
-def test_ten_bits_keep_their_colours(files):
+def test_ten_bits_keep_their_colors(files):
     assert (
-        np.abs(corner_colours(read(files["ten_bit_23976.mp4"])[0])[:2] - CORNERS[:2]).max()
-        <= COLOUR_TOLERANCE
+        np.abs(corner_colors(read(files["ten_bit_23976.mp4"])[0])[:2] - CORNERS[:2]).max() <= COLOR_TOLERANCE
     )
 
 
@@ -191,16 +190,16 @@ def test_an_interlaced_clip_is_not_combed(files, tmp_path):
     even = np.arange(64)[:, None, None] % 2 == 0
     woven = np.where(even, corners(), np.roll(corners(), 8, 1))
     unflagged = write_clip(tmp_path / "unflagged.mp4", [woven] * 3)
-    assert combing(read(unflagged)[0]) > 8  # what is not flagged is left as it is
+    assert combing(read(unflagged)[0]) > 8  # unflagged frames are not filtered
 
 
-def test_deinterlacing_keeps_frames_and_colours(tmp_path):
+def test_deinterlacing_keeps_frames_and_colors(tmp_path):
     tags = {"interlaced": True, "matrix": "709", "span": "full"}
     path = write_clip(tmp_path / "numbers.mp4", [numbered(i) for i in range(30)], **tags)
     assert media.probe(path, "video")["frames"] == 30
     assert numbers(read(path, 30)) == list(range(30))
     assert numbers(read(path, 4, start=0.96)) == [24, 25, 26, 27]
-    for picture in read(write_clip(tmp_path / "colours.mp4", [corners()] * 5, **tags), 5):
+    for picture in read(write_clip(tmp_path / "colors.mp4", [corners()] * 5, **tags), 5):
         assert_corners(picture)
 
 
@@ -267,7 +266,7 @@ def test_the_last_frame_is_shown_for_its_time_and_no_longer(thirty):
         read(thirty, 2, start=119 / 30)
 
 
-def test_what_the_probe_calls_the_duration_can_be_read(files):
+def test_the_probed_duration_can_be_read(files):
     found = media.probe(files["ten_bit_23976.mp4"], "video")
     start = found["duration"] - 1 / found["fps"] - 16 / 12
     assert len(numbers(read(files["ten_bit_23976.mp4"], 17, start=start, fps=12))) == 17
@@ -309,13 +308,13 @@ def test_bytes_read_as_files_do(files):
         "with_audio.mp4": {"frames": 50, "duration": 2.0},
     }.items(),
 )
-def test_the_probe_says_what_is_in_a_file(files, name, expected):
+def test_the_probe_describes_a_file(files, name, expected):
     found = media.probe(files[name], media.kind_of(name))
     assert found | expected == found
 
 
 @pytest.mark.parametrize("name", sorted(media_files.UNREADABLE))
-def test_a_broken_file_gives_one_line_of_reason(files, name):
+def test_a_broken_file_gives_a_reason_in_one_line(files, name):
     for attempt in (lambda: media.probe(files[name], media.kind_of(name)), lambda: read(files[name])):
         with pytest.raises(media.Unreadable) as caught:
             attempt()
@@ -336,7 +335,7 @@ def test_a_clip_that_breaks_off_gives_the_frames_before(files):
         read(files["cut_short.mp4"], count + 1)
 
 
-def test_damage_in_the_middle_is_not_painted_over(tmp_path):
+def test_damage_in_the_middle_is_not_concealed(tmp_path):
     with open(write_clip(tmp_path / "clip.mp4", [numbered(i) for i in range(50)]), "rb") as file:
         content = file.read()
     shorter = 0

@@ -1,4 +1,4 @@
-"""The pipeline: which samples an update holds depends on the seed and the step, and on nothing else."""
+"""The pipeline: the samples of a step depend on the seed and the step only."""
 
 import math
 import multiprocessing
@@ -18,7 +18,7 @@ from PIL import Image
 from vaejax.config.schema import defaults
 from vaejax.data import media, pipeline
 from vaejax.data.bucket import Bucket, draws
-from vaejax.data.sampler import Order
+from vaejax.data.sampler import Sampler
 from vaejax.data.sources import open_sources
 from vaejax.data.table import Source, candidates
 from vaejax.errors import TrainingFailed
@@ -29,7 +29,7 @@ BUCKETS = (PHOTOS, LARGE, CLIPS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Ten photos of ten colours and two clips."""
+    """Ten photos of different colors and two clips."""
     folder = tmp_path_factory.mktemp("media")
     for i in range(10):
         ramp = np.linspace(0, 40, 64)[None, :, None] + np.linspace(0, 40, 56)[:, None, None]
@@ -62,11 +62,11 @@ def assert_same(one, two):
     for a, b in zip(one, two, strict=True):
         assert list(a.batches) == list(b.batches)
         for name, batch in a.batches.items():
-            assert batch.names == b.batches[name].names and batch.bad == b.batches[name].bad
+            assert batch.names == b.batches[name].names and batch.skipped == b.batches[name].skipped
             np.testing.assert_array_equal(batch.frames, b.batches[name].frames)
 
 
-def test_updates_hold_the_scheduled_buckets_as_uint8(folder):
+def test_a_step_has_the_scheduled_buckets_as_uint8(folder):
     sources, data = opened(folder)
     updates = take(sources, data, 6)
     assert [u.step for u in updates] == list(range(6))
@@ -115,7 +115,7 @@ def test_little_shared_memory_changes_nothing(folder, monkeypatch):
 
 
 def test_the_parts_of_hosts_make_the_batch_of_one(folder):
-    """Whichever samples they hold: on a pod these need not lie together, and hosts may share one."""
+    """On a pod a host's samples need not be adjacent, and hosts may share one."""
     sources, data = opened(folder)
     whole = take(sources, data, 4)
     held = [{b.name: range(h, b.batch, 2) for b in BUCKETS} for h in range(2)]
@@ -145,31 +145,31 @@ def test_another_seed_is_another_order(folder):
     assert_same(one, take(sources, data, 2, [PHOTOS], seed=0))
 
 
-def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(folder):
+def test_an_epoch_has_every_sample_once_in_its_own_order(folder):
     sources, data = opened(folder)
     count = len(candidates(sources[0], PHOTOS, "train", data))
-    order = Order(sources, PHOTOS, "train", data, seed=0)
-    epochs = [[order[e * count + i].name for i in range(count)] for e in range(3)]
+    sampler = Sampler(sources, PHOTOS, "train", data, seed=0)
+    epochs = [[sampler[e * count + i].name for i in range(count)] for e in range(3)]
     assert all(len(set(epoch)) == count and set(epoch) == set(epochs[0]) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_large_source_has_epochs_too(folder, monkeypatch):
     monkeypatch.setattr("vaejax.data.sampler.FEW", 0)  # the shuffle of large sources
-    test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(folder)
+    test_an_epoch_has_every_sample_once_in_its_own_order(folder)
 
 
 def test_sources_are_drawn_by_their_weights(folder):
     (source,), data = opened(folder)
     twice = [Source("a", 3.0, source.table), Source("b", 1.0, source.table)]
-    order = Order(twice, PHOTOS, "train", data)
-    drawn = [order._mixture[i][0] for i in range(400)]
+    sampler = Sampler(twice, PHOTOS, "train", data)
+    drawn = [sampler._mixture[i][0] for i in range(400)]
     assert drawn.count(0) == 300 and drawn[:40].count(0) == 30
 
 
-def test_zoom_is_uniform_in_its_logarithm_and_the_cut_differs(folder):
+def test_the_logarithm_of_the_zoom_is_uniform_and_crops_differ(folder):
     sources, data = opened(folder)
-    crops = [Order(sources, PHOTOS, "train", data)._drawn(i) for i in range(300)]
+    crops = [Sampler(sources, PHOTOS, "train", data)._drawn(i)[0] for i in range(300)]
     logs = np.log([crop.zoom for crop in crops]) / math.log(1.5)
     assert logs.min() >= 0 and logs.max() <= 1 and logs.mean() == pytest.approx(0.5, abs=0.06)
     assert len({crop.offset for crop in crops}) == 300
@@ -180,15 +180,15 @@ def test_an_unreadable_file_is_replaced_by_the_same_other_and_named(folder, tmp_
     for i in range(6):
         os.link(folder / f"{i}.png", tmp_path / f"{i}.png")
     sources, data = opened(tmp_path)
-    bad = sources[0].row(int(candidates(sources[0], PHOTOS, "train", data)[0])).path
+    bad = sources[0].record(int(candidates(sources[0], PHOTOS, "train", data)[0])).path
     whole = Path(bad).read_bytes()
     os.remove(bad)
     Path(bad).write_bytes(whole[: len(whole) // 2])  # damaged after the folder was scanned
     data.workers = workers
     updates = take(sources, data, 4, [PHOTOS])
     batches = [u.batches[PHOTOS.name] for u in updates]
-    assert {path for batch in batches for path, _ in batch.bad} == {bad}
-    assert all(reason for batch in batches for _, reason in batch.bad)
+    assert {path for batch in batches for path, _ in batch.skipped} == {bad}
+    assert all(reason for batch in batches for _, reason in batch.skipped)
     assert not any(bad in name for batch in batches for name in batch.names)
     assert all(batch.frames.min() > 10 for batch in batches)
     data.workers = 0
@@ -196,7 +196,7 @@ def test_an_unreadable_file_is_replaced_by_the_same_other_and_named(folder, tmp_
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_source_that_can_no_longer_be_read_at_all_ends_a_run_by_one_line(folder, tmp_path, workers):
+def test_a_source_that_becomes_unreadable_ends_a_run_with_one_line(folder, tmp_path, workers):
     for i in range(3):
         os.link(folder / f"{i}.png", tmp_path / f"{i}.png")
     sources, data = opened(tmp_path)
@@ -204,18 +204,18 @@ def test_a_source_that_can_no_longer_be_read_at_all_ends_a_run_by_one_line(folde
         os.remove(tmp_path / f"{i}.png")
     data.workers = workers
     with pytest.raises(
-        TrainingFailed, match=r"data\.buckets\.image_32x32: none of [12] files .*, the last .*\.png: "
+        TrainingFailed, match=r"data\.buckets\.image_32x32: none of [12] files .*the last: .*\.png: "
     ):
         take(sources, data, 1, [PHOTOS])
 
 
 class Broken(Source):
-    def fetch(self, row):
+    def fetch(self, record):
         raise KeyError("a bug")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unforeseen_error_in_a_worker_names_the_file(folder, workers):
+def test_an_unexpected_error_in_a_worker_names_the_file(folder, workers):
     (source,), data = opened(folder)
     data.workers = workers
     with pytest.raises(RuntimeError, match=r"\d\.png: KeyError: 'a bug'"):
@@ -231,18 +231,28 @@ def test_held_out_samples_are_fixed_apart_from_training_and_vary_when_files_run_
         frames = np.concatenate([batch.frames for batch in batches])
         np.testing.assert_array_equal(frames, again)
         assert len({frame.tobytes() for frame in frames}) == 7 or bucket is CLIPS  # their frames are flat
-    kept = {sources[0].row(int(i)).path for i in candidates(sources[0], PHOTOS, "eval", data)}
+    kept = {sources[0].record(int(i)).path for i in candidates(sources[0], PHOTOS, "eval", data)}
     shown = [n.split("@")[0] for b in pipeline.eval_batches(sources, PHOTOS, data, 8) for n in b.names]
     assert set(shown[: len(kept)]) == kept == set(shown)
     trained = {n.split("@")[0] for u in take(sources, data, 4) for n in u.batches[PHOTOS.name].names}
     assert trained and not trained & kept
 
 
-def test_the_first_held_out_cut_is_the_middle(folder):
+def test_the_first_held_out_crop_is_the_middle(folder):
     sources, data = opened(folder)
     batch = next(pipeline.eval_batches(sources, PHOTOS, data, 1))
     path = batch.names[0].split("@")[0]
     np.testing.assert_array_equal(batch.frames[0], media.read(path, "image", frames=1, height=32, width=32))
+
+
+def test_a_batch_names_the_rows_of_its_samples(folder):
+    sources, data = opened(folder)
+    sampler = Sampler(sources, PHOTOS, "eval", data, middle_first=False)
+    first, second = pipeline.read_batches(sampler, 5, 3)
+    assert [list(first.rows), list(second.rows)] == [[0, 1, 2], [3, 4]]
+    np.testing.assert_array_equal(second.frames[1], sampler[4].frames)
+    nothing = Sampler(sources, Bucket(1, 512, 512, 1), "eval", data)
+    assert nothing.empty and not list(pipeline.read_batches(nothing, 5, 3))
 
 
 def test_training_samples_are_the_first_of_the_order(folder):
@@ -254,7 +264,7 @@ def test_training_samples_are_the_first_of_the_order(folder):
     assert samples[0].shape == (1, 1, 32, 32, 3)
 
 
-def test_signals_are_for_the_parent_which_saves_before_it_ends_its_workers(folder):
+def test_workers_ignore_signals_because_the_parent_saves_first(folder):
     sources, data = opened(folder)
     data.workers = 1
     with pipeline.train_stream(sources, [PHOTOS], data, seed=3) as stream:

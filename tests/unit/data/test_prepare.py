@@ -1,8 +1,10 @@
-"""Prepared data: shards hold the samples of the folder they were made of, and TFDS needs no TensorFlow."""
+"""Prepared data: shards give the samples of their folder, and TFDS data sets are read without TensorFlow."""
 
 import importlib.util
 import io
 import json
+import pathlib
+import shlex
 import sys
 
 import numpy as np
@@ -55,28 +57,55 @@ def with_source(**fields):
 def test_shards_give_the_frames_of_the_folder(folder, tmp_path, capsys):
     out = tmp_path / "shards"
     assert prepare.main([f"--media={folder}", f"--out={out}", "--shard-mb=0.003"]) == 0
-    assert "6 files packed, 1 unreadable left out" in capsys.readouterr().out
     shards = sorted(out.glob("*.array_record"))
-    assert len(shards) > 1 and not list(tmp_path.glob("*.partial*"))
+    assert len(shards) > 1 and not list(tmp_path.glob(".*"))
+    packed, held_out, duration, following = capsys.readouterr().out.splitlines()
+    assert packed.startswith(f"{out}: 6 files packed into {len(shards)} shards")
+    assert packed.endswith("1 unreadable left out")
+    assert held_out == "held out for evaluation (data.holdout = 0.05): 1 photo"
+    assert duration.startswith("done in ")
+    flag, _, value = shlex.split(following)[-1].partition("=")
+    assert flag == "--config.data.sources"
+    assert json.loads(value) == {"mine": {"kind": "array_record", "path": str(out)}}
     assert ArrayRecordReader(str(shards[0])).read([0])[0] == (folder / "sub" / "0.jpg").read_bytes()
     (source,), packed = updates(with_source(kind="array_record", path=str(out)), 3)
     (other,), loose = updates(with_source(kind="media", path=str(folder)), 3)
     for a, b in zip(packed, loose, strict=True):
         np.testing.assert_array_equal(a.batches[PHOTOS.name].frames, b.batches[PHOTOS.name].frames)
-    assert [p.replace(str(out), "") for p, _ in source.bad] == [
-        p.replace(str(folder), "") for p, _ in other.bad
+    assert [p.replace(str(out), "") for p, _ in source.unreadable] == [
+        p.replace(str(folder), "") for p, _ in other.unreadable
     ]
     held = [next(pipeline.eval_batches([s], PHOTOS, with_source(), 1)).frames for s in (source, other)]
     np.testing.assert_array_equal(*held)
 
 
-def test_packing_again_replaces_and_a_foreign_folder_is_left_alone(folder, tmp_path):
+def test_packing_again_replaces_the_shards_but_no_other_folder(folder, tmp_path):
     out = tmp_path / "shards"
     prepare.pack(folder, out, progress=False)
     (folder / "sub" / "6.jpg").write_bytes(picture(130, file_format="JPEG"))
     assert len(prepare.pack(folder, out, progress=False)) == 8
     with pytest.raises(InputError, match=r"--out=.*accepted: a new folder"):
         prepare.pack(folder, folder / "sub", progress=False)
+
+
+def test_the_old_shards_stay_until_the_new_ones_are_complete(folder, tmp_path, monkeypatch):
+    out = tmp_path / "shards"
+    prepare.pack(folder, out, progress=False)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (folder / "sub" / "6.jpg").write_bytes(picture(130, file_format="JPEG"))
+    rename = pathlib.Path.rename
+
+    def fail(path, target):
+        """The new folder cannot be moved into place."""
+        if path.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        prepare.pack(folder, out, progress=False)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_missing_shard_is_named(folder, tmp_path):
@@ -97,7 +126,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
         (["--media={folder}", "--out={out}", "--shard-mb=0"], ["--shard-mb=0", "above 0"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_code_2(folder, tmp_path, capsys, arguments, parts):
+def test_an_error_is_one_line_with_exit_code_2(folder, tmp_path, capsys, arguments, parts):
     filled = [argument.format(folder=folder, out=tmp_path / "out") for argument in arguments]
     assert prepare.main(filled) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
@@ -108,7 +137,7 @@ def test_a_mistake_is_told_in_one_line_with_code_2(folder, tmp_path, capsys, arg
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is not None, reason="says what happens without TensorFlow"
 )
-def test_preparing_tfds_without_tensorflow_says_what_to_install(capsys):
+def test_preparing_tfds_without_tensorflow_names_the_package_to_install(capsys):
     assert prepare.main(["--tfds=clic"]) == 2
     assert "pip install tensorflow" in capsys.readouterr().err
 
@@ -185,9 +214,9 @@ def test_tfds_photos_and_clips_are_read_without_tensorflow(data_dir, workers):
     )
     sources, taken = updates(data, 4, (PHOTOS, CLIPS))
     names = [name for update in taken for name in update.batches[PHOTOS.name].names]
-    # The record that is too small, known only once it is read, gives its place to others: nothing is bad.
+    # The record that turns out to be too small is replaced by others and does not count as unreadable.
     assert len(set(names)) >= 5 and not any("tiny_photos/train/8@" in name for name in names)
-    assert not any(batch.bad for update in taken for batch in update.batches.values())
+    assert not any(batch.skipped for update in taken for batch in update.batches.values())
     for update in taken:
         clip = update.batches[CLIPS.name].frames.astype(float).mean(axis=(2, 3, 4))
         np.testing.assert_allclose(np.diff(clip, axis=1), 5, atol=0.1)  # consecutive frames
@@ -195,7 +224,7 @@ def test_tfds_photos_and_clips_are_read_without_tensorflow(data_dir, workers):
     assert all(name.startswith("tiny_clips/test/") for name in held.names)
     photos = next(source for source in sources if source.label == "photos")
     sizes = [len(candidates(photos, PHOTOS, split, data)) for split in ("train", "eval")]
-    assert sizes == [7, 2]  # a data set of one split gives its last fifth to evaluation
+    assert sizes == [7, 2]  # without an eval split the last fifth is held out
     assert importlib.util.find_spec("tensorflow") is not None or "tensorflow" not in sys.modules
 
 
@@ -214,7 +243,7 @@ def test_tfds_photos_and_clips_are_read_without_tensorflow(data_dir, workers):
         ({"name": "tiny_photos", "feature": "im"}, ["data.sources.mine.feature = 'im'", "accepted: image"]),
     ],
 )
-def test_a_tfds_mistake_says_the_two_ways_on(data_dir, fields, parts):
+def test_a_tfds_error_names_both_alternatives(data_dir, fields, parts):
     with pytest.raises(InputError) as error:
         open_sources(with_source(kind="tfds", data_dir=data_dir, **fields))
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""Sources: what fits a bucket, what is held out, and what is said when nothing does."""
+"""Sources: the samples that fit a bucket, the held-out ones, and the messages if there are none."""
 
 import av
 import numpy as np
@@ -8,10 +8,10 @@ from PIL import Image
 
 from vaejax.config.schema import defaults
 from vaejax.data.bucket import Bucket
-from vaejax.data.sources import check_buckets, not_evaluated, open_sources
-from vaejax.data.table import HELD_OUT_TIME, candidates, held_out
+from vaejax.data.sources import check_buckets, held_out_report, open_sources
+from vaejax.data.table import HELD_OUT_TAIL, candidates, held_out
 from vaejax.errors import InputError
-from vaejax.rundir.skipped_samples import BadSamples, unreadable
+from vaejax.rundir.skipped_samples import SkippedSamples
 
 IMAGE, VIDEO = Bucket(1, 32, 32, 2), Bucket(9, 32, 32, 2)
 
@@ -24,7 +24,7 @@ def photo(path, width=64, height=48, value=128, **save):
 
 
 def clip(path, seconds=2.0, fps=24, width=64, height=48):
-    """A clip whose brightness says the time: frame i of n is grey 40 + 200·i/n."""
+    """A clip whose brightness encodes the time: frame i of n is grey 40 + 200·i/n."""
     count = round(seconds * fps)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mpeg4", rate=fps)
@@ -42,7 +42,7 @@ def media_data(folder, **changes):
 
 
 def paths(source, bucket, split, data):
-    return [source.row(int(i)).path.rsplit("/", 1)[1] for i in candidates(source, bucket, split, data)]
+    return [source.record(int(i)).path.rsplit("/", 1)[1] for i in candidates(source, bucket, split, data)]
 
 
 def test_a_photo_fits_if_covering_the_bucket_enlarges_it_little_enough(tmp_path):
@@ -108,12 +108,12 @@ def test_few_clips_are_cut_in_time_and_many_are_split_by_file(tmp_path):
         clip(tmp_path / f"{i}.mp4", 3.0)
     data = media_data(tmp_path)
     (source,) = open_sources(data)
-    rows = [
-        [source.row(int(i)) for i in candidates(source, VIDEO, split, data)] for split in ("train", "eval")
+    spans = [
+        [source.record(int(i)) for i in candidates(source, VIDEO, split, data)] for split in ("train", "eval")
     ]
-    assert [len(r) for r in rows] == [3, 3]
-    seam = 3.0 * (1 - HELD_OUT_TIME)
-    for train, kept in zip(*rows, strict=True):
+    assert [len(r) for r in spans] == [3, 3]
+    seam = 3.0 * (1 - HELD_OUT_TAIL)
+    for train, kept in zip(*spans, strict=True):
         assert train.path == kept.path and train.stop + 1 / 24 < seam <= kept.start < kept.stop
         assert (kept.start, kept.stop) == pytest.approx((seam, 3.0 - 1 / 24))
     for i in range(3, 12):
@@ -131,23 +131,23 @@ def test_several_folders_are_one_source_and_broken_files_are_listed(tmp_path):
     data = media_data(f"{tmp_path / 'a'}, {tmp_path / 'b'}", holdout=0.0)
     (source,) = open_sources(data)
     assert len(candidates(source, IMAGE, "train", data)) == 2
-    ((path, reason),) = unreadable([source])
+    ((path, reason),) = source.unreadable
     assert path.endswith("b/broken.jpg") and reason
 
 
-def test_bad_samples_are_counted_over_resumes(tmp_path):
+def test_skipped_samples_are_counted_over_resumes(tmp_path):
     path = tmp_path / "bad_samples.jsonl"
-    bad = BadSamples(path)
+    skipped = SkippedSamples(path)
     assert not path.exists()
-    bad.found([("a.jpg", "broken")])
-    bad.replaced([("b.mp4", "cut off"), ("b.mp4", "cut off")])
-    bad.write()
+    skipped.add_unreadable([("a.jpg", "broken")])
+    skipped.add_skipped([("b.mp4", "cut off"), ("b.mp4", "cut off")])
+    skipped.write()
     with path.open("a") as file:
         file.write('{"path": "half a li')
-    bad = BadSamples(path)
-    bad.found([("a.jpg", "broken")])
-    bad.replaced([("b.mp4", "cut off")])
-    bad.write()
+    skipped = SkippedSamples(path)
+    skipped.add_unreadable([("a.jpg", "broken")])
+    skipped.add_skipped([("b.mp4", "cut off")])
+    skipped.write()
     assert path.read_text().splitlines() == [
         '{"path": "a.jpg", "reason": "broken", "count": 1}',
         '{"path": "b.mp4", "reason": "cut off", "count": 3}',
@@ -185,7 +185,7 @@ def test_demo_holds_out_two_photos_and_the_ends_of_three_clips():
         ({"sources": {"mine": {"kind": "tfds"}}}, ["data.sources.mine.name is missing"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line(changes, parts):
+def test_an_error_is_one_line(changes, parts):
     data = defaults().data
     data.update(ConfigDict(changes))
     with pytest.raises(InputError) as error:
@@ -219,5 +219,34 @@ def test_a_bucket_that_nothing_fits_is_named_with_what_there_is(tmp_path):
         InputError, match=r"data\.buckets\.video_97x32x32: .*longest \d\.\d\d s \(4\.00 s are needed"
     ):
         check_buckets(sources, [Bucket(97, 32, 32, 2)], data)
-    (line,) = not_evaluated(sources, [IMAGE], data)
-    assert line.startswith("data.buckets.image_32x32: no held-out sample fits")
+
+
+def test_all_buckets_that_nothing_fits_are_named_in_one_error_with_their_flags(tmp_path):
+    photo(tmp_path / "a.png", 64, 48)
+    data = media_data(tmp_path)
+    sources = open_sources(data)
+    with pytest.raises(InputError) as error:
+        check_buckets(sources, [IMAGE, Bucket(1, 128, 128, 2), VIDEO], data)
+    message = str(error.value)
+    assert "\n" not in message and "image_32x32" not in message
+    assert message.startswith("data.buckets.image_128x128: no training sample fits; ")
+    assert "; data.buckets.video_9x32x32: no training sample fits; there are no clips; accepted: " in message
+    assert message.endswith(
+        ", or --config.data.buckets.image_128x128.batch=0 --config.data.buckets.video_9x32x32.batch=0"
+    )
+
+
+def test_the_held_out_report_names_files_and_warns_if_they_are_few(tmp_path):
+    for i in range(5):
+        photo(tmp_path / f"{i}.png", 64, 48)
+    clip(tmp_path / "a.mp4", 3.0)
+    data = media_data(tmp_path, holdout=0.8)
+    sources = open_sources(data)
+    kept = paths(sources[0], IMAGE, "eval", data)
+    held, few, none = held_out_report(sources, [IMAGE, VIDEO, Bucket(97, 32, 32, 2)], data)
+    assert held.startswith(f"held out: image_32x32: {len(kept)} photos ({', '.join(kept[:3])}")
+    assert held.endswith("; video_9x32x32: the last fifth of 1 clip (a.mp4)")
+    assert few.startswith(f"warning: evaluating image_32x32 on {len(kept)} photos, video_9x32x32 on 1 clip: ")
+    assert none.startswith(
+        "warning: video_97x32x32 is not evaluated: data.buckets.video_97x32x32: no held-out"
+    )

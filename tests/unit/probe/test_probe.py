@@ -12,7 +12,7 @@ from skimage import data
 from sklearn.metrics import pairwise
 
 from vaejax.data import sources
-from vaejax.data.sampler import Order
+from vaejax.data.sampler import Sampler
 from vaejax.errors import InputError, Stopped
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
@@ -323,15 +323,15 @@ def test_the_floor_is_scikit_learns_kernel_distance_of_decoded_training_latents(
 def test_the_held_out_photos_are_not_learned_from(probe):
     names = {}
     for split in ("train", "eval"):
-        order = probe.media._orders[split]
+        order = probe.media._samplers[split]
         names[split] = {order[i].name.rpartition("@")[0] for i in range(24)}
     assert names["train"] and names["eval"] and not names["train"] & names["eval"]
 
 
 def test_held_out_photos_are_cut_as_training_ones_are(probe, photos):
     """And not whole from the middle, as reconstructions are scored, for nothing is generated like that."""
-    order, held_out = probe.media._orders["eval"], open_media(str(photos), TINY)
-    middle = Order(sources.open_sources(held_out.data), held_out.bucket, "eval", held_out.data)
+    order, held_out = probe.media._samplers["eval"], open_media(str(photos), TINY)
+    middle = Sampler(sources.open_sources(held_out.data), held_out.bucket, "eval", held_out.data)
     count = next(i for i in range(1, 24) if middle[i].name == middle[0].name)  # the photos come again
     np.testing.assert_array_equal(order[0].frames, middle[count].frames)
     assert not np.array_equal(order[0].frames, middle[0].frames)
@@ -392,7 +392,7 @@ def test_the_command_writes_the_same_bytes_twice_but_for_the_time(photos, tmp_pa
     ("arguments", "told"),
     [
         (["--data=nowhere"], "--data = nowhere: no such folder"),
-        (["--bucket=image_64"], "--bucket=image_64: no bucket's name"),
+        (["--bucket=image_64"], "--bucket=image_64: not a valid bucket name"),
         (["--bucket=image_640x640"], "--bucket=image_640x640: no training sample fits"),
         (["--bucket=video_9x64x64"], "--bucket=video_9x64x64: no training sample fits; there are no clips"),
         (["--bucket=image_60x64"], "linear: a clip of 1x60x64"),
