@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vaejax import probe
 from vaejax.config.schema import OPEN_SECTIONS, architecture, defaults, get, unknown_key
 from vaejax.errors import InputError
-from vaejax.evaluate.reconstruction import SCORES
+from vaejax.evaluate.during_training import SCORES
 from vaejax.losses.adversarial import LOSSES
 from vaejax.losses.objective import LIKELIHOODS, NORMALIZATIONS
 from vaejax.models.autoencoder import SIZES

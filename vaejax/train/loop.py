@@ -19,7 +19,7 @@ from vaejax.errors import InputError, Stopped, TrainingFailed
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import latent_statistics as normalisation
 from vaejax.evaluate.codecs.vae import RunCodec
-from vaejax.evaluate.during_training import HeldOut
+from vaejax.evaluate.during_training import TrainingEvaluation
 from vaejax.losses import adversarial
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir import metrics as report
@@ -133,7 +133,9 @@ def _fit(config: ConfigDict, workdir: str, faults: Sequence[Fault], watchdog: Wa
         watchdog.doing("probing", step, patient=True)
         return preemption.received()
 
-    held_out = HeldOut(samples, buckets, config, model, programs.objective, mesh, networks, evaluation_stops)
+    held_out = TrainingEvaluation(
+        samples, buckets, config, model, programs.objective, mesh, networks, evaluation_stops
+    )
     probe = None
     if config.probe.every:
         probe = TrainingProbe(samples, buckets, config, model, mesh, probe_stops)

@@ -1,4 +1,4 @@
-"""An evaluation says the same whatever the batch and the devices, of every sample once, in bounded memory."""
+"""Scores do not depend on batch and devices, every sample counts once, and memory is bounded."""
 
 import contextlib
 import gc
@@ -24,10 +24,11 @@ from vaejax.data.bucket import Bucket
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import scorer as scores
-from vaejax.evaluate.codecs.registry import normalise, open_codec
+from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.codecs.vae import RunCodec
 from vaejax.evaluate.samples import open_samples
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.pixels import from_uint8
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
 from vaejax.train import state as train_state
@@ -57,17 +58,17 @@ def mesh_of(devices):
     return jax.make_mesh((devices, 1, 1), sharding.AXES, axis_types, devices=jax.devices()[:devices])
 
 
-def judge(devices=1, lpips=False):
+def frame_scorer(devices=1, lpips=False):
     networks = {"alexnet": configuration.load_lpips("alexnet")} if lpips else {}
-    return scores.Judge(mesh_of(devices), networks)
+    return scores.FrameScorer(mesh_of(devices), networks)
 
 
-def evaluated(codec, frames, batch, by, labels=None):
-    tally = scores.Tally(codec, frames.shape[1:4], by, batch, {"i3d": coarse})
+def evaluated(codec, frames, batch, scorer, labels=None):
+    scored = scores.BucketScores(codec, frames.shape[1:4], scorer, batch, {"i3d": coarse})
     labels = labels or [None] * len(frames)
     for start in range(0, len(frames), batch):
-        tally.add(frames[start : start + batch], labels[start : start + batch])
-    return tally.results({"i3d": coarse(normalise(frames))}, seed=0)
+        scored.add(frames[start : start + batch], labels[start : start + batch])
+    return scored.results({"i3d": coarse(from_uint8(frames))}, seed=0)
 
 
 def values(results):
@@ -76,7 +77,7 @@ def values(results):
 
 @pytest.fixture(scope="module")
 def codec():
-    """A small autoencoder, untrained, whose chunks and tiles can be told from the whole."""
+    """A small autoencoder, untrained, whose chunks and tiles differ from the whole."""
     model = Autoencoder(Architecture(**SMALL))
     clip = np.zeros((1, 5, 16, 16, 3), np.float32)
     params = jax.jit(model.init)(jax.random.key(0), clip, jax.random.key(1))["params"]
@@ -87,7 +88,7 @@ def codec():
 
 
 def test_identity_loses_nothing():
-    found = evaluated(open_codec("identity"), clips(2), 2, judge(lpips=True))
+    found = evaluated(open_codec("identity"), clips(2), 2, frame_scorer(lpips=True))
     got = values(found)
     assert got["psnr"] == got["psnr_pooled"] == np.inf and found["psnr_by_frame"] == [np.inf] * LENGTH
     np.testing.assert_allclose(got["ssim"], 1, atol=1e-6)
@@ -99,7 +100,7 @@ def test_identity_loses_nothing():
 def test_scores_of_a_set_are_scikit_images_averaged_over_frames():
     frames, codec = clips(), open_codec("jpeg:40")
     decoded = codec.decode(codec.encode(frames))
-    x, y = normalise(frames).astype(np.float64), decoded.astype(np.float64)
+    x, y = from_uint8(frames).astype(np.float64), decoded.astype(np.float64)
     psnr = np.array(
         [
             [peak_signal_noise_ratio(a, b, data_range=2) for a, b in zip(*pair, strict=True)]
@@ -113,7 +114,7 @@ def test_scores_of_a_set_are_scikit_images_averaged_over_frames():
         )
         for a, b in zip(x.reshape(-1, 32, 64, 3), y.reshape(-1, 32, 64, 3), strict=True)
     ]  # fmt: skip
-    found = evaluated(codec, frames, 5, judge())
+    found = evaluated(codec, frames, 5, frame_scorer())
     got = values(found)
     np.testing.assert_allclose(got["psnr"], psnr.mean(), atol=1e-4)
     np.testing.assert_allclose(found["psnr_by_frame"], psnr.mean(0), atol=1e-4)
@@ -127,13 +128,13 @@ def test_scores_of_a_set_are_scikit_images_averaged_over_frames():
 
 def test_frechet_distances_are_of_the_whole_set_and_never_of_batches():
     frames, codec = clips(40), open_codec("jpeg:5")
-    x, y = coarse(normalise(frames)), coarse(codec.decode(codec.encode(frames)))
+    x, y = coarse(from_uint8(frames)), coarse(codec.decode(codec.encode(frames)))
     x, y = x.astype(np.float64), y.astype(np.float64)
     root = linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
     wanted = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
-    by = judge()
+    scorer = frame_scorer()
     for batch in (2, 5):
-        got = values(evaluated(codec, frames, batch, by))["rfvd_i3d"]
+        got = values(evaluated(codec, frames, batch, scorer))["rfvd_i3d"]
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-9)
 
 
@@ -141,7 +142,7 @@ def test_a_codec_that_breaks_on_one_clip_keeps_its_other_scores(capsys):
     codec = open_codec("jpeg:40")
     decode, places = codec.decode, iter(range(7))
     codec.decode = lambda z: decode(z) * (np.nan if next(places) == 3 else 1)
-    found = evaluated(codec, clips(), 5, judge())["scores"]
+    found = evaluated(codec, clips(), 5, frame_scorer())["scores"]
     assert "jpeg:40: 1 of 7 samples are not finite; its distances are NaN" in capsys.readouterr().err
     assert np.isnan(found["rfvd_i3d"]["value"]) and np.isnan(found["psnr"]["value"])
     assert np.isfinite(found["bits_per_pixel"]["value"])
@@ -150,10 +151,10 @@ def test_a_codec_that_breaks_on_one_clip_keeps_its_other_scores(capsys):
 @pytest.mark.slow
 def test_batch_and_devices_change_no_score(codec):
     frames, labels = clips(), ["a", "b", "a", "b", "a", "b", None]
-    wanted = evaluated(codec, frames, 2, judge(lpips=True), labels)
+    wanted = evaluated(codec, frames, 2, frame_scorer(lpips=True), labels)
     assert wanted["latents"]["viv_classes"] == 2 and wanted["latents"]["viv_samples"] == 6
     for batch, devices in ((5, 1), (8, 8)):
-        got = evaluated(codec, frames, batch, judge(devices, lpips=True), labels)
+        got = evaluated(codec, frames, batch, frame_scorer(devices, lpips=True), labels)
         assert values(got).keys() == values(wanted).keys()
         for name, value in values(wanted).items():
             np.testing.assert_allclose(values(got)[name], value, atol=1e-5, err_msg=name)
@@ -163,7 +164,7 @@ def test_batch_and_devices_change_no_score(codec):
 
 
 def test_decoding_in_chunks_is_exact_and_in_tiles_differs_most_where_they_meet(codec):
-    got = values(evaluated(codec, clips(3), 5, judge()))
+    got = values(evaluated(codec, clips(3), 5, frame_scorer()))
     np.testing.assert_allclose(got["seam_chunked"], 0, atol=1e-2)  # levels: rounding alone
     np.testing.assert_allclose(got["psnr_chunked"], got["psnr"], atol=1e-3)
     assert got["seam_tiled"] > 1.5 * got["seam_tiled_elsewhere"] > 0
@@ -171,9 +172,9 @@ def test_decoding_in_chunks_is_exact_and_in_tiles_differs_most_where_they_meet(c
 
 
 def test_what_costs_as_much_again_is_done_for_the_first_samples_only(codec, monkeypatch):
-    monkeypatch.setattr(scores, "PARTS", 4)
-    frames, by = clips(), judge()
-    found = [evaluated(codec, frames, batch, by)["scores"] for batch in (2, 5)]
+    monkeypatch.setattr(scores, "EXTRA_SAMPLES", 4)
+    frames, scorer = clips(), frame_scorer()
+    found = [evaluated(codec, frames, batch, scorer)["scores"] for batch in (2, 5)]
     for name in ("seam_tiled", "equivariance_scale", "psnr_chunked"):
         assert found[0][name]["samples"] == found[1][name]["samples"] == 4
         np.testing.assert_allclose(found[0][name]["value"], found[1][name]["value"], atol=1e-5)
@@ -195,19 +196,21 @@ def test_a_few_exact_frames_count_as_the_ceiling():
     frames = clips(2)
     frames[0, 1:] = 128  # JPEG rebuilds grey exactly
     codec = open_codec("jpeg:90")
-    found = evaluated(codec, frames, 5, judge())
-    exact = codec.decode(codec.encode(frames))[0, 1:] == normalise(frames)[0, 1:]
+    found = evaluated(codec, frames, 5, frame_scorer())
+    exact = codec.decode(codec.encode(frames))[0, 1:] == from_uint8(frames)[0, 1:]
     assert exact.all() and 60 < values(found)["psnr"] < 100
 
 
 def test_memory_does_not_grow_with_the_samples_but_by_their_scores():
-    tally = scores.Tally(open_codec("linear", samples=clips()), (LENGTH, 32, 64), judge(), 5, {"i3d": coarse})
+    scored = scores.BucketScores(
+        open_codec("linear", samples=clips()), (LENGTH, 32, 64), frame_scorer(), 5, {"i3d": coarse}
+    )
     frames = clips(5)
     sizes = []
     tracemalloc.start()
     for _ in range(3):
         for _ in range(10):
-            tally.add(frames, ["a", "b", "c", None, "a"])
+            scored.add(frames, ["a", "b", "c", None, "a"])
         gc.collect()  # what the rest of the process has dropped
         sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
@@ -262,7 +265,7 @@ def test_every_file_is_read_once_from_the_middle(folder):
 
 
 def run_command(*arguments):
-    """The exit code, what was printed, and the lines on stderr that are no progress."""
+    """Runs the command and returns its exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -297,11 +300,11 @@ def twice(run, folder, tmp_path_factory):
     """The folders of one command that ran twice."""
     folders = [tmp_path_factory.mktemp("out") for _ in range(2)]
     for out in folders:
-        code, printed, told = run_command(
+        code, printed, message = run_command(
             "--checkpoint", run, "--compare", "identity", "linear", "jpeg:matched", "--data", folder,
             "--out", out,
         )  # fmt: skip
-        assert code == 0, told
+        assert code == 0, message
         assert str(out / "report.html") in printed
     return folders
 
@@ -351,17 +354,17 @@ def test_the_statistics_of_training_latents_are_kept_with_the_checkpoint(twice, 
 
 
 def test_without_data_a_run_is_scored_on_what_it_held_out(run, tmp_path):
-    code, _, told = run_command(
+    code, _, message = run_command(
         "--checkpoint", run, "--out", tmp_path, "--buckets", "image_32x32", "--samples", 6, "--batch", 3
     )  # fmt: skip
-    assert code == 0, told
+    assert code == 0, message
     results = json.loads((tmp_path / "results.json").read_bytes())
     assert results["results"]["image_32x32"][str(run)]["samples"] == 6  # few files, cut several times
     assert results["settings"]["data"] == "held out by the run"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((), "--checkpoint or --compare is needed"),
         (("--compare", "jpeg:101", "--buckets", "image_32x32"), "jpeg:1 to jpeg:100"),
@@ -374,17 +377,19 @@ def test_without_data_a_run_is_scored_on_what_it_held_out(run, tmp_path):
         (("--compare", "identity", "--buckets", "image_32x32", "--inception", "absent.pth"), "absent.pth"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(arguments, told, run, folder, tmp_path):
+def test_a_mistake_is_reported_in_one_line(arguments, message, run, folder, tmp_path):
     arguments = [str(run) if argument == "RUN" else argument for argument in arguments]
     code, printed, err = run_command(*arguments, "--data", folder, "--out", tmp_path)
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
-    assert code == 2 and not printed and len(lines) == 1 and told in lines[0]
+    assert code == 2 and not printed and len(lines) == 1 and message in lines[0]
     assert "Traceback" not in err and not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize(("data", "told"), [("/no/such/folder", "no such folder"), ("tfds:absent", "absent")])
-def test_data_that_is_not_there_is_told_in_one_line(data, told, tmp_path):
+@pytest.mark.parametrize(
+    ("data", "message"), [("/no/such/folder", "no such folder"), ("tfds:absent", "absent")]
+)
+def test_missing_data_is_reported_in_one_line(data, message, tmp_path):
     code, _, err = run_command(
         "--compare", "identity", "--data", data, "--buckets", "image_32x32", "--out", tmp_path
     )
-    assert code == 2 and told in err and "--data" in err and len(err.strip().splitlines()) == 1
+    assert code == 2 and message in err and "--data" in err and len(err.strip().splitlines()) == 1

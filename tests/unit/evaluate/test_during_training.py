@@ -1,4 +1,4 @@
-"""What training tells of held-out samples, against scikit-image and NumPy."""
+"""Scores of held-out samples during training equal those of scikit-image and NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.support.models import randomised
 from vaejax.evaluate import metrics
-from vaejax.evaluate.reconstruction import score
+from vaejax.evaluate.during_training import score
 from vaejax.losses.objective import Objective
 
 
