@@ -393,3 +393,38 @@ def test_missing_data_is_reported_in_one_line(data, message, tmp_path):
         "--compare", "identity", "--data", data, "--buckets", "image_32x32", "--out", tmp_path
     )
     assert code == 2 and message in err and "--data" in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_console_shows_units_intervals_and_the_number_of_samples():
+    def score(value, spread):
+        return {"value": value, "low": value - spread, "high": value + spread, "samples": 12}
+
+    scores = {"psnr": score(25.314, 1.2), "bits_per_pixel": score(4.0, 0)}
+    exact = {
+        "psnr": score(float("inf"), 0),
+        "rfvd_i3d": score(float("nan"), 0),
+        "bits_per_pixel": score(24.0, 0),
+    }
+    results = {
+        "codecs": ["runs/demo", "identity"],
+        "buckets": ["image_32x32"],
+        "results": {
+            "image_32x32": {
+                "runs/demo": {"scores": scores, "samples": 12},
+                "identity": {"scores": exact, "samples": 12},
+            }
+        },
+        "time": {"seconds": 71.6},
+    }
+    assert evaluate.summary(results).splitlines() == [
+        "image_32x32, n = 12, scores [95% interval]",
+        "             PSNR dB               rFVD  bits per pixel",
+        "  runs/demo  25.31 [24.11, 26.51]  -     4.000",
+        "  identity   inf                   nan   24.000",
+        "evaluated 2 codecs on 12 samples in 72 s",
+    ]
+
+
+def test_a_folder_that_does_not_exist_is_named(folder, tmp_path):
+    code, _, err = run_command("--checkpoint", "runs/dmo", "--data", folder, "--out", tmp_path)
+    assert code == 2 and "error: codec 'runs/dmo': no such folder or codec; accepted: " in err
