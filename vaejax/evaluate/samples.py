@@ -91,11 +91,11 @@ def class_of(path: str, folder: str) -> str | None:
     return parts[0] if len(parts) > 1 and parts[0] != os.pardir else None
 
 
-def changed(data: Any, **settings: Any) -> "DataConfig":
+def changed(data: Any, **settings: Any) -> Any:
     """A copy of config.data with other settings."""
-    if dataclasses.is_dataclass(data) and not isinstance(data, type):
-        return dataclasses.replace(data, **settings)
-    return type(data)({**data, **settings})
+    if hasattr(data, "to_dict"):  # a ConfigDict
+        return type(data)({**data, **settings})
+    return dataclasses.replace(data, **settings)
 
 
 def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
