@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from vaejax.errors import Stopped
-from vaejax.evaluate.during_training import HeldOut
+from vaejax.evaluate.during_training import TrainingEvaluation
 from vaejax.networks.lpips import load_configured
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir.reporter import Reporter
@@ -30,7 +30,7 @@ class Evaluators:
         networks = {"alexnet": load_configured("alexnet")}
         if programs.lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
             networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
-        self._held_out = HeldOut(
+        self._held_out = TrainingEvaluation(
             setup.sources,
             setup.buckets,
             config,

@@ -29,7 +29,7 @@ def mixed(count=6, t=2, h=8, w=12, seed=0):
 
 
 def of(*batches):
-    moments = latents.Moments()
+    moments = latents.LatentMoments()
     for batch in batches:
         moments.add(batch)
     return moments.statistics()
@@ -99,7 +99,7 @@ def test_constant_latents_have_statistics_too():
 def test_kl_a_channel_is_the_posteriors():
     rng = np.random.default_rng(0)
     mean, log_variance = mixed(), rng.uniform(-9, 1, (6, 2, 8, 12, 4)).astype(np.float32)
-    moments = latents.Moments()
+    moments = latents.LatentMoments()
     moments.add(mean[:4], log_variance[:4])
     moments.add(mean[4:], log_variance[4:])
     wanted = DiagonalGaussian(jnp.asarray(mean), jnp.asarray(log_variance)).kl().mean((0, 1, 2, 3))
