@@ -15,6 +15,7 @@ from vaejax import cli, files
 from vaejax.errors import InputError
 from vaejax.evaluate import evaluation, html_report
 from vaejax.evaluate.codecs.registry import NAMES
+from vaejax.runtime import cache
 
 # Scores on the console: key, heading with the unit, digits.
 _SHOWN = (
@@ -94,7 +95,7 @@ def _command(options: argparse.Namespace) -> None:
         raise InputError("--checkpoint or --compare is needed: --checkpoint=DIR --data=FOLDER --out=OUT")
     out = cli.made_folder(options.out)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
-    cli.keep_compiled()
+    cache.keep_compiled()
     results, shown = evaluation.evaluate(
         names,
         options.data,

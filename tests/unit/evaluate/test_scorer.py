@@ -10,12 +10,11 @@ from scipy import linalg
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tests.support.models import SMALL
-from vaejax.config import schema as configuration
+from tests.support.models import SMALL, architecture
 from vaejax.evaluate import scorer as scores
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.codecs.vae import VaeCodec
-from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.pixels import from_uint8
 from vaejax.runtime import mesh as sharding
 
@@ -45,7 +44,7 @@ def mesh_of(devices):
 
 
 def frame_scorer(devices=1, lpips=False):
-    networks = {"alexnet": configuration.load_lpips("alexnet")} if lpips else {}
+    networks = {"alexnet": load_configured("alexnet")} if lpips else {}
     return scores.FrameScorer(mesh_of(devices), networks)
 
 
@@ -64,7 +63,7 @@ def values(results):
 @pytest.fixture(scope="module")
 def codec():
     """A small autoencoder, untrained, whose chunks and tiles differ from the whole."""
-    model = Autoencoder(Architecture(**SMALL))
+    model = Autoencoder(architecture(**SMALL))
     clip = np.zeros((1, 5, 16, 16, 3), np.float32)
     params = jax.jit(model.init)(jax.random.key(0), clip, jax.random.key(1))["params"]
     leaves, tree = jax.tree.flatten(params)
@@ -170,7 +169,7 @@ def test_what_costs_as_much_again_is_done_for_the_first_samples_only(codec, monk
 def test_seams_lie_where_parts_meet():
     np.testing.assert_array_equal(np.flatnonzero(scores.chunk_seams(5, 2, 4)), [4, 5, 12, 13])
     assert not scores.chunk_seams(1, 1, 4).any()
-    codec = VaeCodec("run", Autoencoder(Architecture()), {})
+    codec = VaeCodec("run", Autoencoder(architecture()), {})
     at = scores.tile_seams(8, 8, 5, 2, codec)  # tiles 0-5 and 3-8
     rows = np.flatnonzero(at[0, :, 0])
     np.testing.assert_array_equal(rows, np.arange(3 * 8 - 4, 5 * 8 + 4))
