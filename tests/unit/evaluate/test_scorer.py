@@ -16,6 +16,7 @@ from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.pixels import from_uint8
+from vaejax.networks.lpips import load_configured
 from vaejax.runtime import mesh as sharding
 
 LENGTH = 5
