@@ -80,7 +80,7 @@ class Costs:
 
         Args:
           name: the program's name in reports.
-          made_from: JSON value of everything that the program depends on except the topology and vaejax itself.
+          made_from: JSON value of all that the program depends on, except the topology and vaejax.
           trace: returns the traced program.
           model_flops: counts its operations without rematerialization.
         """

@@ -20,7 +20,7 @@ GATHERS = 2  # all-gathers of the parameters per update: one forward, one backwa
 
 
 class Key(NamedTuple):
-    """A candidate: the mesh axes and the factor of all batch sizes that replace those of the configuration."""
+    """A candidate: the mesh axes to replace and the factor to multiply all batch sizes by."""
 
     fsdp: int
     space: int

@@ -11,7 +11,7 @@ from vaejax.plan.topology import Topology
 GB = 1e9
 PARTS = ("compute", "memory", "links", "total")  # of the predicted time, in this order
 COLUMNS = ("batch", "work GB", "needs GB", "TFLOP", "moved GB", "sent MB")
-COLUMNS += tuple(f"{part} ms" for part in PARTS) + ("samples/s", "MFU")
+COLUMNS += (*(f"{part} ms" for part in PARTS), "samples/s", "MFU")
 LEGEND = "per chip: work = activations and temporaries; needs = work, state and code; moved = memory traffic;"
 LEGEND += " sent = to other chips"
 TIMES_LEGEND = "; MFU = share of peak FLOP/s"
@@ -202,8 +202,8 @@ def _more_fsdp(config: Config, chips: int) -> str:
 def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
     """The flags of a batch reduced to `share`, at most one.
 
-    If the mesh cannot divide the smaller batch, mesh.space is doubled until it can, which splits the height of
-    frames instead.
+    If the mesh cannot divide the smaller batch, mesh.space is doubled until it can; then the height of frames
+    is split instead.
     """
     mesh, factor = config.mesh, config.model.spatial_factor
     for doublings in range(1 if mesh.data else 8):
