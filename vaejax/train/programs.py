@@ -107,7 +107,7 @@ class Programs:
         return jax.jit(zeros, out_shardings=places).trace(self.state)
 
     def gradients(self, phase: Phase, bucket: Bucket) -> Traced:
-        """The program from state, accumulator, frames, key and LPIPS parameters to accumulator and metrics."""
+        """The program from state, accumulator, frames, key and LPIPS parameters to accumulator, metrics."""
         accumulated = self.accumulated(phase)
         step = functools.partial(
             steps.bucket_gradients,

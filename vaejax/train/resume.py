@@ -54,8 +54,7 @@ def restore(
     Returns:
       The state, and the number of batches drawn per bucket.
     """
-    config, programs = setup.config, setup.programs
-    state = states.create(programs.model, programs.optimizer, programs.adversary, setup.mesh, config.seed)
+    config, state = setup.config, setup.initialize()
     positions = {b.name: bucket.draws(b, config.seed, step) for b in setup.buckets}
     if step:
         items, saved = checkpoints.restore(step, states.to_items(state))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +16,9 @@ from vaejax.data.pipeline import UpdateStream
 from vaejax.data.table import Source
 from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
+from vaejax.train import state as states
 from vaejax.train.programs import Programs
+from vaejax.train.state import TrainState
 from vaejax.train.step import Inject
 
 
@@ -60,6 +62,14 @@ class Setup:
     def programs(self) -> Programs:
         """The uncompiled programs of an update."""
         return Programs.of(self.config, self.buckets, self.mesh, self.inject)
+
+    @functools.cached_property
+    def initialize(self) -> Callable[[], TrainState]:
+        """Initializes the train state; compiled at the first call, so a rollback compiles nothing."""
+        programs = self.programs
+        return states.initializer(
+            programs.model, programs.optimizer, programs.adversary, self.mesh, self.config.seed
+        )
 
     @contextlib.contextmanager
     def batches(self, start: int, positions: Mapping[str, int]) -> Iterator[UpdateStream]:

@@ -43,9 +43,20 @@ def create(
     seed: int,
 ) -> TrainState:
     """Initializes a state from a seed; every shard is created on its own device."""
+    return initializer(model, optimizer, adversary, mesh, seed)()
+
+
+def initializer(
+    model: Autoencoder,
+    optimizer: optax.GradientTransformation,
+    adversary: Adversary | None,
+    mesh: Mesh,
+    seed: int,
+) -> Callable[[], TrainState]:
+    """The jitted function behind `create`, for callers that initialize more than once."""
     init = _init(model, optimizer, adversary, seed)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
-    return jax.jit(init, out_shardings=shardings)()
+    return jax.jit(init, out_shardings=shardings)
 
 
 def shapes(
