@@ -22,6 +22,7 @@ from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
 from vaejax.train import loop as train
 from vaejax.train import state as train_state
+from vaejax.train.guard import StepGuard
 
 
 def settings(media, adversarial=False, **more):
@@ -101,6 +102,35 @@ def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp
     assert sorted(logged(run, "loss")) == list(range(1, 13))  # no step is counted twice
     assert logged(run, "bad_steps")[12] == 3
     assert np.isfinite(list(logged(run, "loss").values())).all()
+
+
+@pytest.mark.runs
+@pytest.mark.slow
+def test_a_rollback_compiles_nothing(media, tmp_path, monkeypatch):
+    """Updates from step 5 on fail: the run rolls back from 8 to 4, evaluates at 8 again and gives up."""
+    compiled, before = [], []
+    roll_back = StepGuard.roll_back
+
+    def noting(*arguments):
+        roll_back(*arguments)
+        before.append(len(compiled))
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    fault = Fault("generator", "image_32x32", lambda step, x: step >= 5)
+    more = {"recovery.rollbacks": 1, "data.holdout": 0.2, "eval.every": 4, "eval.samples": 8}
+    monkeypatch.setattr(StepGuard, "roll_back", noting)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with pytest.raises(TrainingFailed, match="after 1 rollbacks"):
+            train.fit(settings(media, **more), str(tmp_path), inject=injecting(fault))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert [line["step"] for line in lines(tmp_path)] == [5, 6, 7, 8, 5, 6, 7]
+    assert len(before) == 1 and before[0] > 3
+    assert len(compiled) == before[0]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The evaluations of a run: scores and panels of held-out samples, and the diffusion probe."""
+"""Evaluation during training: scores and panels of held-out samples, and the diffusion probe."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,12 @@ from vaejax.train.state import TrainState
 
 
 class Evaluators:
-    """Evaluates what is due; compiled once per run.
+    """Runs the evaluations that are due. Their programs are compiled once per run, at first use.
 
     Args:
       setup: of the run.
-      watchdog: hears of every batch.
-      preemption: a signal ends an evaluation early, except the one after the last update.
+      watchdog: notified before every batch.
+      preemption: a signal ends an evaluation early; only the scoring after the last update always completes.
     """
 
     def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
@@ -52,10 +52,10 @@ class Evaluators:
             )
 
     def run(self, due: Due, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
-        """Evaluates what is due and reports it.
+        """Runs the evaluations that are due and reports their results.
 
         Returns:
-          Scores, 'BUCKET/NAME' or 'mean/NAME' to value; {} for what a signal or an error ended early.
+          Scores, 'BUCKET/NAME' or 'mean/NAME' to value, without those of an evaluation that ended early.
         """
         self._step = step
         self._watchdog.doing("evaluating", step, patient=True)
@@ -67,7 +67,7 @@ class Evaluators:
         return scores
 
     def score(self, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
-        """Scores the held-out samples of every bucket."""
+        """Scores and reports the held-out samples of every bucket; {} if a signal ended it early."""
         self._step = step
         try:
             scores = self._held_out.evaluate(state.ema, state.params)
@@ -88,13 +88,13 @@ class Evaluators:
 
     def _show(self, step: int, state: TrainState, report: Reporter) -> None:
         try:
-            for name, *columns in self._held_out.panels(state.ema):
-                report.panels(step, name, *columns)
+            for name, original, reconstruction, linear in self._held_out.panels(state.ema):
+                report.panels(step, name, original, reconstruction, linear)
         except Stopped:
             pass
 
     def _stopping(self, what: str, last_finishes: bool) -> Callable[[], bool]:
-        """Asked between batches, by all processes together: whether to give up."""
+        """A function that all processes call together before each batch; it returns whether to stop early."""
 
         def stopping() -> bool:
             self._watchdog.doing(what, self._step, patient=True)

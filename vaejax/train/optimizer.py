@@ -1,22 +1,23 @@
-"""The optimiser: adaptive gradient clipping, Adam(W), the learning-rate schedule and the EMA."""
+"""The optimizer: adaptive gradient clipping, AdamW, the learning-rate schedule and the EMA."""
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from vaejax.config.schema import OptimConfig
 
-# The likelihood's log-scale must travel from 0 to about -3 while Adam moves a parameter by one learning rate
-# a step; a faster one lets the NLL, and with it the weight of the KL, settle early in a run.
+# The likelihood's log-scale must fall from 0 to about -3, but Adam moves a parameter by at most about one
+# learning rate per update. With a higher rate the NLL, and so the relative weight of the KL, settles early.
 LOG_SCALE_RATE = 10.0
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then cosine decay to `final_fraction` of the peak at `steps`, or constant.
+    """Linear warm-up, then cosine decay to `final_fraction` of the peak at `steps`, or a constant rate.
 
     Args:
       config: config.optim.
-      steps: length of the run, in updates.
+      steps: length of the run in updates.
     """
     peak = config.learning_rate
     if config.schedule == "constant":
@@ -27,10 +28,11 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def clipping(config: OptimConfig) -> optax.GradientTransformation:
-    """Adaptive gradient clipping (NFNets, arXiv 2102.06171, equation 3) of every output unit.
+    """Adaptive gradient clipping per output unit (NFNets, arXiv 2102.06171, equation 3).
 
-    g is scaled by min(1, λ·max(|w|, 1e-3) / |g|), norms over the fan-in. Exempt are the decoder's last
-    convolution, the likelihood's scale and, unless `agc_scales`, the scales and gains of modulated kernels.
+    The gradient g of a unit with weights w is scaled by min(1, λ·max(|w|, 1e-3) / |g|), with norms over the
+    fan-in and λ = config.agc; 0 turns clipping off. Exempt are the decoder's last convolution, the
+    likelihood's log-scale and, unless config.agc_scales, the scales and gains of modulated kernels.
     """
 
     def mask(params):
@@ -40,13 +42,13 @@ def clipping(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The whole chain: clipping, Adam, weight decay of kernels, schedule.
+    """The chain of clipping, Adam, weight decay of kernels and learning rate.
 
-    Its state has one structure whatever the settings, so that a run may be resumed with others.
+    The structure of its state does not depend on the settings, so a run can resume with other settings.
 
     Args:
       config: config.optim.
-      steps: length of the run, in updates.
+      steps: length of the run in updates.
     """
 
     def kernels(params):
@@ -64,13 +66,19 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     )
 
 
-def ema(average, params, decay: float, step: jax.Array):
-    """The exponential moving average after update `step` (0 the first), its decay warmed up.
+def ema(average: dict, params: dict, decay: float, step: Int[Array, ""]) -> dict:
+    """The exponential moving average of parameters, with a warm-up of the decay.
 
-    The decay is min(decay, (1 + step) / (10 + step)), so that the first parameters are soon forgotten.
+    The effective decay is min(decay, (1 + step) / (10 + step)), so the initial parameters are soon forgotten.
+
+    Args:
+      average: the average before the update.
+      params: parameters after the update.
+      decay: limit of the decay.
+      step: () index of the update, counted from 0.
     """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+    warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + (1 - warm) * (p - a), average, params)
 
 
 def _names(path) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""The setup of a run: everything that is built from the configuration before there are arrays."""
+"""The setup of a run: everything that is built from the configuration before any array exists."""
 
 import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -16,20 +16,22 @@ from vaejax.data.pipeline import TrainStream
 from vaejax.data.table import Source
 from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
+from vaejax.train import state as states
 from vaejax.train.programs import Programs
+from vaejax.train.state import TrainState
 from vaejax.train.step import Inject
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The mesh, buckets, samples and programs of a run; all processes build the same.
+    """The mesh, buckets, data sources and programs of a run, identical on all processes.
 
     Attributes:
       config: of the run.
-      mesh: of all devices.
-      buckets: of the run.
+      mesh: mesh of all devices.
+      buckets: buckets of the configuration.
       sources: opened data sources.
-      inject: faults that a test injects (train/step.py); None outside of tests.
+      inject: faults for tests (see train/step.py), or None.
     """
 
     config: Config
@@ -40,10 +42,10 @@ class Setup:
 
     @classmethod
     def of(cls, config: Config, inject: Inject | None = None) -> "Setup":
-        """Builds the mesh, parses the buckets and opens the sources, process 0 first.
+        """Builds the mesh and buckets and opens the sources; process 0 opens them first and indexes media.
 
         Raises:
-          InputError: for a configuration or media that cannot be used.
+          InputError: if the configuration or the media cannot be used.
           TrainingFailed: if the hosts see different media.
         """
         mesh = sharding.make(config.mesh)
@@ -61,13 +63,21 @@ class Setup:
         """The uncompiled programs of an update."""
         return Programs.of(self.config, self.buckets, self.mesh, self.inject)
 
+    @functools.cached_property
+    def initialize(self) -> Callable[[], TrainState]:
+        """Initializes the train state; compiled at the first call, so a rollback compiles nothing."""
+        programs = self.programs
+        return states.initializer(
+            programs.model, programs.optimizer, programs.adversary, self.mesh, self.config.seed
+        )
+
     @contextlib.contextmanager
     def batches(self, start: int, positions: Mapping[str, int]) -> Iterator[TrainStream]:
         """The batches of the updates from `start` on; worker processes end with the block.
 
         Args:
-          start: number of updates done.
-          positions: batches drawn of every bucket.
+          start: number of updates already done.
+          positions: number of batches already drawn per bucket.
         """
         rows = {b.name: sharding.rows(self.mesh, b.batch) for b in self.buckets}
         stream = pipeline.train_stream(
