@@ -30,7 +30,7 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
     import jax.numpy as jnp
 
     from vaejax.codec.codec import Codec
-    from vaejax.codec.load import Trained
+    from vaejax.codec.load import TrainedVAE
     from vaejax.config import builders
     from vaejax.models.autoencoder import Autoencoder
     from vaejax.runtime import cache
@@ -44,7 +44,7 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
     key = jax.random.key(0)
     params = jax.jit(Autoencoder(architecture).init)(key, frames, key)["params"]
     c = architecture.latent_channels
-    codec = Codec(Trained(config, architecture, params, np.zeros(c), np.ones(c), 0, ""), tile=tile)
+    codec = Codec(TrainedVAE(config, architecture, params, np.zeros(c), np.ones(c), 0, ""), tile=tile)
     return sum(x.size for x in jax.tree.leaves(params)), codec.encode, codec.decode
 
 

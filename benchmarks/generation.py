@@ -18,7 +18,7 @@ from scipy import stats
 from vaejax import cli, files
 from vaejax.data import sources
 from vaejax.data.bucket import parse_buckets
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.features import Features
 from vaejax.probe.presets import PRESETS
 from vaejax.probe.samples import Media
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, more: list[str]) -> None:
         if kept.exists() and (row := files.read_json(kept))["asked"] == asked:
             rows[name] = row
             continue
-        codec = RunCodec.open(str(folder))
+        codec = VaeCodec.open(str(folder))
         scores, _ = probe.score(probe.latents(codec), codec.decode, range(args.seeds))
         rows[name] = {
             "asked": asked,

@@ -1,27 +1,47 @@
 """vaejax: one VAE for images and videos, for latent diffusion, trained with JAX."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the version needs no JAX
+    import jax
+
+    from vaejax.codec.codec import Codec
+
 __version__ = "0.1.0"
 
 
-def load(path, *, step=None, dtype="", tile=0, overlap=None, devices=None):
-    """Opens a trained VAE: frames to latents and back.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: str = "",
+    tile: int = 0,
+    overlap: int | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Codec:
+    """Opens a trained VAE, which encodes frames to latents and decodes them.
+
+    Loading a model of the same architecture again compiles nothing.
 
     Args:
       path: 'RUN', 'RUN/checkpoints/STEP' or a folder of vaejax.export.
-      step: of a run, a completed checkpoint's; None takes the path's, or the last.
-      dtype: of the computation, 'float32' or 'bfloat16'; '' takes the one it was trained with.
-      tile: side of square tiles in pixels, for frames that do not fit; 0 takes frames whole.
-      overlap: of tiles, pixels; None takes what makes tiles exact where the network allows it.
-      devices: of JAX, among which the height of every frame is split; None is one device.
+      step: a completed checkpoint of a run; default: the one in `path`, else the latest.
+      dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps that of training.
+      tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
+      overlap: of neighboring tiles, pixels; None: enough for exact results if the network allows it.
+      devices: JAX devices that share each frame by height; None: one device.
 
     Returns:
       A `vaejax.codec.codec.Codec`.
 
     Raises:
-      vaejax.errors.InputError: one line, where there is none.
+      vaejax.errors.InputError: if there is no trained VAE at `path`, or an argument does not suit it.
     """
-    # Imported here: the version needs no JAX.
     from vaejax.codec.codec import Codec
-    from vaejax.codec.load import open_trained
+    from vaejax.codec.load import load_vae
 
-    return Codec(open_trained(str(path), step, dtype), tile=tile, overlap=overlap, devices=devices)
+    return Codec(load_vae(os.fspath(path), step, dtype), tile=tile, overlap=overlap, devices=devices)

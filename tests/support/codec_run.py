@@ -14,7 +14,7 @@ from tests.support.frames import pans
 from tests.support.models import SMALL, randomised
 from vaejax.codec.__main__ import main
 from vaejax.configs import demo
-from vaejax.evaluate import latent_metrics as latents
+from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
 from vaejax.train.state import TrainState
@@ -37,7 +37,7 @@ def write(folder):
             state = jax.device_put(state, sharding.state_shardings(mesh, state))
             checkpoints.save(state, step, {}, json.loads(config.to_json_best_effort()), {})
     for step in (OLD, 7):
-        latents.store(folder, step, {"mean": [0.1, -0.2, 0.3, 0.0], "std": [1.0, 2.0, 0.5, 1.5]})
+        latent_statistics.store(folder, step, {"mean": [0.1, -0.2, 0.3, 0.0], "std": [1.0, 2.0, 0.5, 1.5]})
     return str(folder)
 
 

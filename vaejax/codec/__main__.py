@@ -1,45 +1,47 @@
-"""Files through a trained VAE: python -m vaejax.codec encode|decode|reconstruct IN OUT --model=PATH."""
+"""Encodes and decodes files: python -m vaejax.codec encode|decode|reconstruct IN OUT --model=PATH."""
 
 import argparse
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 
 from vaejax import cli
 from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED
-from vaejax.runtime import cache
 
-STOPPED = "stopped; the same command goes on"
+COMPUTE_DTYPES = ("float32", "bfloat16")  # load.DTYPES, without importing JAX for --help
+STOPPED = "stopped; run the same command again to continue"
 
 
 class _Interrupt:
-    """What Ctrl-C does; a second one ends the process at once.
+    """The handler of Ctrl-C; a second Ctrl-C ends the process at once.
 
     Attributes:
-      stop: set by the first.
-      now: 'imports', of which some crash if it is raised in them: the process ends. 'waits':
-        KeyboardInterrupt is raised. 'works': `stop` is heeded by whoever works.
+      stop: set by the first Ctrl-C.
+      phase: what the first Ctrl-C does. 'imports': it ends the process, since some imports crash if an
+        exception interrupts them. 'waits': it raises KeyboardInterrupt. 'works': the workers see `stop`.
     """
 
     def __init__(self):
-        self.stop, self.now = threading.Event(), "imports"
+        self.stop, self.phase = threading.Event(), "imports"
 
     def __call__(self, signum: int, frame: object) -> None:
         if self.stop.is_set():
             os._exit(INTERRUPTED)
         self.stop.set()
-        if self.now == "imports":
+        if self.phase == "imports":
             os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
             os._exit(INTERRUPTED)
-        if self.now == "waits":
+        if self.phase == "waits":
             raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if there was one."""
+        """Raises KeyboardInterrupt after a Ctrl-C."""
         if self.stop.is_set():
             raise KeyboardInterrupt
 
@@ -52,9 +54,9 @@ def _interruptible() -> Iterator[_Interrupt]:
     ):
         yield interrupt
         return
-    # Where Python cannot raise, as in JAX's callback of the garbage collector, it tells of that instead.
+    # Where Python cannot raise, as in JAX's garbage collection callback, it prints the exception instead.
     unraisable = sys.unraisablehook
-    sys.unraisablehook = lambda told: None if interrupt.stop.is_set() else unraisable(told)
+    sys.unraisablehook = lambda error: None if interrupt.stop.is_set() else unraisable(error)
     former = signal.signal(signal.SIGINT, interrupt)
     try:
         yield interrupt
@@ -64,112 +66,146 @@ def _interruptible() -> Iterator[_Interrupt]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Runs the command and returns its exit code."""
 
     def work() -> int:
         with _interruptible() as interrupt:
             try:
                 return _command(arguments, interrupt)
-            except BrokenPipeError:  # such as head, which has read enough
+            except BrokenPipeError:  # `| head` has read enough
                 return FAILED
 
     return cli.run(work, STOPPED)
 
 
 def _parser() -> argparse.ArgumentParser:
-    from vaejax.codec.batch import DONE
     from vaejax.codec.latent_file import DTYPES, EXTENSION
-    from vaejax.codec.load import DTYPES as COMPUTE
+    from vaejax.codec.tasks import DECODE, ENCODE, RECONSTRUCT
 
     parser = cli.parser(
         "vaejax.codec",
-        "Photos and clips to latents and back with a trained VAE. Frame count, size, orientation, frame rate"
-        f" and audio are kept. Of a folder a/b.mp4 becomes OUT/a/b.mp4{EXTENSION}, and again OUT/a/b.mp4;"
-        " what is there already is left alone, so the same command goes on where it was stopped. Of what is"
-        " there encode and decode check that the same model and settings made it; reconstruct does not look.",
+        "Encodes photos and clips to latent files with a trained VAE, and decodes them. Frame count, size,"
+        f" orientation, frame rate and audio are kept. In folders, a/b.mp4 becomes OUT/a/b.mp4{EXTENSION} and"
+        " is decoded to OUT/a/b.mp4. Existing files are left alone, so the same command continues after a"
+        " stop; encode and decode check that the same model and settings made them, reconstruct does not."
+        " Exit code 2 if a file was refused; the others are finished nevertheless.",
         "encode ~/Videos latents --model=runs/demo",
     )
-    parser.add_argument("action", choices=DONE, help="what to do")
+    parser.add_argument(
+        "action",
+        choices=(ENCODE, DECODE, RECONSTRUCT),
+        help="encode to latent files, decode them, or do both",
+    )
     parser.add_argument("source", metavar="IN", help="a file, a folder, or - for stdin")
     parser.add_argument("target", metavar="OUT", help="a file, a folder, or - for stdout")
-    parser.add_argument("--model", metavar="PATH", required=True, help="a run, or a folder of vaejax.export")
+    parser.add_argument("--model", metavar="PATH", required=True, help="folder of a run or of vaejax.export")
     parser.add_argument(
-        "--step", metavar="N", type=cli.at_least(0), help="of a run: the checkpoint; default the last"
+        "--step", metavar="N", type=cli.at_least(0), help="checkpoint of a run; default: the latest"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of latent files")
-    parser.add_argument("--compute", choices=COMPUTE, default="", help="precision; default as trained")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of latents; default: float16")
+    parser.add_argument(
+        "--compute", choices=COMPUTE_DTYPES, default="", help="compute dtype; default: as trained"
+    )
     parser.add_argument(
         "--tile",
         metavar="PIXELS",
         type=cli.at_least(0),
         default=0,
-        help="side of square tiles, for frames that do not fit into memory",
+        help="side of square tiles, for frames that do not fit into memory; default: whole frames",
     )
     parser.add_argument(
         "--overlap",
         metavar="PIXELS",
         type=cli.at_least(0),
-        help="of tiles; default what makes them exact, where the network allows it",
+        help="of tiles; default: enough for exact results, if the network allows it",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=cli.at_least(0), help="samples the posterior; default its mean"
+        "--seed", metavar="N", type=cli.at_least(0), help="sample the posterior; default: its mean"
     )
     parser.add_argument(
         "--workers",
         metavar="N",
         type=cli.at_least(1),
         default=2,
-        help="files that are read and written at once, so that the device need not wait",
+        help="files read and written at a time, to keep the device busy; default: 2",
     )
     parser.add_argument(
         "--crf",
         metavar="N",
         type=_crf,
         default=16,
-        help="quality of clips, 0 to 51: lower is better and larger",
+        help="quality of clips, 0 to 51; lower is better and larger; default: 16",
     )
     parser.add_argument(
         "--shard",
         metavar="I/N",
         type=_shard,
         default=(0, 1),
-        help="of a folder every Nth file, I from 0: for several machines",
+        help="process every Nth file of a folder from the Ith on, I from 0; for several machines",
     )
     return parser
 
 
 def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
+    flags, started = _parser().parse_args(arguments), time.monotonic()
+    # Imported here: --help needs no JAX.
     import vaejax
     from vaejax import files
-    from vaejax.codec import tasks as listing
-    from vaejax.codec.batch import DONE, Job
+    from vaejax.codec.batch import REFUSED, BatchConverter
     from vaejax.codec.convert import Settings
+    from vaejax.codec.tasks import PIPE, open_tasks
+    from vaejax.runtime import cache
 
-    chosen = _parser().parse_args(arguments)
-    interrupt.now = "waits"
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of how it was opened
-    with listing.tasks(chosen.action, chosen.source, chosen.target, chosen.shard) as tasks:
-        interrupt.now = "works"
+    interrupt.phase = "waits"
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it was opened
+    with open_tasks(flags.action, flags.source, flags.target, flags.shard) as tasks:
+        interrupt.phase = "works"
         cache.keep_compiled()
         codec = vaejax.load(
-            chosen.model, step=chosen.step, dtype=chosen.compute, tile=chosen.tile, overlap=chosen.overlap
+            flags.model, step=flags.step, dtype=flags.compute, tile=flags.tile, overlap=flags.overlap
         )
-        codec.stream_encoder()  # says at once what no file can do without
+        codec.stream_encoder()  # raises at once if the model has no statistics, which every file needs
         files.sweep(task.target for task in tasks)
-        settings = Settings(chosen.dtype, chosen.seed, chosen.crf)
-        job = Job(chosen.action, codec, settings, chosen.workers, interrupt.stop)
-        job.run(tasks)
+        settings = Settings(flags.dtype, flags.seed, flags.crf)
+        batch = BatchConverter(flags.action, codec, settings, flags.workers, interrupt.stop)
+        batch.run(tasks)
         interrupt.check()
-        interrupt.now = "waits"
-    outcomes = (DONE[chosen.action], "already there", "refused")
-    told = [f"{job.counts[o]} {o}" for o in outcomes if job.counts[o] or o == outcomes[0]]
-    print(", ".join(told), file=sys.stderr if chosen.target == listing.PIPE else sys.stdout)
-    return INPUT_ERROR if job.counts["refused"] else 0
+        interrupt.phase = "waits"
+    summary = _summary(flags, batch.counts, time.monotonic() - started)
+    print(summary, file=sys.stderr if flags.target == PIPE else sys.stdout)
+    return INPUT_ERROR if batch.counts[REFUSED] else 0
+
+
+def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: float) -> str:
+    """The last lines of a command: what was done, how long it took, and what to do next."""
+    from vaejax.codec.batch import ALREADY_THERE, DONE, REFUSED
+    from vaejax.codec.tasks import DECODE, ENCODE, PIPE
+
+    outcomes = DONE[flags.action], ALREADY_THERE, REFUSED
+    done = ", ".join(f"{counts[name]} {name}" for name in outcomes if counts[name] or name == outcomes[0])
+    lines = [f"{done} in {seconds:.1f} s"]
+    if flags.target == PIPE:
+        return lines[0]
+    lines[0] += f": {flags.target}"
+    source, target, model = (shlex.quote(path) for path in (flags.source, flags.target, flags.model))
+    if counts[REFUSED]:
+        lines.append("next: see the errors above; the same command tries only the refused files again")
+    elif flags.action == ENCODE:
+        step = "" if flags.step is None else f" --step={flags.step}"
+        lines.append(f"next: python -m vaejax.codec decode {target} DECODED --model={model}{step}")
+    elif flags.action == DECODE:
+        lines.append(f"next: look at {flags.target}")
+    elif os.path.isdir(os.path.expanduser(flags.source)):
+        scores = f"python -m vaejax.evaluate --checkpoint={model} --data={source} --out=SCORES"
+        lines.append(f"next: compare {flags.source} with {flags.target} by eye, or by scores: {scores}")
+    else:
+        lines.append(f"next: compare {flags.source} with {flags.target}")
+    return "\n".join(lines)
 
 
 def _crf(text: str) -> int:
     if not text.isdigit() or int(text) > 51:
-        raise argparse.ArgumentTypeError(f"{text}; accepted: 0 to 51")
+        raise argparse.ArgumentTypeError(f"{text}; accepted: a whole number from 0 to 51")
     return int(text)
 
 
@@ -182,6 +218,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     code = main()
-    if code == INTERRUPTED:  # what still compiles would end an orderly end with an abort
+    if code == INTERRUPTED:  # skips the abort with which a running compilation ends an orderly exit
         os._exit(code)
     sys.exit(code)

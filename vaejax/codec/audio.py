@@ -1,4 +1,4 @@
-"""The audio of a clip, copied packet by packet: nothing is decoded, so every bit of it stays."""
+"""Copies the audio of a clip packet by packet, without decoding it: the audio stays bit for bit the same."""
 
 import array
 import contextlib
@@ -8,45 +8,48 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
 
 from vaejax.data import clip
 from vaejax.errors import InputError, one_line
 
-# What channels are where a file only counts them: FFmpeg's own guess.
+# Channel layouts for files that only give the number of channels: FFmpeg's own defaults.
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-REPRODUCIBLE = {"fflags": "+bitexact"}  # else Matroska draws random identifiers
+REPRODUCIBLE = {"fflags": "+bitexact"}  # otherwise Matroska draws random identifiers
+ACCEPTED = "an undamaged audio stream"
 
 
 class Audio(NamedTuple):
     """The first audio stream of a clip.
 
     Attributes:
-      file: a Matroska file (.mka) of its packets. Its clock is of milliseconds and begins at 0.
-      times: of every packet, exact, seconds from the clip's first frame; may be below 0.
-      end: of the last packet, likewise.
-      tick: seconds, of which times are multiples.
+      file: a Matroska file (.mka) of its packets. Its clock counts milliseconds and begins at 0.
+      times: exact time of every packet, seconds from the clip's first frame; may be negative.
+      end: end of the last packet, on the same clock.
+      tick: seconds; all times are multiples of it.
     """
 
     file: BinaryIO
-    times: Sequence[float]
+    times: Sequence[float] | np.ndarray
     end: float
     tick: Fraction
 
 
-def copied(path: str, start: float, end: float | None) -> Audio | None:
+def copy(path: str, start: float, end: float | None) -> Audio | None:
     """Copies the packets of a clip's first audio stream.
 
     Args:
       path: of the clip.
-      start: of its first frame, seconds by the file's clock.
-      end: of what is kept, seconds from the first frame; None keeps all.
+      start: time of its first frame, seconds on the file's clock.
+      end: packets from this time on are dropped, seconds from the first frame; None: keep all.
 
     Returns:
-      None if there is none.
+      The audio, whose file the caller closes; None without any.
 
     Raises:
       InputError: if it cannot be copied.
@@ -55,149 +58,157 @@ def copied(path: str, start: float, end: float | None) -> Audio | None:
         with clip.open_container(path) as container:
             if not container.streams.audio:
                 return None
-            if not holds("matroska", container):
-                found = codec_name(container.streams.audio[0])
-                raise InputError(f"audio of the kind {found}; accepted: what Matroska can hold")
+            if not can_hold("matroska", container):
+                name = codec_name(container.streams.audio[0])
+                raise InputError(f"audio of the kind {name}; accepted: a kind that Matroska can hold")
         container = clip.open_container(path)
-    except av.error.FFmpegError as error:
-        raise InputError(f"audio: {one_line(error)}; accepted: sound audio") from error
+    except FFmpegError as error:
+        raise InputError(f"audio: {one_line(error)}; accepted: {ACCEPTED}") from error
     with container:
         stream = container.streams.audio[0]
-        found = codec_name(stream)
-        file, times = tempfile.TemporaryFile(), array.array("d")  # noqa: SIM115 - given to the caller
+        name = codec_name(stream)
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         try:
-            with av.open(file, "w", format="matroska", options=REPRODUCIBLE) as out:
-                copy = _added(out, stream)
-                shift = None
-                for packet in _packets(container, stream):
-                    time = float(packet.pts * packet.time_base) - start
-                    if end is not None and time >= end:
-                        break
-                    if shift is None:  # before 0 Matroska has no time
-                        shift = packet.pts if time < 0 else round(start / packet.time_base)
-                    times.append(time)
-                    last = time + float((packet.duration or 0) * packet.time_base)
-                    tick = packet.time_base
-                    packet.pts = packet.dts = packet.pts - shift
-                    packet.stream = copy
-                    out.mux(packet)
-        except (av.error.FFmpegError, ValueError) as error:
+            times, last = _copy_packets(container, stream, file, start, end)
+        except (FFmpegError, ValueError) as error:
             file.close()
-            raise InputError(
-                f"audio of the kind {found}: {one_line(error)}; accepted: sound audio"
-            ) from error
+            raise InputError(f"audio of the kind {name}: {one_line(error)}; accepted: {ACCEPTED}") from error
         if not times:
             file.close()
             return None
-        return Audio(file, times, last, tick)
+        return Audio(file, times, *last)
 
 
-class Copy:
-    """Puts audio into a container that a clip is written to, its packets by time between the clip's.
+def _copy_packets(
+    container: Any, stream: Any, file: Any, start: float, end: float | None
+) -> tuple[array.array, tuple[float, Fraction]]:
+    """Copies packets to a Matroska file; returns their times, and the end and the tick of the last."""
+    times, last = array.array("d"), (0.0, Fraction(1))
+    with av.open(file, "w", format="matroska", options=REPRODUCIBLE) as out:
+        copied = _add_stream(out, stream)
+        shift = None
+        for packet in _packets(container, stream):
+            time = float(packet.pts * packet.time_base) - start
+            if end is not None and time >= end:
+                break
+            if shift is None:  # Matroska has no negative times
+                shift = packet.pts if time < 0 else round(start / packet.time_base)
+            times.append(time)
+            last = time + float((packet.duration or 0) * packet.time_base), packet.time_base
+            packet.pts = packet.dts = packet.pts - shift
+            packet.stream = copied
+            out.mux(packet)
+    return times, last
+
+
+class Muxer:
+    """Writes copied audio into the container of a clip, interleaved with the clip's packets by time.
 
     Args:
-      audio: what `copied` gave.
+      audio: the result of `copy`.
       out: the container, before anything is written to it.
 
     Raises:
-      InputError: also of `until`, if the audio cannot be read.
+      InputError: if the audio cannot be read; `write_until` raises it too.
     """
 
-    def __init__(self, audio: Audio, out: av.container.OutputContainer):
+    def __init__(self, audio: Audio, out: OutputContainer):
         audio.file.seek(0)
         self._tick, self._out = audio.tick, out
-        with _read():
+        with _reading():
             self._container = av.open(audio.file, format="matroska")
         stream = self._container.streams.audio[0]
-        self._copy = _added(out, stream)
-        self._copy.time_base = audio.tick
+        self._stream = _add_stream(out, stream)
+        self._stream.time_base = audio.tick
         ticks = [round(time / audio.tick) for time in (*audio.times, audio.end)]
-        self._left = zip(_stored(self._container), audio.times, itertools.pairwise(ticks), strict=True)
+        packets = _stored_packets(self._container)
+        self._left = zip(packets, audio.times, itertools.pairwise(ticks), strict=True)
         self._next = next(self._left, None)
 
-    def until(self, time: float = math.inf) -> None:
+    def write_until(self, time: float = math.inf) -> None:
         """Writes the packets up to a time, seconds from the clip's first frame."""
         while self._next is not None and self._next[1] <= time:
             packet, _, (start, end) = self._next
             packet.time_base = self._tick
             packet.pts = packet.dts = start
             packet.duration = max(0, end - start)
-            packet.stream = self._copy
+            packet.stream = self._stream
             self._out.mux(packet)
             self._next = next(self._left, None)
 
     def close(self) -> None:
-        """Ends reading."""
+        """Closes the source of the audio."""
         self._container.close()
 
 
-def is_whole(audio: Audio) -> bool:
-    """Says whether every packet of stored audio is there, with a time of its own."""
+def is_undamaged(audio: Audio) -> bool:
+    """Whether every packet of stored audio is present and has a valid time."""
     times, tick = np.asarray([*audio.times, audio.end], np.float64), audio.tick
     if tick <= 0 or not np.isfinite(times).all() or (np.diff(times[:-1]) < 0).any():
         return False
     audio.file.seek(0)
     try:
-        with av.open(audio.file, format="matroska") as container:
-            return sum(1 for _ in _stored(container)) == len(audio.times) > 0
-    except (av.error.FFmpegError, InputError, IndexError):
+        with av.open(audio.file, "r", format="matroska") as container:
+            return sum(1 for _ in _stored_packets(container)) == len(audio.times) > 0
+    except (FFmpegError, InputError, IndexError):
         return False
 
 
-def holds(kind: str, container: av.container.InputContainer) -> bool:
-    """Says whether a format can hold the first audio stream of a container, of which it reads a packet."""
+def can_hold(container_format: str, container: InputContainer) -> bool:
+    """Whether a container format can hold the first audio stream of an open container; reads one packet."""
     stream = container.streams.audio[0]
     try:
-        with av.open(io.BytesIO(), "w", format=kind) as out:
-            copy = _added(out, stream)
+        with av.open(io.BytesIO(), "w", format=container_format) as out:
+            copied = _add_stream(out, stream)
             packet = next(_packets(container, stream), None)
             if packet is None:
                 out.start_encoding()
             else:
                 packet.pts = packet.dts = 0
-                packet.stream = copy
+                packet.stream = copied
                 out.mux(packet)
         return True
-    except (av.error.FFmpegError, ValueError, AttributeError):
+    except (FFmpegError, ValueError, AttributeError):
         return False
 
 
 def codec_name(stream: av.AudioStream) -> str:
-    """What the codec of a stream is called; of one that nobody knows 'unknown'."""
+    """Name of the codec of a stream; 'unknown' if FFmpeg does not know it."""
     return stream.codec_context.name if stream.codec_context else "unknown"
 
 
-def _added(out: av.container.OutputContainer, stream: av.AudioStream) -> av.AudioStream:
-    """Adds a stream like another, with a layout where that has none: .mp4 takes no sound without."""
-    copy = out.add_stream_from_template(stream)
-    codec = copy.codec_context
+def _add_stream(out: OutputContainer, stream: av.AudioStream) -> Any:
+    """Adds a stream like another, with a default channel layout if it has none: .mp4 requires one."""
+    copied: Any = out.add_stream_from_template(stream)
+    codec = copied.codec_context
     if codec and codec.layout.name == f"{codec.channels} channels" and codec.channels in LAYOUTS:
         codec.layout = LAYOUTS[codec.channels]
-    return copy
+    return copied
 
 
-def _stored(container) -> Iterator[av.Packet]:
-    """Every packet of audio that `copied` stored."""
-    with _read():
+def _stored_packets(container: Any) -> Iterator[Any]:
+    """Every audio packet that `copy` stored."""
+    with _reading():
         yield from (packet for packet in container.demux(container.streams.audio[0]) if packet.size)
 
 
 @contextlib.contextmanager
-def _read() -> Iterator[None]:
+def _reading() -> Iterator[None]:
+    """Turns errors of FFmpeg into an InputError."""
     try:
         yield
-    except av.error.FFmpegError as error:
-        raise InputError(f"its audio: {one_line(error)}; accepted: sound audio") from error
+    except FFmpegError as error:
+        raise InputError(f"its audio: {one_line(error)}; accepted: {ACCEPTED}") from error
 
 
-def _packets(container, stream) -> Iterator[av.Packet]:
-    """The packets in order, up to damage; one without a time follows the last."""
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets in order, up to the first damage; a packet without a time follows the one before."""
     least = following = None
-    with contextlib.suppress(av.error.FFmpegError):
+    with contextlib.suppress(FFmpegError):
         for packet in container.demux(stream):
             if packet.pts is None:
                 packet.pts = following if packet.dts is None else packet.dts
             if not packet.size or packet.pts is None or (least is not None and packet.pts < least):
-                continue  # a clock that jumps back cannot be muxed
+                continue  # packets whose time runs backwards cannot be muxed
             least, following = packet.pts, packet.pts + (packet.duration or 0)
             yield packet

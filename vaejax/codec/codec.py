@@ -1,183 +1,217 @@
-"""The codec that `vaejax.load` gives: any number of frames of any size to latents, and back."""
+"""The codec that `vaejax.load` returns: encodes frames of any number and size, and decodes their latents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float32, UInt8
 
 from vaejax.codec import tiling
 from vaejax.codec.latent import Latent
-from vaejax.codec.load import Trained
+from vaejax.codec.load import TrainedVAE
 from vaejax.codec.network import Network
-from vaejax.codec.stream import StreamDecoder, StreamEncoder, TilesOf
+from vaejax.codec.stream import StreamDecoder, StreamEncoder
 from vaejax.errors import InputError
-from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.runtime import mesh as sharding
+
+FRAMES = "an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3)"
+LATENTS = "a Latent, or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c)"
 
 
 class Codec:
-    """A trained VAE: 1 + ft·k frames are 1 + k latent frames, fs x fs pixels one latent pixel.
+    """A trained VAE: 1 + ft·k frames are 1 + k latent frames, fs x fs pixels are one latent pixel.
 
-    Other lengths and sizes are filled up with copies of the last frame and of the edges, which decoding takes
-    away again. A clip is worked on in chunks (stream.py), so memory beyond frames and latents does not grow
-    with its length.
+    Other lengths and sizes are padded with copies of the last frame and of the edges; decoding crops them
+    again. Clips are processed in chunks (stream.py), so memory beyond frames and latents does not grow with
+    their length.
 
     Args:
-      trained: the autoencoder.
-      tile: side of square tiles in pixels, for frames that do not fit; 0 takes frames whole.
-      overlap: of tiles, pixels; None takes what makes tiles exact, or a quarter of a tile where attention or
-        group normalisation let nothing do so. Tiles that overlap by less are blended.
-      devices: among which the height of frames is split; None is one device.
+      vae: the autoencoder.
+      tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
+      overlap: of neighboring tiles, pixels. None: enough for exact results, or a quarter of a tile if
+        attention or group normalization rules them out. Tiles with a smaller overlap are blended.
+      devices: devices that share each frame by height; None: one device.
 
     Attributes:
+      name: the path that the model was read from.
       architecture: of the autoencoder.
-      mean, std: of each latent channel over the training data, (c,); None where nobody computed them.
-      fingerprint: of the model.
-      tiles_exact: whether tiles give what whole frames do.
+      mean, std: of each latent channel over the training data, (c,) float32; None if never computed.
+      fingerprint: of the model; latents record it.
+      tiles_exact: whether tiles give the same result as whole frames.
     """
 
     def __init__(
         self,
-        trained: Trained,
+        vae: TrainedVAE,
         *,
         tile: int = 0,
         overlap: int | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
     ):
-        a = trained.architecture
-        self.name, self.architecture, self.fingerprint = trained.name, a, trained.fingerprint
-        self.mean, self.std = trained.mean, trained.std
-        self._tile, self._overlap = _in_latents(a, tile, overlap)
+        a = vae.architecture
+        self.name, self.architecture, self.fingerprint = vae.name, a, vae.fingerprint
+        self.mean, self.std = vae.mean, vae.std
+        self._tile, self._overlap = _in_latent_pixels(a, tile, overlap)
         self._reach = tiling.encoder_reach(a), tiling.decoder_reach(a)
         wide = self._overlap is None or self._overlap >= 2 * max(self._reach)
         self.tiles_exact = tiling.is_exact(a) and wide
         mesh = sharding.over_height(devices) if devices else None
         c = a.latent_channels
-        mean, std = (np.zeros(c), np.ones(c)) if self.mean is None else (self.mean, self.std)
-        self._network = Network(Autoencoder(a), trained.params, mean, std, mesh)
+        mean, std = (np.zeros(c), np.ones(c)) if vae.mean is None else (vae.mean, vae.std)
+        self._network = Network.on_devices(Autoencoder(a), vae.params, mean, std, mesh)
 
-    def encode(self, frames: Any, *, key: Any = None, normalise: bool = True) -> Latent:
-        """Frames to latents.
+    def encode(
+        self,
+        frames: ArrayLike,
+        *,
+        key: jax.Array | None = None,
+        normalize: bool = True,
+    ) -> Latent:
+        """Encodes frames to latents.
 
         Args:
           frames: an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3), of NumPy or JAX; uint8,
-            or float in [-1, 1]. Any T; H and W from 16.
-          key: of JAX, to sample the posterior; None gives its mean.
-          normalise: by the statistics of the training latents, to mean 0 and standard deviation 1.
+            or float in [-1, 1]. Any T; H and W of at least 16.
+          key: JAX key to sample the posterior with; None: its mean.
+          normalize: by the statistics of the training latents, to mean 0 and standard deviation 1.
 
         Returns:
-          Latents of as many axes as the frames, of JAX if the frames are.
+          A `Latent`. Its `values` are float32 with as many axes as the frames, on JAX if the frames are.
 
         Raises:
-          InputError: for frames smaller than 16x16, or where the model has no statistics.
-          ValueError: for what are no frames.
+          InputError: for frames smaller than 16x16, or if the model has no statistics to normalize by.
+          ValueError: for anything but such frames, floats far outside [-1, 1] included.
         """
-        stream = self.stream_encoder(key=key, normalise=normalise)
-        image = np.ndim(frames) == 3
-        parts = [stream.push(frames[None] if image else frames), stream.flush()]
-        values = _along_time(parts, image)
+        rank = _rank("frames", frames, FRAMES)
+        stream = self.stream_encoder(key=key, normalize=normalize)
+        values = _run(stream, frames, rank == 3)
         return Latent(
-            values, stream.frames, stream.height, stream.width, normalise, stream.dtype, self.fingerprint
+            values, stream.frames, stream.height, stream.width, normalize, stream.dtype, self.fingerprint
         )
 
-    def decode(self, latents: Any, *, dtype: str = "", normalised: bool = True) -> Any:
-        """Latents to frames.
+    def decode(
+        self,
+        latents: Latent | ArrayLike,
+        *,
+        dtype: str = "",
+        normalized: bool = True,
+    ) -> UInt8[Array | np.ndarray, "*b H W 3"] | Float32[Array | np.ndarray, "*b H W 3"]:
+        """Decodes latents to frames.
 
         Args:
-          latents: a `Latent`; or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c), of a diffusion model.
-          dtype: of the frames, 'uint8' or 'float32'; '' is that of the frames that were encoded, and of an
-            array's uint8.
-          normalised: whether an array's values are; a `Latent` knows.
+          latents: a `Latent`; or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c), as a diffusion model
+            generates it.
+          dtype: of the frames, 'uint8' or 'float32'; '': that of the encoded frames, uint8 for an array.
+          normalized: whether the values of an array are; a `Latent` knows.
 
         Returns:
-          An image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3), as long and as large as what was
-          encoded; of an array 1 + ft·(t - 1) frames of fs·h x fs·w. float32 is in [-1, 1].
+          An image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3), uint8 or float32 in [-1, 1]. A
+          `Latent` gives the original length and size, an array 1 + ft·(t - 1) frames of fs·h x fs·w.
 
         Raises:
-          InputError: for a latent of another model, or where the model has no statistics.
-          ValueError: for what are no latents.
+          InputError: for a latent of another model, or if the model has no statistics to denormalize by.
+          ValueError: for anything but such latents.
         """
-        size = None
+        size, values = None, latents
         if isinstance(latents, Latent):
             if latents.model != self.fingerprint:
-                raise InputError(self.another_model(latents.model))
-            size = latents.frames, latents.height, latents.width
+                raise InputError(self.wrong_model(latents.model))
             self._check_size(latents)
-            normalised, dtype, latents = latents.normalised, dtype or latents.dtype, latents.values
-        stream = self.stream_decoder(size, normalised=normalised, dtype=dtype or "uint8")
-        image = np.ndim(latents) == 3
-        return _along_time([stream.push(latents[None] if image else latents), stream.flush()], image)
+            size, values = (latents.frames, latents.height, latents.width), latents.values
+            normalized, dtype = latents.normalized, dtype or latents.dtype
+        rank = _rank("latents", values, LATENTS)
+        stream = self.stream_decoder(size, normalized=normalized, dtype=dtype or "uint8")
+        return _run(stream, values, rank == 3)
 
-    def stream_encoder(self, *, key: Any = None, normalise: bool = True) -> StreamEncoder:
-        """Encodes a clip of any length that arrives in parts.
+    def stream_encoder(self, *, key: jax.Array | None = None, normalize: bool = True) -> StreamEncoder:
+        """Creates an encoder for a clip of any length that arrives in parts.
 
         Args:
-          key: of JAX, to sample; None gives means.
-          normalise: by the statistics of the training latents.
+          key: JAX key to sample the posterior with; None: its mean.
+          normalize: by the statistics of the training latents.
+
+        Raises:
+          InputError: if the model has no statistics to normalize by.
         """
-        self._check_statistics(normalise)
-        tiles = self._tiles(self._reach[0])
-        return StreamEncoder(self._network, self.architecture, tiles, key, normalise)
+        self._check_statistics(normalize)
+        return StreamEncoder(
+            self._network, self.architecture, self._tile_layout(self._reach[0]), key, normalize
+        )
 
     def stream_decoder(
-        self, size: tuple[int, int, int] | None = None, *, normalised: bool = True, dtype: str = "uint8"
+        self, size: tuple[int, int, int] | None = None, *, normalized: bool = True, dtype: str = "uint8"
     ) -> StreamDecoder:
-        """Decodes latents that arrive in parts.
+        """Creates a decoder for latents that arrive in parts.
 
         Args:
-          size: (T, H, W) of the clip, to which the frames are cut; None gives all that the latents hold.
-          normalised: whether the latents are.
+          size: (T, H, W) of the clip, to which frames are cropped; None: all frames of the latents.
+          normalized: whether the latents are.
           dtype: of the frames, 'uint8', or 'float32' in [-1, 1].
+
+        Raises:
+          InputError: if the model has no statistics to denormalize by.
+          ValueError: for another dtype.
         """
         if dtype not in ("uint8", "float32"):
-            raise ValueError(f"dtype {dtype!r}; accepted: uint8 or float32")
-        self._check_statistics(normalised)
-        tiles = self._tiles(self._reach[1])
-        return StreamDecoder(self._network, self.architecture, tiles, size, normalised, dtype)
+            raise ValueError(f"dtype = {dtype!r}; accepted: uint8 or float32")
+        self._check_statistics(normalized)
+        layout = self._tile_layout(self._reach[1])
+        return StreamDecoder(self._network, self.architecture, layout, size, normalized, dtype)
+
+    def wrong_model(self, fingerprint: str) -> str:
+        """The error message for latents of another model."""
+        return f"a latent of the model {fingerprint}; accepted: of {self.fingerprint}, which is {self.name}"
 
     def _check_size(self, latent: Latent) -> None:
-        """Raises ValueError where the values are not those of so many frames of that size."""
-        a = self.architecture
-        t, s = -(-(latent.frames - 1) // a.temporal_factor), a.spatial_factor
-        shape = (1 + t, -(-latent.height // s), -(-latent.width // s), a.latent_channels)
+        """Raises ValueError if the values do not have the shape of the recorded clip's latents."""
+        shape = self.architecture.latent_shape(latent.frames, latent.height, latent.width)
         if latent.shape[-4:] not in (shape, shape[1:]):
             raise ValueError(
                 f"latents are {latent.shape} of {latent.frames}x{latent.height}x{latent.width} frames;"
                 f" accepted: {shape}, or the bare array"
             )
 
-    def another_model(self, fingerprint: str) -> str:
-        """What is said of a latent of another model."""
-        return f"a latent of the model {fingerprint}; accepted: of {self.fingerprint}, which is {self.name}"
-
-    def _tiles(self, reach: int) -> TilesOf:
-        """The tiles of latents of h x w: exact, or blended where they cannot be."""
+    def _tile_layout(self, reach: int) -> Callable[[int, int], tiling.Tiles]:
+        """Returns a function of (h, w) that lays out tiles: exact ones, else blended ones."""
         margin = reach if self.tiles_exact else 0
         overlap = self._overlap
         if overlap is None:
             overlap = 2 * margin or self._tile // 4
 
-        def tiles(h: int, w: int) -> tiling.Tiles:
+        def layout(h: int, w: int) -> tiling.Tiles:
             if not self._tile:
                 return tiling.Tiles(h, w, max(h, w), 0)
             return tiling.Tiles(h, w, self._tile, overlap, margin)
 
-        return tiles
+        return layout
 
-    def _check_statistics(self, normalised: bool) -> None:
-        if normalised and self.mean is None:
+    def _check_statistics(self, normalized: bool) -> None:
+        if normalized and self.mean is None:
             raise InputError(
-                f"{self.name}: no statistics of its latents; accepted: a run that came to its end, one that"
-                " vaejax.evaluate --checkpoint saw, or latents that are not normalised"
+                f"{self.name}: no statistics of its latents; accepted: a finished run, a run that"
+                " vaejax.evaluate --checkpoint has scored, or latents that are not normalized"
             )
 
 
-def _in_latents(architecture, tile: int, overlap: int | None) -> tuple[int, int | None]:
-    """Tile and overlap in latent pixels.
+def _rank(what: str, x: Any, accepted: str) -> int:
+    """The number of axes; raises ValueError for other input than arrays of 3 to 5 axes."""
+    if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
+        raise ValueError(f"{what} = {x!r}; accepted: {accepted}. For files: python -m vaejax.codec")
+    rank = np.ndim(x)
+    if rank not in (3, 4, 5):
+        raise ValueError(f"{what} have {rank} axes, {np.shape(x)}; accepted: {accepted}")
+    return rank
+
+
+def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None) -> tuple[int, int | None]:
+    """Converts tile and overlap from pixels to latent pixels.
 
     Raises:
-      InputError: for what is no multiple of fs, or too small a tile.
+      InputError: if they are not multiples of fs, or the tile is too small.
     """
     s = architecture.spatial_factor
     if overlap is not None and not tile:
@@ -191,15 +225,16 @@ def _in_latents(architecture, tile: int, overlap: int | None) -> tuple[int, int 
         needed = 2 * max(tiling.encoder_reach(architecture), tiling.decoder_reach(architecture))
         if tile // s <= needed:
             raise InputError(
-                f"tile of {tile} pixels; accepted: from {s * (needed + 1)}, for tiles overlap by {s * needed}"
-                " to be exact; or an overlap of your own"
+                f"tile of {tile} pixels; accepted: from {s * (needed + 1)}, since exact tiles overlap by"
+                f" {s * needed}; or an overlap of your own"
             )
     return tile // s, None if overlap is None else overlap // s
 
 
-def _along_time(parts: list, image: bool) -> Any:
-    """The parts of a stream as one, the one frame of an image by itself."""
+def _run(stream: StreamEncoder | StreamDecoder, x: Any, is_image: bool) -> Any:
+    """Passes a whole clip, or an image without its time axis, through a stream."""
+    parts = [stream.push(x[None] if is_image else x), stream.flush()]
     parts = [part for part in parts if part.shape[-4]] or parts[:1]
-    xp = jax.numpy if isinstance(parts[0], jax.Array) else np
+    xp = jnp if isinstance(parts[0], jax.Array) else np
     whole = parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=-4)
-    return whole[0] if image else whole
+    return whole[0] if is_image else whole

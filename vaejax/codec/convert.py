@@ -1,42 +1,43 @@
-"""A photo or a clip through a codec: to a latent file and back, in memory that stays flat."""
+"""Encodes photos and clips to latent files and decodes them, in memory independent of their length."""
 
 import array
 import contextlib
 import pathlib
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
 from threading import Lock
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-import av
 import jax
 import numpy as np
+from av.error import FFmpegError
 
 from vaejax import files
-from vaejax.codec import audio as sound
-from vaejax.codec import frame_rate as rate
-from vaejax.codec import media_writer as clip_writer
+from vaejax.codec import audio as audio_stream
+from vaejax.codec import frame_rate, media_writer
 from vaejax.codec.codec import Codec
 from vaejax.codec.latent_file import Facts, LatentFile, LatentWriter
+from vaejax.codec.stream import StreamDecoder, StreamEncoder
 from vaejax.data import media
 from vaejax.errors import InputError, one_line
 
 Item = TypeVar("Item")
-FRAMES, BYTES = 16, 2**25  # of a chunk, at most, but one frame at least
-LATENT_FRAMES = 4  # of a chunk
+FRAMES, BYTES = 16, 2**25  # largest chunk of frames, though at least one frame
+LATENT_FRAMES = 4  # of a chunk of latents
 AHEAD = 2  # chunks that are read before they are needed
 _END = object()
 
 
 class Settings(NamedTuple):
-    """How files are encoded and decoded.
+    """Settings of encoded and decoded files.
 
     Attributes:
       dtype: of latents, 'float16' or 'float32'.
-      seed: of the posterior's samples; None takes its mean.
-      crf: of clips.
+      seed: to sample the posterior with; None: its mean.
+      crf: constant rate factor of clips.
     """
 
     dtype: str = "float16"
@@ -44,14 +45,22 @@ class Settings(NamedTuple):
     crf: int = 16
 
 
+class _Timing(NamedTuple):
+    """When the frames of a source are shown, and whether the source was read to its end."""
+
+    times: array.array  # seconds of every frame, from the first
+    duration: float  # seconds to the end of the last frame
+    damaged: bool
+
+
 class Converter:
-    """Encodes and decodes files, several at once if called from several threads.
+    """Encodes and decodes files; safe to call from several threads.
 
     Args:
-      codec: of which one chunk is worked on at a time.
+      codec: the model, which processes one chunk at a time.
       settings: of files.
-      progress: is told how many frames were done, often.
-      tell: is given a line for a person.
+      progress: called often with the number of frames just finished.
+      report: called with each line for the user.
     """
 
     def __init__(
@@ -59,147 +68,165 @@ class Converter:
         codec: Codec,
         settings: Settings,
         progress: Callable[[int], None] = lambda frames: None,
-        tell: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda line: None,
     ):
-        self._codec, self._settings, self._progress, self._tell = codec, settings, progress, tell
+        self._codec, self._settings, self._progress, self._report = codec, settings, progress, report
         self._device = Lock()
 
     def encode(self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str) -> None:
         """Encodes a photo or a clip.
 
         Args:
-          source: of kind 'image' or 'video'.
-          target: the latent file; what was there is replaced.
-          name: by which messages call the source; its last part goes into the header.
+          source: the file.
+          target: the latent file, replaced if it exists.
+          name: of the source in messages; its last part goes into the header.
           kind: 'image' or 'video'.
 
         Raises:
-          InputError: one line, where it cannot be; then nothing is at `target` that was not before.
+          InputError: if it cannot be encoded; `target` is then as it was before.
         """
-        with _told(name, target), files.atomic_file(target) as file:
+        with _one_line_errors(name, target), files.atomic_file(target) as file:
             self._encode(source, file, name, kind)
 
     def _encode(self, source: pathlib.Path, file: BinaryIO, name: str, kind: str) -> None:
-        a, title = self._codec.architecture, pathlib.PurePath(name).name
+        title = pathlib.PurePath(name).name
         key = None
-        if self._settings.seed is not None:  # of each file its own, whatever folder it is reached through
+        if self._settings.seed is not None:  # differs between files, not between paths to the same file
             key = jax.random.key(self._settings.seed)
             key = jax.random.fold_in(key, zlib.crc32(title.encode("utf-8", "surrogateescape")))
         stream = self._codec.stream_encoder(key=key)
-        times, damaged = array.array("d"), False
-        writer = LatentWriter(file, a.latent_channels, self._settings.dtype)
-        found = _frames(source, kind)
+        writer = LatentWriter(file, self._codec.architecture.latent_channels, self._settings.dtype)
+        timing = self._encode_frames(source, kind, name, stream, writer)
+        if kind == "image" and (pictures := media.pictures(source)) > 1:
+            self._report(f"{name}: the first of {pictures} pictures")
+        fps, constant, audio = None, True, None
+        if kind == "video":
+            clock = media.clock(source)
+            fps, constant = frame_rate.estimate(timing.times, clock.rates)
+            try:
+                end = timing.duration if timing.damaged else None
+                audio = audio_stream.copy(str(source), clock.start, end)
+            except InputError as error:
+                self._report(f"{name}: encoded without its {error}")
+        with contextlib.ExitStack() as stack:
+            if audio:
+                stack.enter_context(audio.file)
+            writer.end(self._facts(kind, title, stream, timing, fps, constant), timing.times, audio)
+        self._report_seams(name, stream.disagreement, "of the latents' standard deviation")
+
+    def _encode_frames(
+        self, source: pathlib.Path, kind: str, name: str, stream: StreamEncoder, writer: LatentWriter
+    ) -> _Timing:
+        """Encodes all frames of a source, or those before its first damage."""
+        times, duration, damaged = array.array("d"), 0.0, False
         try:
-            for frames, chunk_times, end in _ahead(found):
+            for frames, chunk_times, end in _read_ahead(_frames(source, kind)):
                 times.extend(chunk_times)
                 duration = end
                 with self._device:
                     latents = stream.push(frames)
-                writer.append(latents)
+                writer.append(np.asarray(latents))
                 self._progress(len(frames))
         except media.Unreadable as error:
             if not times:
                 raise
             damaged = True
             frames = f"{len(times)} frame{'s' * (len(times) > 1)}"
-            self._tell(f"{name}: damaged after {frames}, which are kept: {error}")
+            self._report(f"{name}: damaged after {frames}, which are kept: {error}")
         with self._device:
-            writer.append(stream.flush())
-        if kind == "image" and (pictures := media.pictures(source)) > 1:
-            self._tell(f"{name}: the first of {pictures} pictures")
-        fps, constant, audio = None, True, None
-        if kind == "video":
-            clock = media.clock(source)
-            fps, constant = rate.of(times, clock.rates)
-            try:
-                audio = sound.copied(str(source), clock.start, duration if damaged else None)
-            except InputError as error:
-                self._tell(f"{name}: encoded without its {error}")
-        fs, ft = a.spatial_factor, a.temporal_factor
-        facts = Facts(
+            writer.append(np.asarray(stream.flush()))
+        return _Timing(times, duration, damaged)
+
+    def _facts(
+        self,
+        kind: str,
+        title: str,
+        stream: StreamEncoder,
+        timing: _Timing,
+        fps: Fraction | None,
+        constant: bool,
+    ) -> Facts:
+        """The header of the latent file of an encoded stream."""
+        codec, a, seed = self._codec, self._codec.architecture, self._settings.seed
+        assert codec.mean is not None and codec.std is not None  # the stream has checked them
+        padding = a.padding(stream.frames, stream.height, stream.width)
+        return Facts(
             kind=kind,
             frames=stream.frames,
             height=stream.height,
             width=stream.width,
             fps=fps,
             variable_rate=not constant,
-            duration=duration,
-            mean=tuple(self._codec.mean.tolist()),
-            std=tuple(self._codec.std.tolist()),
-            temporal_factor=ft,
-            spatial_factor=fs,
-            padding={
-                "frames": -(stream.frames - 1) % ft,
-                "height": -stream.height % fs,
-                "width": -stream.width % fs,
-            },
-            model=self._codec.fingerprint,
+            duration=timing.duration,
+            mean=tuple(codec.mean.tolist()),
+            std=tuple(codec.std.tolist()),
+            temporal_factor=a.temporal_factor,
+            spatial_factor=a.spatial_factor,
+            padding=dict(zip(("frames", "height", "width"), padding, strict=True)),
+            model=codec.fingerprint,
             source=title.encode("utf-8", "replace").decode(),
-            posterior="mean" if key is None else "sample",
-            seed=self._settings.seed,
+            posterior="mean" if seed is None else "sample",
+            seed=seed,
         )
-        with contextlib.ExitStack() as stack:
-            if audio:
-                stack.enter_context(audio.file)
-            writer.end(facts, times, audio)
-        self._tell_seams(name, stream.disagreement, "of the latents' standard deviation")
 
     def decode(self, source: pathlib.Path, target: pathlib.Path, name: str, extension: str = "") -> None:
         """Decodes a latent file.
 
         Args:
           source: the latent file.
-          target: of an extension of `clip_writer.PHOTOS` or `CLIPS`; what was there is replaced.
-          name: by which messages call the source.
-          extension: of the format; '' is the target's.
+          target: the photo or clip, replaced if it exists.
+          name: of the source in messages.
+          extension: of the format, a key of `media_writer.PHOTOS` or `CLIPS`; '': that of the target.
 
         Raises:
-          InputError: one line, where it cannot be; then nothing is at `target` that was not before.
+          InputError: if it cannot be decoded; `target` is then as it was before.
         """
-        found = LatentFile(source, name)
-        facts = found.facts
+        latents = LatentFile(source, name)
+        facts = latents.facts
         if facts.model != self._codec.fingerprint:
-            raise InputError(f"{name}: {self._codec.another_model(facts.model)}")
+            raise InputError(f"{name}: {self._codec.wrong_model(facts.model)}")
         extension = extension or target.suffix.lower()
-        accepted = clip_writer.CLIPS if facts.kind == "video" else clip_writer.PHOTOS
+        accepted = media_writer.CLIPS if facts.kind == "video" else media_writer.PHOTOS
         if extension not in accepted:
             what = "a clip" if facts.kind == "video" else "a photo"
             raise InputError(f"{target}: {name} is {what}; accepted: {', '.join(accepted)}")
-        size = facts.height, facts.width
-        stream = self._codec.stream_decoder((facts.frames, *size))
-        chunks = self._decoded(stream, found)
-        with _told(name, target), files.atomic_file(target) as file:
+        stream = self._codec.stream_decoder((facts.frames, facts.height, facts.width))
+        chunks = self._decode_frames(stream, latents)
+        with _one_line_errors(name, target), files.atomic_file(target) as file:
             if facts.kind == "image":
-                clip_writer.write_photo(file, extension, np.concatenate(list(chunks))[0])
+                media_writer.write_photo(file, extension, np.concatenate(list(chunks))[0])
             else:
-                self._write_clip(file, extension, _ahead(chunks), found)
-        self._tell_seams(name, 127.5 * stream.disagreement, "8-bit levels")
+                self._write_clip(file, extension, _read_ahead(chunks), latents)
+        self._report_seams(name, 127.5 * stream.disagreement, "8-bit levels")
 
     def reconstruct(
         self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str, extension: str = ""
     ) -> None:
-        """Encodes and decodes a photo or a clip; arguments and errors as of `encode` and `decode`."""
-        with _told(name, target), files.scratch(target) as latent:
+        """Encodes and decodes a photo or a clip; arguments and errors as for `encode` and `decode`."""
+        with _one_line_errors(name, target), files.scratch(target) as latent:
             with open(latent, "w+b") as file:
                 self._encode(source, file, name, kind)
             self.decode(latent, target, name, extension)
 
-    def _write_clip(self, file, extension: str, chunks: Iterable[np.ndarray], found: LatentFile) -> None:
-        facts = found.facts
+    def _write_clip(
+        self, file: BinaryIO, extension: str, chunks: Iterable[np.ndarray], latents: LatentFile
+    ) -> None:
+        facts = latents.facts
+        assert facts.fps is not None  # which LatentFile has checked of a clip
         try:
-            audio = found.audio()
+            audio = latents.audio()
         except InputError as error:
             audio = None
-            self._tell(f"{error}: left out")
+            self._report(f"{error}: left out")
         with contextlib.ExitStack() as stack:
             if audio:
                 stack.enter_context(audio.file)
-            left_out = clip_writer.write_clip(
+            left_out = media_writer.write_clip(
                 file,
                 extension,
                 chunks,
                 (facts.height, facts.width),
-                found.times,
+                latents.times,
                 facts.duration,
                 facts.fps,
                 not facts.variable_rate,
@@ -207,28 +234,33 @@ class Converter:
                 audio,
             )
         if left_out:
-            self._tell(f"{found.name}: {left_out}")
+            self._report(f"{latents.name}: {left_out}")
 
-    def _decoded(self, stream, found: LatentFile) -> Iterator[np.ndarray]:
-        for latents in found.chunks(LATENT_FRAMES):
+    def _decode_frames(self, stream: StreamDecoder, latents: LatentFile) -> Generator[np.ndarray]:
+        for chunk in latents.chunks(LATENT_FRAMES):
             with self._device:
-                frames = stream.push(latents)
-            yield frames
+                frames = stream.push(chunk)
+            yield np.asarray(frames)
             self._progress(len(frames))
         with self._device:
-            yield stream.flush()
+            yield np.asarray(stream.flush())
 
-    def _tell_seams(self, name: str, disagreement: float, unit: str) -> None:
+    def _report_seams(self, name: str, disagreement: float, unit: str) -> None:
         if disagreement:
-            self._tell(f"{name}: tiles disagree by up to {disagreement:.3g} {unit} where they meet")
+            self._report(f"{name}: tiles disagree by up to {disagreement:.3g} {unit} where they meet")
 
 
-def _frames(source: pathlib.Path, kind: str) -> Iterator[tuple[np.ndarray, list[float], float]]:
-    """Yields uint8 (n, H, W, 3), the frames' times and the end of the last; then damage is raised."""
+def _frames(source: pathlib.Path, kind: str) -> Generator[tuple[np.ndarray, list[float], float]]:
+    """Yields chunks of a source, then raises media.Unreadable if the source is damaged.
+
+    Yields:
+      Frames uint8 (n, H, W, 3), their times, and the end of the last frame; seconds from the first frame.
+    """
     frames, times, end, damage = [], [], 0.0, None
-    with contextlib.closing(media.stream(source, kind)) as found:
+    stream: Any = media.stream(source, kind)
+    with contextlib.closing(stream) as decoded:
         try:
-            for time, period, frame in found:
+            for time, period, frame in decoded:
                 frames.append(frame)
                 times.append(time)
                 end = time + period
@@ -243,23 +275,24 @@ def _frames(source: pathlib.Path, kind: str) -> Iterator[tuple[np.ndarray, list[
         raise damage
 
 
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The items, of which a thread makes the next `AHEAD` before they are asked for."""
+def _read_ahead(items: Generator[Item]) -> Iterator[Item]:
+    """Yields the items; a thread computes the next `AHEAD` of them in advance."""
     with contextlib.closing(items), ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, items, _END) for _ in range(AHEAD))
+        waiting: deque[Future[Any]] = deque(pool.submit(next, items, _END) for _ in range(AHEAD))
         while (item := waiting.popleft().result()) is not _END:
             waiting.append(pool.submit(next, items, _END))
             yield item
 
 
 @contextlib.contextmanager
-def _told(name: str, target: pathlib.Path) -> Iterator[None]:
-    """Turns whatever is wrong with one file into an InputError of one line that names it."""
+def _one_line_errors(name: str, target: pathlib.Path) -> Iterator[None]:
+    """Turns every error about one file into an InputError of one line that names the file."""
     try:
         yield
     except InputError as error:
-        told = f"{error}"
-        raise InputError(told if told.startswith((name, f"{target}: ")) else f"{name}: {told}") from error
+        message = f"{error}"
+        named = message.startswith((name, f"{target}: "))
+        raise InputError(message if named else f"{name}: {message}") from error
     except media.Unreadable as error:
         raise InputError(f"{name}: {error}") from error
     except jax.errors.JaxRuntimeError as error:
@@ -268,6 +301,6 @@ def _told(name: str, target: pathlib.Path) -> Iterator[None]:
         raise InputError(
             f"{name}: its frames do not fit into the device's memory; accepted: --tile=PIXELS, such as 256"
         ) from error
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{target}: cannot be written: {reason}") from error

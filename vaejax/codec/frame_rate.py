@@ -1,35 +1,37 @@
-"""The frame rate of a clip, from the times of its frames."""
+"""Estimates the frame rate of a clip from the times of its frames."""
 
 from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 
-CLOCK = 1.1e-3  # seconds; what containers' clocks of 1/600 s and 1/1000 s round a time by, and a little
+CLOCK = 1.1e-3  # seconds: the rounding of containers with clocks of 1/600 s and 1/1000 s, with some slack
 STANDARD = (
     *map(Fraction, (24, 25, 30, 48, 50, 60, 120)),
     *(Fraction(n, 1001) for n in (24000, 30000, 60000)),
 )
 
 
-def of(times: Sequence[float], told: Sequence[Fraction]) -> tuple[Fraction, bool]:
-    """Frames a second, and whether frames come at that rate throughout.
+def estimate(times: Sequence[float], declared: Sequence[Fraction]) -> tuple[Fraction, bool]:
+    """Estimates the frame rate, and whether it is constant.
 
     Args:
       times: of every frame, seconds, the first 0.
-      told: by the file's header, the likelier first; may be wrong.
+      declared: rates in the file's header, the likelier first; they may be wrong.
 
     Returns:
-      The first rate, of those told, the usual ones and the mean, that no frame's time contradicts, and True;
-      else the mean, and False. Of one frame it is the first that is told, or 25.
+      Frames per second, and True: the first of the declared, standard and mean rates that agrees with the
+      times of all frames. If none does: the mean rate, and False. A single frame has the first declared rate,
+      or 25.
     """
-    told = [Fraction(rate) for rate in told if 0 < rate <= 1000]
+    declared = [Fraction(rate) for rate in declared if 0 < rate <= 1000]
     if len(times) < 2:
-        return (told or [Fraction(25)])[0], True
-    times = np.asarray(times, np.float64)
-    period = Fraction(times[-1] / (len(times) - 1))
+        return (declared or [Fraction(25)])[0], True
+    seconds = np.asarray(times, np.float64)
+    period = Fraction(seconds[-1] / (len(seconds) - 1))
     mean = (1 / period).limit_denominator(1001) or 1 / period.limit_denominator(1001)
-    for rate in (*told, *STANDARD, mean):
-        if np.abs(times - np.arange(len(times)) / float(rate)).max() <= min(CLOCK, 0.3 / float(rate)):
+    for rate in (*declared, *STANDARD, mean):
+        error = np.abs(seconds - np.arange(len(seconds)) / float(rate)).max()
+        if error <= min(CLOCK, 0.3 / float(rate)):
             return rate, True
     return mean, False

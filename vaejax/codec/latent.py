@@ -1,38 +1,52 @@
-"""Latents that know what they were made of."""
+"""Latents together with what decoding needs to restore the original clip."""
 
 from typing import Any
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
 @flax.struct.dataclass
 class Latent:
-    """Latents and what `decode` needs to give back as many frames of the same size.
+    """Latents of an image, a clip or a batch, and the size and dtype of the frames they came from.
 
-    A pytree whose one leaf is `values`, so `jax.tree.map` works on it; `numpy.asarray` gives the values.
+    `latent.values` is the array, float32; `numpy.asarray(latent)` and `jax.numpy.asarray(latent)` return it.
+    A pytree with this one leaf, so `jax.tree.map` works on it.
 
     Attributes:
       values: (h, w, c) of an image, (t, h, w, c) of a clip, (b, t, h, w, c) of a batch; float32.
-      frames: T, before it was filled up with copies of the last frame to 1 + ft·k.
-      height, width: before they were filled up with copies of the edges to multiples of fs.
-      normalised: whether values are (z - mean) / std by the statistics of the training latents.
-      dtype: of the frames: 'uint8', or 'float32' in [-1, 1].
-      model: fingerprint of the model that gave it.
+      frames: T, before padding with copies of the last frame to 1 + ft·k.
+      height, width: H and W, before padding with copies of the edges to multiples of fs.
+      normalized: whether values are (z - mean) / std, by the statistics of the training latents.
+      dtype: of the original frames: 'uint8', or 'float32' in [-1, 1].
+      model: fingerprint of the model that encoded them.
     """
 
     values: Any
     frames: int = flax.struct.field(pytree_node=False)
     height: int = flax.struct.field(pytree_node=False)
     width: int = flax.struct.field(pytree_node=False)
-    normalised: bool = flax.struct.field(pytree_node=False)
+    normalized: bool = flax.struct.field(pytree_node=False)
     dtype: str = flax.struct.field(pytree_node=False)
     model: str = flax.struct.field(pytree_node=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the values."""
+        """Shape of the values."""
         return self.values.shape
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __repr__(self) -> str:
+        kind = "normalized" if self.normalized else "not normalized"
+        shape = "x".join(map(str, getattr(self.values, "shape", ())))
+        return (
+            f"Latent({shape} {kind}, of {self.frames}x{self.height}x{self.width} {self.dtype} frames,"
+            f" model {self.model})"
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype, copy=copy)
+
+    def __jax_array__(self) -> jax.Array:
+        return jnp.asarray(self.values)

@@ -1,9 +1,13 @@
-"""Latent files: safetensors that know what they were made of, written and read in parts.
+"""Latent files: safetensors with everything needed to restore the source, written and read in parts.
 
-Tensors: 'latent' (t, h, w, c), normalised to mean 0 and standard deviation 1; 'time' (T,) float64, seconds of
-every frame from the first; where the clip has audio, 'audio', the bytes of a Matroska file (.mka) of its
-packets, and 'audio_time', seconds of every packet from the clip's first frame. 'filler' has no meaning: it
-lets the tensor after it begin at a multiple of 8. The header's metadata is `Facts`, as strings.
+Tensors:
+  latent: (t, h, w, c), normalized to mean 0 and standard deviation 1.
+  time: (T,) float64, seconds of every frame from the first.
+  audio: of a clip with audio, the bytes of a Matroska file (.mka) of its packets.
+  audio_time: float64, seconds of every audio packet from the clip's first frame.
+  filler: meaningless bytes that align the next tensor to a multiple of 8.
+
+The metadata in the header is `Facts`, as strings.
 """
 
 import dataclasses
@@ -22,33 +26,36 @@ from safetensors import SafetensorError, safe_open
 
 from vaejax.codec.audio import Audio
 from vaejax.errors import InputError, one_line
+from vaejax.models.latent_shape import latent_frames, latent_side
 
 EXTENSION = ".latent"
 FORMAT, VERSION = "vaejax.latent", 1
 DTYPES = {"float16": "F16", "float32": "F32"}  # by safetensors' names
-ACCEPTED = "what python -m vaejax.codec encode writes"
+ACCEPTED = "a file of python -m vaejax.codec encode"
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a latent file's header says: `decode` needs no more than this and the model.
+    """The header of a latent file, under these names; they must not change.
+
+    Together with the model it is all that decoding needs.
 
     Attributes:
       kind: 'image' or 'video'.
-      frames, height, width: of the source as displayed, T, H and W.
-      fps: of a clip, the mean where the rate is variable; None of a photo.
-      variable_rate: whether 'time' tells more than fps.
-      duration: seconds to the end of the last frame; 0 of a photo.
-      mean, std: of each latent channel, (c,): latents are z · std + mean.
-      normalised: always True.
+      frames, height, width: T, H and W of the source as displayed.
+      fps: frames per second of a clip, the mean of a variable rate; None for a photo.
+      variable_rate: whether frames are at the times of the tensor 'time' rather than at i / fps.
+      duration: seconds to the end of the last frame; 0 for a photo.
+      mean, std: of each latent channel, (c,): the model decodes z · std + mean.
       temporal_factor, spatial_factor: of the model.
-      padding: {'frames', 'height', 'width'} by how many copies the source was filled up before encoding.
+      padding: {'frames', 'height', 'width'}: copies that the source was padded with before encoding.
       model: fingerprint of the model.
       source: name of the source's file, without its folder.
       posterior: 'mean', or 'sample' by `seed`.
-      seed: None of means.
-      audio_tick: seconds, of which the times of audio packets are multiples; None without audio.
-      audio_end: of the last packet, seconds from the clip's first frame; None without audio.
+      seed: of the sample; None for the mean.
+      normalised: always True.
+      audio_tick: seconds; the times of audio packets are multiples of it; None without audio.
+      audio_end: end of the last audio packet, seconds from the clip's first frame; None without audio.
     """
 
     kind: str
@@ -72,77 +79,77 @@ class Facts:
     audio_end: float | None = None
 
     def header(self) -> dict[str, str]:
-        """As strings: text and fractions as they are, the rest as JSON; what is None is left out."""
-        found = {"format": FORMAT, "version": str(VERSION)}
+        """The facts as strings: text and fractions as they are, the rest as JSON, None left out."""
+        header = {"format": FORMAT, "version": str(VERSION)}
         for name, value in dataclasses.asdict(self).items():
             if value is not None:
-                found[name] = str(value) if isinstance(value, (str, Fraction)) else json.dumps(value)
-        return found
+                header[name] = str(value) if isinstance(value, (str, Fraction)) else json.dumps(value)
+        return header
 
     @classmethod
-    def of_header(cls, header: dict[str, str]) -> "Facts":
+    def from_header(cls, header: dict[str, str]) -> "Facts":
         """The inverse of `header`.
 
         Raises:
-          KeyError, ValueError, TypeError: if it is none.
+          KeyError, ValueError, TypeError: if the header is not that of a latent file.
         """
-        found: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if field.name not in header and field.default is not dataclasses.MISSING:
                 continue
             text = header.get(field.name)
             if field.name in ("kind", "model", "source", "posterior"):
-                found[field.name] = str(header[field.name])
+                facts[field.name] = str(header[field.name])
             elif field.name in ("fps", "audio_tick"):
-                found[field.name] = None if text is None else Fraction(text)
+                facts[field.name] = None if text is None else Fraction(text)
             else:
-                found[field.name] = json.loads(header[field.name])
-        found |= {name: tuple(map(float, found[name])) for name in ("mean", "std")}
-        return cls(**found)
+                facts[field.name] = json.loads(header[field.name])
+        facts |= {name: tuple(map(float, facts[name])) for name in ("mean", "std")}
+        return cls(**facts)
 
 
 class LatentWriter:
-    """Writes a latent file as the latents come; memory does not grow with their number.
+    """Writes a latent file part by part, in memory that does not grow with the number of latents.
 
     Args:
-      file: new, open for writing.
+      file: an empty file, open for writing.
       channels: c.
-      dtype: of the latents, one of `DTYPES`.
+      dtype: of the latents, a key of `DTYPES`.
     """
 
     def __init__(self, file: BinaryIO, channels: int, dtype: str):
         self._file, self._dtype = file, dtype
-        self._room = 4096 + 64 * channels  # of the header, which is known at the end
+        self._room = 4096 + 64 * channels  # bytes reserved for the header, which is written last
         self._shape: tuple[int, ...] = ()
         self._count = 0
         file.seek(8 + self._room)
 
     def append(self, latents: np.ndarray) -> None:
-        """Adds latents (t, h, w, c)."""
+        """Writes the next latents, (t, h, w, c)."""
         self._shape = latents.shape[1:]
         self._count += len(latents)
         self._file.write(np.ascontiguousarray(latents, self._dtype).data)
 
     def end(self, facts: Facts, times: Sequence[float], audio: Audio | None = None) -> None:
-        """Adds what comes after the latents, and the header.
+        """Writes the remaining tensors and the header.
 
         Args:
-          facts: for the header; audio's tick is added.
+          facts: the header, without the facts about audio, which are added.
           times: of every frame, seconds from the first.
           audio: of the clip.
         """
         shape = [self._count, *self._shape]
-        tensors = {"latent": (DTYPES[self._dtype], shape, 0, self._place())}
-        filler = -self._place() % 8
+        tensors = {"latent": (DTYPES[self._dtype], shape, 0, self._offset())}
+        filler = -self._offset() % 8
         if filler:
-            tensors["filler"] = self._added("U8", bytes(filler), filler)
-        tensors["time"] = self._added("F64", np.asarray(times, "<f8").data, len(times))
+            tensors["filler"] = self._write("U8", bytes(filler), filler)
+        tensors["time"] = self._write("F64", np.asarray(times, "<f8").data, len(times))
         if audio is not None:
-            tensors["audio_time"] = self._added("F64", np.asarray(audio.times, "<f8").data, len(audio.times))
-            start = self._place()
+            tensors["audio_time"] = self._write("F64", np.asarray(audio.times, "<f8").data, len(audio.times))
+            start = self._offset()
             audio.file.seek(0)
             shutil.copyfileobj(audio.file, self._file, 1 << 20)
-            tensors["audio"] = ("U8", [self._place() - start], start, self._place())
+            tensors["audio"] = ("U8", [self._offset() - start], start, self._offset())
             facts = dataclasses.replace(facts, audio_tick=audio.tick, audio_end=audio.end)
         header: dict[str, Any] = {"__metadata__": facts.header()}
         for name, (dtype, shape, start, stop) in tensors.items():
@@ -153,43 +160,44 @@ class LatentWriter:
         self._file.seek(0)
         self._file.write(struct.pack("<Q", self._room) + text.ljust(self._room))
 
-    def _added(self, dtype: str, data: Any, count: int) -> tuple[str, list[int], int, int]:
-        start = self._place()
+    def _write(self, dtype: str, data: Any, count: int) -> tuple[str, list[int], int, int]:
+        """Writes a tensor of one axis; returns its dtype, shape, start and stop."""
+        start = self._offset()
         self._file.write(data)
-        return dtype, [count], start, self._place()
+        return dtype, [count], start, self._offset()
 
-    def _place(self) -> int:
+    def _offset(self) -> int:
         return self._file.tell() - 8 - self._room
 
 
 class LatentFile:
-    """A latent file, read by slices.
+    """A latent file, opened for reading in slices.
 
     Args:
       path: of the file.
-      name: by which messages call it; '' is the path.
+      name: of the file in messages; '': its path.
 
     Attributes:
-      facts: of its header.
+      facts: its header.
       shape: of the latents, (t, h, w, c).
-      times: of every frame, seconds.
-      dtype: of the latents, one of `DTYPES`.
+      times: of every frame, seconds from the first.
+      dtype: of the latents, a key of `DTYPES`.
 
     Raises:
-      InputError: one line, for what is no latent file, is damaged or of a later version.
+      InputError: if it is not a latent file, is damaged, or is of a later version.
     """
 
     def __init__(self, path: str | os.PathLike, name: str = ""):
         self._path, self.name = pathlib.Path(path), name or os.fspath(path)
         try:
-            self._path.open("rb").close()  # says why it cannot be read, which safetensors does not
+            self._path.open("rb").close()  # raises the reason why it cannot be read, unlike safetensors
             self._file = safe_open(self._path, "numpy")
             header = self._file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise InputError(f"{self.name}: no latent file; accepted: {ACCEPTED}")
+                raise InputError(f"{self.name}: not a latent file; accepted: {ACCEPTED}")
             if int(header["version"]) > VERSION:
                 raise InputError(f"{self.name}: version {header['version']}; accepted: up to {VERSION}")
-            self.facts = Facts.of_header(header)
+            self.facts = Facts.from_header(header)
             self._latent = self._file.get_slice("latent")
             self.shape = tuple(self._latent.get_shape())
             self.dtype = {kind: dtype for dtype, kind in DTYPES.items()}[self._latent.get_dtype()]
@@ -198,18 +206,18 @@ class LatentFile:
         except InputError:
             raise
         except OSError as error:
-            reason = error.strerror or "no latent file"
+            reason = error.strerror or "not a latent file"
             raise InputError(f"{self.name}: {reason}; accepted: {ACCEPTED}") from error
         except (SafetensorError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise InputError(
-                f"{self.name}: no latent file, or damaged ({one_line(error)}); accepted: {ACCEPTED}"
+                f"{self.name}: not a latent file, or damaged ({one_line(error)}); accepted: {ACCEPTED}"
             ) from error
 
     def _check(self) -> None:
+        """Raises ValueError if header and tensors disagree."""
         f = self.facts
-        ft, fs = f.temporal_factor, f.spatial_factor
-        wanted = 1 - (1 - f.frames) // ft, -(-f.height // fs), -(-f.width // fs), len(f.mean)
-        if self.shape != wanted:
+        h, w = (latent_side(pixels, f.spatial_factor) for pixels in (f.height, f.width))
+        if self.shape != (latent_frames(f.frames, f.temporal_factor), h, w, len(f.mean)):
             raise ValueError(f"latents of {self.shape} for {f.frames}x{f.height}x{f.width}")
         if self.times.shape != (f.frames,) or f.kind not in ("image", "video") or len(f.std) != len(f.mean):
             raise ValueError("its header and its tensors disagree")
@@ -217,25 +225,25 @@ class LatentFile:
             raise ValueError(f"{f.kind} of {f.fps} fps")
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
-        """The latents in order, `size` latent frames at once, float32 (n, h, w, c)."""
+        """Yields the latents in order, float32 (n, h, w, c), `size` latent frames at a time."""
         for start in range(0, self.shape[0], size):
             yield np.asarray(self._latent[start : min(start + size, self.shape[0])], np.float32)
 
     def audio(self) -> Audio | None:
-        """The audio of the clip, or None; its file is the caller's to close.
+        """Reads the audio of the clip, whose file the caller closes; None without audio.
 
         Raises:
-          InputError: if it is damaged; what is stored of it is not looked into.
+          InputError: if it is damaged; the packets themselves are not checked.
         """
         if self.facts.audio_tick is None:
             return None
         try:
             stored, times = self._file.get_slice("audio"), self._file.get_tensor("audio_time")
             (size,) = stored.get_shape()
-            end = float(self.facts.audio_end)
+            end = float(self.facts.audio_end)  # type: ignore[arg-type] - None raises TypeError
         except (SafetensorError, TypeError, ValueError) as error:
             raise InputError(f"{self.name}: its audio is damaged ({one_line(error)})") from error
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - given to the caller
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         for start in range(0, size, 1 << 20):
             file.write(stored[start : min(start + (1 << 20), size)].data)
         return Audio(file, times, end, self.facts.audio_tick)

@@ -1,10 +1,11 @@
-"""A trained autoencoder as it lies on disk: in a run's checkpoint, or in what vaejax.export made of it."""
+"""Reads a trained autoencoder from a run's checkpoint or from a folder of vaejax.export."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,76 +13,80 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
 from vaejax.config import builders
 from vaejax.errors import InputError, one_line
-from vaejax.evaluate import latent_metrics as latents
 from vaejax.files import UNFINISHED
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.rundir import latent_statistics
 from vaejax.rundir.folder import RunFolder
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = "vaejax.export"  # of an export's config.json; a run's has none
+FORMAT = "vaejax.export"  # 'format' in the config.json of an export; a run's has none
 
 ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or a folder of vaejax.export"
 
+Params = dict[str, Any]
 
-class Trained(NamedTuple):
-    """An autoencoder and what is known of its latents.
+
+class TrainedVAE(NamedTuple):
+    """An autoencoder with its parameters and the statistics of its latents.
 
     Attributes:
-      name: where it was read.
+      name: the path that it was read from.
       architecture: of the autoencoder.
-      params: the averaged (EMA) parameters, model.init's 'params'; float32 arrays of this host.
-      mean, std: of each latent channel over the training data, (c,) float32; None where nobody computed them.
-      step: updates it was trained for.
-      fingerprint: 16 hexadecimal digits of the parameters in float32: which model a latent belongs to.
+      params: averaged (EMA) parameters, `model.init`'s 'params', as float32 arrays on this host.
+      mean, std: of each latent channel over the training data, (c,) float32; None if never computed.
+      step: number of updates it was trained for.
+      fingerprint: 16 hexadecimal digits that identify the float32 parameters, and so the model of a latent.
     """
 
     name: str
     architecture: Architecture
-    params: dict
-    mean: np.ndarray | None
-    std: np.ndarray | None
+    params: Params
+    mean: Float32[np.ndarray, " c"] | None
+    std: Float32[np.ndarray, " c"] | None
     step: int
     fingerprint: str
 
 
-def open_trained(name: str, step: int | None = None, dtype: str = "") -> Trained:
-    """Reads a run, which may be under way, or an export; nothing in it is changed.
+def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
+    """Reads a run, which may still be training, or an export; changes nothing in it.
 
     Args:
       name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
-      step: of a completed checkpoint; None takes the name's, or the last.
-      dtype: of the computation, 'float32' or 'bfloat16'; '' takes the one it was trained with.
+      step: a completed checkpoint; default: the one in `name`, else the latest.
+      dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps that of training.
 
     Raises:
-      InputError: for a folder without either, without this step's checkpoint, or that is damaged.
+      InputError: if the folder is neither, is damaged, or lacks a completed checkpoint of this step.
     """
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}; accepted: {' or '.join(DTYPES)}")
-    exported = exported_config(name)
-    if exported is None:
-        trained = _of_run(name, step)
+    config = read_export_config(name)
+    if config is None:
+        vae = _load_run(name, step)
     elif pathlib.Path(name).expanduser().resolve().name.endswith(UNFINISHED):
-        raise InputError(f"{name}: an export that was not completed; accepted: {ACCEPTED}")
+        raise InputError(f"{name}: an unfinished export; accepted: {ACCEPTED}")
     else:
-        trained = of_export(name, exported)
-        if step is not None and step != trained.step:
-            raise InputError(f"{name}: an export of step {trained.step}; accepted: that step, not {step}")
+        vae = load_export(name, config)
+        if step is not None and step != vae.step:
+            raise InputError(f"{name}: an export of step {vae.step}; accepted: that step, not {step}")
     if dtype:
-        trained = trained._replace(architecture=dataclasses.replace(trained.architecture, dtype=dtype))
-    return trained
+        vae = vae._replace(architecture=dataclasses.replace(vae.architecture, dtype=dtype))
+    return vae
 
 
-def shapes(architecture: Architecture) -> dict:
-    """The autoencoder's parameters, model.init's 'params', as shapes.
+@functools.cache
+def parameter_shapes(architecture: Architecture) -> Params:
+    """Shapes of the autoencoder's parameters, `model.init`'s 'params'; must not be modified.
 
     Raises:
-      ValueError, TypeError: for an architecture that is none.
+      ValueError, TypeError: if the architecture is invalid.
     """
     side = 4 * architecture.spatial_factor
     clip = jax.ShapeDtypeStruct((1, 1 + architecture.temporal_factor, side, side, 3), jnp.float32)
@@ -89,102 +94,107 @@ def shapes(architecture: Architecture) -> dict:
     return jax.eval_shape(Autoencoder(architecture).init, key, clip, key)["params"]
 
 
-def flat(params: dict) -> dict[str, Any]:
+def flatten(params: Params) -> dict[str, Any]:
     """{'encoder.conv_in.kernel': array, ...} in alphabetical order."""
     return dict(sorted(traverse_util.flatten_dict(params, sep=".").items()))
 
 
-def fingerprint(params: dict) -> str:
-    """16 hexadecimal digits of names, shapes and bytes of parameters."""
-    found = hashlib.blake2b(digest_size=8)
-    for name, leaf in flat(params).items():
+def fingerprint(params: Params) -> str:
+    """Hash of the names, shapes and float32 values of parameters, 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, leaf in flatten(params).items():
         leaf = np.ascontiguousarray(leaf, np.float32)
-        found.update(f"{name} {leaf.shape}".encode())
-        found.update(leaf)
-    return found.hexdigest()
+        digest.update(f"{name} {leaf.shape}".encode())
+        digest.update(leaf.data)
+    return digest.hexdigest()
 
 
-def _of_run(name: str, step: int | None) -> Trained:
-    folder = RunFolder(name).path
+def _load_run(name: str, step: int | None) -> TrainedVAE:
+    run = RunFolder(name)
+    folder = run.path
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder / CONFIG}: no such file; accepted: {ACCEPTED}")
-    step = RunFolder(name).step if step is None else step
-    config = RunFolder(name).read_config()
+    step = run.step if step is None else step
+    config = run.read_config()
     try:
         architecture = builders.architecture(config.model)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _no_autoencoder(name, error) from error
-    step = _completed(name, folder, step)
-    wanted = {"ema": {"autoencoder": _shapes_of(name, architecture)}}
-    params = restored(name, folder / "checkpoints" / str(step) / "state", wanted)["ema"]["autoencoder"]
-    known = latents.load(folder, step) or {}
-    mean, std = (_channels(known.get(key)) for key in ("mean", "std"))
-    return Trained(name, architecture, params, mean, std, step, fingerprint(params))
+        raise _not_an_autoencoder(name, error) from error
+    step = _completed_step(name, folder, step)
+    shapes = {"ema": {"autoencoder": _checked_shapes(name, architecture)}}
+    checkpoint = folder / "checkpoints" / str(step) / "state"
+    params = restore_arrays(name, checkpoint, shapes)["ema"]["autoencoder"]
+    statistics = latent_statistics.load(folder, step) or {}
+    mean, std = (_per_channel(statistics.get(key)) for key in ("mean", "std"))
+    return TrainedVAE(name, architecture, params, mean, std, step, fingerprint(params))
 
 
-def exported_config(name: str) -> dict | None:
-    """config.json of an export; None where there is none, or it is a run's."""
+def read_export_config(name: str) -> dict[str, Any] | None:
+    """Reads config.json of an export; None for a run, or a folder without the file."""
     try:
-        found = json.loads((pathlib.Path(name).expanduser() / CONFIG).read_bytes())
+        config = json.loads((pathlib.Path(name).expanduser() / CONFIG).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+    return config if isinstance(config, dict) and config.get("format") == FORMAT else None
 
 
-def of_export(name: str, found: dict) -> Trained:
-    """Reads an export, completed or not.
+def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
+    """Reads an export, finished or not.
 
     Args:
-      name: of its folder.
-      found: its config.json.
+      name: its folder.
+      config: its config.json.
 
     Raises:
       InputError: if it is damaged.
     """
     path = pathlib.Path(name).expanduser() / WEIGHTS
     try:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in found["architecture"].items()}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config["architecture"].items()
+        }
         architecture = Architecture(**fields)
-        step, model, stored = int(found["step"]), str(found["fingerprint"]), found["weights"]["fingerprint"]
-        mean, std = (_channels(found["latents"][key]) for key in ("mean", "std"))
-        wanted = _shapes_of(name, architecture)
+        step, model = int(config["step"]), str(config["fingerprint"])
+        stored = config["weights"]["fingerprint"]
+        mean, std = (_per_channel(config["latents"][key]) for key in ("mean", "std"))
+        shapes = _checked_shapes(name, architecture)
         params = traverse_util.unflatten_dict(load_file(path), sep=".")
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(f"{name}: damaged export ({one_line(error)}); accepted: {ACCEPTED}") from error
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    _check_shapes(name, wanted, params)
+    _check_shapes(name, shapes, params)
     if fingerprint(params) != stored:
-        raise InputError(f"{path}: not the weights that config.json tells of; accepted: {ACCEPTED}")
-    return Trained(name, architecture, params, mean, std, step, model)
+        raise InputError(f"{path}: not the weights that config.json describes; accepted: {ACCEPTED}")
+    return TrainedVAE(name, architecture, params, mean, std, step, model)
 
 
-def _channels(values: list | None) -> np.ndarray | None:
+def _per_channel(values: list[float] | None) -> np.ndarray | None:
     return None if values is None else np.asarray(values, np.float32)
 
 
-def _shapes_of(name: str, architecture: Architecture) -> dict:
+def _checked_shapes(name: str, architecture: Architecture) -> Params:
     try:
-        return shapes(architecture)
+        return parameter_shapes(architecture)
     except (TypeError, ValueError) as error:
-        raise _no_autoencoder(name, error) from error
+        raise _not_an_autoencoder(name, error) from error
 
 
-def _no_autoencoder(name: str, error: Exception) -> InputError:
+def _not_an_autoencoder(name: str, error: Exception) -> InputError:
     return InputError(
-        f"{name}: config.json describes no autoencoder ({one_line(error)}); accepted: {ACCEPTED}"
+        f"{name}: config.json does not describe an autoencoder ({one_line(error)}); accepted: {ACCEPTED}"
     )
 
 
-def _completed(name: str, folder: pathlib.Path, step: int | None) -> int:
-    """The step asked for, or the last; a checkpoint that is being written does not count."""
+def _completed_step(name: str, folder: pathlib.Path, step: int | None) -> int:
+    """The requested step, or the latest; checkpoints that are still being written do not count."""
     checkpoints = folder / "checkpoints"
     steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
     if not steps:
-        raise InputError(f"{name}: no completed checkpoint in it; accepted: a run that saved one")
+        raise InputError(f"{name}: no completed checkpoint; accepted: a run that has saved one")
     if step is not None and step not in steps:
         raise InputError(
             f"{name}: no completed checkpoint of step {step}; accepted: {', '.join(map(str, steps))}"
@@ -192,37 +202,39 @@ def _completed(name: str, folder: pathlib.Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
-def restored(name: str, path: pathlib.Path, wanted: dict) -> dict:
-    """Those parts of an Orbax checkpoint, as arrays of this host, whatever mesh saved them.
+def restore_arrays(name: str, path: pathlib.Path, shapes: Params) -> Params:
+    """Reads part of an Orbax checkpoint as arrays on this host, whatever mesh saved it.
 
     Args:
       name: of the run, for messages.
       path: of the checkpoint.
-      wanted: a tree of shapes, part of what is there.
+      shapes: a tree of shapes, a part of the checkpoint's.
 
     Raises:
       InputError: if it cannot be read, or has other shapes.
     """
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(
-                path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
+            arrays = checkpointer.restore(
+                path, args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True)
             )
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name}: {path} cannot be read: {one_line(error)}; accepted: a run's") from error
-    _check_shapes(name, wanted, found)
-    return found
+        raise InputError(
+            f"{name}: {path} cannot be read: {one_line(error)}; accepted: an undamaged checkpoint"
+        ) from error
+    _check_shapes(name, shapes, arrays)
+    return arrays
 
 
-def _check_shapes(name: str, wanted: dict, found: dict) -> None:
-    """Raises InputError, naming the first leaf, where two trees differ in names or shapes."""
-    for where, expected, shape in _differences(wanted, found):
-        raise InputError(f"{name}: {where} has the shape {shape}; accepted: {expected}, by config.json")
+def _check_shapes(name: str, expected: Params, found: Params) -> None:
+    """Raises InputError, naming the first parameter, if two trees differ in names or shapes."""
+    for parameter, shape, other in _differences(expected, found):
+        raise InputError(f"{name}: {parameter} has the shape {other}; accepted: {shape}, by config.json")
 
 
-def _differences(wanted: dict, found: dict) -> Iterator[tuple[str, Any, Any]]:
-    expected, there = ({k: v.shape for k, v in flat(tree).items()} for tree in (wanted, found))
-    for where in sorted(expected | there):
-        if expected.get(where) != there.get(where):
-            yield where, expected.get(where, "nothing"), there.get(where, "nothing")
+def _differences(expected: Params, found: Params) -> Iterator[tuple[str, Any, Any]]:
+    shapes, others = ({k: v.shape for k, v in flatten(tree).items()} for tree in (expected, found))
+    for parameter in sorted(shapes | others):
+        if shapes.get(parameter) != others.get(parameter):
+            yield parameter, shapes.get(parameter, "nothing"), others.get(parameter, "nothing")

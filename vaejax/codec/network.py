@@ -1,108 +1,184 @@
-"""The autoencoder as two compiled functions of a chunk: what came before it lies in a cache."""
+"""The compiled functions of a trained autoencoder.
 
+They are jitted here, once for the process, with the model as a static argument: another codec of the same
+architecture, and every further call at a known shape, traces and compiles nothing.
+"""
+
+import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Num, UInt8
 
 from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.pixels import from_uint8, to_uint8
 from vaejax.runtime import mesh as sharding
 
+Cache = dict[str, Any]  # the model's "cache" collection; {} before the first chunk of a stream
 
-def apply(model: Autoencoder, variables: dict, *arguments, **options) -> Any:
-    """`model.apply`, in float32 with all its digits where the model computes in it.
 
-    Else an accelerator multiplies float32 in fewer digits, and results differ from machine to machine.
+def apply(model: Autoencoder, variables: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """`model.apply`; a float32 model multiplies in full float32.
+
+    By default accelerators multiply float32 with fewer digits, and results would differ between machines.
     """
     exact = "float32" if model.architecture.dtype == "float32" else None
     with jax.default_matmul_precision(exact):
-        return model.apply(variables, *arguments, **options)
+        return model.apply(variables, *args, **kwargs)
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def posterior(
+    model: Autoencoder, params: dict[str, Any], frames: UInt8[Array, "B T H W 3"]
+) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
+    """Encodes whole clips of 1 + ft·k frames to the posterior's mean and log-variance."""
+    found = apply(model, {"params": params}, from_uint8(frames), method="encode")
+    return found.mean, found.log_variance
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def decode(
+    model: Autoencoder, params: dict[str, Any], latents: Float[Array, "b t h w c"]
+) -> Float[Array, "B T H W 3"]:
+    """Decodes whole clips to frames in [-1, 1]."""
+    return jnp.clip(apply(model, {"params": params}, latents, method="decode"), -1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
-    """Encodes and decodes the next chunk of a stream.
+    """A trained autoencoder that encodes and decodes streams chunk by chunk.
 
-    Args:
+    Attributes:
       model: the autoencoder.
-      params: its parameters, model.init's 'params'.
-      mean, std: (c,), by which latents are normalised where asked.
-      mesh: of devices among which the height of frames is split; None is one device.
+      params: its parameters, `model.init`'s 'params'.
+      mean, std: statistics of the latents, (c,) float32, used for normalization.
+      mesh: devices that share each frame by height; None: one device.
     """
 
-    def __init__(self, model: Autoencoder, params: dict, mean: jax.Array, std: jax.Array, mesh: Mesh | None):
-        self._model, self._mesh = model, mesh
-        self._params = jax.device_put(params, sharding.replicated(mesh) if mesh else None)
-        self._mean, self._std = jnp.asarray(mean), jnp.asarray(std)
-        static = ("is_video", "normalised")
-        self._encode = jax.jit(self._encoded, static_argnames=static)
-        self._decode = jax.jit(self._decoded, static_argnames=(*static, "dtype"))
+    model: Autoencoder
+    params: dict[str, Any]
+    mean: jax.Array
+    std: jax.Array
+    mesh: Mesh | None
+
+    @classmethod
+    def on_devices(
+        cls, model: Autoencoder, params: dict[str, Any], mean: Any, std: Any, mesh: Mesh | None
+    ) -> "Network":
+        """Puts the parameters on the devices of the mesh."""
+        params = jax.device_put(params, sharding.replicated(mesh) if mesh else None)
+        return cls(model, params, jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32), mesh)
 
     def encode(
         self,
-        cache: dict,
-        frames: jax.Array,
-        noise: jax.Array | None,
+        cache: Cache,
+        frames: UInt8[Array | np.ndarray, "B T H W 3"] | Float[Array | np.ndarray, "B T H W 3"],
+        noise: Float[Array | np.ndarray, "b t h w c"] | None,
         *,
         is_video: bool,
-        normalised: bool,
-    ) -> tuple[jax.Array, dict]:
-        """Latents of the next frames.
+        normalize: bool,
+    ) -> tuple[Float[Array, "b t h w c"], Cache]:
+        """Encodes the next chunk of a stream.
 
         Args:
-          cache: of the stream; {} at its start.
-          frames: (B, T, H, W, 3), uint8 or float in [-1, 1]: 1 + ft·k at the start, ft·k later.
-          noise: (b, t, h, w, c) from N(0, 1), to sample; None gives the posterior's mean.
-          is_video: whether the stream is longer than one frame.
-          normalised: gives (z - mean) / std.
+          cache: of the chunk before; {} at the start.
+          frames: (B, T, H, W, 3) uint8, or float in [-1, 1]; T = 1 + ft·k at the start, ft·k after it.
+          noise: (b, t, h, w, c) from N(0, 1), to sample the posterior; None: its mean.
+          is_video: whether the whole stream has more than one frame.
+          normalize: return (z - mean) / std.
 
         Returns:
-          (b, t, h, w, c) float32, and the cache of the next chunk.
+          Latents (b, t, h, w, c) float32, and the cache for the next chunk.
         """
-        return self._encode(self._params, cache, frames, noise, is_video=is_video, normalised=normalised)
-
-    def decode(
-        self, cache: dict, latents: jax.Array, *, is_video: bool, normalised: bool, dtype: str
-    ) -> tuple[jax.Array, dict]:
-        """Frames of the next latents.
-
-        Args:
-          cache: of the stream; {} at its start.
-          latents: (b, t, h, w, c).
-          is_video: whether the stream is longer than one frame.
-          normalised: they are (z - mean) / std.
-          dtype: 'uint8', or 'float32' in [-1, 1].
-
-        Returns:
-          (B, T, H, W, 3) of that dtype, and the cache of the next chunk.
-        """
-        return self._decode(
-            self._params, cache, latents, is_video=is_video, normalised=normalised, dtype=dtype
+        statistics = self.mean, self.std
+        return encode_chunk(
+            self.model, self.mesh, self.params, statistics, cache, frames, noise, is_video, normalize
         )
 
-    def _encoded(self, params, cache, frames, noise, is_video, normalised):
-        x = frames.astype(jnp.float32)
-        x = self._split(x / 127.5 - 1 if frames.dtype == jnp.uint8 else x)
-        posterior, cache = self._next(params, cache, x, is_video, "encode")
-        z = posterior.mean
-        if noise is not None:
-            z += jnp.exp(0.5 * posterior.log_variance) * noise
-        return ((z - self._mean) / self._std if normalised else z), cache
+    def decode(
+        self,
+        cache: Cache,
+        latents: Num[Array | np.ndarray, "b t h w c"],
+        *,
+        is_video: bool,
+        normalized: bool,
+        dtype: str,
+    ) -> tuple[UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], Cache]:
+        """Decodes the next chunk of a stream.
 
-    def _decoded(self, params, cache, latents, is_video, normalised, dtype):
-        z = latents.astype(jnp.float32)
-        z = self._split(z * self._std + self._mean if normalised else z)
-        x, cache = self._next(params, cache, z, is_video, "decode")
-        x = jnp.clip(x, -1, 1)
-        return (jnp.round((x + 1) * 127.5).astype(jnp.uint8) if dtype == "uint8" else x), cache
+        Args:
+          cache: of the chunk before; {} at the start.
+          latents: (b, t, h, w, c).
+          is_video: whether the whole stream has more than one frame.
+          normalized: the latents are (z - mean) / std.
+          dtype: of the frames: 'uint8', or 'float32' in [-1, 1].
 
-    def _next(self, params, cache, x, is_video, method):
-        variables = {"params": params, "cache": cache} if cache else {"params": params}
-        y, state = apply(self._model, variables, x, is_video, method=method, mutable="cache")
-        return y, state["cache"]
+        Returns:
+          Frames (B, T, H, W, 3), and the cache for the next chunk.
+        """
+        statistics = self.mean, self.std
+        return decode_chunk(
+            self.model, self.mesh, self.params, statistics, cache, latents, is_video, normalized, dtype
+        )
 
-    def _split(self, x: jax.Array) -> jax.Array:
-        """Splits the height among the devices, which need not divide it."""
-        if self._mesh is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, sharding.frames_sharding(self._mesh, len(x)))
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh", "is_video", "normalize"))
+def encode_chunk(
+    model: Autoencoder,
+    mesh: Mesh | None,
+    params: dict[str, Any],
+    statistics: tuple[jax.Array, jax.Array],
+    cache: Cache,
+    frames: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"],
+    noise: Float[Array, "b t h w c"] | None,
+    is_video: bool,
+    normalize: bool,
+) -> tuple[Float[Array, "b t h w c"], Cache]:
+    """The program of `Network.encode`."""
+    x = from_uint8(frames) if frames.dtype == jnp.uint8 else frames.astype(jnp.float32)
+    found, cache = _apply_chunk(model, params, cache, shard_frames(x, mesh), is_video, "encode")
+    z = found.mean
+    if noise is not None:
+        z += jnp.exp(0.5 * found.log_variance) * noise
+    mean, std = statistics
+    return ((z - mean) / std if normalize else z), cache
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh", "is_video", "normalized", "dtype"))
+def decode_chunk(
+    model: Autoencoder,
+    mesh: Mesh | None,
+    params: dict[str, Any],
+    statistics: tuple[jax.Array, jax.Array],
+    cache: Cache,
+    latents: Num[Array, "b t h w c"],
+    is_video: bool,
+    normalized: bool,
+    dtype: str,
+) -> tuple[UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], Cache]:
+    """The program of `Network.decode`."""
+    z = latents.astype(jnp.float32)
+    if normalized:
+        mean, std = statistics
+        z = z * std + mean
+    x, cache = _apply_chunk(model, params, cache, shard_frames(z, mesh), is_video, "decode")
+    return (to_uint8(x) if dtype == "uint8" else jnp.clip(x, -1, 1)), cache
+
+
+def _apply_chunk(
+    model: Autoencoder, params: dict[str, Any], cache: Cache, x: jax.Array, is_video: bool, method: str
+) -> tuple[Any, Cache]:
+    variables = {"params": params, "cache": cache} if cache else {"params": params}
+    y, state = apply(model, variables, x, is_video, method=method, mutable="cache")
+    return y, state["cache"]
+
+
+def shard_frames(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Splits frames or latents among the devices of a mesh; the sizes need not be divisible."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding.frames_sharding(mesh, len(x)))

@@ -1,8 +1,8 @@
 """Encoding and decoding of a clip that arrives in parts, in memory that does not grow with its length.
 
-The convolutions are causal and remember their last frames (models/conv.py), so parts of any length give what
-the whole clip would. Work is done in chunks of 1 frame at the start and of 1, 2 or 4 latent frames after it,
-so few programs are compiled whatever is pushed.
+The convolutions are causal and cache their last frames (models/conv.py), so parts of any length give the
+same result as the whole clip. They are regrouped into chunks: the first frame, then 1, 2 or 4 latent frames
+at a time, so few programs are compiled whatever the parts.
 """
 
 import functools
@@ -10,36 +10,43 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float32, UInt8
 
-from vaejax.codec.network import Network
+from vaejax.codec.network import Cache, Network
 from vaejax.codec.tiling import Tiles
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture
+from vaejax.models.pixels import to_uint8
 
-TilesOf = Callable[[int, int], Tiles]  # of latents of h x w
-LARGEST = 4  # latent frames of a chunk
-PIXELS = 2**20  # of a chunk, at most, but one latent frame at least
+TileLayout = Callable[[int, int], Tiles]  # from (h, w), the size of a latent frame
+MAX_LATENT_FRAMES = 4  # per chunk
+MAX_PIXELS = 2**20  # per chunk, though at least one latent frame
+SMALLEST = 16  # pixels along each side of a frame
+LARGEST_FLOAT = 1.5  # float pixels are in [-1, 1]; resampling filters overshoot a little
 
 
 class _Stream:
-    """What both directions share: what waits for the rest of its chunk, and a cache for every tile."""
+    """The state that both directions share: items waiting for a full chunk, and one cache per tile."""
 
-    def __init__(self, network: Network, architecture: Architecture, tiles: TilesOf, unit: int):
-        self._network, self._tiles_of, self._unit = network, tiles, unit
+    def __init__(self, network: Network, architecture: Architecture, layout: TileLayout, unit: int):
+        self._network, self._architecture, self._layout = network, architecture, layout
+        self._unit = unit  # items (frames or latent frames) that make one latent frame
         self._spatial, self._temporal = architecture.spatial_factor, architecture.temporal_factor
         self._channels, self._film = architecture.latent_channels, architecture.film
-        self._waiting = self._like = None  # arrays (B, n, ...); of the latter n = 0
+        self._waiting: Any = None  # (B, n, ...)
+        self._like: Any = None  # (B, 0, ...): the shape and kind of the pushed arrays
         self._rank, self._started, self._flushed, self._is_video = 0, False, False, True
         self._tiles: Tiles | None = None
-        self._caches: list[dict] = []
+        self._caches: list[Cache] = []
         self.disagreement = 0.0
 
-    def _taken(self, x: Any, what: str) -> Any:
-        """What is pushed, as (B, n, ...)."""
-        if self._flushed:
-            raise ValueError("the stream was flushed; accepted: a new one")
+    def _checked(self, x: Any, what: str) -> Any:
+        """Checks a pushed array against those before it and returns it as (B, n, ...)."""
+        self._check_open()
         x = x if isinstance(x, jax.Array) else np.asarray(x)
         if x.ndim not in ((self._rank,) if self._rank else (4, 5)):
             accepted = f"{self._rank}, as before" if self._rank else "4 of a clip or 5 of a batch"
@@ -51,171 +58,199 @@ class _Stream:
             self._like.shape[2:],
             len(self._like),
         ):
-            raise ValueError(f"{what} are {x.shape}; accepted: the size of those before")
+            raise ValueError(f"{what} are {x.shape}; accepted: the same size as before")
         self._rank, self._like = x.ndim, batch[:, :0]
         return batch
 
-    def _end(self, what: str) -> None:
+    def _check_open(self) -> None:
         if self._flushed:
-            raise ValueError("the stream was flushed; accepted: a new one")
+            raise ValueError("the stream was flushed; accepted: a new stream")
+
+    def _end(self, what: str) -> None:
+        self._check_open()
         if self._like is None or not (self._started or self._waiting is not None):
             raise ValueError(f"no {what} was pushed")
         self._flushed = True
 
     def _chunks(self, x: Any, pixels: int) -> Iterator[Any]:
-        """Cuts whatever can be worked on into chunks; the rest waits.
+        """Yields the chunks that are complete; the rest waits.
 
         Args:
-          x: (B, n, ...), or None.
-          pixels: of `_unit` items.
+          x: the next items, (B, n, ...), or None.
+          pixels: number of pixels of `_unit` items.
         """
         if self._waiting is not None:
-            x = self._waiting if x is None else _module(x).concatenate([self._waiting, x], axis=1)
+            x = self._waiting if x is None else _numpy_of(x).concatenate([self._waiting, x], axis=1)
         if x is None:
             return
         done, count = 0, x.shape[1]
-        # FiLM tells an image from a clip: the first frame waits until it is known which of them this is.
+        # FiLM distinguishes images from clips, so the first frame waits until the stream is known to be one.
         if not self._started and count > (self._film and not self._flushed):
             self._started, self._is_video, done = True, count > 1 or not self._film, 1
             yield x[:, :1]
-        largest = min(LARGEST, max(1, PIXELS // (len(x) * pixels)))
+        most = min(MAX_LATENT_FRAMES, max(1, MAX_PIXELS // (len(x) * pixels)))
         while self._started and (groups := (count - done) // self._unit):
-            size = self._unit * _power_of_two(min(groups, largest))
+            size = self._unit * _power_of_two_below(min(groups, most))
             yield x[:, done : done + size]
             done += size
         self._waiting = x[:, done:] if done < count else None
 
-    def _in_tiles(self, after: int, work: Callable, *arrays: tuple[Any, int]) -> Any:
-        """`work` of arrays, or of every tile of them with a cache of its own.
+    def _tiles_of(self, h: int, w: int) -> Tiles:
+        """The tiles of latent frames of h x w, with empty caches at the first call."""
+        if self._tiles is None:
+            self._tiles = self._layout(h, w)
+            self._caches = [{} for _ in self._tiles.places]
+        return self._tiles
+
+    def _in_tiles(self, tiles: Tiles, factor: int, work: Callable, *arrays: tuple[Any, int]) -> Any:
+        """Applies `work` to a chunk, tile by tile, and joins the results.
 
         Args:
-          after: pixels of the result by one latent pixel.
+          tiles: of the latent frame.
+          factor: pixels of the result per latent pixel.
           work: (cache, *arrays) -> (result, cache).
-          arrays: (B, n, H, W, C) or None, each with its pixels by one latent pixel.
+          arrays: (B, n, H, W, C) or None, each with its pixels per latent pixel.
         """
-        if len(self._tiles.places) == 1:
+        if len(tiles.places) == 1:
             result, self._caches[0] = work(self._caches[0], *(x for x, _ in arrays))
             return result
         parts = []
-        for i, ((y0, y1), (x0, x1)) in enumerate(self._tiles.places):
+        for i, ((y0, y1), (x0, x1)) in enumerate(tiles.places):
             cut = (None if x is None else x[:, :, y0 * s : y1 * s, x0 * s : x1 * s] for x, s in arrays)
             result, cache = work(self._caches[i], *cut)
-            # On the host: the caches of all tiles are as large as that of the frame that does not fit.
+            # On the host: the caches of all tiles together are as large as that of the whole frame.
             parts.append(np.asarray(result))
             self._caches[i] = jax.tree.map(np.asarray, cache)
-        joined, apart = self._tiles.joined(parts, after)
-        self.disagreement = max(self.disagreement, apart)
+        joined, disagreement = tiles.join(parts, factor)
+        self.disagreement = max(self.disagreement, disagreement)
         return joined
 
-    def _lay_out(self, h: int, w: int) -> None:
-        """Lays the tiles of latents of h x w, once."""
-        if self._tiles is None:
-            self._tiles = self._tiles_of(h, w)
-            self._caches = [{} for _ in self._tiles.places]
-
-    def _joined(self, found: list, empty: tuple[int, ...], dtype: str) -> Any:
-        """The chunks as one, of the kind and the rank of what was pushed."""
-        xp = _module(self._like)
-        found = found or [np.zeros((len(self._like), 0, *empty), dtype)]
-        # Joined even if it is one: what NumPy sees of an array of JAX cannot be written to.
-        whole = xp.concatenate([xp.asarray(one) for one in found], axis=1)
+    def _concatenated(self, chunks: list[Any], empty: tuple[int, ...], dtype: str) -> Any:
+        """The results of one push as one array, of the kind and rank of the pushed array."""
+        xp = _numpy_of(self._like)
+        chunks = chunks or [np.zeros((len(self._like), 0, *empty), dtype)]
+        # Even a single chunk is copied: NumPy's view of a JAX array is read-only.
+        whole = xp.concatenate([xp.asarray(chunk) for chunk in chunks], axis=1)
         return whole[0] if self._rank == 4 else whole
 
 
 class StreamEncoder(_Stream):
-    """Frames in, latents out, as soon as they exist. Made by `Codec.stream_encoder`.
+    """Encodes frames as they arrive. Created by `Codec.stream_encoder`.
 
     Attributes:
-      frames: pushed so far.
+      frames: number of frames pushed so far.
       height, width: of the frames; 0 before the first push.
       dtype: of the frames, 'uint8' or 'float32'; '' before the first push.
-      disagreement: where tiles are blended, the largest of any chunk, see `Tiles.joined`; 0 where they are
-        exact.
+      disagreement: largest disagreement of blended tiles in any chunk, see `Tiles.join`; 0 for exact tiles.
     """
 
     def __init__(
-        self, network: Network, architecture: Architecture, tiles: TilesOf, key: Any, normalised: bool
+        self,
+        network: Network,
+        architecture: Architecture,
+        layout: TileLayout,
+        key: jax.Array | None,
+        normalize: bool,
     ):
-        super().__init__(network, architecture, tiles, architecture.temporal_factor)
-        self._key, self._normalised, self._index = key, normalised, 0
+        super().__init__(network, architecture, layout, architecture.temporal_factor)
+        self._key, self._normalize = key, normalize
+        self._index = 0  # of the next latent frame
         self.frames = self.height = self.width = 0
         self.dtype = ""
 
-    def push(self, frames: Any) -> Any:
-        """Takes the next frames.
+    def push(self, frames: ArrayLike) -> Float32[Array | np.ndarray, "*b t h w c"]:
+        """Adds the next frames and returns the latents they complete.
 
         Args:
-          frames: (T, H, W, 3) or (B, T, H, W, 3), uint8 or float in [-1, 1]; any T, all of one size.
+          frames: (T, H, W, 3) or (B, T, H, W, 3), uint8 or float in [-1, 1]; any T, always the same size.
 
         Returns:
-          (t, h, w, c) or (b, t, h, w, c) float32, the latents that are complete; t may be 0.
+          (t, h, w, c) or (b, t, h, w, c) float32; t may be 0.
 
         Raises:
           InputError: for frames smaller than 16x16.
-          ValueError: for what are no frames, or others than before.
+          ValueError: for anything but such frames, or frames unlike those before.
         """
-        frames = self._taken(frames, "frames")
-        kind = "uint8" if frames.dtype == np.uint8 else "float32"
-        if frames.shape[-1] != 3 or not (kind == "uint8" or jnp.issubdtype(frames.dtype, jnp.floating)):
-            raise ValueError(f"{frames.dtype} {frames.shape}; accepted: uint8, or float in [-1, 1], RGB last")
-        if self.dtype not in ("", kind):
-            raise ValueError(f"{frames.dtype} frames; accepted: {self.dtype}, as before")
-        if min(frames.shape[2:4]) < 16:
-            raise InputError(f"frames of {frames.shape[2]}x{frames.shape[3]} (HxW); accepted: from 16x16")
-        self.dtype, (self.height, self.width) = kind, frames.shape[2:4]
-        self.frames += frames.shape[1]
-        return self._worked(frames)
+        x = self._checked(frames, "frames")
+        dtype = "uint8" if x.dtype == np.uint8 else "float32"
+        if x.shape[-1] != 3 or not (dtype == "uint8" or jnp.issubdtype(x.dtype, jnp.floating)):
+            raise ValueError(
+                f"frames are {x.dtype} {x.shape}; accepted: uint8, or float in [-1, 1], with 3 channels last"
+            )
+        if self.dtype not in ("", dtype):
+            raise ValueError(f"frames are {x.dtype}; accepted: {self.dtype}, as before")
+        if min(x.shape[2:4]) < SMALLEST:
+            raise InputError(
+                f"frames of {x.shape[2]}x{x.shape[3]} (HxW); accepted: from {SMALLEST}x{SMALLEST}"
+            )
+        if dtype == "float32":
+            _check_range(x)
+        self.dtype, (self.height, self.width) = dtype, x.shape[2:4]
+        self.frames += x.shape[1]
+        return self._encode(x)
 
-    def flush(self) -> Any:
-        """Ends the clip: gives the latents still due, after filling up with copies of the last frame."""
+    def flush(self) -> Float32[Array | np.ndarray, "*b t h w c"]:
+        """Ends the clip and returns the last latents; the last group is padded with copies of the last frame.
+
+        Raises:
+          ValueError: if nothing was pushed, or the stream has ended already.
+        """
         self._end("frame")
-        # The first frame stands alone, the others by `_unit`.
-        missing = -(self.frames - 1) % self._unit
-        fill = _module(self._like).repeat(self._waiting[:, -1:], missing, axis=1) if missing else None
-        return self._worked(fill)
+        missing, _, _ = self._architecture.padding(self.frames, self.height, self.width)
+        fill = None
+        if missing:
+            fill = _numpy_of(self._like).repeat(self._waiting[:, -1:], missing, axis=1)
+        return self._encode(fill)
 
-    def _worked(self, frames: Any) -> Any:
-        h, w = (-(-size // self._spatial) for size in (self.height, self.width))
-        self._lay_out(h, w)
-        found = [
-            self._encoded(chunk) for chunk in self._chunks(frames, self._unit * self.height * self.width)
-        ]
-        return self._joined(found, (h, w, self._channels), "float32")
+    def _encode(self, frames: Any) -> Any:
+        _, *size = self._architecture.latent_shape(1, self.height, self.width)
+        chunks = self._chunks(frames, self._unit * self.height * self.width)
+        return self._concatenated([self._encode_chunk(chunk) for chunk in chunks], tuple(size), "float32")
 
-    def _encoded(self, frames: Any) -> Any:
-        room = [(0, -size % self._spatial) for size in frames.shape[2:4]]
-        if room != [(0, 0)] * 2:
-            frames = _module(frames).pad(frames, ((0, 0), (0, 0), *room, (0, 0)), mode="edge")
-        noise = self._noise(frames)
-        how = {"is_video": self._is_video, "normalised": self._normalised}
+    def _encode_chunk(self, frames: Any) -> Any:
+        _, h, w, _ = self._architecture.latent_shape(1, self.height, self.width)
+        _, rows, columns = self._architecture.padding(1, self.height, self.width)
+        if rows or columns:
+            room = (0, 0), (0, 0), (0, rows), (0, columns), (0, 0)
+            frames = _numpy_of(frames).pad(frames, room, mode="edge")
+        t = max(1, frames.shape[1] // self._unit)  # a chunk is the first frame, or whole groups
+        noise = None
+        if self._key is not None:
+            noise = _latent_noise(self._key, self._index, t, (len(frames), h, w, self._channels))
+        flags = {"is_video": self._is_video, "normalize": self._normalize}
 
-        def work(cache, x, noise):
-            return self._network.encode(cache, x, noise, **how)
+        def work(cache: Cache, x: Any, noise: Any) -> tuple[Any, Cache]:
+            return self._network.encode(cache, x, noise, **flags)
 
-        latents = self._in_tiles(1, work, (frames, self._spatial), (noise, 1))
-        self._index += latents.shape[1]
+        latents = self._in_tiles(self._tiles_of(h, w), 1, work, (frames, self._spatial), (noise, 1))
+        self._index += t
         return latents
 
-    def _noise(self, frames: Any) -> jax.Array | None:
-        """Of the frames' latents, drawn for each latent frame by its index: whatever chunks and tiles are."""
-        if self._key is None:
-            return None
-        h, w = (size // self._spatial for size in frames.shape[2:4])
-        count = -(-frames.shape[1] // self._unit)
-        return _normal(self._key, self._index, count, (len(frames), h, w, self._channels))
+
+def _check_range(x: Any) -> None:
+    """Raises ValueError for float frames that are clearly not in [-1, 1], such as 0 to 255."""
+    if not x.size or isinstance(x, jax.core.Tracer):
+        return
+    largest = max(float(x.max()), -float(x.min()))
+    if largest > LARGEST_FLOAT:
+        raise ValueError(
+            f"float frames have an absolute value of {largest:.4g}; accepted: floats in [-1, 1], or uint8"
+            " from 0 to 255 (x / 127.5 - 1 converts them)"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _normal(key: jax.Array, start: int, count: int, shape: tuple[int, ...]) -> jax.Array:
+def _latent_noise(key: jax.Array, start: int, count: int, shape: tuple[int, ...]) -> jax.Array:
+    """Noise of latent frames, drawn for each by its index: the same for any chunks and tiles."""
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
 
 
 class StreamDecoder(_Stream):
-    """Latents in, frames out, as soon as they exist. Made by `Codec.stream_decoder`.
+    """Decodes latents as they arrive. Created by `Codec.stream_decoder`.
 
     Attributes:
-      frames: given out so far.
+      frames: number of frames returned so far.
       disagreement: as the encoder's, of pixels in [-1, 1].
     """
 
@@ -223,67 +258,72 @@ class StreamDecoder(_Stream):
         self,
         network: Network,
         architecture: Architecture,
-        tiles: TilesOf,
+        layout: TileLayout,
         size: tuple[int, int, int] | None,
-        normalised: bool,
+        normalized: bool,
         dtype: str,
     ):
-        super().__init__(network, architecture, tiles, 1)
-        self._size, self._normalised, self._dtype = size, normalised, dtype
+        super().__init__(network, architecture, layout, 1)
+        self._size, self._normalized, self._dtype = size, normalized, dtype
         self.frames = 0
 
-    def push(self, latents: Any) -> Any:
-        """Takes the next latents.
+    def push(
+        self, latents: ArrayLike
+    ) -> UInt8[Array | np.ndarray, "*B T H W 3"] | Float32[Array | np.ndarray, "*B T H W 3"]:
+        """Adds the next latents and returns the frames they complete.
 
         Args:
-          latents: (t, h, w, c) or (b, t, h, w, c); any t, all of one size.
+          latents: (t, h, w, c) or (b, t, h, w, c); any t, always the same size.
 
         Returns:
-          (T, H, W, 3) or (B, T, H, W, 3), the frames that follow from them; T may be 0.
+          (T, H, W, 3) or (B, T, H, W, 3); T may be 0.
 
         Raises:
-          ValueError: for what are no latents of this model, or others than before.
+          ValueError: for anything but latents of this model, or latents unlike those before.
         """
-        latents = self._taken(latents, "latents")
-        if latents.shape[-1] != self._channels:
-            raise ValueError(f"latents are {latents.shape}; accepted: {self._channels} channels, last")
-        return self._worked(latents)
+        x = self._checked(latents, "latents")
+        if x.shape[-1] != self._channels:
+            raise ValueError(f"latents are {x.shape}; accepted: {self._channels} channels, last")
+        return self._decode(x)
 
-    def flush(self) -> Any:
-        """Ends the clip: gives the frames still due."""
+    def flush(self) -> UInt8[Array | np.ndarray, "*B T H W 3"] | Float32[Array | np.ndarray, "*B T H W 3"]:
+        """Ends the clip and returns its last frames.
+
+        Raises:
+          ValueError: if nothing was pushed, or the stream has ended already.
+        """
         self._end("latent")
-        return self._worked(None)
+        return self._decode(None)
 
-    def _worked(self, latents: Any) -> Any:
+    def _decode(self, latents: Any) -> Any:
         h, w = self._like.shape[2:4]
-        self._lay_out(h, w)
         height, width = self._size[1:] if self._size else (self._spatial * h, self._spatial * w)
-        found = []
+        cropped = []
         for chunk in self._chunks(latents, self._temporal * h * w * self._spatial**2):
-            frames = self._decoded(chunk)
+            frames = self._decode_chunk(chunk)
             left = max(0, self._size[0] - self.frames) if self._size else frames.shape[1]
-            found.append(frames[:, :left, :height, :width])
-            self.frames += found[-1].shape[1]
-        return self._joined(found, (height, width, 3), self._dtype)
+            cropped.append(frames[:, :left, :height, :width])
+            self.frames += cropped[-1].shape[1]
+        return self._concatenated(cropped, (height, width, 3), self._dtype)
 
-    def _decoded(self, latents: Any) -> Any:
-        in_parts = len(self._tiles.places) > 1
-        dtype = "float32" if in_parts else self._dtype  # rounded after they are joined
-        how = {"is_video": self._is_video, "normalised": self._normalised, "dtype": dtype}
+    def _decode_chunk(self, latents: Any) -> Any:
+        tiles = self._tiles_of(*latents.shape[2:4])
+        in_parts = len(tiles.places) > 1
+        dtype = "float32" if in_parts else self._dtype  # tiles are rounded after they are joined
+        flags = {"is_video": self._is_video, "normalized": self._normalized, "dtype": dtype}
 
-        def work(cache, z):
-            return self._network.decode(cache, z, **how)
+        def work(cache: Cache, z: Any) -> tuple[Any, Cache]:
+            return self._network.decode(cache, z, **flags)
 
-        frames = self._in_tiles(self._spatial, work, (latents, 1))
-        if in_parts and self._dtype == "uint8":
-            return np.round((frames + 1) * 127.5).astype(np.uint8)
-        return frames
+        frames = self._in_tiles(tiles, self._spatial, work, (latents, 1))
+        return to_uint8(frames) if in_parts and self._dtype == "uint8" else frames
 
 
-def _power_of_two(n: int) -> int:
-    """The largest that is at most n."""
+def _power_of_two_below(n: int) -> int:
+    """The largest power of two that is at most n."""
     return 1 << (n.bit_length() - 1)
 
 
-def _module(x: Any):
+def _numpy_of(x: Any) -> Any:
+    """jax.numpy for an array of JAX, else numpy."""
     return jnp if isinstance(x, jax.Array) else np

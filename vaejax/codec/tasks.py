@@ -1,4 +1,4 @@
-"""What is to be done for a file, a folder or a pipe: which file becomes which."""
+"""Plans which files a command reads and writes: for a file, a folder or a pipe."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vaejax.codec import media_writer as clip_writer
+from vaejax.codec import media_writer
 from vaejax.codec.latent_file import EXTENSION, LatentFile
 from vaejax.data import media
 from vaejax.errors import InputError
@@ -21,16 +21,16 @@ ENCODE, DECODE, RECONSTRUCT = "encode", "decode", "reconstruct"
 
 
 class Task(NamedTuple):
-    """A file to make.
+    """One file to read and one to write.
 
     Attributes:
-      source: to read.
-      target: to write.
-      name: of the source, for messages.
-      kind: of a photo or a clip, 'image' or 'video'; of a latent file ''.
-      extension: of the format of the target.
-      keep: whether a target that is there already is left alone.
-      refusal: why it cannot be made, or ''.
+      source: file to read.
+      target: file to write.
+      name: of the source in messages.
+      kind: 'image' or 'video' for a photo or a clip; '' for a latent file.
+      extension: of the target's format.
+      keep: leave an existing target alone.
+      refusal: reason why the target cannot be written, or ''.
     """
 
     source: pathlib.Path
@@ -43,127 +43,140 @@ class Task(NamedTuple):
 
 
 @contextlib.contextmanager
-def tasks(action: str, source: str, target: str, shard: tuple[int, int] = (0, 1)) -> Iterator[list[Task]]:
-    """The tasks of a command; on leaving, what goes to stdout is written there.
+def open_tasks(
+    action: str, source: str, target: str, shard: tuple[int, int] = (0, 1)
+) -> Iterator[list[Task]]:
+    """Lists the tasks of a command; on exit, writes to stdout what belongs there.
 
     Args:
       action: 'encode', 'decode' or 'reconstruct'.
-      source: a file, a folder or '-'.
-      target: likewise.
-      shard: (I, N): of a folder every Nth file from the Ith, counted from 0.
+      source: a file, a folder or '-' for stdin.
+      target: a file, a folder or '-' for stdout.
+      shard: (I, N): every Nth file of a folder from the Ith on, counted from 0.
 
     Raises:
-      InputError: one line, if source or target cannot be used.
-      BrokenPipeError: if nobody reads stdout any more.
+      InputError: if source or target cannot be used.
+      BrokenPipeError: if the reader of stdout is gone.
     """
     with tempfile.TemporaryDirectory() if PIPE in (source, target) else contextlib.nullcontext("") as spool:
         if source != PIPE and os.path.isdir(source):
-            yield _of_folder(action, pathlib.Path(source), target, shard)
+            yield _folder_tasks(action, pathlib.Path(source), target, shard)
             return
         if shard != (0, 1):
             raise InputError("--shard; accepted: with a folder")
-        task = _of_file(action, source, target, pathlib.Path(spool))
+        task = _file_task(action, source, target, pathlib.Path(spool))
         yield [task]
         if target == PIPE and task.target.exists():
-            _to_stdout(task.target)
+            _write_to_stdout(task.target)
 
 
-def _to_stdout(path: pathlib.Path) -> None:
-    try:  # by a file of its own: what could not be written is not tried again at the end of Python
+def _write_to_stdout(path: pathlib.Path) -> None:
+    try:  # through a file of its own, so that Python does not try to flush the rest again on exit
         with open(path, "rb") as file, open(sys.stdout.fileno(), "wb", closefd=False) as out:
             shutil.copyfileobj(file, out)
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise InputError(f"stdout: {error.strerror}; accepted: one that can be written") from error
+        raise InputError(f"stdout: {error.strerror}; accepted: a writable stdout") from error
 
 
-def _of_file(action: str, source: str, target: str, spool: pathlib.Path) -> Task:
-    name = source
-    if source == PIPE:
-        name, path = "stdin", spool / "in"
-        with open(path, "wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-    else:
-        path = pathlib.Path(source).expanduser()
-        if not path.is_file():
-            raise InputError(f"{source}: no such file or folder; accepted: a file, a folder or -")
+def _file_task(action: str, source: str, target: str, spool: pathlib.Path) -> Task:
+    """The task for a file or a pipe; pipes go through files in the folder `spool`."""
+    path, name = _source_file(source, spool)
     kind = ""
     if action != DECODE:
         kind = media.kind_of(path) or ("image" if _is_photo(path) else "video")
-    into_folder = target != PIPE and (target.endswith("/") or os.path.isdir(os.path.expanduser(target)))
-    if target == PIPE or into_folder:
-        made = _made(action, path, path.name, kind)
-        if target == PIPE and action == DECODE:
+    if target == PIPE:
+        written = _target_name(action, path, path.name, kind)
+        if action == DECODE:
             facts = LatentFile(path, name).facts
-            made = facts.source + clip_writer.extension_for(facts.source, facts.kind)
-        to = spool / f"out{pathlib.PurePath(made).suffix}" if target == PIPE else _folder(target) / made
-    else:
-        to = pathlib.Path(target).expanduser()
-        accepted = (EXTENSION,) if action == ENCODE else (*clip_writer.PHOTOS, *clip_writer.CLIPS)
-        if to.suffix.lower() not in accepted:
-            names = ", ".join(accepted)
-            raise InputError(f"{target}; accepted: a folder that is there, - or a name in {names}")
-        if not to.absolute().parent.is_dir():
-            raise InputError(f"{target}: no such folder; accepted: one that is there")
-        if to.exists() and to.samefile(path):
-            raise InputError(f"{target} is what is read; accepted: another file")
-    return Task(path, to, name, kind, to.suffix.lower(), into_folder)
+            written = facts.source + media_writer.extension_for(facts.source, facts.kind)
+        to = spool / f"out{pathlib.PurePath(written).suffix}"
+        return Task(path, to, name, kind, to.suffix.lower(), keep=False)
+    if target.endswith("/") or os.path.isdir(os.path.expanduser(target)):
+        to = _make_folder(target) / _target_name(action, path, path.name, kind)
+        return Task(path, to, name, kind, to.suffix.lower(), keep=True)
+    to = pathlib.Path(target).expanduser()
+    accepted = (EXTENSION,) if action == ENCODE else (*media_writer.PHOTOS, *media_writer.CLIPS)
+    if to.suffix.lower() not in accepted:
+        names = ", ".join(accepted)
+        raise InputError(f"OUT = {target}; accepted: an existing folder, - or a name in {names}")
+    if not to.absolute().parent.is_dir():
+        raise InputError(f"OUT = {target}: no such folder; accepted: a file in an existing folder")
+    if to.exists() and to.samefile(path):
+        raise InputError(f"OUT = {target}: the same file as IN; accepted: another file")
+    return Task(path, to, name, kind, to.suffix.lower(), keep=False)
 
 
-def _of_folder(action: str, source: pathlib.Path, target: str, shard: tuple[int, int]) -> list[Task]:
+def _source_file(source: str, spool: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """The file to read, and its name in messages; stdin is copied to a file."""
+    if source == PIPE:
+        path = spool / "in"
+        with open(path, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        return path, "stdin"
+    path = pathlib.Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(f"IN = {source}: no such file or folder; accepted: a file, a folder or -")
+    return path, source
+
+
+def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[int, int]) -> list[Task]:
     if target == PIPE or os.path.isfile(target):
-        raise InputError(f"{target}: {source} is a folder; accepted: a folder")
-    out = _folder(target)
+        raise InputError(f"OUT = {target}: {source} is a folder; accepted: a folder")
+    out = _make_folder(target)
     if action == RECONSTRUCT and out.samefile(source):
-        raise InputError(f"{target} is what is read; accepted: another folder")
-    found, made, closed = [], {}, []
-    for path in _walk(source, out, closed):
+        raise InputError(f"OUT = {target}: the same folder as IN; accepted: another folder")
+    sources: list[tuple[pathlib.Path, str]] = []
+    unreadable: list[OSError] = []
+    for path in _walk(source, out, unreadable):
         kind = media.kind_of(path) or ""
         if path.suffix == EXTENSION if action == DECODE else kind:
-            found.append((path, kind))
-    if not found and not closed:
+            sources.append((path, kind))
+    if not sources and not unreadable:
         what = f"a {EXTENSION} file" if action == DECODE else "a photo or a clip"
-        raise InputError(f"{source}: holds nothing to {action}; accepted: a folder with {what} in it")
-    for path, kind in found:
-        name = path.relative_to(source)
-        to = out / _made(action, path, str(name), kind)
-        task = Task(path, to, str(name), "" if action == DECODE else kind, to.suffix.lower(), True)
-        other = made.setdefault(to, task)
+        raise InputError(f"IN = {source}: contains nothing to {action}; accepted: a folder with {what}")
+    by_path: dict[pathlib.Path, Task] = {}
+    for path, kind in sources:
+        name = str(path.relative_to(source))
+        to = out / _target_name(action, path, name, kind)
+        task = Task(path, to, name, "" if action == DECODE else kind, to.suffix.lower(), keep=True)
+        other = by_path.setdefault(to, task)
         if other is not task:
-            made[path] = task._replace(refusal=f"would become {to}, as {other.name}; accepted: other names")
-    for error in closed:
+            refusal = f"would become {to}, like {other.name}; accepted: different names"
+            by_path[path] = task._replace(refusal=refusal)
+    for error in unreadable:
         path = pathlib.Path(error.filename)
-        refusal = f"{error.strerror}; accepted: a folder that can be read"
-        made[path] = Task(path, out / path.name, str(path.relative_to(source)), "", "", True, refusal)
-    return list(made.values())[shard[0] :: shard[1]]
+        name, refusal = str(path.relative_to(source)), f"{error.strerror}; accepted: a readable folder"
+        by_path[path] = Task(path, out / path.name, name, "", "", True, refusal)
+    return list(by_path.values())[shard[0] :: shard[1]]
 
 
-def _made(action: str, path: pathlib.Path, name: str, kind: str) -> str:
-    """What the file of this name becomes."""
+def _target_name(action: str, path: pathlib.Path, name: str, kind: str) -> str:
+    """Name of the file that a file of this name is written to."""
     if action == ENCODE:
         return name + EXTENSION
     if action == DECODE:
         name = name.removesuffix(EXTENSION)
-        kind = media.kind_of(name) or _kind_inside(path)
-    return name + clip_writer.extension_for(name, kind)
+        kind = media.kind_of(name) or _kind_of_latent(path)
+    return name + media_writer.extension_for(name, kind)
 
 
-def _kind_inside(path: pathlib.Path) -> str:
+def _kind_of_latent(path: pathlib.Path) -> str:
     try:
         return LatentFile(path).facts.kind
-    except InputError:  # the same is told when it is decoded
+    except InputError:  # reported when it is decoded
         return "video"
 
 
-def _walk(folder: pathlib.Path, out: pathlib.Path, closed: list[OSError]) -> Iterator[pathlib.Path]:
-    """Every file in a folder, in an order that every machine agrees on; what lies in `out` is not read.
+def _walk(folder: pathlib.Path, out: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
+    """Every file in a folder, in the same order on every machine, without those in the folder `out`.
 
-    Why a folder in it cannot be read is added to `closed`.
+    The error of each folder that cannot be read is appended to `unreadable`.
     """
     seen = set() if out.samefile(folder) else {_identity(out)}
-    for root, folders, names in os.walk(folder, onerror=closed.append, followlinks=True):
-        if _identity(root) in seen:  # also where a link leads back
+    for root, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
+        if _identity(root) in seen:  # `out`, or a link back to a folder above
             folders.clear()
             continue
         seen.add(_identity(root))
@@ -178,12 +191,12 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _folder(name: str) -> pathlib.Path:
+def _make_folder(name: str) -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{name}: {error.strerror}; accepted: a folder that can be written") from error
+        raise InputError(f"OUT = {name}: {error.strerror}; accepted: a writable folder") from error
     return folder
 
 

@@ -1,28 +1,29 @@
-"""Frames by tiles that overlap: for those too large for one device.
+"""Overlapping tiles, for frames too large for one device.
 
-Where the network only convolves, tiles that overlap by twice its receptive field give what the whole frame
-gives: of each only that part is used which sees nothing of its cut edges. Attention and group normalisation
-see all of a frame; there tiles are blended, linearly, and differ from the whole.
+If a network only convolves, tiles that overlap by twice its receptive field give the same result as the whole
+frame: of each tile only the part is used that does not depend on its cut edges. Attention and group
+normalization depend on the whole frame; their tiles are blended linearly and differ from the whole frame.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture
 
-Span = tuple[int, int]
+Span = tuple[int, int]  # start and stop
 
 
 def is_exact(architecture: Architecture) -> bool:
-    """Whether a network sees a bounded part of a frame around every pixel."""
+    """Whether every pixel depends on a bounded part of the frame only."""
     return architecture.conv == "smc" and not architecture.attention
 
 
 def encoder_reach(architecture: Architecture) -> int:
-    """Latent pixels, on each side of one, whose pixels its encoding depends on."""
+    """Receptive field of a latent pixel: the distance in latent pixels, to each side, that it depends on."""
     reach = 1  # conv_out
     for strides in reversed((None, *architecture.strides)):
         reach += 2 * architecture.encoder_blocks
@@ -31,7 +32,7 @@ def encoder_reach(architecture: Architecture) -> int:
 
 
 def decoder_reach(architecture: Architecture) -> int:
-    """Latent pixels, on each side of its own, on which the decoding of a pixel depends."""
+    """Receptive field of a decoded pixel: the distance from its own latent pixel, in latent pixels."""
     reach = 1  # conv_out
     for strides in (None, *architecture.strides):
         reach = math.ceil(reach / strides[1]) if strides else reach
@@ -40,23 +41,23 @@ def decoder_reach(architecture: Architecture) -> int:
 
 
 class Tiles:
-    """Where the tiles of a frame lie, and how what they give becomes one again.
+    """The places of the tiles in a frame.
 
-    The fewest square tiles of this size that overlap by at least as much as asked are spread evenly, so all
-    have the same size and every pixel is covered.
+    The fewest square tiles with at least the given overlap, spread evenly: all have the same size, and every
+    pixel is covered.
 
     Args:
-      height, width: of the frame.
-      tile: side of a tile; a smaller side of the frame is taken whole.
-      overlap: of neighbouring tiles, from 0 to tile - 1.
-      margin: how much of a tile's cut edges is not used, at most half of the overlap; in the rest of the
-        overlap one tile fades into the other.
+      height, width: size of the frame.
+      tile: side of a tile; a shorter side of the frame is not divided.
+      overlap: smallest overlap of neighboring tiles, from 0 to tile - 1.
+      margin: width of the part along a tile's cut edges that is not used, at most half of the overlap. Over
+        the rest of the overlap one tile fades into the other.
 
     Attributes:
       places: ((y0, y1), (x0, x1)) of every tile.
 
     Raises:
-      InputError: for an overlap that leaves no tile.
+      InputError: for an overlap that is not smaller than the tile.
     """
 
     def __init__(self, height: int, width: int, tile: int, overlap: int, margin: int = 0):
@@ -65,81 +66,82 @@ class Tiles:
         self._rows, self._columns = spans(height, tile, overlap), spans(width, tile, overlap)
         self.places = [(row, column) for row in self._rows for column in self._columns]
 
-    def joined(self, parts: Sequence[np.ndarray], factor: int = 1) -> tuple[np.ndarray, float]:
-        """What the tiles give as one.
+    def join(
+        self, parts: Sequence[Float[np.ndarray, "B T y x C"]], factor: int = 1
+    ) -> tuple[Float32[np.ndarray, "B T H W C"], float]:
+        """Joins the results of all tiles to a frame.
 
         Args:
-          parts: (B, T, tile·factor, tile·factor, C) of every place, in their order.
-          factor: pixels of a part by one of the frame.
+          parts: (B, T, tile·factor, tile·factor, C) of every place, in the order of `places`.
+          factor: pixels of a part per pixel of the frame.
 
         Returns:
-          (B, T, H·factor, W·factor, C) float32, and by how much tiles disagree where they fade into each
-          other: the mean of |part - joined|, by their shares; 0 with a margin, for there they agree.
+          (B, T, H·factor, W·factor, C) float32, and how much the tiles disagree where they fade into each
+          other: the weighted mean of |part - joined|. 0 with a margin, since such tiles agree.
         """
         high, wide = (factor * size for size in self._size)
-        out = np.zeros((*parts[0].shape[:2], high, wide, parts[0].shape[-1]), np.float32)
-        shares = list(self._shares(factor))
-        for part, (where, share) in zip(parts, shares, strict=True):
-            out[:, :, *where] += share * part
+        joined = np.zeros((*parts[0].shape[:2], high, wide, parts[0].shape[-1]), np.float32)
+        weights = list(self._weights(factor))
+        for part, (place, weight) in zip(parts, weights, strict=True):
+            joined[:, :, *place] += weight * part
         if self._margin:
-            return out, 0.0
-        apart = weight = 0.0
-        for part, (where, share) in zip(parts, shares, strict=True):
-            fading = (share > 0) & (share < 1)
+            return joined, 0.0
+        difference = total = 0.0
+        for part, (place, weight) in zip(parts, weights, strict=True):
+            fading = (weight > 0) & (weight < 1)
             if fading.any():
-                apart += float((fading * share * np.abs(part - out[:, :, *where])).mean(axis=(0, 1, 4)).sum())
-                weight += float((fading * share).sum())
-        return out, apart / weight if weight else 0.0
+                error = fading * weight * np.abs(part - joined[:, :, *place])
+                difference += float(error.mean(axis=(0, 1, 4)).sum())
+                total += float((fading * weight).sum())
+        return joined, difference / total if total else 0.0
 
-    def _shares(self, factor: int):
-        """(slices, share (tile, tile, 1)) of every place; the shares at a pixel add up to 1."""
-        for (y0, y1), row in zip(self._rows, _shares(self._rows, factor, self._margin), strict=True):
-            for (x0, x1), column in zip(
-                self._columns, _shares(self._columns, factor, self._margin), strict=True
-            ):
-                where = slice(y0 * factor, y1 * factor), slice(x0 * factor, x1 * factor)
-                yield where, (row[:, None] * column)[..., None]
+    def _weights(self, factor: int) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+        """(slices, weights (tile, tile, 1)) of every place; the weights at each pixel add up to 1."""
+        rows, columns = (_fades(s, factor, self._margin) for s in (self._rows, self._columns))
+        for (y0, y1), row in zip(self._rows, rows, strict=True):
+            for (x0, x1), column in zip(self._columns, columns, strict=True):
+                place = slice(y0 * factor, y1 * factor), slice(x0 * factor, x1 * factor)
+                yield place, (row[:, None] * column)[..., None]
 
 
 def decode_tiled(
     decode: Callable[[np.ndarray], np.ndarray],
-    latents: np.ndarray,
+    latents: Float[np.ndarray, "b t h w c"],
     tile: int,
     overlap: int,
     factor: int,
-) -> np.ndarray:
-    """Decodes whole clips by tiles that are blended.
+) -> Float32[np.ndarray, "B T H W C"]:
+    """Decodes whole clips in blended tiles.
 
     Args:
       decode: latents (b, t, h', w', c) to float32 pixels (B, T, H', W', 3).
       latents: (b, t, h, w, c).
-      tile: side of a tile in latent pixels.
-      overlap: of tiles, in latent pixels.
-      factor: pixels a latent pixel, each way.
+      tile: side of a tile, latent pixels.
+      overlap: of neighboring tiles, latent pixels.
+      factor: pixels per latent pixel along each side.
 
     Returns:
       (B, T, h·factor, w·factor, 3) float32.
 
     Raises:
-      InputError: for an overlap that leaves no tile.
+      InputError: for an overlap that is not smaller than the tile.
     """
-    tiles = Tiles(*latents.shape[2:4], tile, overlap)
-    return tiles.joined([decode(latents[:, :, y0:y1, x0:x1]) for (y0, y1), (x0, x1) in tiles.places], factor)[
-        0
-    ]
+    h, w = latents.shape[2:4]
+    tiles = Tiles(h, w, tile, overlap)
+    parts = [decode(latents[:, :, y0:y1, x0:x1]) for (y0, y1), (x0, x1) in tiles.places]
+    return tiles.join(parts, factor)[0]
 
 
 def check_tile(tile: int, overlap: int) -> None:
-    """Raises InputError for an overlap that leaves no tile."""
+    """Raises InputError for an overlap that is negative or not smaller than the tile."""
     if not 0 <= overlap < tile:
         raise InputError(
-            f"tiles of {tile} latent pixels that overlap by {overlap}; accepted: an overlap from 0 to below"
-            " the tile"
+            f"overlap = {overlap} of tiles of {tile} latent pixels; accepted: from 0 to below the tile"
         )
 
 
 def spans(size: int, tile: int, overlap: int) -> list[Span]:
-    """The fewest spans of `tile` that cover 0 to size and overlap by at least `overlap`, evenly spread."""
+    """The fewest spans of length `tile` that cover 0 to size with at least this overlap, spread evenly."""
     if size <= tile:
         return [(0, size)]
     count = -(-(size - overlap) // (tile - overlap))
@@ -147,8 +149,8 @@ def spans(size: int, tile: int, overlap: int) -> list[Span]:
     return [(start, start + tile) for start in starts]
 
 
-def _shares(tiles: list[Span], factor: int, margin: int) -> list[np.ndarray]:
-    """Of every tile's pixels along a side: 1, falling in a straight line where its neighbour's rises."""
+def _fades(tiles: list[Span], factor: int, margin: int) -> list[np.ndarray]:
+    """Weights of each tile's pixels along one side; in an overlap they pass linearly from tile to tile."""
     weights = []
     for i, (start, stop) in enumerate(tiles):
         weight = np.ones((stop - start) * factor, np.float32)
@@ -169,7 +171,7 @@ def _shares(tiles: list[Span], factor: int, margin: int) -> list[np.ndarray]:
 
 
 def _ramp(length: int, margin: int) -> np.ndarray:
-    """From 0 to 1 over an overlap, its margins flat."""
+    """Rises from 0 to 1 over an overlap, flat in its margins."""
     margin = min(margin, length // 2)
     inner = length - 2 * margin
     rising = (np.arange(length) + 0.5 - margin) / inner if inner else np.arange(length) >= margin

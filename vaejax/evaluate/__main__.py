@@ -29,10 +29,12 @@ from vaejax.errors import InputError
 from vaejax.evaluate import html_report as page
 from vaejax.evaluate import latent_statistics as normalisation
 from vaejax.evaluate import scorer as scores
-from vaejax.evaluate.codecs.registry import NAMES, Codec, check_shape, normalise, open_codec
+from vaejax.evaluate.codecs.base import Codec, check_shape
+from vaejax.evaluate.codecs.registry import NAMES, open_codec
 from vaejax.evaluate.features import SHORTEST_CLIP, Features
 from vaejax.evaluate.samples import Samples, open_samples
 from vaejax.evaluate.scorer import Judge, Tally
+from vaejax.models.pixels import from_uint8
 from vaejax.networks import weights
 from vaejax.networks.lpips import NETWORKS
 from vaejax.rundir.folder import RunFolder
@@ -95,7 +97,7 @@ def evaluate(
     started = time.monotonic()
     folders = [name for name in names if name not in ("identity", "linear")]  # whatever folders there are
     folders = [name for name in folders if os.path.isdir(os.path.expanduser(name))]
-    run_name = next((name for name in folders if not trained.exported_config(name)), "")
+    run_name = next((name for name in folders if not trained.read_export_config(name)), "")
     config = RunFolder(run_name).read_config() if run_name else _trained_on(folders)
     if fps:
         config.data.fps = fps
@@ -156,7 +158,7 @@ def _trained_on(folders: Sequence[str]) -> ConfigDict:
     """The defaults, with the buckets and the frame rate that the first of these exports tells of."""
     config = defaults()
     for name in folders[:1]:
-        training = (trained.exported_config(name) or {}).get("training", {})
+        training = (trained.read_export_config(name) or {}).get("training", {})
         config.data.fps = training.get("fps", config.data.fps)
         config.data.buckets = ConfigDict({bucket: {"batch": 1} for bucket in training.get("buckets", ())})
     return config
@@ -200,7 +202,7 @@ def _score(
     places, named = [], []
     for frames, names, numbers in found.batches(bucket, batch):
         for name, network in features.items():
-            originals[name].append(network(normalise(frames)))
+            originals[name].append(network(from_uint8(frames)))
         labels = [found.label(name) for name in names]
         for tally in tallies:
             tally.add(frames, labels)

@@ -5,22 +5,17 @@ like noise decode well and are hard to learn.
 """
 
 import math
-import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax import files
-from vaejax.errors import InputError
-from vaejax.evaluate.codecs.registry import Codec
+from vaejax.evaluate.codecs.base import Codec
 from vaejax.evaluate.metrics import LEVEL
 
 DEAD, EXPLODING = 0.01, 10.0  # times the median channel's standard deviation
 RHO = (0.25, 0.5, 0.75)  # of SEC
-FILE = "latents.json"
 
 
 class Moments:
@@ -192,45 +187,6 @@ def equivariance(
         f"equivariance_{name}": np.asarray(_distance(np.asarray(decode(np.asarray(turned))), wanted))
         for name, (turned, wanted) in pairs.items()
     }
-
-
-def store(workdir: str | os.PathLike, step: int, statistics: dict) -> None:
-    """Keeps statistics with a checkpoint, in DIR/checkpoints/STEP/latents.json; they go when it goes.
-
-    Args:
-      workdir: DIR.
-      step: of a checkpoint that is there.
-      statistics: what `files.write_json` can write; no reader ever sees half of it.
-
-    Raises:
-      InputError: if there is no such checkpoint, or its folder cannot be written.
-    """
-    path = _path(workdir, step)
-    try:
-        files.write_json(path, statistics)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; accepted: a checkpoint that can be written") from error
-
-
-def load(workdir: str | os.PathLike, step: int) -> dict | None:
-    """What `store` kept with a checkpoint, or None.
-
-    Raises:
-      InputError: if it is damaged.
-    """
-    path = _path(workdir, step)
-    try:
-        return files.read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: damaged ({error}); accepted: a file of vaejax.evaluate, or none"
-        ) from error
-
-
-def _path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
-    return pathlib.Path(workdir) / "checkpoints" / str(step) / FILE
 
 
 def _effective_rank(spectrum: np.ndarray) -> float:

@@ -17,7 +17,8 @@ from vaejax.data.sampler import Sampler
 from vaejax.data.table import Source
 from vaejax.errors import InputError
 from vaejax.evaluate import latent_metrics as latents
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.vae import VaeCodec
+from vaejax.rundir import latent_statistics as stored_statistics
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed as multihost
 
@@ -25,7 +26,7 @@ SAMPLES = 256  # of each bucket, where the run does not say how many
 BATCH, PIXELS = 8, 2**21  # of a device at once, at most, but one sample at least
 
 
-def of_run(codec: RunCodec, name: str, step: int) -> dict | None:
+def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
     """The statistics of the latents of a run's training samples; kept with the checkpoint once computed.
 
     Args:
@@ -38,14 +39,14 @@ def of_run(codec: RunCodec, name: str, step: int) -> dict | None:
       `latents.Moments.statistics` gives; 'step'. None, told on stderr, where the run's training samples
       cannot be read, or an export has none.
     """
-    exported = trained.exported_config(name)
+    exported = trained.read_export_config(name)
     if exported is not None:
         if exported["latents"]["mean"] is None:
             print(f"{name} was exported without statistics of its training latents", file=sys.stderr)
             return None
         return exported["latents"]
     folder = RunFolder(name).path
-    stored = latents.load(folder, step)
+    stored = stored_statistics.load(folder, step)
     if stored is not None:
         return stored
     config = RunFolder(name).read_config()
@@ -59,7 +60,7 @@ def of_run(codec: RunCodec, name: str, step: int) -> dict | None:
 
 
 def keep(
-    codec: RunCodec,
+    codec: VaeCodec,
     opened: Sequence[Source],
     buckets: Sequence[Bucket],
     config: ConfigDict,
@@ -96,7 +97,7 @@ def keep(
     statistics = {"mean": mean, "std": std, "buckets": found, "step": step}
     try:
         if is_main:
-            latents.store(folder, step, statistics)
+            stored_statistics.store(folder, step, statistics)
     except InputError as error:  # a run that others may only read
         print(f"statistics of latents are not kept: {error}", file=sys.stderr)
     return statistics

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from vaejax.evaluate import distances as frechet
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import metrics
-from vaejax.evaluate.codecs.registry import Codec, normalise
+from vaejax.evaluate.codecs.base import Codec
+from vaejax.models.pixels import from_uint8
 from vaejax.networks import lpips as perceptual
 from vaejax.runtime import mesh as sharding
 
@@ -125,7 +126,7 @@ class Tally:
         started = time.monotonic()
         frames, z, log_variance, y, bits = self._code(frames)
         self.seconds += time.monotonic() - started
-        x = normalise(frames)
+        x = from_uint8(frames)
         found = self._judge.scores(x, y) | {"bits_per_pixel": bits}
         if z is not None:
             self._keep(z[:count], None if log_variance is None else log_variance[:count], labels)

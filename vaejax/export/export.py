@@ -23,21 +23,21 @@ from vaejax.codec.load import (
     DTYPES,
     FORMAT,
     WEIGHTS,
-    Trained,
-    exported_config,
+    TrainedVAE,
     fingerprint,
-    flat,
-    of_export,
-    open_trained,
+    flatten,
+    load_export,
+    load_vae,
+    read_export_config,
 )
 from vaejax.errors import InputError
-from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import latent_statistics as normalisation
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.export import model_card, stablehlo
 from vaejax.export import verify as compared
 from vaejax.files import atomic_folder
 from vaejax.models.autoencoder import Autoencoder
+from vaejax.rundir import latent_statistics
 from vaejax.rundir.folder import RunFolder
 
 CHECKPOINT, CARD = "checkpoint", "README.md"
@@ -55,7 +55,7 @@ class Source(NamedTuple):
       scores: what an evaluation found, see `scores_of`; None without one.
     """
 
-    trained: Trained
+    trained: TrainedVAE
     latents: dict[str, Any]
     training: dict[str, Any]
     scores: dict[str, Any] | None
@@ -91,7 +91,7 @@ def export(
         raise InputError(f"--dtype={dtype}; accepted: {' or '.join(DTYPES)}")
     folder = pathlib.Path(out).expanduser().resolve()
     _check_free(folder, out, name)
-    trained = open_trained(name, step)
+    trained = load_vae(name, step)
     wanted = stablehlo.parsed(shapes, trained.architecture)
     source = _source(name, trained, scores)
     with (
@@ -101,7 +101,7 @@ def export(
     ):
         progress.set_description("weights")
         told = _write(unfinished, source, dtype, wanted, progress)
-        exported = of_export(str(unfinished), exported_config(str(unfinished)))
+        exported = load_export(str(unfinished), read_export_config(str(unfinished)))
         told["rounding"] = _compare(unfinished, source.trained, exported, told, progress)
         (unfinished / CARD).write_text(model_card.text(folder.name, told), encoding="utf-8")
         size = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
@@ -123,7 +123,7 @@ def _check_free(folder: pathlib.Path, out: str, name: str) -> None:
     accepted = "accepted: a new or empty folder, or an earlier export, which it replaces"
     if folder == RunFolder(name).path.resolve():
         raise InputError(f"OUT={out}: that is what is exported; {accepted}")
-    if there and exported_config(str(folder)) is None:
+    if there and read_export_config(str(folder)) is None:
         raise InputError(f"OUT={out}: holds files, such as {there[0]}; {accepted}")
     others = [one for one in there if one not in (CONFIG, WEIGHTS, CARD, CHECKPOINT)]
     others = [one for one in others if not one.endswith(".stablehlo")]
@@ -131,8 +131,8 @@ def _check_free(folder: pathlib.Path, out: str, name: str) -> None:
         raise InputError(f"OUT={out}: holds {others[0]}, which no export wrote; {accepted}")
 
 
-def _source(name: str, trained: Trained, scores: str) -> Source:
-    found = exported_config(name)
+def _source(name: str, trained: TrainedVAE, scores: str) -> Source:
+    found = read_export_config(name)
     if found:
         statistics, training = found["latents"], found.get("training", {})
         known = found.get("scores")
@@ -152,10 +152,10 @@ def _source(name: str, trained: Trained, scores: str) -> Source:
     return Source(trained, statistics, training, known)
 
 
-def _statistics(name: str, trained: Trained) -> dict[str, Any]:
+def _statistics(name: str, trained: TrainedVAE) -> dict[str, Any]:
     if trained.mean is not None:
-        return latents.load(RunFolder(name).path, trained.step)
-    codec = RunCodec(name, Autoencoder(trained.architecture), trained.params)
+        return latent_statistics.load(RunFolder(name).path, trained.step)
+    codec = VaeCodec(name, Autoencoder(trained.architecture), trained.params)
     found = normalisation.of_run(codec, name, trained.step)
     if found is None:
         print(f"{name} is exported without statistics of its latents", file=sys.stderr)
@@ -186,7 +186,7 @@ def _training(config: ConfigDict) -> dict[str, Any]:
     return told
 
 
-def scores_of(path: pathlib.Path, trained: Trained) -> dict[str, Any]:
+def scores_of(path: pathlib.Path, trained: TrainedVAE) -> dict[str, Any]:
     """The scores of a model that vaejax.evaluate wrote.
 
     Returns:
@@ -218,7 +218,7 @@ def scores_of(path: pathlib.Path, trained: Trained) -> dict[str, Any]:
         raise InputError(f"{path}: tells of no scores; {accepted}") from error
 
 
-def _is_of(found: dict, name: str, trained: Trained) -> bool:
+def _is_of(found: dict, name: str, trained: TrainedVAE) -> bool:
     """Whether a codec of results.json is this model: by its step, and its latents where both know them."""
     codec = found["settings"]["codecs"][name]
     if codec["kind"] != "vaejax" or codec["step"] != trained.step:
@@ -237,7 +237,7 @@ def _write(
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     params = jax.tree.map(lambda leaf: np.array(leaf, kind, order="C"), trained.params)
     metadata = {"format": FORMAT, "model": trained.fingerprint, "step": str(trained.step)}
-    save_file(flat(params), folder / WEIGHTS, metadata)
+    save_file(flatten(params), folder / WEIGHTS, metadata)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / CHECKPOINT, params)
     stored = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
@@ -270,7 +270,7 @@ def _write(
 
 
 def _compare(
-    folder: pathlib.Path, source: Trained, exported: Trained, told: dict[str, Any], progress: tqdm
+    folder: pathlib.Path, source: TrainedVAE, exported: TrainedVAE, told: dict[str, Any], progress: tqdm
 ) -> dict[str, float]:
     progress.update()
     progress.set_description("comparing")

@@ -134,7 +134,7 @@ def text(name: str, told: Mapping[str, Any]) -> str:
         compute=a["dtype"],
         step=told["step"],
         fingerprint=told["fingerprint"],
-        raw="" if normalised else ", normalise=False",
+        raw="" if normalised else ", normalize=False",
         latents_are=(
             "Latents come normalised, (z - mean) / std by the statistics below: what a diffusion model"
             " learns."

@@ -10,7 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.codec.load import Trained
+from vaejax.codec.load import TrainedVAE
 from vaejax.codec.network import apply
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture, Autoencoder
@@ -41,7 +41,7 @@ def parsed(texts: Sequence[str], architecture: Architecture) -> list[Shape]:
     return list(dict.fromkeys(shapes))
 
 
-def write(folder: pathlib.Path, trained: Trained, shape: Shape) -> dict[str, Any]:
+def write(folder: pathlib.Path, trained: TrainedVAE, shape: Shape) -> dict[str, Any]:
     """Writes encode_TxHxW.stablehlo and decode_TxHxW.stablehlo for batches of any size.
 
     Returns:
@@ -74,7 +74,7 @@ def _batch_of(*shape: int) -> tuple:
     return jax.export.symbolic_shape(", ".join(map(str, ("b", *shape))))
 
 
-def _programs(trained: Trained) -> tuple[Callable, Callable]:
+def _programs(trained: TrainedVAE) -> tuple[Callable, Callable]:
     """uint8 frames to latents, normalised where there are statistics, and back to uint8 frames."""
     model, params = Autoencoder(trained.architecture), {"params": trained.params}
     known = trained.mean is not None

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vaejax.codec.codec import Codec
-from vaejax.codec.load import Trained, flat
+from vaejax.codec.load import TrainedVAE, flatten
 from vaejax.errors import TrainingFailed
 from vaejax.models.autoencoder import Architecture
 
@@ -20,7 +20,7 @@ CLOSE, LEVELS = 1e-5, 1
 CLOSE_ROUNDED, MEAN_LEVELS_ROUNDED = 0.1, 2  # where the model computes in bfloat16, frames in the mean
 
 
-def check_weights(source: Trained, exported: Trained, checkpoint: pathlib.Path, dtype: str) -> None:
+def check_weights(source: TrainedVAE, exported: TrainedVAE, checkpoint: pathlib.Path, dtype: str) -> None:
     """Compares every parameter, bit for bit, with the source's, or with them rounded to bfloat16.
 
     Args:
@@ -34,9 +34,9 @@ def check_weights(source: Trained, exported: Trained, checkpoint: pathlib.Path, 
     """
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = flat(checkpointer.restore(checkpoint.absolute()))
-    read = flat(exported.params)
-    wanted = {name: np.asarray(leaf, kind) for name, leaf in flat(source.params).items()}
+        restored = flatten(checkpointer.restore(checkpoint.absolute()))
+    read = flatten(exported.params)
+    wanted = {name: np.asarray(leaf, kind) for name, leaf in flatten(source.params).items()}
     for found, where in ((read, "model.safetensors"), (restored, "checkpoint")):
         if found.keys() != wanted.keys():
             raise _differs(where, "has other parameters")
@@ -90,7 +90,7 @@ def check_programs(exported: Codec, to_latents: Callable, to_frames: Callable, t
     rounded = exported.architecture.dtype == "bfloat16"
     frames = moving_waves(*told["shape"])
     z = encode(exported, frames).values
-    x = exported.decode(z, dtype="uint8", normalised=exported.mean is not None)
+    x = exported.decode(z, dtype="uint8", normalized=exported.mean is not None)
     found, pixels = np.asarray(to_latents(frames[None]))[0], np.asarray(to_frames(z[None]))[0]
     off = np.abs(found - z).max() / max(1, np.abs(z).max())
     if not off <= (CLOSE_ROUNDED if rounded else CLOSE):
@@ -102,7 +102,7 @@ def check_programs(exported: Codec, to_latents: Callable, to_frames: Callable, t
 
 def encode(codec: Codec, frames: np.ndarray):
     """Latents, normalised where the codec knows how."""
-    return codec.encode(frames, normalise=codec.mean is not None)
+    return codec.encode(frames, normalize=codec.mean is not None)
 
 
 def moving_waves(frames: int, height: int, width: int) -> np.ndarray:
@@ -120,7 +120,7 @@ def _shape(architecture: Architecture) -> tuple[int, int, int]:
 
 
 def _decoded(codec: Codec, latents: np.ndarray) -> np.ndarray:
-    return np.asarray(codec.decode(latents, dtype="float32", normalised=codec.mean is not None))
+    return np.asarray(codec.decode(latents, dtype="float32", normalized=codec.mean is not None))
 
 
 def _psnr(x: np.ndarray, y: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from vaejax.models import dct_init as transform
 from vaejax.models.blocks import FrameAttention, ResidualBlock
 from vaejax.models.constraints import place
 from vaejax.models.conv import CausalConv, Triple
+from vaejax.models.latent_shape import decoded_frames, latent_frames, latent_side
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.models.remat import recomputed
 from vaejax.models.resample import Downsample, Upsample, stem, unstem
@@ -77,9 +78,19 @@ class Architecture:
         return self.widths[min(level, len(self.widths) - 1)]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of the latent of a clip of `frames` x `height` x `width`."""
+        """(t, h, w, c) of the latent of a clip (T, H, W); started groups and blocks count as one."""
+        return (
+            latent_frames(frames, self.temporal_factor),
+            latent_side(height, self.spatial_factor),
+            latent_side(width, self.spatial_factor),
+            self.latent_channels,
+        )
+
+    def padding(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Frames, rows and columns that a clip (T, H, W) lacks of the size that its latent decodes to."""
+        t, h, w, _ = self.latent_shape(frames, height, width)
         s = self.spatial_factor
-        return 1 + (frames - 1) // self.temporal_factor, height // s, width // s, self.latent_channels
+        return decoded_frames(t, self.temporal_factor) - frames, h * s - height, w * s - width
 
 
 class Autoencoder(nn.Module):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vaejax.data.bucket import Bucket
 from vaejax.errors import InputError, Stopped
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.features import Features
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.networks import weights
@@ -54,7 +54,7 @@ class TrainingProbe:
         settings = config.probe
         self.bucket = next(b for b in buckets if b.name == (settings.bucket or buckets[0].name))
         self._media, self._seeds = Media(sources, self.bucket, config.data), range(settings.seeds)
-        self._preset, self._codec = PRESETS[settings.preset], RunCodec("run", model, {}, mesh=mesh)
+        self._preset, self._codec = PRESETS[settings.preset], VaeCodec("run", model, {}, mesh=mesh)
         self._stopping, self._probe = stopping, None
         _, h, w, _ = model.architecture.latent_shape(
             self.bucket.frames, self.bucket.height, self.bucket.width

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from vaejax.errors import InputError, Stopped
 from vaejax.evaluate import distances as frechet
-from vaejax.evaluate.codecs.registry import Codec, check_shape
+from vaejax.evaluate.codecs.base import Codec, check_shape
 from vaejax.evaluate.features import SHORTEST_CLIP, Features
 from vaejax.probe import flow
 from vaejax.probe.controls import Decoder

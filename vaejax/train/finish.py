@@ -4,8 +4,8 @@ import jax
 
 from vaejax.config import Config
 from vaejax.evaluate import latent_statistics
-from vaejax.evaluate.codecs.vae import RunCodec
-from vaejax.evaluate.latent_metrics import load
+from vaejax.evaluate.codecs.vae import VaeCodec
+from vaejax.rundir import latent_statistics as stored_statistics
 from vaejax.rundir.console import duration
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed
@@ -22,15 +22,15 @@ def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
     """
     config = setup.config
     if config.eval.latent_samples:
-        codec = RunCodec("run", setup.programs.model, ema, mesh=setup.mesh)
+        codec = VaeCodec("run", setup.programs.model, ema, mesh=setup.mesh)
         latent_statistics.keep(codec, setup.sources, setup.buckets, config, folder.path, config.steps)
 
 
 def complete(folder: RunFolder, step: int, config: Config) -> None:
     """Computes the latent statistics of a finished run that lacks them, e.g. because it was killed."""
-    missing = bool(config.eval.latent_samples) and load(folder.path, step) is None
+    missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
     if any(distributed.gathered(missing)):
-        latent_statistics.of_run(RunCodec.open(str(folder.path)), str(folder.path), step)
+        latent_statistics.of_run(VaeCodec.open(str(folder.path)), str(folder.path), step)
 
 
 def last_words(folder: RunFolder, config: Config, scores: dict[str, float], seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A run's codec is its autoencoder; a name that opens nothing is told in one line."""
+"""The codec of a run is its autoencoder; a name that opens nothing is an error of one line."""
 
 import json
 import os
@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 
 from tests.support.frames import pans
 from tests.support.models import SMALL, randomised
+from vaejax.codec import network
 from vaejax.codec import tiling as tile
 from vaejax.configs import demo
 from vaejax.errors import InputError
-from vaejax.evaluate.codecs.registry import check_shape, open_codec
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.base import check_shape
+from vaejax.evaluate.codecs.registry import open_codec
+from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
@@ -95,7 +97,7 @@ def test_a_run_may_be_computed_in_another_precision(run):
 @pytest.fixture(scope="module")
 def decoded():
     """A codec, latents of two clips of 17 frames, and what they decode to, neither clipped nor in parts."""
-    codec = RunCodec("run", *randomised())
+    codec = VaeCodec("run", *randomised())
     latents = codec.encode(pans(2, 17, 16, 24))
     variables = {"params": codec.params}
     return codec, latents, jax.jit(partial(codec.model.apply, method="decode"))(variables, latents)
@@ -109,7 +111,7 @@ def test_decoding_in_chunks_is_decoding_the_whole(decoded, latent_frames):
 
 
 def test_tiles_that_overlap_enough_leave_no_seam():
-    codec = RunCodec("run", *randomised())
+    codec = VaeCodec("run", *randomised())
     latents = codec.encode(pans(1, 5, 48, 256))
     whole = codec.decode(latents)
     errors = [np.abs(codec.decode_tiled(latents, 16, n) - whole) for n in (0, 8, 12)]
@@ -168,7 +170,7 @@ def test_a_folder_that_is_no_run_gets_one_line(run, tmp_path):
         open_codec(str(folder), step=4)
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="no completed checkpoint in it"):
+    with pytest.raises(InputError, match="no completed checkpoint;"):
         open_codec(str(tmp_path))
     os.symlink(folder / "checkpoints", tmp_path / "checkpoints")
     config["model"]["latent_channels"] = 5
@@ -179,7 +181,7 @@ def test_a_folder_that_is_no_run_gets_one_line(run, tmp_path):
     for text in ("{", "{}", '{"model": {"widths": "wide"}}', '{"model": {"size": "vast"}}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(
-            InputError, match=r"config\.json:? describes no (autoencoder|run)|model.size"
+            InputError, match=r"config\.json:? (does not describe an autoencoder|describes no run)|model.size"
         ) as error:
             open_codec(str(tmp_path))
         assert "\n" not in str(error.value)
@@ -197,7 +199,7 @@ def test_a_folder_that_is_no_run_gets_one_line(run, tmp_path):
     ],
 )
 def test_a_size_that_a_codec_cannot_take_is_told_before_it_is_encoded(shape, told):
-    codec = RunCodec("run", *randomised())
+    codec = VaeCodec("run", *randomised())
     with pytest.raises(InputError, match=told):
         check_shape(codec, *shape)
     with pytest.raises(InputError, match=told):
@@ -208,12 +210,15 @@ def test_a_size_that_a_codec_cannot_take_is_told_before_it_is_encoded(shape, tol
 
 def test_precision_is_asked_for_where_an_accelerator_would_save_it():
     """On a CPU all is float32: what can be seen here is what every product asks of the compiler."""
-    codec = RunCodec("run", *randomised())
+    codec = VaeCodec("run", *randomised())
     latents, frames = jnp.zeros((1, 2, 2, 2, 4)), jnp.zeros((1, 5, 16, 16, 3), jnp.uint8)
+    statistics = jnp.zeros(4), jnp.ones(4)
     for lowered in (
-        codec._encode.lower(codec.params, frames),
-        codec._decode.lower(codec.params, latents),
-        codec._continue.lower(codec.params, {}, latents, True),
+        network.posterior.lower(codec.model, codec.params, frames),
+        network.decode.lower(codec.model, codec.params, latents),
+        network.decode_chunk.lower(
+            codec.model, None, codec.params, statistics, {}, latents, True, True, "uint8"
+        ),
     ):
         text = lowered.as_text()
         assert "HIGHEST" in text and "DEFAULT" not in text

@@ -229,7 +229,7 @@ def test_damaged_audio_is_left_out_and_told(model, tmp_path, capsys):
 
 def test_a_file_whose_audio_cannot_be_read_is_not_mistaken_for_one_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match=r"audio: .*No such file"):
-        audio.copied(str(tmp_path / "gone.mp4"), 0.0, None)
+        audio.copy(str(tmp_path / "gone.mp4"), 0.0, None)
 
 
 def test_audio_lies_between_the_frames(model, tmp_path):

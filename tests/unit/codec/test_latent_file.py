@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from vaejax import files
-from vaejax.codec import frame_rate as rate
+from vaejax.codec import frame_rate
 from vaejax.codec.latent_file import Facts, LatentFile, LatentWriter
 from vaejax.errors import InputError
 
@@ -166,4 +166,4 @@ NTSC = Fraction(24000, 1001)
     ],
 )
 def test_the_rate_is_the_one_that_no_time_contradicts(times, told, wanted):
-    assert rate.of(times, told) == wanted
+    assert frame_rate.estimate(times, told) == wanted

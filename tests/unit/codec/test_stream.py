@@ -1,5 +1,6 @@
 """The codec gives what the autoencoder gives of the whole clip, however the clip arrives or is cut."""
 
+import pathlib
 from functools import cache, partial
 
 import jax
@@ -10,9 +11,11 @@ from skimage import data
 
 from tests.support.frames import pans, photos
 from tests.support.models import randomised
+from vaejax.codec import codec as codec_module
+from vaejax.codec import network
 from vaejax.codec import tiling as tile
 from vaejax.codec.codec import Codec
-from vaejax.codec.load import Trained, fingerprint
+from vaejax.codec.load import TrainedVAE, fingerprint
 from vaejax.codec.stream import StreamEncoder
 from vaejax.errors import InputError
 
@@ -28,7 +31,7 @@ def opened(statistics=True, **options):
     how = {key: options.pop(key) for key in ("tile", "overlap", "devices") if key in options}
     model, params = randomised(**options)
     known = (MEAN, STD) if statistics else (None, None)
-    trained = Trained("run", model.architecture, params, *known, 7, fingerprint(params))
+    trained = TrainedVAE("run", model.architecture, params, *known, 7, fingerprint(params))
     return Codec(trained, **how), model, params
 
 
@@ -119,6 +122,8 @@ def test_frames_come_back_as_they_went_in():
 def test_a_latent_is_a_tree_of_its_values():
     codec, *_ = opened()
     latent = codec.encode(pans(1, 5, 16, 16)[0])
+    assert repr(latent).startswith("Latent(2x2x2x4 normalized, of 5x16x16 uint8 frames, model ")
+    np.testing.assert_array_equal(jnp.asarray(latent), latent.values)
     doubled = jax.tree.map(lambda x: 2 * x, latent)
     np.testing.assert_array_equal(doubled.values, 2 * latent.values)
     assert doubled.frames == 5 and doubled.model == codec.fingerprint
@@ -128,19 +133,19 @@ def test_samples_are_drawn_from_the_posterior_whatever_the_parts():
     codec, *_ = opened()
     frames = np.repeat(pans(1, 17, 16, 24), 300, axis=0)
     posterior = whole("encode")(filled(frames[:1]))
-    latent = codec.encode(frames, key=jax.random.key(3), normalise=False)
+    latent = codec.encode(frames, key=jax.random.key(3), normalize=False)
     noise = (latent.values - posterior.mean) / np.exp(0.5 * posterior.log_variance)
     count = np.sqrt(noise.size)
     assert abs(noise.mean()) < 4 / count and abs(noise.std() - 1) < 4 / count
     for a in range(1, noise.shape[1]):  # no two frames and no two clips share their noise
         assert abs(np.corrcoef(noise[:, 0].ravel(), noise[:, a].ravel())[0, 1]) < 0.05
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.4
-    parts = streamed(codec.stream_encoder(key=jax.random.key(3), normalise=False), frames, 0)
+    parts = streamed(codec.stream_encoder(key=jax.random.key(3), normalize=False), frames, 0)
     np.testing.assert_allclose(parts, latent.values, atol=1e-4)
     large = pans(1, 1, 96, 128)
     samples = [opened(**how)[0].encode(large, key=jax.random.key(3)).values for how in ({}, {"tile": 88})]
     np.testing.assert_allclose(*samples, atol=1e-3)
-    other = codec.encode(frames, key=jax.random.key(4), normalise=False)
+    other = codec.encode(frames, key=jax.random.key(4), normalize=False)
     assert (
         np.abs(other.values - latent.values).mean()
         > 0.5 * np.abs(np.exp(0.5 * posterior.log_variance)).mean()
@@ -179,7 +184,7 @@ def test_tiles_are_the_whole_frame():
     pixels = at_once.decode(latent, dtype="float32")
     for how in ({"tile": 88}, {"tile": 96, "overlap": 88}):
         codec, *_ = opened(**how)
-        assert codec.tiles_exact and len(codec._tiles(codec._reach[1])(14, 17).places) > 3
+        assert codec.tiles_exact and len(codec._tile_layout(codec._reach[1])(14, 17).places) > 3
         np.testing.assert_allclose(codec.encode(frames), latent, atol=1e-4)
         stream = codec.stream_decoder((2, 110, 133), dtype="float32")
         parts = np.concatenate([stream.push(np.asarray(latent)), stream.flush()], axis=1)
@@ -227,7 +232,9 @@ def test_devices_that_share_a_frame_change_nothing():
     np.testing.assert_allclose(
         eight.decode(latent, dtype="float32"), one.decode(latent, dtype="float32"), atol=1e-5
     )
-    rows = eight._network._split(jnp.zeros((1, 1, 96, 40, 3))).sharding.shard_shape((1, 1, 96, 40, 3))
+    rows = network.shard_frames(jnp.zeros((1, 1, 96, 40, 3)), eight._network.mesh).sharding.shard_shape(
+        (1, 1, 96, 40, 3)
+    )
     assert rows[2] == 12
 
 
@@ -236,6 +243,16 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
     clip = pans(1, 5, 16, 16)[0]
     with pytest.raises(InputError, match=r"frames of 12x16 \(HxW\); accepted: from 16x16"):
         codec.encode(clip[:, :12])
+    for frames in (np.float32(clip), clip + np.float32(0), jnp.asarray(clip, jnp.float32)):
+        with pytest.raises(
+            ValueError, match=r"absolute value of .*; accepted: floats in \[-1, 1\], or uint8"
+        ):
+            codec.encode(frames)
+    with pytest.raises(ValueError, match=r"frames have 2 axes, \(16, 16\); accepted: an image \(H, W, 3\)"):
+        codec.encode(clip[0, :, :, 0])
+    for path in ("a.png", pathlib.Path("a.png")):
+        with pytest.raises(ValueError, match=r"frames = .*a\.png.*; accepted: an image .* vaejax\.codec"):
+            codec_module._rank("frames", path, codec_module.FRAMES)
     for frames in (clip[..., :2], clip.astype(np.int32), clip[0, :, :, 0], clip[None, None]):
         with pytest.raises(ValueError, match="accepted"):
             codec.encode(frames)
@@ -265,7 +282,7 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
     bare, *_ = opened(statistics=False)
     with pytest.raises(InputError, match="no statistics of its latents"):
         bare.encode(clip)
-    values = bare.encode(clip, normalise=False).values
+    values = bare.encode(clip, normalize=False).values
     np.testing.assert_allclose((values - MEAN) / STD, codec.encode(clip), atol=1e-4)
     for how, told in (
         ({"tile": 60}, "multiples of 8"),

@@ -22,12 +22,13 @@ from tests.support.models import SMALL
 from vaejax.config import builders, defaults
 from vaejax.data.bucket import Bucket
 from vaejax.evaluate import __main__ as evaluate
-from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate import scorer as scores
-from vaejax.evaluate.codecs.registry import normalise, open_codec
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.registry import open_codec
+from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.samples import open_samples
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.pixels import from_uint8
+from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
 from vaejax.train import state as train_state
@@ -67,7 +68,7 @@ def evaluated(codec, frames, batch, by, labels=None):
     labels = labels or [None] * len(frames)
     for start in range(0, len(frames), batch):
         tally.add(frames[start : start + batch], labels[start : start + batch])
-    return tally.results({"i3d": coarse(normalise(frames))}, seed=0)
+    return tally.results({"i3d": coarse(from_uint8(frames))}, seed=0)
 
 
 def values(results):
@@ -83,7 +84,7 @@ def codec():
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return RunCodec("run", model, jax.tree.unflatten(tree, noisy))
+    return VaeCodec("run", model, jax.tree.unflatten(tree, noisy))
 
 
 def test_identity_loses_nothing():
@@ -99,7 +100,7 @@ def test_identity_loses_nothing():
 def test_scores_of_a_set_are_scikit_images_averaged_over_frames():
     frames, codec = clips(), open_codec("jpeg:40")
     decoded = codec.decode(codec.encode(frames))
-    x, y = normalise(frames).astype(np.float64), decoded.astype(np.float64)
+    x, y = from_uint8(frames).astype(np.float64), decoded.astype(np.float64)
     psnr = np.array(
         [
             [peak_signal_noise_ratio(a, b, data_range=2) for a, b in zip(*pair, strict=True)]
@@ -127,7 +128,7 @@ def test_scores_of_a_set_are_scikit_images_averaged_over_frames():
 
 def test_frechet_distances_are_of_the_whole_set_and_never_of_batches():
     frames, codec = clips(40), open_codec("jpeg:5")
-    x, y = coarse(normalise(frames)), coarse(codec.decode(codec.encode(frames)))
+    x, y = coarse(from_uint8(frames)), coarse(codec.decode(codec.encode(frames)))
     x, y = x.astype(np.float64), y.astype(np.float64)
     root = linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
     wanted = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
@@ -183,7 +184,7 @@ def test_what_costs_as_much_again_is_done_for_the_first_samples_only(codec, monk
 def test_seams_lie_where_parts_meet():
     np.testing.assert_array_equal(np.flatnonzero(scores.chunk_seams(5, 2, 4)), [4, 5, 12, 13])
     assert not scores.chunk_seams(1, 1, 4).any()
-    codec = RunCodec("run", Autoencoder(Architecture()), {})
+    codec = VaeCodec("run", Autoencoder(Architecture()), {})
     at = scores.tile_seams(8, 8, 5, 2, codec)  # tiles 0-5 and 3-8
     rows = np.flatnonzero(at[0, :, 0])
     np.testing.assert_array_equal(rows, np.arange(3 * 8 - 4, 5 * 8 + 4))
@@ -196,7 +197,7 @@ def test_a_few_exact_frames_count_as_the_ceiling():
     frames[0, 1:] = 128  # JPEG rebuilds grey exactly
     codec = open_codec("jpeg:90")
     found = evaluated(codec, frames, 5, judge())
-    exact = codec.decode(codec.encode(frames))[0, 1:] == normalise(frames)[0, 1:]
+    exact = codec.decode(codec.encode(frames))[0, 1:] == from_uint8(frames)[0, 1:]
     assert exact.all() and 60 < values(found)["psnr"] < 100
 
 
@@ -343,7 +344,7 @@ def test_results_hold_every_score_with_its_count_and_settings(twice, run, folder
 
 @pytest.mark.slow
 def test_the_statistics_of_training_latents_are_kept_with_the_checkpoint(twice, run):
-    stored = latents.load(run, 7)
+    stored = latent_statistics.load(run, 7)
     results = json.loads((twice[0] / "results.json").read_bytes())
     assert results["training_latents"][str(run)] == stored
     assert set(stored["buckets"]) == {"image_32x32", "video_5x32x32"} and len(stored["mean"]) == 4

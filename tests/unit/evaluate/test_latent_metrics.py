@@ -12,6 +12,7 @@ from tests.support.models import randomised
 from vaejax.errors import InputError
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.models.posterior import DiagonalGaussian
+from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
 from vaejax.train import state as train_state
@@ -194,28 +195,28 @@ def run(tmp_path):
 
 def test_statistics_stay_with_a_checkpoint_that_orbax_still_reads(run):
     workdir, state, shardings = run
-    assert latents.load(workdir, 3) is None
+    assert latent_statistics.load(workdir, 3) is None
     statistics = of(mixed()) | {"outlier": float("inf")}
-    latents.store(workdir, 3, statistics)
-    assert latents.load(workdir, 3) == statistics | {"outlier": "Infinity"}
+    latent_statistics.store(workdir, 3, statistics)
+    assert latent_statistics.load(workdir, 3) == statistics | {"outlier": "Infinity"}
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest() == 3 and checkpoints.config(3) == {"seed": 1}
         restored, positions = checkpoints.restore(3, state, shardings)
         jax.tree.map(np.testing.assert_array_equal, restored, state)
         assert positions == {"image_16x16": 7}
         checkpoints.save(state, 4, {}, {}, {})  # keeps one: the statistics go with their checkpoint
-    assert not (workdir / "checkpoints" / "3").exists() and latents.load(workdir, 3) is None
-    assert latents.load(workdir, 4) is None
+    assert not (workdir / "checkpoints" / "3").exists() and latent_statistics.load(workdir, 3) is None
+    assert latent_statistics.load(workdir, 4) is None
 
 
 def test_what_cannot_be_kept_or_read_is_told_in_one_line(run):
     workdir, _, _ = run
     with pytest.raises(InputError, match=r"checkpoints/9/latents.json: No such file"):
-        latents.store(workdir, 9, {})
-    latents.store(workdir, 3, {"mean": [0.5]})
+        latent_statistics.store(workdir, 9, {})
+    latent_statistics.store(workdir, 3, {"mean": [0.5]})
     path = workdir / "checkpoints" / "3" / "latents.json"
     assert [p.name for p in path.parent.glob("latents*")] == ["latents.json"]
     path.write_text(path.read_text()[:-4])
     with pytest.raises(InputError, match="damaged") as raised:
-        latents.load(workdir, 3)
+        latent_statistics.load(workdir, 3)
     assert "\n" not in str(raised.value)

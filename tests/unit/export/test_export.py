@@ -23,15 +23,15 @@ from tests.support import media_files
 from tests.support.frames import pans
 from tests.support.models import SMALL, randomised
 from vaejax.codec.codec import Codec
-from vaejax.codec.load import Trained, flat, open_trained
+from vaejax.codec.load import TrainedVAE, flatten, load_vae
 from vaejax.configs import demo
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluate import __main__ as evaluate
-from vaejax.evaluate import latent_metrics as latents
 from vaejax.export import __main__ as export
 from vaejax.export import stablehlo
 from vaejax.export import verify as compared
 from vaejax.models.autoencoder import Architecture
+from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.train.state import TrainState
 
@@ -55,7 +55,7 @@ def saved_run(folder, statistics, media="nowhere"):
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, STEP, {}, json.loads(config.to_json_best_effort()), {})
     if statistics:
-        latents.store(folder, STEP, statistics)
+        latent_statistics.store(folder, STEP, statistics)
     return folder
 
 
@@ -67,7 +67,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def params():
     """What the run's averaged parameters are, by name."""
-    return flat(jax.tree.map(lambda x: 0.75 * np.asarray(x), randomised()[1]))
+    return flatten(jax.tree.map(lambda x: 0.75 * np.asarray(x), randomised()[1]))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -291,7 +291,7 @@ def test_a_killed_export_leaves_what_was_there_and_no_other(run, whole, tmp_path
 
 @pytest.mark.slow
 def test_what_is_not_the_same_is_told(run, whole, params):
-    source, exported = open_trained(str(run)), open_trained(str(whole))
+    source, exported = load_vae(str(run)), load_vae(str(whole))
     compared.check_weights(source, exported, whole / "checkpoint", "float32")
     other = jax.tree.map(lambda x: x * np.float32(1 + 1e-6), source.params)
     for one, two in ((source._replace(params=other), exported), (source, exported._replace(params=other))):
@@ -327,7 +327,7 @@ def test_what_is_not_the_same_is_told(run, whole, params):
 def test_programs_of_every_kind_of_model_are_what_the_codec_is(tmp_path, options):
     model, params = randomised(**options)
     mean, std = (np.float32(STATISTICS[key]) for key in ("mean", "std"))
-    one = Trained("one", model.architecture, jax.tree.map(np.asarray, params), mean, std, 1, "1")
+    one = TrainedVAE("one", model.architecture, jax.tree.map(np.asarray, params), mean, std, 1, "1")
     told = stablehlo.write(tmp_path, one, (5, 16, 16))
     programs = [stablehlo.read(tmp_path / told[kind]["file"]) for kind in ("encode", "decode")]
     compared.check_programs(Codec(one), *programs, told)
@@ -360,7 +360,7 @@ def test_statistics_that_nobody_computed_are_computed(tmp_path):
     run = saved_run(tmp_path / "run", None, tmp_path)
     assert vaejax.load(run).mean is None
     assert export.main([str(run), str(tmp_path / "out")]) == 0
-    kept = latents.load(run, STEP)
+    kept = latent_statistics.load(run, STEP)
     assert vaejax.load(tmp_path / "out").mean.tolist() == np.float32(kept["mean"]).tolist()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["latents"] == kept
 
@@ -371,10 +371,10 @@ def test_without_statistics_latents_are_as_they_come(tmp_path, capsys):
     assert export.main([str(run), str(tmp_path / "out"), "--stablehlo=1x16x24"]) == 0
     assert "is exported without statistics of its latents" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "codec.encode(frames, normalise=False)" in card and "latents are not normalised" in card
+    assert "codec.encode(frames, normalize=False)" in card and "latents are not normalised" in card
     frames = pans(1, 1, 16, 24)
     encode = stablehlo.read(tmp_path / "out" / "encode_1x16x24.stablehlo")
-    wanted = vaejax.load(run).encode(frames, normalise=False).values
+    wanted = vaejax.load(run).encode(frames, normalize=False).values
     np.testing.assert_allclose(encode(frames), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
@@ -416,7 +416,7 @@ def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_pa
 
 def test_the_checkpoint_is_read_by_orbax_alone(whole, params):
     with ocp.StandardCheckpointer() as checkpointer:
-        found = flat(checkpointer.restore(whole / "checkpoint"))
+        found = flatten(checkpointer.restore(whole / "checkpoint"))
     assert found.keys() == params.keys()
     for name, leaf in params.items():
         np.testing.assert_array_equal(found[name], leaf)

@@ -13,12 +13,12 @@ from tests.unit.probe.test_probe import TINY
 from vaejax.configs import demo
 from vaejax.data import bucket, pipeline, sources
 from vaejax.errors import InputError
-from vaejax.evaluate import latent_metrics as latents
-from vaejax.evaluate.codecs.vae import RunCodec
+from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.features import Features
 from vaejax.probe import during_training as in_training
 from vaejax.probe.samples import Media
 from vaejax.probe.score import Probe
+from vaejax.rundir import latent_statistics
 from vaejax.runtime import mesh as sharding
 from vaejax.train import loop as train
 
@@ -65,7 +65,7 @@ def test_the_checkpoint_whose_latents_are_learned_best_stays(run, config):
 
     # The same number, of the checkpoint, as the command would have it.
     (source,), (shape,) = opened(config)
-    probe, codec = Probe(Media([source], shape, config.data), TINY, Features()), RunCodec.open(str(run), best)
+    probe, codec = Probe(Media([source], shape, config.data), TINY, Features()), VaeCodec.open(str(run), best)
     scores, _ = probe.score(probe.latents(codec), codec.decode, [0])
     assert scores["kernel"]["mean"] == pytest.approx(kernels[best], rel=1e-4)
 
@@ -73,8 +73,8 @@ def test_the_checkpoint_whose_latents_are_learned_best_stays(run, config):
 def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, config):
     (source,), (shape,) = opened(config)
     frames = np.concatenate(list(pipeline.train_samples([source], shape, config.data, 12, config.seed)))
-    z = RunCodec.open(str(run)).encode(frames).reshape(-1, 16).astype(np.float64)
-    stored = latents.load(run, 6)
+    z = VaeCodec.open(str(run)).encode(frames).reshape(-1, 16).astype(np.float64)
+    stored = latent_statistics.load(run, 6)
     np.testing.assert_allclose(stored["mean"], z.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stored["std"], z.std(0), rtol=1e-5)
     assert stored["buckets"][NAME]["samples"] == 12
@@ -84,7 +84,7 @@ def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, confi
 def test_a_probe_gives_up_when_the_run_is_asked_to_stop(run, config, monkeypatch):
     """While it reads, and while it learns."""
     monkeypatch.setattr(in_training, "PRESETS", {"cpu": TINY})
-    codec, mesh = RunCodec.open(str(run)), sharding.make(config.mesh)
+    codec, mesh = VaeCodec.open(str(run)), sharding.make(config.mesh)
     asked, last = 0, 10**9
 
     def stopping():
@@ -125,7 +125,7 @@ def test_a_probe_that_fails_ends_no_run(run, config, monkeypatch, capsys):
 
     monkeypatch.setattr(in_training, "PRESETS", {"cpu": TINY})
     monkeypatch.setattr(Probe, "score", fail)
-    codec = RunCodec.open(str(run))
+    codec = VaeCodec.open(str(run))
     probe = in_training.TrainingProbe(
         *opened(config), config, codec.model, sharding.make(config.mesh), lambda: False
     )
@@ -134,10 +134,10 @@ def test_a_probe_that_fails_ends_no_run(run, config, monkeypatch, capsys):
 
 
 def test_a_finished_run_gets_the_statistics_that_it_lacks(run, config):
-    stored = latents.load(run, 6)
-    (run / "checkpoints" / "6" / latents.FILE).unlink()
+    stored = latent_statistics.load(run, 6)
+    (run / "checkpoints" / "6" / latent_statistics.FILE).unlink()
     assert train.fit(config, str(run))
-    again = latents.load(run, 6)
+    again = latent_statistics.load(run, 6)
     np.testing.assert_allclose(again["mean"], stored["mean"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(again["std"], stored["std"], rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Codecs that nobody trained: what a reconstruction is worth beside a matrix, a JPEG and a video file."""
+"""Baseline codecs to compare a trained codec with: a linear projection, JPEG, H.264 and the identity."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -13,25 +13,27 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, features
 
 from vaejax.errors import InputError
+from vaejax.evaluate.codecs.base import LatentSize, array_bits, check_frames
 from vaejax.evaluate.codecs.linear import LinearCodec
-from vaejax.evaluate.codecs.registry import LatentSize, array_bits, check_frames, normalise
+from vaejax.models.latent_shape import latent_frames, latent_side
+from vaejax.models.pixels import from_uint8
 
-MATCHED_FRAMES = 64  # of each shape, at most, by which a JPEG quality is chosen
+MATCHED_FRAMES = 64  # at most, per shape, to choose a JPEG quality
 
 
 class Files(NamedTuple):
-    """What a batch is stored as: `data` in order of clip and frame, `shape` the frames' (B, T, H, W, 3)."""
+    """A batch as files: `data` in the order of clips and frames; `shape` of the frames, (B, T, H, W, 3)."""
 
     data: list[bytes]
     shape: tuple[int, ...]
 
     def bits(self) -> float:
-        """Bits a pixel, headers and all."""
+        """Bits per pixel, headers included."""
         return 8 * sum(map(len, self.data)) / np.prod(self.shape[:-1])
 
 
 class Identity:
-    """Loses nothing: the bound of every score, and the test of whoever computes one."""
+    """Loses nothing: the upper bound of every score, and a test of its implementation."""
 
     name = "identity"
     spatial_factor = temporal_factor = 1
@@ -40,7 +42,7 @@ class Identity:
         self.settings: dict[str, Any] = {"kind": "identity"}
 
     def latent_shape(self, frames: int, height: int, width: int) -> None:
-        """None: what it stores are the frames."""
+        """None: it stores the frames."""
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """The frames (B, T, H, W, 3) uint8."""
@@ -48,16 +50,16 @@ class Identity:
         return frames
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """The frames (B, T, H, W, 3), float32 in [-1, 1]."""
-        return normalise(latents)
+        """The frames (B, T, H, W, 3) as float32 in [-1, 1]."""
+        return from_uint8(latents)
 
     def bits(self, latents: np.ndarray) -> float:
-        """Three bytes a pixel."""
+        """Three bytes per pixel."""
         return 24.0
 
 
 class Linear:
-    """`linear.LinearCodec` with its components' coordinates as latents; made by `fit`."""
+    """`linear.LinearCodec` as a `Codec`, whose latents are coordinates; created by `fit`."""
 
     name = "linear"
 
@@ -74,10 +76,10 @@ class Linear:
 
     @classmethod
     def fit(cls, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Linear":
-        """The best linear codec of this latent size, for training frames (N, T, H, W, 3) uint8.
+        """Fits the best linear codec of a latent size to training frames (N, T, H, W, 3) uint8.
 
         Raises:
-          InputError: without samples, or with those that it cannot take.
+          InputError: without samples, or with samples of sizes that the factors do not divide.
         """
         count = 0
 
@@ -98,35 +100,36 @@ class Linear:
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents of a clip."""
         s = self.spatial_factor
-        return 1 + (frames - 1) // self.temporal_factor, height // s, width // s, self._codec.channels
+        t, h, w = latent_frames(frames, self.temporal_factor), latent_side(height, s), latent_side(width, s)
+        return t, h, w, self._codec.channels
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Maps (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) float32."""
         check_frames(self, frames)
         try:
             return self._codec.encode(frames).astype(np.float32)
         except ValueError as error:
-            raise InputError(f"linear: {error}; accepted: images, or clips among its samples") from error
+            raise InputError(f"linear: {error}; accepted: images, or samples with clips to fit to") from error
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Maps latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
+        """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
         return self._codec.decode(latents)
 
     def bits(self, latents: np.ndarray) -> float:
-        """Bits a pixel, 16 a latent number."""
+        """Bits per pixel, 16 per latent number."""
         return array_bits(self, latents)
 
 
 class Jpeg:
-    """Every frame a JPEG, written by Pillow.
+    """Stores every frame as a JPEG, written by Pillow with 4:4:4 color.
 
-    Colours are 4:4:4. At the bits of 16-channel latents that is, on photos, as good as 4:2:0 where a latent
-    stands for 8x8x4 pixels (1.2 bits a pixel) and 0.8 to 1.7 dB better where it does for 8x8 (4 bits).
+    4:4:4 and 4:2:0 were compared on photos, at the bits of 16-channel latents. At 1.2 bits per pixel (a
+    latent pixel encodes 8x8x4 pixels) they are equally good. At 4 bits (8x8) 4:4:4 is 0.8 to 1.7 dB better.
 
     Args:
       name: 'jpeg:Q' or 'jpeg:matched'.
-      quality: 1 to 100, or that of clips of each (T, H, W).
-      settings: what else is known of it.
+      quality: 1 to 100, or a quality for each size (T, H, W) of clips.
+      settings: further settings to report.
     """
 
     spatial_factor = temporal_factor = 1
@@ -138,10 +141,12 @@ class Jpeg:
         settings: dict[str, Any] | None = None,
     ):
         self.name, self._quality = name, quality
-        by_shape = isinstance(quality, dict)
+        reported: Any = quality
+        if isinstance(quality, dict):
+            reported = {"x".join(map(str, shape)): each for shape, each in quality.items()}
         self.settings: dict[str, Any] = {
             "kind": "jpeg",
-            "quality": {"x".join(map(str, k)): v for k, v in quality.items()} if by_shape else quality,
+            "quality": reported,
             "subsampling": "4:4:4",
             "optimize": True,
             "pillow": PIL.__version__,
@@ -151,10 +156,10 @@ class Jpeg:
 
     @classmethod
     def matched(cls, name: str, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Jpeg":
-        """The quality at which frames of each shape take, on average, as many bits as latents of this size.
+        """Chooses the quality at which frames take, on average, as many bits as latents of this size.
 
-        Latents of an image take more bits a pixel than those of a clip, so each (T, H, W) has its own. It is
-        chosen by one frame, the middle one, of the first MATCHED_FRAMES samples of each shape.
+        Each (T, H, W) has its own quality, since latents of an image take more bits per pixel than those of a
+        clip. It is chosen on the middle frames of the first MATCHED_FRAMES samples of that shape.
 
         Raises:
           InputError: without samples.
@@ -177,33 +182,33 @@ class Jpeg:
         """None: it stores files."""
 
     def encode(self, frames: np.ndarray) -> Files:
-        """Maps (B, T, H, W, 3) uint8 to B·T files."""
+        """Encodes (B, T, H, W, 3) uint8 to B·T files."""
         check_frames(self, frames)
         quality, shape = self._quality, frames.shape[1:4]
         if isinstance(quality, dict):
             if shape not in quality:
                 known = ", ".join("x".join(map(str, each)) for each in quality)
                 raise InputError(
-                    f"{self.name}: clips of {'x'.join(map(str, shape))} (T, H, W); accepted: {known}, to"
-                    " whose bits it was matched"
+                    f"{self.name}: clips of {'x'.join(map(str, shape))} (T, H, W); accepted:"
+                    f" {known}, whose bits it was matched to"
                 )
             quality = quality[shape]
         return Files([_jpeg(frame, quality) for clip in frames for frame in clip], frames.shape)
 
     def decode(self, latents: Files) -> np.ndarray:
-        """Maps the files to (B, T, H, W, 3) float32 in [-1, 1]."""
+        """Decodes the files to (B, T, H, W, 3) float32 in [-1, 1]."""
         frames = [np.asarray(Image.open(io.BytesIO(data))) for data in latents.data]
-        return normalise(np.stack(frames).reshape(latents.shape))
+        return from_uint8(np.stack(frames).reshape(latents.shape))
 
     def bits(self, latents: Files) -> float:
-        """Bits a pixel of the files."""
+        """Bits per pixel of the files."""
         return latents.bits()
 
 
 def nearest_quality(frames: Iterable[np.ndarray], bits: float) -> int:
-    """The JPEG quality at which frames (H, W, 3) uint8 take, on average, nearest to so many bits a pixel.
+    """The JPEG quality at which the mean size of frames (H, W, 3) uint8 is closest to `bits` per pixel.
 
-    Sizes rise with quality, but for a byte or two among neighbours: bisection, and a look around.
+    File sizes rise with quality, except for a byte or two between neighbors: bisection, then a local search.
     """
     frames, sizes = list(frames), {}
 
@@ -228,20 +233,20 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
 
 _BT709, _LIMITED = 1, 1  # AVColorSpace and swscale's matrix alike; AVColorRange
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# Down, the mean of 2x2 pixels, within rounding the formula's; up, 1 dB better than bilinear on photos.
+# Down: the mean of 2x2 pixels. Up: 1 dB better than bilinear on photos.
 _DOWN, _UP = Interpolation.AREA | _EXACT, Interpolation.LANCZOS | _EXACT
 
 
 class H264:
-    """Every clip an H.264 stream by libx264: 8 bits, 4:2:0, BT.709, limited range, on one thread.
+    """Stores every clip as an H.264 stream of libx264: 8 bits, 4:2:0, BT.709, limited range, on one thread.
 
-    The stream is kept without a container, and without the 600 bytes in which x264 names itself, which would
-    be most of a small clip's. 4:2:0 has even sizes: of an odd one the last row or column is repeated.
+    The stream has no container, and lacks the 600 bytes in which x264 names itself: they would dominate the
+    size of a small clip. 4:2:0 needs even sizes, so the last row or column of an odd size is repeated.
 
     Args:
       name: 'h264:CRF'.
-      crf: constant rate factor, 0 (lossless, but for the colours) to 51.
-      fps: frames a second; x264 gives a frame that is seen for longer more bits.
+      crf: constant rate factor, 0 (lossless, except for color) to 51.
+      fps: frames per second; x264 spends more bits on frames that are shown for longer.
     """
 
     spatial_factor = temporal_factor = 1
@@ -264,19 +269,19 @@ class H264:
         """None: it stores streams."""
 
     def encode(self, frames: np.ndarray) -> Files:
-        """Maps (B, T, H, W, 3) uint8 to B streams."""
+        """Encodes (B, T, H, W, 3) uint8 to B streams."""
         check_frames(self, frames)
         return Files([self._stream(clip) for clip in frames], frames.shape)
 
     def decode(self, latents: Files) -> np.ndarray:
-        """Maps the streams to (B, T, H, W, 3) float32 in [-1, 1]."""
+        """Decodes the streams to (B, T, H, W, 3) float32 in [-1, 1]."""
         out = np.empty(latents.shape, np.uint8)
         for data, clip in zip(latents.data, out, strict=True):
             self._read(data, clip)
-        return normalise(out)
+        return from_uint8(out)
 
     def bits(self, latents: Files) -> float:
-        """Bits a pixel of the streams."""
+        """Bits per pixel of the streams."""
         return latents.bits()
 
     def _stream(self, clip: np.ndarray) -> bytes:
@@ -286,9 +291,9 @@ class H264:
         encoder.pix_fmt, encoder.framerate, encoder.time_base = "yuv420p", self._fps, 1 / self._fps
         encoder.colorspace = encoder.color_primaries = encoder.color_trc = _BT709
         encoder.color_range = _LIMITED
-        # x264's assembler gives one clip now this stream, now that.
+        # With its assembly x264 does not give the same stream every time.
         encoder.options = {"crf": str(self._crf), "preset": "medium", "x264-params": "asm=0"}
-        encoder.thread_count = 1  # else the bits depend on the number of cores
+        encoder.thread_count = 1  # otherwise the bits depend on the number of cores
         without_name = BitStreamFilterContext("filter_units=remove_types=6", "h264")
         reformatter, packets = VideoReformatter(), []
         for i, frame in enumerate(clip):

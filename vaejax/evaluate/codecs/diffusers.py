@@ -1,4 +1,4 @@
-"""Autoencoders of diffusers as codecs, run by PyTorch: trained weights, or random ones of a configuration."""
+"""Autoencoders of diffusers as codecs, run by PyTorch, with trained or random weights."""
 
 import contextlib
 import fractions
@@ -12,7 +12,9 @@ import numpy as np
 
 from vaejax.codec.tiling import check_tile
 from vaejax.errors import InputError, one_line
-from vaejax.evaluate.codecs.registry import array_bits, check_frames, normalise
+from vaejax.evaluate.codecs.base import array_bits, check_frames
+from vaejax.models.latent_shape import latent_frames, latent_side
+from vaejax.models.pixels import from_uint8
 
 IMAGES = ("AutoencoderKL",)
 VIDEOS = (
@@ -21,20 +23,25 @@ VIDEOS = (
     "AutoencoderKLHunyuanVideo",
     "AutoencoderKLLTXVideo",
 )
-_RECORDED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # for latents, not for pixels
+_RECORDED = (
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+)  # of latents, unused here
 
 
 class DiffusersCodec:
-    """An autoencoder of diffusers as a `Codec`: float32, evaluation mode, latents the posterior's mean.
+    """An autoencoder of diffusers as a `Codec`: float32, evaluation mode, latents are the posterior's mean.
 
     Video models take images as clips of one frame, image models take clips frame by frame. The compression
-    factors are found by trying: configurations name them differently, and small ones wrongly.
-    CogVideoX decodes only an odd number of latent frames to the clip's length: its clips are T = 1 + 8k.
+    factors are measured, since configurations name them differently and sometimes wrongly. CogVideoX restores
+    the length of a clip only from an odd number of latent frames, so its clips have T = 1 + 8k.
 
     Args:
       name: of the codec.
       vae: the model.
-      settings: what else is known of it.
+      settings: further settings to report.
       seed: of the noise that the decoder of some LTX models adds.
     """
 
@@ -65,15 +72,15 @@ class DiffusersCodec:
 
     @classmethod
     def open(cls, name: str, seed: int = 0) -> "DiffusersCodec":
-        """Opens 'diffusers:CLASS:PATH', from files of this machine alone.
+        """Opens 'diffusers:CLASS:PATH' from local files.
 
         Args:
-          name: PATH is the folder that `save_pretrained` wrote (of a pipeline its vae folder), or for random
-            weights a config.json or JSON text like its contents.
+          name: PATH is a folder written by `save_pretrained` (the vae folder of a pipeline); for random
+            weights a config.json, or JSON text with its contents.
           seed: of random weights.
 
         Raises:
-          InputError: for a class or a path that cannot be used, or without torch and diffusers.
+          InputError: if the class or the path is not accepted, or torch or diffusers is not installed.
         """
         kind, path = (name.split(":", 2) + 2 * [""])[1:3]
         if kind not in IMAGES + VIDEOS:
@@ -81,7 +88,7 @@ class DiffusersCodec:
         missing = [each for each in ("torch", "diffusers") if importlib.util.find_spec(each) is None]
         if missing:
             raise InputError(
-                f"codec {name!r}: {' and '.join(missing)} not installed; accepted: after"
+                f"codec {name!r}: {' and '.join(missing)} not installed; accepted: an environment after"
                 " pip install torch diffusers"
             )
         import diffusers
@@ -105,32 +112,33 @@ class DiffusersCodec:
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents of a clip."""
         s = self.spatial_factor
-        return 1 + (frames - 1) // self.temporal_factor, height // s, width // s, self._channels
+        t, h, w = latent_frames(frames, self.temporal_factor), latent_side(height, s), latent_side(width, s)
+        return t, h, w, self._channels
 
     def posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps (B, T, H, W, 3) uint8 to the mean and log-variance of the latents, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, 3) uint8 to the latents' mean and log-variance, (b, t, h, w, c) float32."""
         check_frames(self, frames)
-        mean, log_variance = self._moments(normalise(frames))
+        mean, log_variance = self._moments(from_uint8(frames))
         return mean, log_variance
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Maps (B, T, H, W, 3) uint8 to the mean of the latents, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, 3) uint8 to the latents' mean, (b, t, h, w, c) float32."""
         return self.posterior(frames)[0]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Maps latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
+        """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
         z = self._channels_first(np.asarray(latents, np.float32))
-        # Noise is drawn anew for each sample, so that the batch that it came in changes nothing.
+        # Noise is drawn for each sample anew, so that results do not depend on the batch.
         parts = z.split(1) if self._noisy else [z]
         with self._computing():
             frames = [self._decode_part(part) for part in parts]
         return self._channels_last(self._torch.cat(frames), len(latents)).clip(-1, 1)
 
     def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
-        """As `decode`, by the class's own tiling with square tiles of so many latent pixels."""
+        """Decodes in square tiles of `tile` latent pixels, by the tiling of the class itself."""
         check_tile(tile, overlap)
         vae, s = self._vae, self.spatial_factor
-        share = fractions.Fraction(overlap, tile)  # exact: diffusers rounds down what it computes from it
+        share = fractions.Fraction(overlap, tile)  # exact, since diffusers rounds products down
         sizes = {
             "tile_sample_min": tile * s,
             "tile_latent_min": tile,
@@ -151,18 +159,18 @@ class DiffusersCodec:
             vae.disable_tiling()
 
     def tile_spans(self, size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-        """Where `decode_tiled` has its tiles along a side: at one distance, to the end."""
+        """Spans of the tiles of `decode_tiled` along one side: at equal distances, up to the end."""
         starts = range(0, size, tile - overlap) if size > tile else (0,)
         return [(start, min(start + tile, size)) for start in starts]
 
     def bits(self, latents: np.ndarray) -> float:
-        """Bits a pixel, 16 a latent number."""
+        """Bits per pixel, 16 per latent number."""
         return array_bits(self, latents)
 
     def _find_factors(self) -> None:
-        """Encodes a clip of 9 frames: one latent frame for the first, and for every so many of the others.
+        """Measures the compression factors by encoding a clip of 9 frames, and the multiple of clip lengths.
 
-        Then decodes until a clip has the length that it was encoded from.
+        The multiple is the smallest with which a decoded clip has its original length.
         """
         side = 64
         while True:
@@ -183,15 +191,16 @@ class DiffusersCodec:
                 return
         raise InputError(
             f"codec {self.name!r}: decodes {1 + k} latent frames of 2x2 to {clip.shape[1]}x{clip.shape[2]}"
-            f" (T, H); accepted: a model that decodes a clip to its own size"
+            f" (T, H); accepted: a model that restores a clip's size"
         )
 
     def _moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with self._computing():
             posterior = self._vae.encode(self._channels_first(x)).latent_dist
-        return tuple(self._channels_last(each, len(x)) for each in (posterior.mean, posterior.logvar))
+        mean, log_variance = posterior.mean, posterior.logvar
+        return self._channels_last(mean, len(x)), self._channels_last(log_variance, len(x))
 
-    def _decode_part(self, z) -> Any:
+    def _decode_part(self, z: Any) -> Any:
         torch = self._torch
         more = {"temb": torch.zeros(len(z), device=z.device)} if self._timed else {}
         if not self._noisy:
@@ -202,18 +211,20 @@ class DiffusersCodec:
 
     @contextlib.contextmanager
     def _computing(self):
-        """No gradients, and on a GPU the digits of float32."""
+        """Disables gradients, and on a GPU the TF32 format."""
         torch = self._torch
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
 
     def _channels_first(self, x: np.ndarray) -> Any:
-        """(B, T, H, W, C) to the model's (B, C, T, H, W), or (B·T, C, H, W)."""
-        x = self._torch.from_numpy(np.array(x)).to(self._device)
-        return x.permute(0, 4, 1, 2, 3) if self._is_video else x.flatten(0, 1).permute(0, 3, 1, 2)
+        """Converts (B, T, H, W, C) to the model's (B, C, T, H, W), or (B·T, C, H, W)."""
+        tensor = self._torch.from_numpy(np.array(x)).to(self._device)
+        if self._is_video:
+            return tensor.permute(0, 4, 1, 2, 3)
+        return tensor.flatten(0, 1).permute(0, 3, 1, 2)
 
-    def _channels_last(self, x, batch: int) -> np.ndarray:
-        """The inverse."""
+    def _channels_last(self, x: Any, batch: int) -> np.ndarray:
+        """Inverse of `_channels_first`, on this host."""
         x = x.permute(0, 2, 3, 4, 1) if self._is_video else x.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
         return x.contiguous().cpu().numpy()
 
@@ -236,8 +247,8 @@ def _pretrained(name: str, made: type, folder: str) -> Any:
         ) from error
     if loading["missing_keys"]:
         raise InputError(
-            f"codec {name!r}: its weights lack {loading['missing_keys'][0]}; accepted: those of its"
-            " config.json"
+            f"codec {name!r}: its weights lack {loading['missing_keys'][0]}; accepted: the weights that"
+            " its config.json describes"
         )
     return vae
 
@@ -249,21 +260,21 @@ def _random(name: str, made: type, config: dict[str, Any], seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return made.from_config(config)
-    except Exception as error:  # whatever a constructor says of settings that do not fit together
+    except Exception as error:  # constructors raise anything for settings that do not fit together
         raise InputError(
             f"codec {name!r}: {one_line(error)}; accepted: a configuration of {made.__name__}"
         ) from error
 
 
 def _config(name: str, made: type, path: str) -> dict[str, Any]:
-    """The configuration in a file or a text, whose keys must be the class's: diffusers ignores others."""
+    """The configuration in a file or a text; unknown keys, which diffusers would ignore, are errors."""
     text = path.lstrip().startswith("{")
     config = _parsed(name, path) if text else _read(name, os.path.expanduser(path))
     _check_class(name, made, config)
     known = set(inspect.signature(made.__init__).parameters) - {"self"}
     for key in config:
         if key not in known and not key.startswith("_"):
-            raise InputError(f"codec {name!r}: no such key as {key}; accepted: {', '.join(sorted(known))}")
+            raise InputError(f"codec {name!r}: unknown key {key}; accepted: {', '.join(sorted(known))}")
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
@@ -284,11 +295,13 @@ def _parsed(name: str, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"codec {name!r}: not JSON ({error}); accepted: a model's config.json") from error
     if not isinstance(config, dict):
-        raise InputError(f"codec {name!r}: not an object of JSON; accepted: a model's config.json")
+        raise InputError(f"codec {name!r}: not a JSON object; accepted: a model's config.json")
     return config
 
 
 def _check_class(name: str, made: type, config: dict[str, Any]) -> None:
-    told = config.get("_class_name", made.__name__)
-    if told != made.__name__:
-        raise InputError(f"codec {name!r}: the configuration is of {told}; accepted: diffusers:{told}:PATH")
+    actual = config.get("_class_name", made.__name__)
+    if actual != made.__name__:
+        raise InputError(
+            f"codec {name!r}: the configuration is of {actual}; accepted: diffusers:{actual}:PATH"
+        )

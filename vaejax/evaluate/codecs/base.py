@@ -1,0 +1,97 @@
+"""The interface of everything that is scored: it encodes frames to something smaller and decodes it.
+
+All codecs take and return the same frames, so their scores measure the same thing.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from vaejax.errors import InputError
+from vaejax.models.latent_shape import decoded_frames
+
+LATENT_BITS = 16  # per latent number: latents are stored in bfloat16 or float16
+
+
+class Codec(Protocol):
+    """Encodes frames to latents and decodes them.
+
+    Clips have T = 1 + k·temporal_factor frames, H and W are multiples of spatial_factor, an image has T = 1.
+
+    A codec may also have
+    - `frame_multiple`, which replaces temporal_factor in the length of a clip;
+    - `posterior(frames)`, the (mean, log_variance) of the latents;
+    - `decode_chunked(latents, latent_frames)`: `decode`, that many latent frames at a time;
+    - `decode_tiled(latents, tile, overlap)`: `decode`, in tiles of latent pixels, together with
+      `tile_spans(size, tile, overlap)`, the spans of these tiles along one side.
+
+    Attributes:
+      name: as on the command line.
+      settings: everything that changes a score, as JSON.
+      spatial_factor: pixels per latent pixel along H and along W.
+      temporal_factor: frames per latent frame.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    spatial_factor: int
+    temporal_factor: int
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int] | None:
+        """(t, h, w, c) of the latents of a clip; None for a codec without latents."""
+        ...
+
+    def encode(self, frames: np.ndarray) -> Any:
+        """Encodes (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) float32, or to the codec's own form.
+
+        Raises:
+          InputError: if the codec does not take frames of this size.
+        """
+        ...
+
+    def decode(self, latents: Any) -> np.ndarray:
+        """Decodes the result of `encode` to (B, T, H, W, 3) float32, clipped to [-1, 1] and not rounded."""
+        ...
+
+    def bits(self, latents: Any) -> float:
+        """Bits per pixel, over B·T·H·W pixels: all bytes of files, 16 bits per number of arrays."""
+        ...
+
+
+class LatentSize(NamedTuple):
+    """The compression of a codec's latents, which baselines of equal size are given."""
+
+    spatial: int
+    temporal: int
+    channels: int
+
+    def bits(self, frames: int, height: int, width: int) -> float:
+        """Bits per pixel of the latents of a clip, 16 per number; only whole latent pixels count."""
+        numbers = (1 + (frames - 1) // self.temporal) * (height // self.spatial) * (width // self.spatial)
+        return LATENT_BITS * numbers * self.channels / (frames * height * width)
+
+
+def check_shape(codec: Codec, frames: int, height: int, width: int) -> None:
+    """Raises InputError if a codec does not take clips of T x H x W."""
+    t, s = getattr(codec, "frame_multiple", codec.temporal_factor), codec.spatial_factor
+    if frames < 1 or (frames - 1) % t or height < 1 or width < 1 or height % s or width % s:
+        length = f"T = 1 + a multiple of {t}" if t > 1 else "T from 1"
+        size = f"multiples of {s}" if s > 1 else "from 1"
+        raise InputError(
+            f"{' '.join(codec.name.split())}: clips of {frames}x{height}x{width} (T, H, W); accepted:"
+            f" {length}, H and W {size}"
+        )
+
+
+def check_frames(codec: Codec, frames: np.ndarray) -> None:
+    """Raises ValueError for anything but (B, T, H, W, 3) uint8, InputError for a size as `check_shape`."""
+    if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (B, T, H, W, 3)")
+    check_shape(codec, *frames.shape[1:4])
+
+
+def array_bits(codec: Codec, latents: np.ndarray) -> float:
+    """Bits per pixel of latents (b, t, h, w, c), 16 per number."""
+    _, t, h, w, c = latents.shape
+    s, ft = codec.spatial_factor, codec.temporal_factor
+    return LatentSize(s, ft, c).bits(decoded_frames(t, ft), h * s, w * s)
