@@ -1,7 +1,6 @@
-"""The optimiser: adaptive gradient clipping, Adam(W), the learning-rate schedule and the EMA."""
+"""The optimiser: adaptive gradient clipping, Adam(W) and the learning-rate schedule."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from vaejax.config.schema import OptimConfig
@@ -62,15 +61,6 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         optax.masked(optax.scale(LOG_SCALE_RATE), likelihood),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
-
-
-def ema(average, params, decay: float, step: jax.Array):
-    """The exponential moving average after update `step` (0 the first), its decay warmed up.
-
-    The decay is min(decay, (1 + step) / (10 + step)), so that the first parameters are soon forgotten.
-    """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
 
 
 def _names(path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from vaejax.losses import latent as latent_terms
 from vaejax.losses.adversarial import Adversary, LogitStats, adaptive_weight
 from vaejax.losses.objective import Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.ema import ema
 from vaejax.models.pixels import from_uint8
 from vaejax.train import optimizer as optim
 from vaejax.train.state import TrainState
@@ -172,7 +173,7 @@ def apply_gradients(
         "param_norm": optax.tree.norm(params),
         "log_scale": params["likelihood"]["log_scale"],
     }
-    average = optim.ema(state.ema, params, ema_decay, state.step)
+    average = ema(state.ema, params, ema_decay, state.step)
     discriminators = state.discriminators
     if adversary:
         discriminators = {
