@@ -17,7 +17,7 @@ from vaejax.configs import demo
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
-from vaejax.train.state import TrainState
+from vaejax.train.state import TrainState, to_items
 
 NTSC = Fraction(24000, 1001)
 OLD = 3  # a checkpoint that is another model
@@ -35,7 +35,7 @@ def write(folder):
             params = {"autoencoder": average, "likelihood": {"log_scale": jnp.zeros(())}}
             state = TrainState(jnp.zeros((), jnp.int32), params, params, optax.adam(1e-3).init(params), {})
             state = jax.device_put(state, sharding.state_shardings(mesh, state))
-            checkpoints.save(state, step, {}, json.loads(config.to_json_best_effort()), {})
+            checkpoints.save(step, to_items(state), {}, json.loads(config.to_json_best_effort()), {})
     for step in (OLD, 7):
         latent_statistics.store(folder, step, {"mean": [0.1, -0.2, 0.3, 0.0], "std": [1.0, 2.0, 0.5, 1.5]})
     return str(folder)

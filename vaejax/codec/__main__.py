@@ -192,8 +192,8 @@ def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: floa
         lines.append("next: see the errors above; the same command tries only the refused files again")
     elif flags.action == ENCODE:
         step = "" if flags.step is None else f" --step={flags.step}"
-        lines.append(f"next: python -m vaejax.codec decode {target} DECODED --model={model}{step}")
-    elif flags.action == DECODE:
+        lines.append(f"next: python -m vaejax.codec decode {target} DECODED/ --model={model}{step}")
+    elif flags.action == DECODE or flags.source == PIPE:
         lines.append(f"next: look at {flags.target}")
     elif os.path.isdir(os.path.expanduser(flags.source)):
         scores = f"python -m vaejax.evaluate --checkpoint={model} --data={source} --out=SCORES"

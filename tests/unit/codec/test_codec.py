@@ -23,7 +23,7 @@ from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
-from vaejax.train.state import TrainState
+from vaejax.train.state import TrainState, to_items
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def run(tmp_path_factory):
     with Checkpoints(folder, keep=2) as checkpoints:
         for step, average in averages.items():
             ema = state.ema | {"autoencoder": average}
-            checkpoints.save(state.replace(ema=ema), step, {}, json.loads(config.to_json_best_effort()), {})
+            items = to_items(state.replace(ema=ema))
+            checkpoints.save(step, items, {}, json.loads(config.to_json_best_effort()), {})
     return folder, model, averages
 
 

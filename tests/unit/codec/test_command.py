@@ -53,7 +53,7 @@ def test_a_folder_is_walked_and_gone_on_with(model, tmp_path, capsys):
     assert run(model, "encode", source, tmp_path / "latents") == 0
     done, following = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"5 encoded in [0-9.]+ s: {tmp_path}/latents", done)
-    assert following == f"next: python -m vaejax.codec decode {tmp_path}/latents DECODED --model={model}"
+    assert following == f"next: python -m vaejax.codec decode {tmp_path}/latents DECODED/ --model={model}"
     assert names(tmp_path / "latents") == [f"{name}.latent" for name in MADE]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").rglob("*.latent")}
     gone = tmp_path / "latents" / "sub" / "clip0.mp4.latent"

@@ -65,7 +65,7 @@ class LinearCodec:
                     blocks = _to_blocks(_from_uint8(sample[start:stop]), spatial)
                     (rest if start else first).add(blocks)
         if not first.count:
-            raise ValueError("no samples to fit a linear codec to")
+            raise ValueError("there are no samples")
         return cls(
             channels,
             spatial,
