@@ -12,31 +12,76 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
 
+import numpy as np
 from PIL import Image
 
 from vaejax import cli, files
 from vaejax.errors import FAILED
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
-from vaejax.probe import controls
-from vaejax.probe.grid import grid
+from vaejax.probe.latents import Latents
 from vaejax.probe.presets import PRESETS
 from vaejax.probe.samples import open_media
-from vaejax.probe.score import Probe
+from vaejax.probe.score import Decoder, Probe
+from vaejax.rundir.panels import sample_grid
 from vaejax.runtime import cache
 
-WORSE = {"mixed": controls.mixed, "noise": controls.noisy}
+WINDOW = 8  # side of a window of latent pixels that are mixed
 
 
-def apart(one: dict, other: dict) -> float:
-    """Returns how far the second mean exceeds the first, in units of the larger spread."""
+def mix_positions(latents: Latents, decode: Decoder, seed: int = 0) -> tuple[Latents, Decoder]:
+    """Mixes the 8x8 positions of each window by a random orthogonal matrix; the decoder inverts it.
+
+    The matrix is uniform over the orthogonal group, and all channels, frames and windows share it. The
+    information of the latents is the same, but not in place.
+
+    Raises:
+      ValueError: if h or w is not a multiple of 8.
+    """
+    matrix, triangle = np.linalg.qr(np.random.default_rng(seed).normal(size=(WINDOW**2, WINDOW**2)))
+    matrix *= np.sign(np.diag(triangle))  # without this it is not uniform (Mezzadri 2007)
+
+    def mix(z: np.ndarray, matrix: np.ndarray = matrix) -> np.ndarray:
+        n, t, h, w, c = z.shape
+        if h % WINDOW or w % WINDOW:
+            raise ValueError(f"latents of {h}x{w}; accepted: multiples of {WINDOW}")
+        windows = z.reshape(n, t, h // WINDOW, WINDOW, w // WINDOW, WINDOW, c).swapaxes(3, 4)
+        windows = windows.reshape(n, t, h // WINDOW, w // WINDOW, WINDOW**2, c)
+        windows = np.einsum("pq,nthwqc->nthwpc", matrix, windows, optimize=True)
+        windows = windows.reshape(n, t, h // WINDOW, w // WINDOW, WINDOW, WINDOW, c).swapaxes(3, 4)
+        return windows.reshape(z.shape).astype(np.float32)
+
+    return _transform(latents, mix), lambda z: decode(mix(z, matrix.T))
+
+
+def add_noise(latents: Latents, decode: Decoder, seed: int = 0) -> tuple[Latents, Decoder]:
+    """Adds white noise with the variance of each channel, which doubles it; the decoder stays the same."""
+    rng = np.random.default_rng(seed)
+
+    def add(z: np.ndarray) -> np.ndarray:
+        return (z + latents.std * rng.normal(size=z.shape)).astype(np.float32)
+
+    return _transform(latents, add), decode
+
+
+def _transform(latents: Latents, change: Callable[[np.ndarray], np.ndarray]) -> Latents:
+    train, held_out = (change(latents.denormalize(z)) for z in (latents.train, latents.held_out))
+    return Latents.normalized(train, held_out, latents.labels, latents.held_out_labels)
+
+
+WORSE = {"mixed": mix_positions, "noise": add_noise}
+
+
+def margin(one: dict, other: dict) -> float:
+    """How far the second mean exceeds the first, in units of the larger spread."""
     return (other["mean"] - one["mean"]) / max(one["spread"], other["spread"])
 
 
-def summary(one: dict, digits: int = 4) -> str:
-    """Formats a mean and its spread."""
-    return f"{one['mean']:.{digits}f} ± {one['spread']:.{digits}f}"
+def summary(score: dict, digits: int = 4) -> str:
+    """A mean and its spread."""
+    return f"{score['mean']:.{digits}f} ± {score['spread']:.{digits}f}"
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -48,28 +93,28 @@ def measure(args: argparse.Namespace) -> int:
     codec = open_codec(args.checkpoint)
     probe = Probe(open_media(args.data, preset), preset, Features(), progress=True)
     latents = probe.latents(codec)
-    spaces = {"as they are": (latents, codec.decode)}
-    spaces |= {name: change(latents, codec.decode) for name, change in WORSE.items()}
+    forms = {"as they are": (latents, codec.decode)}
+    forms |= {name: change(latents, codec.decode) for name, change in WORSE.items()}
     scores = {}
-    for name, (these, decode) in spaces.items():
-        scores[name], shown = probe.score(these, decode, range(args.seeds))
-        Image.fromarray(grid(shown)).save(out / f"{name.replace(' ', '_')}.png")
+    for name, (form, decode) in forms.items():
+        scores[name], shown = probe.score(form, decode, range(args.seeds))
+        Image.fromarray(sample_grid(shown)).save(out / f"{name.replace(' ', '_')}.png")
     seconds = time.monotonic() - begin
     files.write_json(out / "order.json", {"scores": scores, "time": {"seconds": seconds}})
 
     print("| latents | kernel distance | floor | Fréchet | floor | held-out loss | explained |")
     print("|---|---|---|---|---|---|---|")
-    for name, one in scores.items():
-        floor = one["floor"]
+    for name, score in scores.items():
+        floor = score["floor"]
         print(
-            f"| {name} | {summary(one['kernel'])} | {floor['kernel']:.4f} | {summary(one['frechet'], 2)}"
-            f" | {floor['frechet']:.2f} | {summary(one['loss'])} | {summary(one['explained'])} |"
+            f"| {name} | {summary(score['kernel'])} | {floor['kernel']:.4f} | {summary(score['frechet'], 2)}"
+            f" | {floor['frechet']:.2f} | {summary(score['loss'])} | {summary(score['explained'])} |"
         )
     least = math.inf
     for key in ("kernel", "frechet", "loss"):
-        distances = {name: apart(scores["as they are"][key], scores[name][key]) for name in WORSE}
-        print(f"{key}: " + ", ".join(f"{name} is worse by {d:.1f} spreads" for name, d in distances.items()))
-        least = min(distances.values()) if key == "kernel" else least
+        margins = {name: margin(scores["as they are"][key], scores[name][key]) for name in WORSE}
+        print(f"{key}: " + ", ".join(f"{name} is worse by {d:.1f} spreads" for name, d in margins.items()))
+        least = min(margins.values()) if key == "kernel" else least
     print(f"{seconds / 60:.1f} minutes")
     return 0 if least > 2 else FAILED
 
@@ -79,9 +124,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="a run's --workdir, or another codec")
     parser.add_argument("--data", required=True, help="a folder of photos")
-    parser.add_argument("--out", required=True, help="a folder")
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", required=True, help="the output folder")
+    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the budget (default: cpu)")
+    parser.add_argument(
+        "--seeds", type=cli.at_least(2), default=3, help="fits per form of the latents (default: 3)"
+    )
     args = parser.parse_args()
     return cli.run(lambda: measure(args))
 

@@ -1,3 +1,3 @@
-"""The probe: how well a small diffusion model learns on a codec's latents, for a fixed budget."""
+"""The probe: measures how well a small diffusion model learns the latents of a codec in a fixed budget."""
 
-SCORES = ("probe_kernel", "probe_frechet", "probe_loss", "probe_explained")  # the names that a run can follow
+SCORES = ("probe_kernel", "probe_frechet", "probe_loss", "probe_explained")  # metrics of a training run

@@ -1,4 +1,4 @@
-"""The diffusion transformer (DiT, arXiv 2212.09748) of latents of images and clips."""
+"""The diffusion transformer (DiT, arXiv 2212.09748) for latents of images and clips."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FREQUENCIES = 256  # numbers of the sinusoidal embedding of a time
+FREQUENCIES = 256  # size of the sinusoidal embedding of a time
 ATTENTION = ("full", "factorised")
 
 
@@ -15,14 +15,14 @@ class DiT(nn.Module):
     """Predicts a velocity from noisy latents.
 
     Attributes:
-      width: of a token; a multiple of 4 and of `heads`.
-      depth: blocks.
-      heads: of attention.
-      patch: 1 or 2 latent pixels a token, each way in space; in time a token is one latent frame.
-      attention: 'full' over all tokens, or 'factorised': blocks look in turn along space and along time
-        (Latte, arXiv 2401.03048, variant 1). Images look along space alone, with either.
-      classes: of labels; 0 has none.
-      dtype: compute dtype; parameters, normalisations, softmax and the answer are float32.
+      width: channels of a token; a multiple of 4 and of `heads`.
+      depth: number of blocks.
+      heads: number of attention heads.
+      patch: side of a token in latent pixels, 1 or 2; a token covers one latent frame.
+      attention: 'full' over all tokens, or 'factorised': blocks alternate between attention over space and
+        over time (Latte, arXiv 2401.03048, variant 1). For images, both attend over space only.
+      classes: number of classes; 0 for an unconditional model.
+      dtype: compute dtype; parameters, normalization, softmax and the output are float32.
     """
 
     width: int
@@ -35,12 +35,12 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, times: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        """Maps latents (b, t, h, w, c), times (b,) in [0, 1] and, with classes, labels (b,) to velocities."""
+        """Predicts velocities from latents (b, t, h, w, c), times (b,) in [0, 1] and, with classes, labels (b,)."""
         _, t, h, w, c = x.shape
         dtype = jnp.dtype(self.dtype)
         tokens = nn.Dense(self.width, dtype=dtype, name="embed")(patchify(x, self.patch))
-        tokens += positions(t, h // self.patch, w // self.patch, self.width).astype(dtype)
-        condition = nn.Dense(self.width, kernel_init=_NORMAL, name="time_in")(frequencies(times))
+        tokens += embed_positions(t, h // self.patch, w // self.patch, self.width).astype(dtype)
+        condition = nn.Dense(self.width, kernel_init=_NORMAL, name="time_in")(embed_times(times))
         condition = nn.Dense(self.width, kernel_init=_NORMAL, name="time_out")(nn.silu(condition))
         if self.classes:
             condition += nn.Embed(self.classes, self.width, embedding_init=_NORMAL, name="label")(labels)
@@ -49,17 +49,17 @@ class DiT(nn.Module):
             axis = "full" if self.attention == "full" else "time" if i % 2 and t > 1 else "space"
             tokens = Block(self.heads, axis, dtype, name=f"block_{i}")(tokens, condition)
         shift, scale = _modulation(condition, 2)
-        tokens = _normalised(tokens) * (1 + scale) + shift
+        tokens = _normalized(tokens) * (1 + scale) + shift
         out = nn.Dense(self.patch**2 * c, kernel_init=nn.initializers.zeros, dtype=dtype, name="out")(tokens)
         return unpatchify(out.astype(jnp.float32), h, w, self.patch)
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each shifted, scaled and gated by the condition; the identity at initialisation.
+    """Attention and an MLP, each shifted, scaled and gated by the condition; the identity at initialization.
 
     Attributes:
-      heads: of attention.
-      axis: 'full', 'space' or 'time', along which tokens see each other.
+      heads: number of attention heads.
+      axis: 'full', 'space' or 'time', the axes over which tokens attend.
       dtype: compute dtype.
     """
 
@@ -72,19 +72,19 @@ class Block(nn.Module):
         """Maps tokens (b, t, s, d) and a condition (b, 1, 1, d) to tokens."""
         width = x.shape[-1]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(condition, 6)
-        h = _normalised(x) * (1 + scale_1) + shift_1
+        h = _normalized(x) * (1 + scale_1) + shift_1
         x = x + gate_1 * Attention(self.heads, self.axis, self.dtype, name="attention")(h)
-        h = _normalised(x) * (1 + scale_2) + shift_2
+        h = _normalized(x) * (1 + scale_2) + shift_2
         h = nn.Dense(4 * width, kernel_init=_XAVIER, dtype=self.dtype, name="mlp_in")(h)
         h = nn.Dense(width, kernel_init=_XAVIER, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
         return x + gate_2 * h
 
 
 class Attention(nn.Module):
-    """Softmax attention whose queries and keys have unit mean square (QK-norm, arXiv 2302.05442).
+    """Softmax attention with RMS-normalized queries and keys (QK-norm, arXiv 2302.05442).
 
     Attributes:
-      heads: of width d / heads.
+      heads: number of heads, each of width d / heads.
       axis: 'full', 'space' or 'time'.
       dtype: compute dtype; the softmax is in float32.
     """
@@ -111,21 +111,21 @@ class Attention(nn.Module):
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """Latents (b, t, h, w, c) to tokens (b, t, h/patch · w/patch, patch² · c)."""
+    """Maps latents (b, t, h, w, c) to tokens (b, t, h/patch · w/patch, patch² · c)."""
     b, t, h, w, c = x.shape
     x = x.reshape(b, t, h // patch, patch, w // patch, patch, c).swapaxes(3, 4)
     return x.reshape(b, t, (h // patch) * (w // patch), patch**2 * c)
 
 
 def unpatchify(tokens: jax.Array, h: int, w: int, patch: int) -> jax.Array:
-    """The inverse of `patchify`: tokens (b, t, s, patch² · c) to latents (b, t, h, w, c)."""
+    """Inverts `patchify`: maps tokens (b, t, s, patch² · c) to latents (b, t, h, w, c)."""
     b, t, _, _ = tokens.shape
     x = tokens.reshape(b, t, h // patch, w // patch, patch, patch, -1).swapaxes(3, 4)
     return x.reshape(b, t, h, w, -1)
 
 
-def positions(t: int, h: int, w: int, width: int) -> jax.Array:
-    """Sine and cosine embeddings (t, h·w, width): half for the row, half for the column, plus the frame."""
+def embed_positions(t: int, h: int, w: int, width: int) -> jax.Array:
+    """Sinusoidal position embeddings (t, h·w, width): half for row, half for column; frames are added."""
     rows, columns = (_waves(np.arange(n), width // 2) for n in (h, w))
     grid = [np.broadcast_to(rows[:, None], (h, w, width // 2)), np.broadcast_to(columns, (h, w, width // 2))]
     space = np.concatenate(grid, -1).reshape(1, h * w, width)
@@ -133,25 +133,25 @@ def positions(t: int, h: int, w: int, width: int) -> jax.Array:
     return jnp.asarray(space + time, jnp.float32)
 
 
-def frequencies(times: jax.Array) -> jax.Array:
-    """Sine and cosine embedding (b, FREQUENCIES) of times (b,); t = 1 is where DiT has its 1000th step."""
+def embed_times(times: jax.Array) -> jax.Array:
+    """Sinusoidal embedding (b, FREQUENCIES) of times (b,); t = 1 corresponds to step 1000 of DiT."""
     waves = np.exp(-math.log(10_000) * np.arange(FREQUENCIES // 2) / (FREQUENCIES // 2))
     angles = 1000 * times[:, None] * waves.astype(np.float32)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _waves(places: np.ndarray, width: int) -> np.ndarray:
-    angles = places[:, None] / 10_000 ** (np.arange(width // 2) / (width // 2))
+def _waves(positions: np.ndarray, width: int) -> np.ndarray:
+    angles = positions[:, None] / 10_000 ** (np.arange(width // 2) / (width // 2))
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
-def _normalised(x: jax.Array) -> jax.Array:
-    """Layer normalisation without parameters, of float32 statistics: the condition scales and shifts."""
+def _normalized(x: jax.Array) -> jax.Array:
+    """Layer normalization without parameters, in float32; the condition scales and shifts instead."""
     return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=x.dtype)(x)
 
 
 def _modulation(condition: jax.Array, parts: int) -> list[jax.Array]:
-    """`parts` linear maps of the condition that start at zero, inside the module that calls."""
+    """`parts` zero-initialized linear maps of the condition, as a submodule of the caller."""
     width = condition.shape[-1]
     zeros = nn.initializers.zeros
     linear = nn.Dense(parts * width, kernel_init=zeros, dtype=condition.dtype, name="modulation")

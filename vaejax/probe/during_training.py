@@ -1,4 +1,4 @@
-"""The probe while a run trains: what a small diffusion model learns on the averaged parameters' latents."""
+"""The probe during training: how well a small diffusion model learns the latents of the averaged parameters."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,46 +7,47 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from vaejax.config import Config
 from vaejax.data.bucket import Bucket
+from vaejax.data.table import Source
 from vaejax.errors import InputError, Stopped
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.features import Features
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.networks import weights
 from vaejax.probe import SCORES
-from vaejax.probe.grid import grid
 from vaejax.probe.presets import PRESETS
 from vaejax.probe.samples import Media
 from vaejax.probe.score import Probe
+from vaejax.rundir.panels import sample_grid
 
 
 class TrainingProbe:
-    """config.probe of a run: scores one bucket, again and again on the same samples and seeds.
+    """The probe of config.probe, which scores one bucket with the same samples and seeds each time.
 
-    All devices encode and decode; every process fits the same model on one of its own.
+    All devices encode and decode. Each process fits the same model on one of its devices.
 
     Args:
       sources: opened sources of the run.
-      buckets: of the run.
-      config: the run's, its preset's fps, zoom and holdout being those of config.data.
-      model: the run's.
-      mesh: on which the parameters lie.
-      stopping: asked now and then, by all processes together, whether to give up.
-
-    Raises:
-      InputError: if the bucket has no held-out samples, or its latents are not whole patches.
+      buckets: buckets of the run.
+      config: configuration of the run; its data.fps, data.zoom and data.holdout replace those of the preset.
+      model: the run's model.
+      mesh: mesh of the parameters.
+      stopping: called regularly on all processes in lockstep; True gives up.
 
     Attributes:
-      bucket: the one that is scored.
+      bucket: the bucket that is scored.
+
+    Raises:
+      InputError: if the bucket has no held-out samples, or the patch does not divide its latents.
     """
 
     def __init__(
         self,
-        sources: Sequence,
+        sources: Sequence[Source],
         buckets: Sequence[Bucket],
-        config: ConfigDict,
+        config: Config,
         model: Autoencoder,
         mesh: Mesh,
         stopping: Callable[[], bool],
@@ -69,28 +70,28 @@ class TrainingProbe:
         """Scores the averaged parameters, {'autoencoder': ...}.
 
         Returns:
-          'BUCKET/NAME' to value, NAME of SCORES, and samples as a picture; nothing of either if it gave up
-          or failed, which stderr tells.
+          'BUCKET/NAME' to value for each NAME in SCORES, and a picture of samples. ({}, None) if the probe
+          was stopped, or if it failed, with a message on stderr.
         """
         codec = self._codec
         codec.load(average["autoencoder"])
         values, picture = np.full(len(SCORES), np.nan), None
         try:
-            if self._probe is None:  # the networks and the real samples, once
+            if self._probe is None:  # loads the networks and reads the real samples once
                 is_main = jax.process_index() == 0
                 self._probe = Probe(
                     self._media, self._preset, Features(), progress=is_main, stopping=self._stopping
                 )
             scores, shown = self._probe.score(self._probe.latents(codec), codec.decode, self._seeds)
             values = np.array([scores[name.removeprefix("probe_")]["mean"] for name in SCORES])
-            picture = grid(shown)
+            picture = sample_grid(shown)
         except Stopped:
             pass
-        except (InputError, weights.BadWeights) as error:  # none must end a run
+        except (InputError, weights.BadWeights) as error:  # a failed probe must not end the run
             print(f"{self.bucket.name} is not probed: {error}", file=sys.stderr)
         finally:
-            codec.load({})  # until it is asked again its copy is in the run's way
-        if jax.process_count() > 1:  # they keep the same best checkpoint
+            codec.load({})  # frees the copy of the parameters until the next probe
+        if jax.process_count() > 1:  # all processes must agree on the best checkpoint
             values = multihost_utils.broadcast_one_to_all(values)
         if np.isnan(values).any():
             return {}, None
@@ -98,6 +99,8 @@ class TrainingProbe:
         return dict(zip(names, values.tolist(), strict=True)), picture
 
     def line(self, step: int, scores: dict[str, float]) -> str:
-        """The scores for people."""
-        told = "  ".join(f"{name} {scores[f'{self.bucket.name}/{name}']:.4f}" for name in SCORES)
-        return f"probe at step {step}: {self.bucket.name}  {told.replace('probe_', '')}"
+        """One line with the scores."""
+        shown = "  ".join(
+            f"{name.removeprefix('probe_')} {scores[f'{self.bucket.name}/{name}']:.4f}" for name in SCORES
+        )
+        return f"probe at step {step}: {self.bucket.name}  {shown}"

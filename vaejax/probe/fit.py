@@ -1,28 +1,31 @@
-"""Fits the diffusion transformer to latents: so many updates, and the same seed gives the same bits."""
+"""Trains the diffusion transformer for a fixed number of updates; equal seeds give equal bits."""
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vaejax.models.ema import ema
 from vaejax.probe import flow
 from vaejax.probe.dit import DiT
 from vaejax.probe.latents import Latents
 from vaejax.probe.presets import Preset
 
-SCANNED = 10  # updates of one compiled call
+SCAN = 10  # updates per compiled call
+
+Params = dict[str, Any]
 
 
-class Numbers(NamedTuple):
-    """What an update changes: the step, the parameters, their average, and the optimiser's state."""
+class FitState(NamedTuple):
+    """The step, the parameters, their average (EMA), and the state of the optimizer."""
 
     step: jax.Array
-    params: dict
-    average: dict
+    params: Params
+    average: Params
     optimizer: optax.OptState
 
 
@@ -32,81 +35,79 @@ def fit(
     preset: Preset,
     seed: int,
     progress: Callable[[int, jax.Array], None] = lambda updates, loss: None,
-) -> dict:
-    """Minimises the flow-matching loss on the training latents by Adam; returns the averaged parameters.
+) -> Params:
+    """Minimizes the flow-matching loss on the training latents with Adam and returns the averaged parameters.
 
     Args:
       model: the transformer.
-      latents: whose training part is learned from.
+      latents: the latents, of which the training part is learned.
       preset: the budget.
-      seed: of the initialisation, the order of the samples, the noise and the times.
-      progress: is told after every call how many updates it made, and their mean loss.
+      seed: seed of the initialization, the order of the samples, the noise and the times.
+      progress: called after every compiled call with its number of updates and their mean loss.
     """
     key = jax.random.key(seed)
-    numbers = _init(jax.random.fold_in(key, 0), latents.train.shape[1:], model, preset)
+    state = _init(jax.random.fold_in(key, 0), latents.train.shape[1:], model, preset)
     order = _shuffled(len(latents.train), seed)
-    for start in range(0, preset.steps, SCANNED):
-        scanned = min(SCANNED, preset.steps - start)
-        drawn = np.stack([_take(order, preset.batch) for _ in range(scanned)])
-        numbers, loss = _updates(
-            numbers,
-            latents.train[drawn],
-            latents.labels[drawn],
+    for start in range(0, preset.steps, SCAN):
+        updates = min(SCAN, preset.steps - start)
+        indices = np.stack([_take(order, preset.batch) for _ in range(updates)])
+        state, loss = _updates(
+            state,
+            latents.train[indices],
+            latents.labels[indices],
             jax.random.fold_in(key, 1),
             model=model,
             preset=preset,
         )
-        progress(scanned, loss)
-    return numbers.average
+        progress(updates, loss)
+    return state.average
+
+
+def velocity(model: DiT, params: Params, labels: jax.Array | np.ndarray) -> flow.Velocity:
+    """The model as a function of noisy latents and times."""
+    return lambda x, times: cast(jax.Array, model.apply({"params": params}, x, times, labels))
 
 
 def optimizer(preset: Preset) -> optax.GradientTransformation:
-    """Adam of clipped gradients; the learning rate warms up and stays."""
+    """Adam with gradient clipping; the learning rate is constant after the warmup."""
     rate = optax.linear_schedule(0.0, preset.learning_rate, max(1, preset.warmup))
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _init(key: jax.Array, shape: tuple[int, ...], model: DiT, preset: Preset) -> Numbers:
+def _init(key: jax.Array, shape: tuple[int, ...], model: DiT, preset: Preset) -> FitState:
     params = model.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
-    average = jax.tree.map(jnp.copy, params)  # donating one buffer twice is an error
-    return Numbers(jnp.zeros((), jnp.int32), params, average, optimizer(preset).init(params))
+    average = jax.tree.map(jnp.copy, params)  # a buffer cannot be donated twice
+    return FitState(jnp.zeros((), jnp.int32), cast(Params, params), average, optimizer(preset).init(params))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preset"), donate_argnums=0)
 def _updates(
-    numbers: Numbers, x: jax.Array, labels: jax.Array, key: jax.Array, *, model: DiT, preset: Preset
-) -> tuple[Numbers, jax.Array]:
-    """An update for each batch of x (k, b, t, h, w, c) and labels (k, b); and their mean loss."""
+    state: FitState, x: jax.Array, labels: jax.Array, key: jax.Array, *, model: DiT, preset: Preset
+) -> tuple[FitState, jax.Array]:
+    """Makes one update per batch of x (k, b, t, h, w, c) and labels (k, b); also returns their mean loss."""
 
-    def update(numbers: Numbers, batch):
+    def update(state: FitState, batch: tuple[jax.Array, jax.Array]) -> tuple[FitState, jax.Array]:
         x, labels = batch
-        noise_key, times_key = jax.random.split(jax.random.fold_in(key, numbers.step))
+        noise_key, times_key = jax.random.split(jax.random.fold_in(key, state.step))
         noise = jax.random.normal(noise_key, x.shape)
         times = flow.logit_normal(times_key, x.shape[:1])
 
         def loss(params):
             return flow.losses(velocity(model, params, labels), x, noise, times).mean()
 
-        value, gradient = jax.value_and_grad(loss)(numbers.params)
-        change, state = optimizer(preset).update(gradient, numbers.optimizer, numbers.params)
-        params = optax.apply_updates(numbers.params, change)
-        # The decay warms up, so that the first parameters are soon forgotten.
-        decay = jnp.minimum(preset.ema, (1 + numbers.step) / (10 + numbers.step))
-        average = optax.incremental_update(params, numbers.average, 1 - decay)
-        return Numbers(numbers.step + 1, params, average, state), value
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        change, optimizer_state = optimizer(preset).update(gradient, state.optimizer, state.params)
+        params = cast(Params, optax.apply_updates(state.params, change))
+        average = ema(state.average, params, preset.ema, state.step)
+        return FitState(state.step + 1, params, average, optimizer_state), value
 
-    numbers, losses = jax.lax.scan(update, numbers, (x, labels))
-    return numbers, losses.mean()
-
-
-def velocity(model: DiT, params: dict, labels: jax.Array) -> flow.Velocity:
-    """The model as a function of noisy latents and times."""
-    return lambda x, times: model.apply({"params": params}, x, times, labels)
+    state, losses = jax.lax.scan(update, state, (x, labels))
+    return state, losses.mean()
 
 
 def _shuffled(count: int, seed: int) -> Iterator[int]:
-    """Endless places of samples, shuffled anew in every epoch."""
+    """Endless indices of samples, reshuffled in every epoch."""
     rng = np.random.default_rng(seed)
     while True:
         yield from rng.permutation(count)

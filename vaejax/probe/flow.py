@@ -1,8 +1,7 @@
 """Flow matching on straight paths (rectified flow, arXiv 2209.03003 and 2210.02747): path, loss, solver.
 
-x_t = (1 - t)·x + t·noise: data at t = 0, noise at t = 1, and the velocity dx_t/dt = noise - x is what a model
-learns to predict from x_t and t. A velocity is a function (x_t, times) -> array like x_t, x_t of any shape
-(b, ...), times (b,).
+The path is x_t = (1 - t)·x + t·noise, from data at t = 0 to noise at t = 1. A model predicts the velocity
+dx_t/dt = noise - x from x_t and t. A `Velocity` maps x_t (b, ...) and times (b,) to an array like x_t.
 """
 
 from collections.abc import Callable
@@ -13,17 +12,17 @@ import numpy as np
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
-VALIDATION_TIMES = (np.arange(8) + 0.5) / 8  # the middle of every eighth
+VALIDATION_TIMES = (np.arange(8) + 0.5) / 8  # midpoints of eight equal intervals
 
 
 def losses(velocity: Velocity, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """Squared error of the velocity, (b,), the mean over the numbers of each x.
+    """The flow-matching loss of each sample: the mean squared error of its velocity, (b,).
 
     Args:
       velocity: the model.
-      x: data (b, ...).
-      noise: standard normal, like x.
-      times: (b,) in [0, 1].
+      x: data, (b, ...).
+      noise: standard normal noise, like x.
+      times: in [0, 1], (b,).
     """
     t = times.reshape(-1, *[1] * (x.ndim - 1))
     error = velocity((1 - t) * x + t * noise, times) - (noise - x)
@@ -31,25 +30,25 @@ def losses(velocity: Velocity, x: jax.Array, noise: jax.Array, times: jax.Array)
 
 
 def logit_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Times for training: more in the middle, where predicting is hardest (arXiv 2403.03206, section 3.1)."""
+    """Training times, denser in the middle, where prediction is hardest (arXiv 2403.03206, section 3.1)."""
     return jax.nn.sigmoid(jax.random.normal(key, shape))
 
 
 def white_loss(times: np.ndarray, power: float = 1.0) -> np.ndarray:
-    """The loss at each time of the model that knows of x only that its numbers have mean 0 and variance 1.
+    """The loss at each time of a model that treats x as white noise of variance 1.
 
-    All that normalised latents give away without being learned: the best such prediction is linear,
+    This is the loss on normalized latents without any learning. The best such prediction is linear,
     E[v | x_t] = (2t - 1) / ((1 - t)² + t²) · x_t.
 
     Args:
       times: in [0, 1].
-      power: the mean square of the numbers of x that it is asked of; of held-out ones it need not be 1.
+      power: mean square of x; it is 1 for training latents but need not be for held-out ones.
     """
     return ((1 - times) ** 2 + power * times**2) / ((1 - times) ** 2 + times**2) ** 2
 
 
 def solve(velocity: Velocity, noise: jax.Array, steps: int) -> jax.Array:
-    """Follows the velocity from noise at t = 1 to samples at t = 0, by Heun's method in equal steps."""
+    """Integrates the velocity from noise at t = 1 to samples at t = 0 by Heun's method with equal steps."""
 
     def step(x, i):
         start, stop = 1 - i / steps, 1 - (i + 1) / steps

@@ -1,7 +1,8 @@
-"""Budgets of the probe: all that its scores depend on but the codec, the media and the seeds."""
+"""Budgets of the probe: every setting that its scores depend on, except the codec, the media and the seeds."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from vaejax.errors import InputError
 from vaejax.probe.dit import ATTENTION
@@ -9,37 +10,39 @@ from vaejax.probe.dit import ATTENTION
 DTYPES = ("float32", "bfloat16")
 
 
-def _is(meaning: str, default):
-    return dataclasses.field(default=default, metadata={"help": meaning})
+def _setting(help: str, default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A budget; what every field means is its 'help'. The defaults are the preset 'cpu'.
+    """A budget; the 'help' of each field describes it. The defaults are the preset 'cpu'.
 
     Raises:
-      InputError: naming the first field that cannot be used.
+      InputError: for the first invalid field.
     """
 
-    bucket: str = _is("shape of a sample, image_HxW or video_TxHxW", "image_64x64")
-    fps: float = _is("of clips, resampled", 12.0)
-    zoom: float = _is("a crop's scale is random, from just covering the bucket to so many times it", 4.0)
-    # More than a run's own share: some tens of photos at least must stand for what is real.
-    holdout: float = _is("share of a folder that is not learned from, but compared with", 0.2)
-    train_samples: int = _is("samples that are encoded and learned from", 4096)
-    samples: int = _is("samples that are generated, and held-out ones to compare them with", 256)
-    width: int = _is("channels of a token", 128)
-    depth: int = _is("blocks of the transformer", 4)
-    heads: int = _is("of its attention", 4)
-    patch: int = _is("latent pixels a token, each way: 1 or 2", 1)
-    attention: str = _is("full, or factorised: along space and along time in turn", "full")
-    dtype: str = _is("compute dtype of the transformer, float32 or bfloat16", "float32")
-    steps: int = _is("updates", 600)
-    batch: int = _is("samples an update", 16)
-    learning_rate: float = _is("of Adam, constant after the warm-up", 2e-3)
-    warmup: int = _is("updates in which it grows from 0", 30)
-    ema: float = _is("decay of the average of the parameters, which is what generates", 0.98)
-    solver_steps: int = _is("of Heun's method from noise to sample, two evaluations each", 16)
+    bucket: str = _setting("shape of a sample, image_HxW or video_TxHxW", "image_64x64")
+    fps: float = _setting("frame rate to which clips are resampled", 12.0)
+    zoom: float = _setting(
+        "largest random scale of a crop, relative to the scale that just covers the bucket", 4.0
+    )
+    # Larger than the share of a training run: a comparison needs at least some tens of real photos.
+    holdout: float = _setting("share of a folder that is held out and compared with", 0.2)
+    train_samples: int = _setting("number of samples to encode and learn from", 4096)
+    samples: int = _setting("number of generated samples, and of held-out samples to compare them with", 256)
+    width: int = _setting("channels of a token", 128)
+    depth: int = _setting("number of transformer blocks", 4)
+    heads: int = _setting("number of attention heads", 4)
+    patch: int = _setting("side of a token in latent pixels: 1 or 2", 1)
+    attention: str = _setting("full, or factorised: over space and over time in alternate blocks", "full")
+    dtype: str = _setting("compute dtype of the transformer, float32 or bfloat16", "float32")
+    steps: int = _setting("number of updates", 600)
+    batch: int = _setting("samples per update", 16)
+    learning_rate: float = _setting("learning rate of Adam, constant after the warmup", 2e-3)
+    warmup: int = _setting("updates over which the learning rate rises from 0", 30)
+    ema: float = _setting("decay of the averaged parameters, which generate the samples", 0.98)
+    solver_steps: int = _setting("steps of Heun's method, with two evaluations each", 16)
 
     def __post_init__(self):
         accepted = {
@@ -52,16 +55,16 @@ class Preset:
             "dtype": (self.dtype in DTYPES, ", ".join(DTYPES)),
             "ema": (self.ema < 1, "a number below 1"),
         }
-        for name, (good, what) in accepted.items():
-            if not good:
-                raise InputError(f"{name} = {getattr(self, name)}; accepted: {what}")
+        for name, (valid, accepts) in accepted.items():
+            if not valid:
+                raise InputError(f"{name} = {getattr(self, name)}; accepted: {accepts}")
 
 
 PRESETS: Mapping[str, Preset] = {
-    # Three seeds in some minutes on two cores. At equal cost 600 updates of 16 samples leave a lower held-out
-    # loss than 300 of 32 (1.007 against 1.032, learning rate 2e-3).
+    # Three seeds take a few minutes on two cores. At equal cost, 600 updates of 16 samples reach a lower
+    # held-out loss than 300 of 32 (1.007 and 1.032, learning rate 2e-3).
     "cpu": Preset(),
-    # DiT-S/2 of 256 tokens for images of 256x256: about 25 PFLOP a seed.
+    # DiT-S/2 with 256 tokens per 256x256 image: about 25 PFLOP per seed.
     "gpu": Preset(
         bucket="image_256x256",
         fps=24.0,
@@ -80,8 +83,8 @@ PRESETS: Mapping[str, Preset] = {
         ema=0.998,
         solver_steps=25,
     ),
-    # DiT-B/2 as SiT (arXiv 2401.08740) trains it on ImageNet, but for times and QK-norm. Latents of 32x32x16
-    # take 84 GB of memory, twice while they are normalised.
+    # DiT-B/2 as trained by SiT (arXiv 2401.08740) on ImageNet, except for the times and QK-norm. Latents of
+    # 32x32x16 take 84 GB of memory, and twice that during normalization.
     "standard": Preset(
         bucket="image_256x256",
         fps=24.0,

@@ -1,13 +1,12 @@
-"""What the probe learns from: training and held-out samples of one shape, read as training reads them."""
+"""The samples of the probe: training and held-out samples of one bucket, cropped as in training."""
 
 import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vaejax.config import defaults
-from vaejax.data import bucket as buckets
-from vaejax.data.bucket import Bucket
+from vaejax.config.schema import DataConfig
+from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.data.pipeline import read_batches
 from vaejax.data.sampler import Sampler
 from vaejax.data.sources import nothing_fits, open_sources
@@ -17,7 +16,7 @@ from vaejax.evaluate.samples import class_of
 from vaejax.probe.presets import Preset
 
 BATCH = 16  # samples
-# What the command calls the keys that errors speak of.
+# The command's flags, by the key that an error message names.
 _FLAGS = {
     "data.buckets.": "--bucket=",
     "data.media": "--data",
@@ -28,21 +27,25 @@ _FLAGS = {
 
 
 class Media:
-    """The samples of a probe, the same ones in the same order for every codec and seed.
+    """The media of a probe; every codec and every seed gets the same samples in the same order.
 
     Args:
-      sources: opened; generated samples are compared with their held-out rows.
+      sources: opened sources; generated samples are compared with their held-out part.
       bucket: the shape of a sample.
       data: config.data.
-      folder: whose first level of folders names the classes; '' where there are none.
+      folder: root whose first level of folders are classes; '' without classes.
+
+    Attributes:
+      bucket, data: as given.
+      classes: names of the classes, sorted; empty without classes.
 
     Raises:
-      InputError: if no sample fits, or files lie outside the folders that name classes.
+      InputError: if no sample fits, or a file is outside the folders of the classes.
     """
 
-    def __init__(self, sources: Sequence[Source], bucket: Bucket, data, folder: str = ""):
+    def __init__(self, sources: Sequence[Source], bucket: Bucket, data: DataConfig, folder: str = ""):
         self.bucket, self.data, self._folder = bucket, data, folder
-        # What is generated is like training samples, so what it is compared with is cut as they are.
+        # Held-out samples are cropped like training samples, because generated samples look like those.
         self._samplers = {
             split: Sampler(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
         }
@@ -53,7 +56,12 @@ class Media:
         self.classes = sorted({self._class(path) for path in paths})
 
     def batches(self, split: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The first samples of 'train' or 'eval': frames (B, T, H, W, 3) uint8 and classes (B,) int32."""
+        """The first `count` samples of a split: frames (B, T, H, W, 3) uint8 and classes (B,) int32.
+
+        Args:
+          split: 'train', or 'eval' for held-out samples.
+          count: number of samples.
+        """
         for batch in read_batches(self._samplers[split], count, BATCH):
             labels = [self._label(name.rpartition("@")[0]) for name in batch.names]
             yield batch.frames, np.array(labels, np.int32)
@@ -62,39 +70,39 @@ class Media:
         return self.classes.index(self._class(path)) if self.classes else 0
 
     def _class(self, path: str) -> str:
-        found = class_of(path, self._folder)
-        if found is None:
-            raise InputError(
-                f"--labels: {path} has no class; accepted: every file in the folder of its class"
-            )
-        return found
+        name = class_of(path, self._folder)
+        if name is None:
+            raise InputError(f"--labels: {path} has no class; accepted: files in the folder of their class")
+        return name
 
 
 def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
-    """Opens what --data names, cut as the preset says.
+    """Opens the media that --data names, cropped as the preset specifies.
 
     Args:
       name: FOLDER[,FOLDER] of photos and clips, or 'tfds:NAME'.
-      preset: of its fields count bucket, fps, zoom and holdout.
-      labels: the folders in FOLDER are classes.
+      preset: the budget, of which bucket, fps, zoom and holdout are used.
+      labels: whether the folders in FOLDER are classes.
 
     Raises:
-      InputError: in one line, if nothing of it can be used.
+      InputError: if there is nothing to read.
     """
-    data = defaults().data
-    data.fps, data.zoom, data.holdout = preset.fps, preset.zoom, preset.holdout
-    if name.startswith("tfds:"):
-        data.sources = {"probe": {"kind": "tfds", "name": name.removeprefix("tfds:")}}
-    else:
-        data.media = name
-    if labels and (data.sources or "," in name):
-        raise InputError(f"--labels with --data={name}; accepted: one folder, with a folder for every class")
+    is_tfds = name.startswith("tfds:")
+    if labels and (is_tfds or "," in name):
+        raise InputError(f"--labels with --data={name}; accepted: one folder with a folder for each class")
+    data = DataConfig(
+        media="" if is_tfds else name,
+        sources={"probe": {"kind": "tfds", "name": name.removeprefix("tfds:")}} if is_tfds else {},
+        fps=preset.fps,
+        zoom=preset.zoom,
+        holdout=preset.holdout,
+    )
     folder = os.path.abspath(os.path.expanduser(name)) if labels else ""
     try:
-        (bucket,) = buckets.parse_buckets({preset.bucket: {"batch": 1}}, 1, 1)
+        (bucket,) = parse_buckets({preset.bucket: {"batch": 1}}, 1, 1)
         return Media(open_sources(data), bucket, data, folder)
     except InputError as error:
-        told = str(error).replace(f", data.max_upscale above {data.max_upscale:g}", "")
+        message = str(error).replace(f", data.max_upscale above {data.max_upscale:g}", "")
         for key, flag in _FLAGS.items():
-            told = told.replace(key, flag)
-        raise InputError(told) from None
+            message = message.replace(key, flag)
+        raise InputError(message) from None

@@ -1,9 +1,7 @@
-"""The optimizer: adaptive gradient clipping, AdamW, the learning-rate schedule and the EMA."""
+"""The optimizer: adaptive gradient clipping, AdamW and the learning-rate schedule."""
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
 
 from vaejax.config.schema import OptimConfig
 
@@ -64,21 +62,6 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         optax.masked(optax.scale(LOG_SCALE_RATE), likelihood),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
-
-
-def ema(average: dict, params: dict, decay: float, step: Int[Array, ""]) -> dict:
-    """The exponential moving average of parameters, with a warm-up of the decay.
-
-    The effective decay is min(decay, (1 + step) / (10 + step)), so the initial parameters are soon forgotten.
-
-    Args:
-      average: the average before the update.
-      params: parameters after the update.
-      decay: limit of the decay.
-      step: () index of the update, counted from 0.
-    """
-    warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + (1 - warm) * (p - a), average, params)
 
 
 def _names(path) -> tuple[str, ...]:

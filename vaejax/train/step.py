@@ -17,9 +17,9 @@ from vaejax.losses import latent as latent_terms
 from vaejax.losses.adversarial import Adversary, LogitStats, adaptive_weight
 from vaejax.losses.objective import Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.ema import ema
 from vaejax.models.pixels import from_uint8
 from vaejax.models.posterior import DiagonalGaussian
-from vaejax.train import optimizer as optim
 from vaejax.train.state import TrainState
 
 # Faults for tests: maps (bucket, place, step, batch x, y) to y or to a broken y. Places: 'data' (y is x),
@@ -196,7 +196,7 @@ def apply_gradients(
         "param_norm": optax.tree.norm(params),
         "log_scale": params["likelihood"]["log_scale"],
     }
-    average = optim.ema(state.ema, params, ema_decay, state.step)
+    average = ema(state.ema, params, ema_decay, state.step)
     discriminators = state.discriminators
     if adversary:
         discriminators = {

@@ -5,6 +5,7 @@ import pytest
 
 from tests.support.models import randomised
 from vaejax.config import schema as config
+from vaejax.models.ema import ema
 from vaejax.train import optimizer as optim
 
 
@@ -89,7 +90,7 @@ def test_the_average_forgets_its_start_and_then_decays_slowly():
     values = np.random.default_rng(0).normal(size=200)
     average, expected = jnp.float32(50.0), 50.0
     for step, value in enumerate(values):
-        average = optim.ema(average, jnp.float32(value), 0.95, jnp.int32(step))
+        average = ema(average, jnp.float32(value), 0.95, jnp.int32(step))
         decay = min(0.95, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
     np.testing.assert_allclose(average, expected, atol=1e-5)

@@ -1,0 +1,17 @@
+"""The exponential moving average of parameters."""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
+
+
+def ema(average: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
+    """Updates the average with the parameters of update `step`, 0 for the first.
+
+    The decay is min(decay, (1 + step) / (10 + step)), so that the initial parameters are soon forgotten.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
