@@ -53,7 +53,7 @@ class HeldOut:
                 return score(*arguments, model=model, objective=objective, shown=config.panels.samples)
 
         self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
-        self._lpips = sharding.everywhere(mesh, dict(lpips_params))
+        self._lpips = sharding.replicate(mesh, dict(lpips_params))
         self._linear: dict[str, LinearCodec | None] = {}
 
     def evaluate(self, average: dict, params: dict) -> dict[str, float]:
@@ -136,7 +136,7 @@ class HeldOut:
                 self._sources, bucket, self._config.data, count, self._config.seed
             )
             try:
-                codec = LinearCodec.fit(multihost.in_step(frames), self._channels, *self._factors)
+                codec = LinearCodec.fit(multihost.lockstep(frames), self._channels, *self._factors)
             except InputError as error:
                 codec = None
                 if jax.process_index() == 0:
@@ -150,7 +150,7 @@ class HeldOut:
             self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
         )
         try:
-            yield from multihost.in_step(batches, lambda batch: batch.frames)
+            yield from multihost.lockstep(batches, lambda batch: batch.frames)
         except InputError as error:
             if jax.process_index() == 0:
                 print(f"{bucket.name} is not evaluated: {error}", file=sys.stderr)
@@ -162,7 +162,7 @@ class HeldOut:
             if self._stopping():
                 raise Stopped
             repeats = np.arange(bucket.batch) % count  # the last batch is filled up, its copies not counted
-            yield batch.frames, sharding.shared(self._mesh, batch.frames[repeats]), count
+            yield batch.frames, sharding.shard_batch(self._mesh, batch.frames[repeats]), count
 
 
 def _get(scores: dict[str, float], bucket: str, name: str) -> float:

@@ -83,7 +83,7 @@ def keep(
     try:
         for bucket in buckets:
             samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
-            samples = multihost.in_step(samples)
+            samples = multihost.lockstep(samples)
             doing = f"training latents, {bucket.name}"
             samples = tqdm(samples, doing, count, leave=False, file=sys.stderr, disable=not is_main)
             each = max(1, min(BATCH, PIXELS // bucket.pixels))

@@ -45,7 +45,7 @@ class Judge:
 
     def __init__(self, mesh: Mesh, lpips_params: Mapping[str, dict]):
         self._mesh = mesh
-        self._lpips = sharding.everywhere(mesh, dict(lpips_params))
+        self._lpips = sharding.replicate(mesh, dict(lpips_params))
 
     def scores(self, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         """Compares frames (B, T, H, W, 3) in [-1, 1], x the original.
@@ -84,7 +84,7 @@ class Judge:
         return {name: np.asarray(value) for name, value in found.items()}
 
     def _shared(self, frames: np.ndarray) -> jax.Array:
-        return sharding.shared(self._mesh, np.asarray(frames, np.float32))
+        return sharding.shard_batch(self._mesh, np.asarray(frames, np.float32))
 
 
 class Tally:

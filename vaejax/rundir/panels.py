@@ -1,7 +1,8 @@
-"""Panels to look at: original, reconstruction and error, as PNG, and as MP4 for videos.
+"""Panels of original, reconstruction and error, as PNG, and as MP4 for videos.
 
-The error is max over R, G, B of |original - reconstruction|, four times enlarged, from black (none) by red
-and yellow to white (a quarter of the range or more): a spot of one colour shows as well as a grey one.
+The error is the maximum over R, G, B of |original - reconstruction|, amplified four times. Its color scale
+goes from black (none) through red and yellow to white (a quarter of the range or more), so a spot in one
+channel is as visible as a gray one.
 """
 
 import os
@@ -14,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ERROR_GAIN = 4
-MIN_CELL = 192  # pixels: smaller frames are enlarged, every pixel a square
-MAX_VIDEO = 4096  # pixels: browsers and hardware decoders play no larger H.264
+MIN_CELL = 192  # pixels; smaller frames are enlarged by a whole factor
+MAX_VIDEO = 4096  # pixels; browsers and hardware decoders play no larger H.264
 _GAP = 4
 _HEADER = 24
 _GUTTER = 40
@@ -32,22 +33,22 @@ def write_panels(
     linear: np.ndarray | None = None,
     fps: float = 8.0,
 ) -> np.ndarray:
-    """Writes DIR/panels/STEP/BUCKET.png, for videos the first, middle and last frame, and their BUCKET.mp4.
+    """Writes DIR/panels/STEP/BUCKET.png, and for videos BUCKET.mp4.
 
-    One row per sample (for videos in the PNG three, one per frame); columns are original, reconstruction,
-    the linear codec where given, and the error of the reconstruction.
+    The columns are original, reconstruction, linear codec (if given), and the error of the reconstruction.
+    There is one row per sample; the PNG of a video has three, for its first, middle and last frame.
 
     Args:
       workdir: DIR.
-      step: the training step.
-      bucket_name: the name of the files.
-      original: (N, T, H, W, 3) uint8.
-      reconstruction: like original.
-      linear: the reconstruction of a linear codec, like original.
+      step: number of updates.
+      bucket_name: BUCKET.
+      original: samples, (N, T, H, W, 3) uint8.
+      reconstruction: their reconstructions, of the same shape.
+      linear: their reconstructions by a linear codec, of the same shape.
       fps: frames per second of the MP4.
 
     Returns:
-      The PNG, (height, width, 3) uint8.
+      The pixels of the PNG, (height, width, 3) uint8.
 
     Raises:
       ValueError: if the arrays are not uint8 of one shape (N, T, H, W, 3).
@@ -58,21 +59,21 @@ def write_panels(
     columns = {name: np.asarray(column) for name, column in columns.items()}
     for name, column in columns.items():
         if column.dtype != np.uint8 or column.ndim != 5 or column.shape != np.shape(original):
-            raise ValueError(f"panel {name}: {column.dtype} {column.shape}; expected uint8 (N, T, H, W, 3)")
+            raise ValueError(f"panel {name}: {column.dtype} {column.shape}; accepted: uint8 (N, T, H, W, 3)")
     columns[f"error x{ERROR_GAIN}"] = error_map(columns["original"], columns["reconstruction"])
 
     frames = np.stack(list(columns.values()), axis=2)  # (N, T, columns, H, W, 3)
     samples, length = frames.shape[:2]
     if length == 1:
-        still = _grid(frames[:, 0], list(columns))
+        png = _grid(frames[:, 0], list(columns))
     else:
         shown = sorted({0, length // 2, length - 1})
         rows = frames[:, shown].reshape(-1, *frames.shape[2:])
-        still = _grid(rows, list(columns), [f"t={t}" for t in shown] * samples)
+        png = _grid(rows, list(columns), [f"t={t}" for t in shown] * samples)
         panels = (_grid(frames[:, t], list(columns)) for t in range(length))
         _write_mp4(_folder(workdir, step) / f"{bucket_name}.mp4", panels, fps)
-    write_picture(workdir, step, bucket_name, still)
-    return still
+    write_picture(workdir, step, bucket_name, png)
+    return png
 
 
 def write_picture(workdir: str | os.PathLike, step: int, name: str, picture: np.ndarray) -> None:
@@ -81,19 +82,11 @@ def write_picture(workdir: str | os.PathLike, step: int, name: str, picture: np.
 
 
 def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    """The enlarged error as heat, (..., 3) uint8, of two uint8 arrays (..., 3)."""
+    """The amplified error of two uint8 arrays (..., 3) as colors, (..., 3) uint8."""
     error = np.abs(original.astype(np.int16) - reconstruction).max(axis=-1, keepdims=True)
     # Black, red, yellow, white: each third of the range fills one of R, G, B.
     heat = 3 * ERROR_GAIN * error - np.array([0, 255, 510], np.int16)
     return np.clip(heat, 0, 255).astype(np.uint8)
-
-
-def frame_strip(video: np.ndarray, frames: int = 8) -> np.ndarray:
-    """Frames spread over a video (T, H, W, C) or videos (N, T, H, W, C), side by side; videos are rows."""
-    videos = video if video.ndim == 5 else video[None]
-    length = videos.shape[1]
-    chosen = np.linspace(0, length - 1, min(frames, length)).round().astype(int)
-    return np.concatenate([np.concatenate(list(v[chosen]), axis=1) for v in videos], axis=0)
 
 
 def _folder(workdir: str | os.PathLike, step: int) -> Path:
@@ -103,7 +96,7 @@ def _folder(workdir: str | os.PathLike, step: int) -> Path:
 
 
 def _grid(cells: np.ndarray, column_labels: Sequence[str], row_labels: Sequence[str] = ()) -> np.ndarray:
-    """Cells (rows, columns, H, W, 3) on a dark ground, enlarged by a whole factor when tiny, with labels."""
+    """A labeled grid of cells (rows, columns, H, W, 3) on a dark background; small cells are enlarged."""
     rows, columns, height, width, _ = cells.shape
     scale = max(1, -(-MIN_CELL // width))
     cells = cells.repeat(scale, axis=2).repeat(scale, axis=3)
@@ -125,17 +118,17 @@ def _grid(cells: np.ndarray, column_labels: Sequence[str], row_labels: Sequence[
 
 
 def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes (height, width, 3) uint8 frames as H.264 that browsers play: yuv420p, even sizes, BT.709."""
+    """Writes frames (height, width, 3) uint8 as H.264 that browsers play: yuv420p, even sizes, BT.709."""
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "12", "preset": "veryfast"}
-        # Said in the file, else players guess the colours from the size of the frame.
+        # Without this metadata players guess the color matrix from the frame size.
         codec = stream.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
         codec.color_range = 1  # limited
         for i, frame in enumerate(frames):
-            frame = _playable(frame)
+            frame = _fit_player(frame)
             if i == 0:
                 stream.height, stream.width = frame.shape[:2]
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
@@ -143,8 +136,8 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         container.mux(stream.encode())
 
 
-def _playable(frame: np.ndarray) -> np.ndarray:
-    """Shrunk to MAX_VIDEO if larger; an odd size made even by repeating the last row or column."""
+def _fit_player(frame: np.ndarray) -> np.ndarray:
+    """Shrinks a frame to MAX_VIDEO and makes its size even by repeating the last row or column."""
     if max(frame.shape) > MAX_VIDEO:
         image = Image.fromarray(frame)
         image.thumbnail((MAX_VIDEO, MAX_VIDEO))

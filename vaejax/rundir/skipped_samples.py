@@ -47,7 +47,7 @@ class BadSamples:
 
     def write(self) -> None:
         """Writes the file if any process met new ones; all ask together."""
-        new = [tuple(one) for of_host in multihost.gathered(self._new) for one in of_host]
+        new = [tuple(one) for of_host in multihost.all_gather(self._new) for one in of_host]
         self._new = []
         for one in new:
             self._counts[one] = self._counts.get(one, 0) + 1

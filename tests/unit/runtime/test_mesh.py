@@ -28,7 +28,7 @@ from vaejax.train import step as train_step
 
 
 def check_that_no_loop_exchanges(text):
-    """XLA runs a CPU's collectives in the program's order, but in no order with those inside a loop."""
+    """XLA runs the collectives of a CPU program in order, but does not order them with those inside a loop."""
     for line in text.splitlines():
         if line.endswith("{") and " -> " in line:
             computation = line
@@ -55,7 +55,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
     rng, terms = np.random.default_rng(0), {}
     for shape in ((images, 1, 32, 16, 3), (8, 5, 16, 16, 3)):  # 4 on 8 devices are split by height
-        frames = sharding.shared(mesh, rng.integers(256, size=shape, dtype=np.uint8))
+        frames = sharding.shard_batch(mesh, rng.integers(256, size=shape, dtype=np.uint8))
         step = functools.partial(
             train_step.bucket_gradients, weight=0.7, model=model, objective=objective, adversary=adversary
         )
@@ -83,7 +83,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
         pytest.param((4, 2, 1), 8, conv._cpu, id="data 4 fsdp 2 of CPUs"),
     ],
 )
-def test_eight_devices_do_what_one_does(monkeypatch, sizes, images, convolution):
+def test_eight_devices_compute_the_same_as_one(monkeypatch, sizes, images, convolution):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
     monkeypatch.setitem(conv.PLATFORMS, "cpu", convolution)
     (expected, _), (sharded, state) = one_update(1, 1, 1, 1, images), one_update(8, *sizes, images)
@@ -104,13 +104,13 @@ def test_parameters_are_split_by_output_channel_first():
     assert sharding.parameter_spec((3, 3, 3, 64, 96), 1) == P()
 
 
-def test_the_mesh_takes_the_devices_that_are_left_or_says_what_it_accepts():
+def test_the_mesh_takes_the_remaining_devices_or_names_the_accepted_sizes():
     assert dict(sharding.make(ConfigDict({"data": 0, "fsdp": 2, "space": 1})).shape) == {
         "data": 4,
         "fsdp": 2,
         "space": 1,
     }
-    with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices .* product is 8"):
+    with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices; .* product is 8"):
         sharding.make(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
 
 
@@ -124,8 +124,8 @@ def test_no_leaf_of_a_new_state_is_weakly_typed():
     assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
 
 
-def spoiled(place, devices):
-    """A state before and after an update in which one sample of a batch of eight meets a NaN."""
+def train_with_nan(place, devices):
+    """States after three updates; in the second, one sample of eight has a NaN. Also whether each was finite."""
     mesh = sharding.make(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
     model, objective = (
         Autoencoder(Architecture(**SMALL)),
@@ -162,8 +162,8 @@ def spoiled(place, devices):
         pytest.param("discriminator", marks=pytest.mark.slow),
     ],
 )
-def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothing(place):
-    states, finite = spoiled(place, 8)
+def test_a_nan_on_one_device_makes_all_devices_skip_the_update(place):
+    states, finite = train_with_nan(place, 8)
     assert finite == [(True, True), (False, False), (True, True)]
     before, skipped, after = states
     assert (before.step, skipped.step, after.step) == (1, 2, 3)
@@ -174,4 +174,4 @@ def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothi
         pairs = zip(
             jax.tree.leaves(getattr(before, part)), jax.tree.leaves(getattr(after, part)), strict=True
         )
-        assert any((a != b).any() for a, b in pairs), part  # and the run goes on
+        assert any((a != b).any() for a, b in pairs), part  # training continues

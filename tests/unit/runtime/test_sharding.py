@@ -1,4 +1,4 @@
-"""Where every parameter lies, and what that leaves to a device."""
+"""The sharding of every parameter, and the memory of a device."""
 
 import pathlib
 
@@ -23,7 +23,7 @@ GOLDEN = pathlib.Path(__file__).parent / "flagship_on_16x16.txt"
 
 
 def flagship(data, fsdp):
-    """The shapes and shardings of its state, discriminators and all."""
+    """The shapes and shardings of its state, with discriminators."""
     mesh = AbstractMesh((data, fsdp, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     config = joint.get_config()
     model = Autoencoder(builders.architecture(config.model))
@@ -37,29 +37,29 @@ def lines(tree):
         yield f"{name} {leaf.dtype}{list(leaf.shape)} {tuple(leaf.sharding.spec)}"
 
 
-def test_every_parameter_of_the_flagship_lies_where_the_golden_file_says():
+def test_every_parameter_of_the_flagship_is_sharded_as_in_the_golden_file():
     state = flagship(16, 16)
     parameters = {
         "params": state.params,
         "opponents": {n: one.params for n, one in state.discriminators.items()},
     }
     assert list(lines(parameters)) == GOLDEN.read_text().splitlines()
-    # Averages and moments lie with their parameters.
+    # EMA and moments are sharded like their parameters.
     for tree in (state.ema, optax.tree.get(state.optimizer, "mu"), optax.tree.get(state.optimizer, "nu")):
         assert list(lines(tree)) == list(lines(state.params))
     for one in state.discriminators.values():
         assert list(lines(optax.tree.get(one.optimizer, "mu"))) == list(lines(one.params))
 
 
-def test_a_devices_share_of_the_state_is_its_part_of_fsdp():
+def test_fsdp_divides_the_state_evenly_among_devices():
     shares = [sharding.device_bytes(flagship(1, fsdp)) for fsdp in (1, 2, 4, 8)]
     for share, fsdp in zip(shares, (1, 2, 4, 8), strict=True):
-        assert share * fsdp == pytest.approx(shares[0], rel=0.01)  # what is small is whole everywhere
+        assert share * fsdp == pytest.approx(shares[0], rel=0.01)  # small leaves are replicated
 
 
 @pytest.mark.slow
 def test_two_devices_share_the_activations_of_a_clip():
-    """17 x 256 x 256, split by height: two thirds of the memory at most, and the same gradients."""
+    """17 x 256 x 256 split by height: at most two thirds of the memory, and the same gradients."""
     model, x = Autoencoder(Architecture(widths=(32, 64), stem_factor=2)), clip(17, 256, 256)
     key = jax.random.key(0)
     params = jax.jit(model.init)(key, clip(5, 32, 32), key)
@@ -71,7 +71,7 @@ def test_two_devices_share_the_activations_of_a_clip():
             with sharding.placing_frames(mesh):
                 return jnp.square(model.apply(params, x, key)[0] - x).mean()
 
-        arguments = sharding.everywhere(mesh, params), jax.device_put(x, sharding.frames_sharding(mesh, 1))
+        arguments = sharding.replicate(mesh, params), jax.device_put(x, sharding.frames_sharding(mesh, 1))
         program = jax.jit(jax.grad(loss)).lower(*arguments).compile()
         return program.memory_analysis().temp_size_in_bytes, jax.device_get(program(*arguments))
 

@@ -72,7 +72,7 @@ class RunCodec:
 
     def load(self, params: dict) -> None:
         """Takes other parameters of the model, for which nothing is compiled again; {} frees their memory."""
-        self.params = sharding.everywhere(self._mesh, params) if self._mesh else jax.device_put(params)
+        self.params = sharding.replicate(self._mesh, params) if self._mesh else jax.device_put(params)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents of a clip."""
@@ -139,4 +139,4 @@ class RunCodec:
         if self._mesh is None:
             return batch
         filled = np.arange(len(batch) + -len(batch) % self.shards) % len(batch)
-        return sharding.shared(self._mesh, batch[filled])
+        return sharding.shard_batch(self._mesh, batch[filled])
