@@ -20,12 +20,12 @@ import jax
 import pytest
 
 from vaejax.models import conv
-from vaejax.runtime import distributed as multihost
+from vaejax.runtime import distributed
 
 # A shell's background job ignores Ctrl-C, and with it whatever the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)
-multihost.serialize_cpu_programs()
+distributed.serialize_cpu_programs()
 # What accelerators compute, XLA's own convolutions, compiles in a quarter of the time of a CPU's, which tests
 # of convolutions and whole runs take.
 conv.PLATFORMS["cpu"] = conv._native

@@ -76,10 +76,12 @@ def main():
     results["other digest"] = result(lambda: distributed.check_same("photos", jax.process_index))
 
     with Preemption() as preemption:
+        preemption.listen()
         time.sleep(1)  # as if it compiled before the first step of a resumed run
         assert not preemption.requested(50_000)
         results["steps to agree after a resume"] = steps_to_agree(preemption, range(50_001, 50_200))
     with Preemption() as preemption:
+        preemption.listen()
         step = 1000
         preemption.requested(step)
         while preemption._next < step + 50:  # until exchanges are rare

@@ -108,7 +108,7 @@ def evaluate(
             "--data is missing, and only a run knows what it held out; accepted: --data=FOLDER or tfds:NAME"
         )
     chosen = _buckets(buckets, config, found, asked=bool(buckets))
-    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     batch += -batch % mesh.size
     codecs = _open(names, run_name, chosen, found, mesh, seed)
     judge = Judge(mesh, {network: builders.load_lpips(network) for network in NETWORKS})

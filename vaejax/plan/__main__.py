@@ -67,7 +67,7 @@ def plan(config: Config, where: topology.Topology, costs: Costs, jobs: int = 1) 
     Raises:
       InputError: for a configuration that does not suit it.
     """
-    mesh = sharding.make(config.mesh, where.devices)
+    mesh = sharding.make_mesh(config.mesh, where.devices)
     buckets = builders.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)

@@ -27,7 +27,7 @@ HEIGHT = P(BATCH, None, "space")  # of the same, if there are fewer samples than
 SMALLEST_SHARDED = 2**14  # elements; below it a collective costs more than the memory it saves
 
 
-def make(
+def make_mesh(
     config: MeshConfig,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:

@@ -46,7 +46,7 @@ class Setup:
           InputError: for a configuration or media that cannot be used.
           TrainingFailed: if the hosts see different media.
         """
-        mesh = sharding.make(config.mesh)
+        mesh = sharding.make_mesh(config.mesh)
         buckets = bucket_list(config, mesh)
         opened = distributed.main_process_first(lambda: sources.open_sources(config.data))
         distributed.check_same("photos and clips", lambda: sources.digest(opened))

@@ -7,16 +7,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.runtime import mesh
+from vaejax.runtime.mesh import make_mesh, state_shardings
 from vaejax.train.state import TrainState, to_items
 
 
 @pytest.fixture(scope="module")
 def items():
-    devices = mesh.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    mesh = make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     params = {"autoencoder": {"kernel": jnp.ones((8, 8))}}
     state = TrainState(jnp.zeros((), jnp.int32), params, params, optax.adam(1e-3).init(params), {})
-    return to_items(jax.device_put(state, mesh.state_shardings(devices, state)))
+    return to_items(jax.device_put(state, state_shardings(mesh, state)))
 
 
 def saved(folder):

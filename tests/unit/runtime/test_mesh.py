@@ -19,7 +19,7 @@ from vaejax.models import conv
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.discriminator import Discrimination, Discriminator
 from vaejax.plan import hlo
-from vaejax.runtime import mesh as sharding
+from vaejax.runtime.mesh import AXES, make_mesh, parameter_spec, placing_frames, replicated, shard_batch
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
 from vaejax.train import programs as compiled
@@ -28,7 +28,7 @@ from vaejax.train import step as train_step
 
 
 def check_that_no_loop_exchanges(text):
-    """XLA runs the collectives of a CPU program in order, but does not order them with those inside a loop."""
+    """XLA orders the collectives of a CPU program, but not with those inside a loop."""
     for line in text.splitlines():
         if line.endswith("{") and " -> " in line:
             computation = line
@@ -40,7 +40,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     """Terms, gradients and parameters after one update of an image and a video bucket on a mesh."""
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
-    mesh = jax.sharding.Mesh(grid, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
     model = Autoencoder(Architecture(**SMALL))
     objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}, "gaussian")
     design = Discrimination(width=8)
@@ -52,14 +52,14 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     state = train_state.create(model, optimizer, adversary, mesh, 0)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     gathered = train_step.zeros(state, adversary)
-    key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
     rng, terms = np.random.default_rng(0), {}
     for shape in ((images, 1, 32, 16, 3), (8, 5, 16, 16, 3)):  # 4 on 8 devices are split by height
-        frames = sharding.shard_batch(mesh, rng.integers(256, size=shape, dtype=np.uint8))
+        frames = shard_batch(mesh, rng.integers(256, size=shape, dtype=np.uint8))
         step = functools.partial(
             train_step.bucket_gradients, weight=0.7, model=model, objective=objective, adversary=adversary
         )
-        with sharding.placing_frames(mesh):
+        with placing_frames(mesh):
             program = jax.jit(step).lower(state, gathered, frames, key, {}).compile()
         check_that_no_loop_exchanges(program.as_text())
         gathered, terms[f"{shape[1]} frames"] = program(state, gathered, frames, key, {})
@@ -84,7 +84,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     ],
 )
 def test_eight_devices_compute_the_same_as_one(monkeypatch, sizes, images, convolution):
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
+    monkeypatch.setattr("vaejax.runtime.mesh.SMALLEST_SHARDED", 1)
     monkeypatch.setitem(conv.PLATFORMS, "cpu", convolution)
     (expected, _), (sharded, state) = one_update(1, 1, 1, 1, images), one_update(8, *sizes, images)
     for (path, a), b in zip(
@@ -97,26 +97,26 @@ def test_eight_devices_compute_the_same_as_one(monkeypatch, sizes, images, convo
 
 
 def test_parameters_are_split_by_output_channel_first():
-    assert sharding.parameter_spec((3, 3, 3, 64, 96), 8) == P(None, None, None, None, "fsdp")
-    assert sharding.parameter_spec((3, 3, 3, 64, 97), 8) == P(None, None, None, "fsdp")
-    assert sharding.parameter_spec((3, 3, 3, 63, 97), 8) == P()
-    assert sharding.parameter_spec((64,), 8) == P()
-    assert sharding.parameter_spec((3, 3, 3, 64, 96), 1) == P()
+    assert parameter_spec((3, 3, 3, 64, 96), 8) == P(None, None, None, None, "fsdp")
+    assert parameter_spec((3, 3, 3, 64, 97), 8) == P(None, None, None, "fsdp")
+    assert parameter_spec((3, 3, 3, 63, 97), 8) == P()
+    assert parameter_spec((64,), 8) == P()
+    assert parameter_spec((3, 3, 3, 64, 96), 1) == P()
 
 
 def test_the_mesh_takes_the_remaining_devices_or_names_the_accepted_sizes():
-    assert dict(sharding.make(ConfigDict({"data": 0, "fsdp": 2, "space": 1})).shape) == {
+    assert dict(make_mesh(ConfigDict({"data": 0, "fsdp": 2, "space": 1})).shape) == {
         "data": 4,
         "fsdp": 2,
         "space": 1,
     }
     with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices; .* product is 8"):
-        sharding.make(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
+        make_mesh(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
 
 
 def test_no_leaf_of_a_new_state_is_weakly_typed():
     """A weak type becomes strong in the first update, and everything compiles twice."""
-    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
+    mesh = make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
     optimizer = optim.optimizer(config.defaults().optim, 10)
     model, adversary = Autoencoder(Architecture(**SMALL)), Adversary(modules, optax.adam(1e-3))
@@ -125,8 +125,8 @@ def test_no_leaf_of_a_new_state_is_weakly_typed():
 
 
 def train_with_nan(place, devices):
-    """States after three updates; in the second, one sample of eight has a NaN. Also whether each was finite."""
-    mesh = sharding.make(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
+    """States of three updates and whether each was finite; one sample of the second has a NaN."""
+    mesh = make_mesh(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
     model, objective = (
         Autoencoder(Architecture(**SMALL)),
         Objective({"reconstruction": 1.0, "adversarial": 0.1}),

@@ -15,7 +15,7 @@ from vaejax.config import builders
 from vaejax.configs import joint
 from vaejax.data.bucket import Bucket
 from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.runtime import mesh as sharding
+from vaejax.runtime.mesh import AXES, device_bytes, frames_sharding, make_mesh, placing_frames, replicate
 from vaejax.train import optimizer as optim
 from vaejax.train import state as train_state
 
@@ -24,7 +24,7 @@ GOLDEN = pathlib.Path(__file__).parent / "flagship_on_16x16.txt"
 
 def flagship(data, fsdp):
     """The shapes and shardings of its state, with discriminators."""
-    mesh = AbstractMesh((data, fsdp, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh((data, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     config = joint.get_config()
     model = Autoencoder(builders.architecture(config.model))
     adversary = builders.adversary(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
@@ -52,7 +52,7 @@ def test_every_parameter_of_the_flagship_is_sharded_as_in_the_golden_file():
 
 
 def test_fsdp_divides_the_state_evenly_among_devices():
-    shares = [sharding.device_bytes(flagship(1, fsdp)) for fsdp in (1, 2, 4, 8)]
+    shares = [device_bytes(flagship(1, fsdp)) for fsdp in (1, 2, 4, 8)]
     for share, fsdp in zip(shares, (1, 2, 4, 8), strict=True):
         assert share * fsdp == pytest.approx(shares[0], rel=0.01)  # small leaves are replicated
 
@@ -65,13 +65,13 @@ def test_two_devices_share_the_activations_of_a_clip():
     params = jax.jit(model.init)(key, clip(5, 32, 32), key)
 
     def gradients(devices):
-        mesh = sharding.make(ConfigDict({"data": 1, "fsdp": 1, "space": devices}), jax.devices()[:devices])
+        mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": devices}), jax.devices()[:devices])
 
         def loss(params, x):
-            with sharding.placing_frames(mesh):
+            with placing_frames(mesh):
                 return jnp.square(model.apply(params, x, key)[0] - x).mean()
 
-        arguments = sharding.replicate(mesh, params), jax.device_put(x, sharding.frames_sharding(mesh, 1))
+        arguments = replicate(mesh, params), jax.device_put(x, frames_sharding(mesh, 1))
         program = jax.jit(jax.grad(loss)).lower(*arguments).compile()
         return program.memory_analysis().temp_size_in_bytes, jax.device_get(program(*arguments))
 
