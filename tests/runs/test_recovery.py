@@ -1,4 +1,4 @@
-"""A run skips updates that are not finite, goes back, goes on with other samples, and counts."""
+"""A run skips and counts non-finite updates, rolls back, and continues with other samples."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from vaejax.configs import demo
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.runtime import mesh as sharding
+from vaejax.runtime.mesh import make_mesh
 from vaejax.train import loop as train
 from vaejax.train import state as train_state
 from vaejax.train.guard import StepGuard
@@ -36,7 +36,7 @@ def settings(media, adversarial=False, **more):
     config.loss.adversarial.width = 4
     config.model.widths = (8, 8, 8)
     config.eval.linear_samples = config.eval.latent_samples = 0
-    config.data.holdout = 0.0  # nothing is evaluated
+    config.data.holdout = 0.0  # no evaluation
     config.steps = 12
     config.checkpoint.every = 4
     config.eval.every = config.panels.every = 100
@@ -81,8 +81,8 @@ def test_one_bad_update_is_skipped_counted_and_named(media, tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp_path):
-    """Their samples, and not their steps, are at fault: the first pass of steps 5 to 7."""
+def test_consecutive_bad_updates_roll_back_and_continue_past_their_samples(media, tmp_path):
+    """The fault is in the samples, not the steps: those of the first pass of steps 5 to 7."""
     clean = tmp_path / "clean"
     seen = {}
 
@@ -134,7 +134,7 @@ def test_a_rollback_compiles_nothing(media, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_counts(media, tmp_path):
+def test_a_run_that_rollbacks_do_not_help_ends_with_a_clear_error_and_its_counts(media, tmp_path):
     config = settings(media, adversarial=True)
     fault = Fault("discriminator", "image_32x32", lambda step, x: step >= 5)
     with pytest.raises(
@@ -145,14 +145,16 @@ def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_c
     found = lines(tmp_path)
     assert sum("back_to" in line for line in found) == 2 and len(found) == 2 + 9
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
-    # The same command again, the fault mended: it goes on past the samples of the last return.
+    # The same command without the fault continues past the samples of the last rollback.
     assert train.fit(config, str(tmp_path))
     assert position(tmp_path, 12) == {"image_32x32": found[-4]["positions"]["image_32x32"] + 8}
-    assert logged(tmp_path, "bad_steps")[12] == 6  # those after the last return were met again, and were good
+    assert (
+        logged(tmp_path, "bad_steps")[12] == 6
+    )  # the updates after the last rollback were repeated and finite
 
 
 @pytest.mark.slow
-def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media, tmp_path):
+def test_a_signal_during_bad_updates_does_not_save_their_state(media, tmp_path):
     def strikes(step, x):
         jax.debug.callback(lambda s: os.kill(os.getpid(), signal.SIGTERM) if s == 6 else None, step)
         return step >= 5
@@ -166,7 +168,7 @@ def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media,
 
 
 @pytest.mark.slow
-def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
+def test_discriminators_can_join_a_run_and_are_saved_with_it(media, tmp_path):
     assert train.fit(settings(media, steps=4), str(tmp_path))
     assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))
     assert train.fit(settings(media, adversarial=True), str(tmp_path))
@@ -176,7 +178,7 @@ def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
+def test_a_run_can_start_from_the_ema_of_another(media, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.fit(settings(media, steps=4), str(one))
     before = leaves(one, 4, "state")["ema"]["autoencoder"]["encoder"]["conv_in"]["kernel"]
@@ -191,7 +193,7 @@ def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
 @pytest.mark.slow
 def test_a_discriminator_may_join_another(tmp_path):
     """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
-    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    mesh = make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     model, optimizer = Autoencoder(architecture(**SMALL)), optax.adam(1e-3)
 
     def state(names, seed):

@@ -21,7 +21,7 @@ from vaejax.losses.objective import Objective
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.pixels import from_uint8, to_uint8
 from vaejax.networks import lpips
-from vaejax.runtime import distributed as multihost
+from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TrainingEvaluation:
                 return score(*arguments, model=model, objective=objective, shown=config.panels.samples)
 
         self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
-        self._lpips = sharding.everywhere(mesh, dict(lpips_params))
+        self._lpips = sharding.replicate(mesh, dict(lpips_params))
         self._linear: dict[str, LinearCodec | None] = {}
         self._files: dict[str, int] = {}  # distinct files of each evaluated bucket
         self._missing: dict[str, str] = {}  # reason for each bucket that is not evaluated
@@ -182,7 +182,7 @@ class TrainingEvaluation:
         """The linear codec of the bucket's training samples, fitted once per run; None if there is none."""
         count = self._config.eval.linear_samples
         if count and bucket.name not in self._linear:
-            frames = multihost.in_step(
+            frames = distributed.lockstep(
                 pipeline.train_samples(self._sources, bucket, self._config.data, count, self._config.seed)
             )
             frames = self._with_bar(frames, f"fitting the linear codec of {bucket.name}", count)
@@ -201,7 +201,7 @@ class TrainingEvaluation:
             if self._stopping():
                 raise Stopped
             padded = batch.frames[np.arange(bucket.batch) % len(batch.frames)]
-            yield batch, sharding.shared(self._mesh, padded)
+            yield batch, sharding.shard_batch(self._mesh, padded)
 
     def _held_out(self, bucket: Bucket) -> Iterator[Batch]:
         """Held-out batches, whole on every host. A bucket without them does not end the run."""
@@ -211,7 +211,7 @@ class TrainingEvaluation:
         )
         empty = True
         try:
-            for batch in multihost.in_step(batches, lambda batch: batch.frames):
+            for batch in distributed.lockstep(batches, lambda batch: batch.frames):
                 empty = False
                 yield batch
         except InputError as error:

@@ -98,7 +98,7 @@ def evaluate(
     _check_names(names)
     found, run_name, default_buckets = _samples(names, data, samples, fps)
     chosen = _buckets(buckets, default_buckets, found)
-    mesh = sharding.make(MeshConfig())
+    mesh = sharding.make_mesh(MeshConfig())
     batch += -batch % mesh.size
     codecs = _open(names, run_name, chosen, found, mesh, seed)
     networks = _networks(inception, clips=any(bucket.frames >= SHORTEST_CLIP for bucket in chosen))

@@ -20,7 +20,7 @@ from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.rundir import latent_statistics as stored_statistics
 from vaejax.rundir.folder import RunFolder
-from vaejax.runtime import distributed as multihost
+from vaejax.runtime import distributed
 
 if TYPE_CHECKING:
     from vaejax.config.schema import Config
@@ -88,7 +88,7 @@ def keep(
     try:
         for bucket in buckets:
             samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
-            samples = multihost.in_step(samples)
+            samples = distributed.lockstep(samples)
             label = f"statistics of training latents, {bucket.name}"
             quiet = None if is_main else True  # None: on a terminal only
             samples = tqdm(samples, label, count, leave=False, file=sys.stderr, disable=quiet)

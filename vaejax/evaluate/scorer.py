@@ -47,7 +47,7 @@ class FrameScorer:
 
     def __init__(self, mesh: Mesh, lpips_params: Mapping[str, dict]):
         self._mesh = mesh
-        self._lpips = sharding.everywhere(mesh, dict(lpips_params))
+        self._lpips = sharding.replicate(mesh, dict(lpips_params))
 
     def compare(self, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         """Scores of frames y (B, T, H, W, 3) in [-1, 1] against the originals x.
@@ -93,7 +93,7 @@ class FrameScorer:
         return {name: np.asarray(value) for name, value in scores.items()}
 
     def _shared(self, frames: np.ndarray) -> jax.Array:
-        return sharding.shared(self._mesh, np.asarray(frames, np.float32))
+        return sharding.shard_batch(self._mesh, np.asarray(frames, np.float32))
 
 
 class _Coded(NamedTuple):

@@ -75,7 +75,7 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
     Raises:
       InputError: if the configuration does not suit the topology.
     """
-    mesh = sharding.make(config.mesh, topology.devices)
+    mesh = sharding.make_mesh(config.mesh, topology.devices)
     buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)

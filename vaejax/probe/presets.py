@@ -1,4 +1,4 @@
-"""Budgets of the probe: every setting that its scores depend on, except the codec, the media and the seeds."""
+"""Budgets of the probe: every setting that its scores depend on, except codec, media and seeds."""
 
 import dataclasses
 from collections.abc import Mapping

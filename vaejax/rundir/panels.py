@@ -92,14 +92,6 @@ def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
     return np.clip(heat, 0, 255).astype(np.uint8)
 
 
-def frame_strip(video: np.ndarray, frames: int = 8) -> np.ndarray:
-    """Frames spread over a video (T, H, W, C) or videos (N, T, H, W, C), side by side; videos are rows."""
-    videos = video if video.ndim == 5 else video[None]
-    length = videos.shape[1]
-    chosen = np.linspace(0, length - 1, min(frames, length)).round().astype(int)
-    return np.concatenate([np.concatenate(list(v[chosen]), axis=1) for v in videos], axis=0)
-
-
 def _folder(workdir: str | os.PathLike, step: int) -> Path:
     directory = Path(workdir) / "panels" / str(step)
     directory.mkdir(parents=True, exist_ok=True)

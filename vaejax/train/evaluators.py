@@ -58,7 +58,7 @@ class Evaluators:
           Scores, 'BUCKET/NAME' or 'mean/NAME' to value, without those of an evaluation that ended early.
         """
         self._step = step
-        self._watchdog.doing("evaluating", step, patient=True)
+        self._watchdog.begin("evaluating", step, patient=True)
         scores = self.score(step, state, report) if due.score else {}
         if due.probe and self._probe:
             scores |= self._run_probe(self._probe, step, state, report)
@@ -97,7 +97,7 @@ class Evaluators:
         """A function that all processes call together before each batch; it returns whether to stop early."""
 
         def stopping() -> bool:
-            self._watchdog.doing(what, self._step, patient=True)
+            self._watchdog.begin(what, self._step, patient=True)
             return self._preemption.received() and not (last_finishes and self._step == self._steps)
 
         return stopping

@@ -29,7 +29,7 @@ def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
 def complete(folder: RunFolder, step: int, config: Config) -> None:
     """Computes the latent statistics of a finished run that lacks them, e.g. because it was killed."""
     missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
-    if any(distributed.gathered(missing)):
+    if any(distributed.all_gather(missing)):
         latent_statistics.of_run(VaeCodec.open(str(folder.path)), str(folder.path), step)
 
 

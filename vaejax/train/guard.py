@@ -51,7 +51,7 @@ class StepGuard:
         self._path, self._config = folder.bad_steps, config
         # All use process 0's version, because hosts may see a shared file at different times.
         lines = files.read_json_lines(self._path) if jax.process_index() == 0 else []
-        self._lines: list[dict] = distributed.gathered(lines)[0]
+        self._lines: list[dict] = distributed.all_gather(lines)[0]
         last_rollback = max((i for i, line in enumerate(self._lines) if "back_to" in line), default=-1)
         kept = [line for line in self._lines[last_rollback + 1 :] if line["step"] < start]
         self._lines = self._lines[: last_rollback + 1] + kept
@@ -85,7 +85,7 @@ class StepGuard:
         self.total, self.in_row = self.total + 1, self.in_row + 1
         parts = {name: dict(zip(batch.rows, batch.names, strict=True)) for name, batch in batches.items()}
         samples: dict[str, dict[int, str]] = {name: {} for name in parts}
-        for of_host in distributed.gathered({name: list(part.items()) for name, part in parts.items()}):
+        for of_host in distributed.all_gather({name: list(part.items()) for name, part in parts.items()}):
             for name, part in of_host.items():
                 samples[name] |= dict(map(tuple, part))
         in_order = {name: [part[row] for row in sorted(part)] for name, part in samples.items()}

@@ -18,7 +18,7 @@ from vaejax.rundir.skipped_samples import SkippedSamples
 from vaejax.runtime import chips
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.profiler import Profile
-from vaejax.runtime.watchdog import UPDATE, Watchdog
+from vaejax.runtime.watchdog import WAITING_FOR_DEVICES, Watchdog
 from vaejax.train import finish, resume
 from vaejax.train.evaluators import Evaluators
 from vaejax.train.guard import Pending, StepGuard
@@ -57,7 +57,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     with Watchdog(checked.recovery.stall) as watchdog:
         folder = RunFolder.create(workdir)
         setup = Setup.of(checked, inject)
-        watchdog.doing("starting", 0, patient=True)
+        watchdog.begin("starting", 0, patient=True)
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
             start = checkpoints.latest_on_all_hosts() or 0
             resume.check_networks(checkpoints, start, checked)
@@ -74,7 +74,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
                 saved = checkpoints.latest() or 0
                 console.say(f"stopped by a signal, saved at step {saved}; run the same command to continue")
                 return False
-            watchdog.doing("measuring latents", checked.steps, patient=True)
+            watchdog.begin("measuring latents", checked.steps, patient=True)
             finish.keep_latent_statistics(setup, folder, run.ema)
             console.say(finish.last_words(folder, checked, run.scores, run.seconds))
             return True
@@ -105,7 +105,7 @@ class Run:
         self.schedule = Schedule(config)
         self.skipped = SkippedSamples(folder.bad_samples, writes=jax.process_index() == 0)
         self.skipped.add_unreadable(file for source in setup.sources for file in source.unreadable)
-        self.peak_flops = chips.flops(jax.devices()[0].device_kind) * setup.mesh.size
+        self.peak_flops = chips.peak_flops(jax.devices()[0].device_kind) * setup.mesh.size
         self.update = Update(programs, setup.buckets, config.seed + 1, counts_flops=bool(self.peak_flops))
         self.evaluators = Evaluators(setup, watchdog, preemption)
         self.learning_rate = learning_rate(config.optim, config.steps)
@@ -113,7 +113,7 @@ class Run:
         self.scores: dict[str, float] = {}
         self._began = time.monotonic()
         folder.write_config(config)
-        console.say(console.parameter_overview(programs.state.params["autoencoder"]))
+        console.introduce(folder, config, setup.buckets, start, programs.state.params["autoencoder"])
 
     def train_from(self, start: int) -> Outcome:
         """Trains from step `start`, 0 or a checkpoint, until the run is done, stopped or rolled back."""
@@ -133,9 +133,9 @@ class Run:
                 with report.paused():
                     self.update.prepare(step, watchdog)  # compiles when a phase of the loss begins
                 with profile.update(step):
-                    watchdog.doing("waiting for samples", step)
+                    watchdog.begin("waiting for samples", step)
                     batches, waited = _next(stream)
-                    watchdog.doing(UPDATE, step)
+                    watchdog.begin(WAITING_FOR_DEVICES, step)
                     state, terms = self.update(state, batches)
                     guard.check(pending)  # ORDER MATTERS: read update N-1 while the devices run N
                 profile.done(step, terms)
@@ -170,7 +170,7 @@ class Run:
                     back = guard.restart_step
                     report.say(f"step {step + 1}: rolled back to step {back}; continuing with new samples")
                     return Outcome.ROLLED_BACK
-            watchdog.doing("writing the last checkpoint", config.steps, patient=True)
+            watchdog.begin("writing the last checkpoint", config.steps, patient=True)
         return Outcome.DONE
 
     @property
@@ -200,7 +200,7 @@ class Run:
         scores: Mapping[str, float],
         report: Reporter,
     ) -> None:
-        self.watchdog.doing("saving a checkpoint", step, patient=True)
+        self.watchdog.begin("saving a checkpoint", step, patient=True)
         report.flush()
         config = json.loads(json.dumps(self.setup.config.to_dict()))
         self.checkpoints.save(step, to_items(state), positions, config, scores)

@@ -159,7 +159,7 @@ class Programs:
         whole = jax.tree.map(
             lambda _: sharding.replicated(self.mesh), (accumulated.logits, accumulated.finite)
         )
-        return sharding.placed(accumulated, steps.Accumulated(*places, *whole))
+        return sharding.with_shardings(accumulated, steps.Accumulated(*places, *whole))
 
     def _adversary(self, phase: Phase) -> Adversary | None:
         return self.adversary if phase.adversarial else None
@@ -181,7 +181,7 @@ class Update:
     def __init__(self, programs: Programs, buckets: Sequence[Bucket], seed: int, counts_flops: bool = False):
         self._programs, self._counts_flops = programs, counts_flops
         self._buckets = {b.name: b for b in buckets}
-        self._key, self._lpips = sharding.everywhere(
+        self._key, self._lpips = sharding.replicate(
             programs.mesh, (jax.random.key(seed), programs.lpips_params)
         )
         self._phase: Phase | None = None
@@ -211,7 +211,7 @@ class Update:
             if self._counts_flops:
                 self._flops[name] = self._programs.model_flops(phase, bucket)
         self._phases += 1
-        distributed.meet(f"compiled {self._phases}")
+        distributed.barrier(f"compiled {self._phases}")
         self._phase, self._compiled = phase, (zeros, gradients, apply)
 
     def __call__(
@@ -244,7 +244,7 @@ class Update:
     @contextlib.contextmanager
     def _timed(self, what: str, step: int, watchdog: Watchdog) -> Iterator:
         """Reports the compilation in the block and its time; yields a function for the seconds so far."""
-        watchdog.doing(f"compiling {what}", step, patient=True)
+        watchdog.begin(f"compiling {what}", step, patient=True)
         is_main = jax.process_index() == 0
         if is_main:
             print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)

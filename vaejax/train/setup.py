@@ -48,9 +48,9 @@ class Setup:
           InputError: if the configuration or the media cannot be used.
           TrainingFailed: if the hosts see different media.
         """
-        mesh = sharding.make(config.mesh)
+        mesh = sharding.make_mesh(config.mesh)
         buckets = bucket_list(config, mesh)
-        opened = distributed.first_alone(lambda: sources.open_sources(config.data))
+        opened = distributed.main_process_first(lambda: sources.open_sources(config.data))
         distributed.check_same("photos and clips", lambda: sources.digest(opened))
         sources.check_buckets(opened, buckets, config.data)
         if jax.process_index() == 0:
@@ -79,7 +79,7 @@ class Setup:
           start: number of updates already done.
           positions: number of batches already drawn per bucket.
         """
-        rows = {b.name: sharding.rows(self.mesh, b.batch) for b in self.buckets}
+        rows = {b.name: sharding.local_rows(self.mesh, b.batch) for b in self.buckets}
         stream = pipeline.train_stream(
             self.sources,
             self.buckets,

@@ -64,7 +64,7 @@ def shapes(
 ) -> TrainState:
     """The shape and sharding of every array of a state; the devices of the mesh may be absent."""
     state = jax.eval_shape(_init(model, optimizer, adversary, 0))
-    return sharding.placed(state, sharding.state_shardings(mesh, state))
+    return sharding.with_shardings(state, sharding.state_shardings(mesh, state))
 
 
 def to_items(state: TrainState) -> dict[str, Any]:

@@ -57,7 +57,13 @@ def test_the_table_compares_with_the_linear_codec_and_explains_missing_buckets(t
     model, params = randomised()
     params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
     evaluation = TrainingEvaluation(
-        sources.open_sources(config.data), buckets, config, model, Objective(), sharding.make(config.mesh), {}
+        sources.open_sources(config.data),
+        buckets,
+        config,
+        model,
+        Objective(),
+        sharding.make_mesh(config.mesh),
+        {},
     )
     frames = np.zeros((8, 1, 32, 32, 3), np.uint8)
     # The network's scores are tested above: here only the bookkeeping counts.

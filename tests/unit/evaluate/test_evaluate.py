@@ -94,7 +94,7 @@ def run(folder, tmp_path_factory):
     config.data.buckets = {"image_32x32": {"batch": 2}, "video_5x32x32": {"batch": 1}}
     config.model.update(SMALL)
     (workdir / "config.json").write_text(config.to_json_best_effort())
-    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     model = Autoencoder(Architecture.of(config.model))
     state = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
     with Checkpoints(workdir) as checkpoints:

@@ -185,7 +185,7 @@ def test_equivariance_errors_are_those_of_the_transformed_clip():
 @pytest.fixture
 def run(tmp_path):
     """A run with a checkpoint at step 3, and how to restore it."""
-    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     model, _ = randomised()
     state = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
     with Checkpoints(tmp_path) as checkpoints:

@@ -183,7 +183,7 @@ def trained():
     adversary = small_adversary(start=2, ramp=4)
     model = Autoencoder(architecture(**SMALL))
     optimizer = optim.optimizer(settings.optim, 10)
-    mesh = sharding.make(settings.mesh)
+    mesh = sharding.make_mesh(settings.mesh)
     state = train_state.create(model, optimizer, adversary, mesh, 0)
     return model, adversary, jax.device_get(state)
 

@@ -241,7 +241,7 @@ def compare_shardings():
     from vaejax.runtime import mesh as sharding
 
     conv.PLATFORMS["cpu"] = getattr(conv, sys.argv[1])
-    mesh = sharding.make(ConfigDict({"data": 2, "fsdp": 2, "space": 2}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "space": 2}))
     frames = NamedSharding(mesh, sharding.HEIGHT)
     for shape, size, features in (
         ((4, 7, 8, 8, 6), (3, 3, 3), 4),

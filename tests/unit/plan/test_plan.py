@@ -328,7 +328,7 @@ def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path, as_the
     config = demo.get_config()
     config.mesh.space = 4
     config = check(config)
-    mesh = sharding.make(config.mesh)
+    mesh = sharding.make_mesh(config.mesh)
     buckets = parse_buckets(config.data.buckets, 8, 4, shards=2, space=4)
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)

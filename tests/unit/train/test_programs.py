@@ -18,7 +18,7 @@ from vaejax.train import state as train_state
 
 
 def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
-    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     adversary = losses.adversary(start=2)
     model = Autoencoder(architecture(**SMALL))
     settings = config.defaults().optim
