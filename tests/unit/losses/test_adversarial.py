@@ -250,8 +250,8 @@ def test_before_its_start_the_adversary_learns_but_does_not_count(trained, gradi
     without, _ = gradients("none", 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, without)
     assert (
-        not adversary.gradientss(1)
-        and adversary.gradientss(2)
+        not adversary.is_training(1)
+        and adversary.is_training(2)
         and small_adversary(start=9, warmup=4).is_training(5)
     )
     np.testing.assert_allclose(
