@@ -1,8 +1,8 @@
 """Panels of original, reconstruction and error, as PNG, and as MP4 for videos.
 
-The error is the maximum over R, G, B of |original - reconstruction|, amplified four times. Its color scale
-goes from black (none) through red and yellow to white (a quarter of the range or more), so a spot in one
-channel is as visible as a gray one.
+The error is the maximum over R, G, B of |original - reconstruction|, amplified four times. A spot in one
+channel is therefore as visible as a gray one. The color scale goes from black (no error) through red and
+yellow to white (a quarter of the range or more).
 """
 
 import math
