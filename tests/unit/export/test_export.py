@@ -32,7 +32,7 @@ from vaejax.export import stablehlo
 from vaejax.export import verify as compared
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.train.state import TrainState
+from vaejax.train.state import TrainState, to_items
 
 STATISTICS = {"mean": [0.25, -0.5, 0.0, 1.5], "std": [0.5, 2.0, 1.25, 0.75]}
 SHAPE = 5, 16, 24
@@ -52,7 +52,7 @@ def saved_run(folder, statistics, media="nowhere"):
     ema = params | {"autoencoder": jax.tree.map(lambda x: 0.75 * x, randomised()[1])}
     state = TrainState(jnp.zeros((), jnp.int32), params, ema, optax.adam(1e-3).init(params), {})
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(state, STEP, {}, json.loads(config.to_json_best_effort()), {})
+        checkpoints.save(STEP, to_items(state), {}, json.loads(config.to_json_best_effort()), {})
     if statistics:
         latent_statistics.store(folder, STEP, statistics)
     return folder
@@ -239,7 +239,7 @@ def test_a_damaged_export_is_refused_in_one_line(whole, tmp_path, spoil, told):
     assert "\n" not in str(error.value) and str(tmp_path / "out") in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_only_an_earlier_export_is_replaced(run, whole, tmp_path, capsys):
     def refused(out, told):
         before = sorted(path.name for path in out.iterdir()) if out.is_dir() else out.read_bytes()
@@ -288,7 +288,7 @@ def test_a_killed_export_leaves_what_was_there_and_no_other(run, whole, tmp_path
     assert json.loads((out / "config.json").read_text())["weights"]["dtype"] == "bfloat16"
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_what_is_not_the_same_is_told(run, whole, params):
     source, exported = load_vae(str(run)), load_vae(str(whole))
     compared.check_weights(source, exported, whole / "checkpoint", "float32")
@@ -317,7 +317,7 @@ def test_what_is_not_the_same_is_told(run, whole, params):
             compared.check_programs(codec, encode, decode, told)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 @pytest.mark.parametrize(
     "options",
     [{"dtype": "bfloat16"}, {"attention": True, "film": True}],
@@ -364,7 +364,7 @@ def test_statistics_that_nobody_computed_are_computed(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["latents"] == kept
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_without_statistics_latents_are_as_they_come(tmp_path, capsys):
     run = saved_run(tmp_path / "run", None)
     assert export.main([str(run), str(tmp_path / "out"), "--stablehlo=1x16x24"]) == 0
@@ -377,7 +377,7 @@ def test_without_statistics_latents_are_as_they_come(tmp_path, capsys):
     np.testing.assert_allclose(encode(frames), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_path, capsys):
     (tmp_path / "my photos").mkdir()
     media_files.write_photos(tmp_path / "my photos", 4)

@@ -80,7 +80,7 @@ def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, confi
     assert stored["buckets"][NAME]["samples"] == 12
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_a_probe_gives_up_when_the_run_is_asked_to_stop(run, config, monkeypatch):
     """While it reads, and while it learns."""
     monkeypatch.setattr(in_training, "PRESETS", {"cpu": TINY})

@@ -207,7 +207,7 @@ def test_a_fit_learns_what_normalisation_does_not_tell():
     assert losses.mean() < 0.7 * flow.white_loss(0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_a_label_decides_what_is_generated():
     latents = smooth_latents(classes=2)
     model = dit.DiT(32, 1, 2, classes=2)
@@ -284,7 +284,7 @@ def latents(probe, linear):
     return probe.latents(linear)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_scores_are_told_by_seed_and_are_the_same_every_time(probe, linear, latents):
     scores, shown = probe.score(latents, linear.decode, [0, 1])
     assert len(set(scores["kernel"]["seeds"])) == len(set(scores["loss"]["seeds"])) == 2
@@ -373,7 +373,7 @@ def flags(budget):
     return [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(budget).items()]
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_the_command_writes_the_same_bytes_twice_but_for_the_time(photos, tmp_path, capsys):
     found = []
     for out in (tmp_path / "one", tmp_path / "two"):
