@@ -1,7 +1,7 @@
 """The command python -m vaejax.export RUN OUT.
 
-It writes OUT/model.safetensors, OUT/checkpoint (Orbax), OUT/config.json, OUT/README.md (a model card), and for
-each --stablehlo two programs that run without vaejax. `vaejax.load(OUT)` opens the export.
+It writes OUT/model.safetensors, OUT/checkpoint (Orbax), OUT/config.json and OUT/README.md, a model card.
+Each --stablehlo adds two programs that run without vaejax. `vaejax.load(OUT)` opens the export.
 """
 
 import logging
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def summary(source: str, exported: Exported) -> str:
-    """What was exported, how it was verified, the main scores, and the next command."""
+    """The export, its verification, the main scores and the next command."""
     config, out = exported.config, exported.name
     parts = [f"step {config['step']}", config["weights"]["dtype"], f"{exported.size / 1e6:.1f} MB"]
     if config["stablehlo"]:
@@ -82,8 +82,8 @@ def summary(source: str, exported: Exported) -> str:
     lines = [f"done: exported {source} to {out} in {duration(exported.seconds)}: {', '.join(parts)}"]
     if psnr := config["rounding"]:
         lines.append(
-            f"  verified: the source with rounded weights; a test clip reconstructs at {psnr['exported']:.2f}"
-            f" dB (source: {psnr['source']:.2f} dB), {psnr['between']:.1f} dB from the source's reconstruction"
+            f"  verified: weights of {source}, rounded; PSNR of a test clip {psnr['exported']:.2f} dB"
+            f" (source: {psnr['source']:.2f} dB, between the two: {psnr['between']:.1f} dB)"
         )
     else:
         lines.append(f"  verified: identical to {source}")

@@ -220,10 +220,11 @@ def read_scores(path: pathlib.Path, vae: TrainedVAE) -> dict[str, Any]:
         if name is None:
             raise InputError(f"{path}: no scores of this model at step {vae.step}; {accepted}")
         data = settings["data"]
+        # A published export must not reveal the paths of the machine that made it.
+        data = "the held-out part of the training data" if data == HELD_OUT else pathlib.PurePath(data).name
         return {
             "buckets": {bucket: results["results"][bucket][name]["scores"] for bucket in results["buckets"]},
-            # A published export must not reveal the paths of the machine that made it.
-            "data": "the held-out part of the training set" if data == HELD_OUT else pathlib.PurePath(data).name,
+            "data": data,
             "cut": settings["cut"],
             "versions": settings["versions"],
         }

@@ -47,7 +47,7 @@ numbers, and an image, which is a clip of one frame, {image} times fewer.
 
 | | |
 |---|---|
-| frames | (T, H, W, 3); T = {lengths}, H and W multiples of {s} (vaejax pads other sizes and crops the output) |
+| frames | (T, H, W, 3); T = {lengths}, H and W multiples of {s} (vaejax pads other sizes) |
 | latents | (t, h, w, {c}); t = {latent_lengths}, h = H/{s}, w = W/{s} |
 | parameters | {total}: encoder {encoder}, decoder {decoder} |
 | weights | averaged (EMA), stored in {dtype}; the model computes in {compute} |
@@ -198,8 +198,8 @@ def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], normalized: boo
 def _rounding(psnr: Mapping[str, float]) -> str:
     return (
         "## Rounding\n\n"
-        "The weights are rounded from float32 to bfloat16. A test clip reconstructs at"
-        f" {psnr['exported']:.2f} dB, and at {psnr['source']:.2f} dB with the float32 weights. The PSNR between"
+        "The weights are rounded from float32 to bfloat16. The PSNR of a reconstructed test clip is"
+        f" {psnr['exported']:.2f} dB, and {psnr['source']:.2f} dB with the float32 weights. The PSNR between"
         f" the two reconstructions is {psnr['between']:.1f} dB.\n"
     )
 
@@ -219,7 +219,7 @@ def _scores(scores: Mapping[str, Any], dtype: str) -> str:
     data, cut, versions = scores["data"], scores["cut"], scores["versions"]
     rounded = " They were measured before rounding to bfloat16." if dtype == "bfloat16" else ""
     lines.append(
-        f"\nScores of reconstructions of {data}, with clips at {cut['fps']:g} frames per second, by `python -m"
+        f"\nReconstructions of {data}, clips at {cut['fps']:g} frames per second, scored by `python -m"
         f" vaejax.evaluate` (vaejax {versions['vaejax']}, jax {versions['jax']}). Parentheses contain 95%"
         " bootstrap intervals. KID and rFVD use features of the network in their heading and are comparable"
         f" only with the same network.{rounded}\n"

@@ -104,7 +104,8 @@ def check_programs(
     levels = np.abs(pixels.astype(int) - x)
     if (levels.mean() > MEAN_LEVELS_BFLOAT16) if is_bfloat16 else (levels.max() > LEVELS):
         raise _differs(
-            programs["decode"]["file"], f"frames differ from the codec's by up to {levels.max()} of 255 levels"
+            programs["decode"]["file"],
+            f"frames differ from the codec's by up to {levels.max()} of 255 levels",
         )
 
 

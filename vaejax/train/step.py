@@ -13,7 +13,6 @@ from vaejax.losses.objective import Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.ema import ema
 from vaejax.models.pixels import from_uint8
-from vaejax.train import optimizer as optim
 from vaejax.train.state import TrainState
 
 # (bucket, place, step, batch x, y) to y or a broken y; place is 'data', 'generator' or 'discriminator'.
