@@ -226,7 +226,7 @@ NAME = "encoder.conv_in.bias"
         (change_weights(lambda w: w.pop(NAME)), f"{NAME} has the shape nothing"),
         (change_weights(lambda w: w.update({NAME: w[NAME][1:].copy()})), f"{NAME} has the shape"),
         (change_weights(lambda w: w.update(more=w[NAME])), "more has the shape"),
-        (change_weights(lambda w: w[NAME].__iadd__(1e-3)), "not the weights that config.json tells of"),
+        (change_weights(lambda w: w[NAME].__iadd__(1e-3)), "not the weights that config.json describes"),
         (change_config(lambda c: c.pop("latents")), "damaged export"),
         (change_config(lambda c: c.pop("weights")), "damaged export"),
         (change_config(lambda c: c["architecture"].update(widths=[8, 16])), "has the shape"),
@@ -316,7 +316,7 @@ def test_verification_reports_every_difference(run, whole, params):
         (
             right,
             lambda _: np.where(x > 127, x - 2, x + 2),
-            "two: frames differ from the codec's by up to 2 of 255",
+            "two: frames differ .* 2 of 255",
         ),
     ):
         with pytest.raises(TrainingFailed, match=where):
