@@ -1,10 +1,11 @@
-"""What vaejax.export writes: a trained VAE as others read it, compared with what it was made of."""
+"""Exports a trained VAE: weights, configuration, model card and StableHLO, verified against their source."""
 
 import dataclasses
 import math
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -30,35 +30,50 @@ from vaejax.codec.load import (
     load_vae,
     read_export_config,
 )
+from vaejax.config import Config
 from vaejax.errors import InputError
-from vaejax.evaluate import latent_statistics as normalisation
 from vaejax.evaluate.codecs.vae import VaeCodec
-from vaejax.export import model_card, stablehlo
-from vaejax.export import verify as compared
+from vaejax.evaluate.latent_statistics import of_run
+from vaejax.export import model_card, stablehlo, verify
 from vaejax.files import atomic_folder
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.folder import RunFolder
 
 CHECKPOINT, CARD = "checkpoint", "README.md"
-LATENTS = ("mean", "std")
-HELD_OUT = "held out by the run"  # as vaejax.evaluate says
+HELD_OUT = "held out by the run"  # results.json of vaejax.evaluate, 'data'
 
 
 class Source(NamedTuple):
-    """What is exported.
+    """A trained VAE and the facts that its export records.
 
     Attributes:
-      trained: the autoencoder.
-      latents: statistics of its training latents, at least 'mean' and 'std', which may be None.
-      training: how it was trained, in short.
-      scores: what an evaluation found, see `scores_of`; None without one.
+      vae: the autoencoder.
+      latents: statistics of its training latents; 'mean' and 'std' are None if unknown.
+      training: the main settings of its training.
+      scores: the scores of an evaluation, see `read_scores`; None without one.
     """
 
-    trained: TrainedVAE
+    vae: TrainedVAE
     latents: dict[str, Any]
     training: dict[str, Any]
     scores: dict[str, Any] | None
+
+
+class Exported(NamedTuple):
+    """A finished export.
+
+    Attributes:
+      name: the folder, as the user named it.
+      config: contents of its config.json, and 'rounding', see `verify.check_codec`.
+      size: bytes of all files.
+      seconds: duration of the export.
+    """
+
+    name: str
+    config: dict[str, Any]
+    size: int
+    seconds: float
 
 
 def export(
@@ -69,107 +84,108 @@ def export(
     dtype: str = "float32",
     shapes: Sequence[str] = (),
     scores: str = "",
-) -> str:
-    """Exports a trained VAE, reads everything again and compares it.
+) -> Exported:
+    """Exports a trained VAE, reads the export again and compares it with its source.
 
     Args:
       name: a run, its checkpoints/STEP, or an export.
-      out: the folder to write, a new one or an earlier export, which it replaces.
-      step: of a completed checkpoint; None takes the name's, or the last.
-      dtype: of the weights, 'float32' or 'bfloat16'.
-      shapes: 'TxHxW', of StableHLO programs.
-      scores: results.json of vaejax.evaluate; '' takes RUN/results.json where it is of this step.
-
-    Returns:
-      One line: what was written, and how it was compared.
+      out: the output folder: a new or empty one, or an earlier export, which is replaced.
+      step: a completed checkpoint of a run; default: the one in `name`, else the latest.
+      dtype: dtype of the weights, 'float32' or 'bfloat16'.
+      shapes: shapes of StableHLO programs, 'TxHxW' each.
+      scores: results.json of vaejax.evaluate; '' takes RUN/results.json if it is of this step.
 
     Raises:
-      InputError: for what cannot be read or written, before anything is computed where that can be known.
-      TrainingFailed: if what was written is not what was meant; nothing is left of it.
+      InputError: if an input cannot be read or OUT cannot be written; checked before computing if possible.
+      TrainingFailed: if the export differs from its source; it is then deleted.
     """
+    begin = time.monotonic()
     if dtype not in DTYPES:
         raise InputError(f"--dtype={dtype}; accepted: {' or '.join(DTYPES)}")
     folder = pathlib.Path(out).expanduser().resolve()
-    _check_free(folder, out, name)
-    trained = load_vae(name, step)
-    wanted = stablehlo.parsed(shapes, trained.architecture)
-    source = _source(name, trained, scores)
+    _check_replaceable(folder, out, name)
+    vae = load_vae(name, step)
+    parsed = stablehlo.parse_shapes(shapes, vae.architecture)
+    source = _source(name, vae, scores)
     with (
         cli.writing(out, "OUT"),
-        tqdm(total=2 + 2 * len(wanted), file=sys.stderr, leave=False) as progress,
+        tqdm(total=2 + 2 * len(parsed), file=sys.stderr, leave=False) as progress,
         atomic_folder(folder) as unfinished,
     ):
         progress.set_description("weights")
-        told = _write(unfinished, source, dtype, wanted, progress)
-        exported = load_export(str(unfinished), read_export_config(str(unfinished)))
-        told["rounding"] = _compare(unfinished, source.trained, exported, told, progress)
-        (unfinished / CARD).write_text(model_card.text(folder.name, told), encoding="utf-8")
+        config = _write(unfinished, source, dtype, parsed, progress)
+        exported = load_export(str(unfinished), files.read_json(unfinished / CONFIG))
+        config["rounding"] = _verify(unfinished, source.vae, exported, config, progress)
+        (unfinished / CARD).write_text(model_card.text(folder.name, config), encoding="utf-8")
         size = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
-    programs = f", StableHLO of {' and '.join(map(_named, wanted))}" if wanted else ""
-    return (
-        f"{out}: {size / 1e6:.1f} MB, step {trained.step}, {dtype}{programs}; read again and compared with"
-        f" {name}: {_how_alike(told)}"
-    )
+    return Exported(out, config, size, time.monotonic() - begin)
 
 
-def _check_free(folder: pathlib.Path, out: str, name: str) -> None:
-    """Raises InputError for a folder that holds what no export wrote, and for the source itself."""
+def _check_replaceable(folder: pathlib.Path, out: str, name: str) -> None:
+    """Raises InputError if the folder is the source or has files that no export wrote."""
     try:
-        there = sorted(path.name for path in folder.iterdir())
+        names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return
     except OSError as error:
-        raise InputError(f"OUT={out}: {error.strerror}; accepted: a folder to write") from error
-    accepted = "accepted: a new or empty folder, or an earlier export, which it replaces"
+        raise InputError(f"OUT={out}: {error.strerror}; accepted: a writable folder") from error
+    accepted = "accepted: a new or empty folder, or an earlier export, which is replaced"
     if folder == RunFolder(name).path.resolve():
-        raise InputError(f"OUT={out}: that is what is exported; {accepted}")
-    if there and read_export_config(str(folder)) is None:
-        raise InputError(f"OUT={out}: holds files, such as {there[0]}; {accepted}")
-    others = [one for one in there if one not in (CONFIG, WEIGHTS, CARD, CHECKPOINT)]
-    others = [one for one in others if not one.endswith(".stablehlo")]
+        raise InputError(f"OUT={out}: the folder that is exported; {accepted}")
+    if names and read_export_config(str(folder)) is None:
+        raise InputError(f"OUT={out}: contains other files, such as {names[0]}; {accepted}")
+    others = [
+        name
+        for name in names
+        if name not in (CONFIG, WEIGHTS, CARD, CHECKPOINT) and not name.endswith(".stablehlo")
+    ]
     if others:
-        raise InputError(f"OUT={out}: holds {others[0]}, which no export wrote; {accepted}")
+        raise InputError(f"OUT={out}: contains {others[0]}, which no export wrote; {accepted}")
 
 
-def _source(name: str, trained: TrainedVAE, scores: str) -> Source:
-    found = read_export_config(name)
-    if found:
-        statistics, training = found["latents"], found.get("training", {})
-        known = found.get("scores")
+def _source(name: str, vae: TrainedVAE, scores: str) -> Source:
+    export_config = read_export_config(name)
+    if export_config is not None:
+        statistics, training = export_config["latents"], export_config.get("training", {})
+        known = export_config.get("scores")
     else:
-        statistics, training = _statistics(name, trained), _training(RunFolder(name).read_config())
+        statistics, training = _statistics(name, vae), _training(RunFolder(name).read_config())
         known = None
     if statistics["mean"] is not None:
-        mean, std = (np.asarray(statistics[key], np.float32) for key in LATENTS)
-        trained = trained._replace(mean=mean, std=std)
+        mean, std = (np.asarray(statistics[key], np.float32) for key in ("mean", "std"))
+        vae = vae._replace(mean=mean, std=std)
     if scores:
-        known = scores_of(pathlib.Path(scores).expanduser(), trained)
-    elif not found and (beside := RunFolder(name).path / "results.json").exists():
+        known = read_scores(pathlib.Path(scores).expanduser(), vae)
+    elif export_config is None and (path := RunFolder(name).path / "results.json").exists():
         try:
-            known = scores_of(beside, trained)
+            known = read_scores(path, vae)
         except InputError as error:
             print(f"the model card has no scores: {error}", file=sys.stderr)
-    return Source(trained, statistics, training, known)
+    return Source(vae, statistics, training, known)
 
 
-def _statistics(name: str, trained: TrainedVAE) -> dict[str, Any]:
-    if trained.mean is not None:
-        return latent_statistics.load(RunFolder(name).path, trained.step)
-    codec = VaeCodec(name, Autoencoder(trained.architecture), trained.params)
-    found = normalisation.of_run(codec, name, trained.step)
-    if found is None:
+def _statistics(name: str, vae: TrainedVAE) -> dict[str, Any]:
+    """The stored statistics of a run's training latents, computed if missing; None values if impossible."""
+    stored = latent_statistics.load(RunFolder(name).path, vae.step) if vae.mean is not None else None
+    if stored is not None:
+        return stored
+    codec = VaeCodec(name, Autoencoder(vae.architecture), vae.params)
+    computed = of_run(codec, name, vae.step)
+    if computed is None:
         print(f"{name} is exported without statistics of its latents", file=sys.stderr)
-    return found or dict.fromkeys(LATENTS)
+        return {"mean": None, "std": None}
+    return computed
 
 
-def _training(config: ConfigDict) -> dict[str, Any]:
-    """How a run was trained, without the names of its files."""
+def _training(config: Config) -> dict[str, Any]:
+    """The main settings of a run, without file names."""
     loss = config.loss
-    weights = {name: weight for name, weight in loss.weights.items() if weight}
-    told = {
+    weights = {name: weight for name, weight in sorted(dataclasses.asdict(loss.weights).items()) if weight}
+    buckets = {name: bucket["batch"] for name, bucket in config.data.buckets.items() if bucket.get("batch")}
+    training = {
         "steps": config.steps,
         "seed": config.seed,
-        "buckets": {name: one.batch for name, one in config.data.buckets.items() if one.get("batch")},
+        "buckets": buckets,
         "fps": config.data.fps,
         "size": config.model.size,
         "likelihood": loss.likelihood,
@@ -180,63 +196,65 @@ def _training(config: ConfigDict) -> dict[str, Any]:
         "ema_decay": config.ema.decay,
     }
     if "perceptual" in weights:
-        told["perceptual"] = loss.perceptual.network
+        training["perceptual"] = loss.perceptual.network
     if "adversarial" in weights:
-        told["discriminators"] = list(loss.adversarial.discriminators)
-    return told
+        training["discriminators"] = list(loss.adversarial.discriminators)
+    return training
 
 
-def scores_of(path: pathlib.Path, trained: TrainedVAE) -> dict[str, Any]:
-    """The scores of a model that vaejax.evaluate wrote.
+def read_scores(path: pathlib.Path, vae: TrainedVAE) -> dict[str, Any]:
+    """Reads the scores of a VAE from results.json of vaejax.evaluate.
 
     Returns:
-      'buckets': {BUCKET: {NAME: {'value', 'low', 'high', 'samples'}}}; 'data', 'cut' and 'versions': what
-      they depend on.
+      'buckets': {BUCKET: {NAME: {'value', 'low', 'high', 'samples'}}}, and the 'data', 'cut' and 'versions'
+      that they depend on.
 
     Raises:
-      InputError: if it cannot be read, or tells of no model of this step with these latents.
+      InputError: if the file cannot be read, or has no codec of this step with these latents.
     """
     accepted = "accepted: results.json of vaejax.evaluate --checkpoint=RUN"
     try:
-        found = files.read_json(path)
-        name = next((one for one in found["settings"]["codecs"] if _is_of(found, one, trained)), None)
+        results = files.read_json(path)
+        settings = results["settings"]
+        name = next((codec for codec in settings["codecs"] if _is_same(results, codec, vae)), None)
         if name is None:
-            raise InputError(f"{path}: no scores of this model at step {trained.step}; {accepted}")
-        data = found["settings"]["data"]
+            raise InputError(f"{path}: no scores of this model at step {vae.step}; {accepted}")
+        data = settings["data"]
+        # A published export must not reveal the paths of the machine that made it.
+        data = "the held-out part of the training data" if data == HELD_OUT else pathlib.PurePath(data).name
         return {
-            "buckets": {bucket: found["results"][bucket][name]["scores"] for bucket in found["buckets"]},
-            # Where a set of media lies is nobody's business who reads the export.
-            "data": "what training held out" if data == HELD_OUT else pathlib.PurePath(data).name,
-            "cut": found["settings"]["cut"],
-            "versions": found["settings"]["versions"],
+            "buckets": {bucket: results["results"][bucket][name]["scores"] for bucket in results["buckets"]},
+            "data": data,
+            "cut": settings["cut"],
+            "versions": settings["versions"],
         }
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; {accepted}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: tells of no scores; {accepted}") from error
+        raise InputError(f"{path}: contains no scores; {accepted}") from error
 
 
-def _is_of(found: dict, name: str, trained: TrainedVAE) -> bool:
-    """Whether a codec of results.json is this model: by its step, and its latents where both know them."""
-    codec = found["settings"]["codecs"][name]
-    if codec["kind"] != "vaejax" or codec["step"] != trained.step:
+def _is_same(results: dict[str, Any], name: str, vae: TrainedVAE) -> bool:
+    """Whether a codec of results.json is this VAE, by its step and, if both are known, its statistics."""
+    codec = results["settings"]["codecs"][name]
+    if codec["kind"] != "vaejax" or codec["step"] != vae.step:
         return False
-    known = found.get("training_latents", {}).get(name)
-    if known is None or trained.mean is None:
+    statistics = results.get("training_latents", {}).get(name)
+    if statistics is None or vae.mean is None:
         return True
-    return np.array_equal(np.asarray(known["mean"], np.float32), trained.mean)
+    return np.array_equal(np.asarray(statistics["mean"], np.float32), vae.mean)
 
 
 def _write(
     folder: pathlib.Path, source: Source, dtype: str, shapes: Sequence[stablehlo.Shape], progress: tqdm
 ) -> dict[str, Any]:
-    """Writes all but the model card; returns what config.json tells."""
-    trained = source.trained
+    """Writes everything but the model card; returns the contents of config.json."""
+    vae = source.vae
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
-    params = jax.tree.map(lambda leaf: np.array(leaf, kind, order="C"), trained.params)
-    metadata = {"format": FORMAT, "model": trained.fingerprint, "step": str(trained.step)}
+    params = jax.tree.map(lambda leaf: np.array(leaf, kind, order="C"), vae.params)
+    metadata = {"format": FORMAT, "model": vae.fingerprint, "step": str(vae.step)}
     save_file(flatten(params), folder / WEIGHTS, metadata)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / CHECKPOINT, params)
@@ -244,15 +262,16 @@ def _write(
     programs = []
     for shape in shapes:
         progress.update()
-        progress.set_description(f"StableHLO {_named(shape)}")
-        programs.append(stablehlo.write(folder, trained._replace(params=stored), shape))
-    told = {
+        progress.set_description(f"StableHLO {stablehlo.shape_name(shape)}")
+        programs.append(stablehlo.write(folder, vae._replace(params=stored), shape))
+    config = {
         "format": FORMAT,
         "vaejax": __version__,
         "jax": jax.__version__,
-        "architecture": dataclasses.asdict(trained.architecture),
-        "step": trained.step,
-        "fingerprint": trained.fingerprint,
+        # Every field, so that a later version with other defaults builds the same network.
+        "architecture": dataclasses.asdict(vae.architecture),
+        "step": vae.step,
+        "fingerprint": vae.fingerprint,
         "weights": {
             "file": WEIGHTS,
             "dtype": dtype,
@@ -264,41 +283,28 @@ def _write(
         "scores": source.scores,
         "stablehlo": programs,
     }
-    files.write_json(folder / CONFIG, told)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # which safetensors lets nobody else read
-    return told
+    files.write_json(folder / CONFIG, config)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes it readable by the owner only
+    return config
 
 
-def _compare(
-    folder: pathlib.Path, source: TrainedVAE, exported: TrainedVAE, told: dict[str, Any], progress: tqdm
+def _verify(
+    folder: pathlib.Path, source: TrainedVAE, exported: TrainedVAE, config: dict[str, Any], progress: tqdm
 ) -> dict[str, float]:
+    """Compares all files with the source; returns the effect of rounding, see `verify.check_codec`."""
     progress.update()
-    progress.set_description("comparing")
-    dtype, found = told["weights"]["dtype"], Codec(exported)
-    compared.check_weights(source, exported, folder / CHECKPOINT, dtype)
-    rounding = compared.check_codec(Codec(source), found, dtype)
-    for programs in told["stablehlo"]:
+    progress.set_description("verifying")
+    dtype, codec = config["weights"]["dtype"], Codec(exported)
+    verify.check_weights(source, exported, folder / CHECKPOINT, dtype)
+    rounding = verify.check_codec(Codec(source), codec, dtype)
+    for programs in config["stablehlo"]:
         progress.update()
-        progress.set_description(f"comparing StableHLO {_named(programs['shape'])}")
-        read = (stablehlo.read(folder / programs[kind]["file"]) for kind in ("encode", "decode"))
-        compared.check_programs(found, *read, programs)
+        progress.set_description(f"verifying StableHLO {stablehlo.shape_name(programs['shape'])}")
+        encode, decode = (stablehlo.read(folder / programs[kind]["file"]) for kind in ("encode", "decode"))
+        verify.check_programs(codec, encode, decode, programs)
     progress.update()
     return rounding
 
 
-def _how_alike(told: dict[str, Any]) -> str:
-    if not told["rounding"]:
-        return "bit for bit the same"
-    psnr = told["rounding"]
-    return (
-        f"its weights, rounded; a test clip comes back at {psnr['exported']:.2f} dB, of the source at"
-        f" {psnr['source']:.2f} dB, and the two are {psnr['between']:.1f} dB from each other"
-    )
-
-
-def _named(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _count(tree: dict) -> int:
+def _count(tree: dict[str, Any]) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

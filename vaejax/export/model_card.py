@@ -1,19 +1,29 @@
-"""The README.md of an export: what the model is, how to read it, and how well it does."""
+"""The model card of an export, README.md: the model, its use and its scores."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-SCORES = {  # of results.json, by what a person calls them: with digits, and which way is better
-    "psnr": ("PSNR, dB", 2, "↑"),
-    "ssim": ("SSIM", 4, "↑"),
-    "lpips_alexnet": ("LPIPS (AlexNet)", 4, "↓"),
-    "lpips_vgg16": ("LPIPS (VGG)", 4, "↓"),
-    "rfid_inception": ("rFID", 2, "↓"),
-    "kid_efficientnet": ("KID (EfficientNet)", 5, "↓"),
-    "rfvd_i3d": ("rFVD (I3D)", 2, "↓"),
-    "flicker": ("flicker", 3, "↓"),
-    "bits_per_pixel": ("bits a pixel", 2, ""),
+
+class Score(NamedTuple):
+    """A score as the card shows it: label, unit, number of digits, and an arrow in the better direction."""
+
+    label: str
+    unit: str
+    digits: int
+    better: str
+
+
+SCORES = {  # by their names in results.json
+    "psnr": Score("PSNR", "dB", 2, "↑"),
+    "ssim": Score("SSIM", "", 4, "↑"),
+    "lpips_alexnet": Score("LPIPS (AlexNet)", "", 4, "↓"),
+    "lpips_vgg16": Score("LPIPS (VGG)", "", 4, "↓"),
+    "rfid_inception": Score("rFID", "", 2, "↓"),
+    "kid_efficientnet": Score("KID (EfficientNet)", "", 5, "↓"),
+    "rfvd_i3d": Score("rFVD (I3D)", "", 2, "↓"),
+    "flicker": Score("flicker", "", 3, "↓"),
+    "bits_per_pixel": Score("bits per pixel", "", 2, ""),
 }
 
 _HEAD = """\
@@ -31,20 +41,20 @@ tags:
 
 # {name}
 
-A variational autoencoder of images and videos for latent diffusion, trained with vaejax: {s}x smaller in
-height and width, {time}, {c} channels. That is {clip} times fewer numbers for a long clip and {image} times
-fewer for an image, which is a clip of one frame.
+A variational autoencoder of images and videos for latent diffusion, trained with vaejax. Its latents have {c}
+channels, {time}, and are {s}x smaller in height and width. A long clip becomes {clip} times fewer
+numbers, and an image, which is a clip of one frame, {image} times fewer.
 
 | | |
 |---|---|
-| frames | (T, H, W, 3); T = {lengths}, H and W multiples of {s} (vaejax fills up other sizes and undoes it) |
+| frames | (T, H, W, 3); T = {lengths}, H and W multiples of {s} (vaejax pads other sizes) |
 | latents | (t, h, w, {c}); t = {latent_lengths}, h = H/{s}, w = W/{s} |
 | parameters | {total}: encoder {encoder}, decoder {decoder} |
-| weights | averaged (EMA), {dtype}; computed in {compute} |
+| weights | averaged (EMA), stored in {dtype}; the model computes in {compute} |
 | training step | {step} |
-| model | `{fingerprint}`: latents of another model are refused |
+| fingerprint | `{fingerprint}`; the decoder refuses latents of another model |
 
-licence: to be filled in by whoever publishes this
+License: to be filled in by the publisher
 
 ## Use
 
@@ -60,7 +70,7 @@ frames = codec.decode(latents)
 
 {latents_are}
 
-The weights with the safetensors package alone:
+The weights with only the safetensors package:
 
 ```python
 {weights_import}from safetensors.numpy import load_file
@@ -68,7 +78,7 @@ The weights with the safetensors package alone:
 weights = load_file("{name}/model.safetensors")  # {{"encoder.conv_in.kernel": array, ...}}
 ```
 
-Kernels are (time, height, width, in, out). The same arrays as a tree, with Orbax alone:
+Kernels are (time, height, width, in, out). The same arrays as a tree, with only Orbax:
 
 ```python
 import pathlib
@@ -82,8 +92,8 @@ params = ocp.StandardCheckpointer().restore(pathlib.Path("{name}/checkpoint").ab
 _STABLEHLO = """\
 ## StableHLO
 
-The same model without vaejax: `pip install jax flatbuffers` is all that this needs. The weights are in the
-files, which run on CPU, CUDA and TPU with batches of any size b.
+The same model without vaejax; the only requirements are `pip install jax flatbuffers`. The files include the
+weights and run on CPU, CUDA and TPU with batches of any size b.
 
 ```python
 import pathlib
@@ -99,24 +109,36 @@ latents = encode(np.zeros(({batch}), np.uint8))
 frames = decode(latents)
 ```
 
-| file | takes | gives |
+| file | input | output |
 |---|---|---|
 {rows}
 
 Frames are (b, T, H, W, 3) from 0 to 255; latents are {kind}.
 """
 
+_SETTINGS = {  # labels of the settings in config.json, if not their names
+    "buckets": "samples of each bucket per step",
+    "fps": "frame rate of clips",
+    "size": "model size",
+    "normalization": "normalization of the loss",
+    "weights": "weights of the loss",
+    "learning_rate": "learning rate",
+    "agc": "adaptive gradient clipping",
+    "ema_decay": "decay of the averaged parameters",
+    "perceptual": "network of the perceptual loss",
+}
 
-def text(name: str, told: Mapping[str, Any]) -> str:
+
+def text(name: str, config: Mapping[str, Any]) -> str:
     """The model card.
 
     Args:
-      name: of the export's folder.
-      told: its config.json, and 'rounding', see `compared.check_codec`.
+      name: name of the export's folder.
+      config: its config.json, and 'rounding', see `verify.check_codec`.
     """
-    a, weights = told["architecture"], told["weights"]
+    a, weights = config["architecture"], config["weights"]
     s, t, c = a["spatial_factor"], a["temporal_factor"], a["latent_channels"]
-    normalised = told["latents"]["mean"] is not None
+    normalized = config["latents"]["mean"] is not None
     counts = weights["parameters"]
     head = _HEAD.format(
         name=name,
@@ -132,34 +154,35 @@ def text(name: str, told: Mapping[str, Any]) -> str:
         decoder=_count(counts["decoder"]),
         dtype=weights["dtype"],
         compute=a["dtype"],
-        step=told["step"],
-        fingerprint=told["fingerprint"],
-        raw="" if normalised else ", normalize=False",
+        step=config["step"],
+        fingerprint=config["fingerprint"],
+        raw="" if normalized else ", normalize=False",
         latents_are=(
-            "Latents come normalised, (z - mean) / std by the statistics below: what a diffusion model"
-            " learns."
-            if normalised
-            else "The statistics of its training latents are not known, so latents come as they are: a"
-            " diffusion model should learn (z - mean) / std, of each channel over its own training set."
+            "Latents are normalized, (z - mean) / std with the statistics below. Train a diffusion model on"
+            " these values."
+            if normalized
+            else "Latents are not normalized, because the statistics of the training latents are unknown."
+            " Train a diffusion model on (z - mean) / std, with the statistics of each channel over its own"
+            " training set."
         ),
         weights_import="import ml_dtypes  # NumPy's bfloat16\n" if weights["dtype"] == "bfloat16" else "",
     )
     parts = [
         head,
-        _stablehlo(name, told["stablehlo"], normalised) if told["stablehlo"] else "",
-        _rounding(told["rounding"]) if told["rounding"] else "",
-        _scores(told["scores"], weights["dtype"]) if told["scores"] else "",
-        _latents(told["latents"]) if normalised else "",
-        _training(told["training"]) if told["training"] else "",
+        _stablehlo(name, config["stablehlo"], normalized) if config["stablehlo"] else "",
+        _rounding(config["rounding"]) if config["rounding"] else "",
+        _scores(config["scores"], weights["dtype"]) if config["scores"] else "",
+        _latents(config["latents"]) if normalized else "",
+        _training(config["training"]) if config["training"] else "",
     ]
     return "\n".join(filter(None, parts))
 
 
-def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], normalised: bool) -> str:
+def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], normalized: bool) -> str:
     rows = [
-        f"| `{one['file']}` | {one['input']} | {one['output']} |"
-        for program in programs
-        for one in (program["encode"], program["decode"])
+        f"| `{program['file']}` | {program['input']} | {program['output']} |"
+        for pair in programs
+        for program in (pair["encode"], pair["decode"])
     ]
     first = programs[0]
     return _STABLEHLO.format(
@@ -168,39 +191,45 @@ def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], normalised: boo
         decode=first["decode"]["file"],
         batch=", ".join(map(str, (2, *first["shape"], 3))),
         rows="\n".join(rows),
-        kind="normalised, as above" if normalised else "not normalised",
+        kind="normalized, as above" if normalized else "not normalized",
     )
 
 
 def _rounding(psnr: Mapping[str, float]) -> str:
     return (
         "## Rounding\n\n"
-        "The weights were rounded from float32 to bfloat16. A test clip comes back at"
-        f" {psnr['exported']:.2f} dB, with the weights before rounding at {psnr['source']:.2f} dB; the two"
-        f" reconstructions are {psnr['between']:.1f} dB from each other.\n"
+        "The weights are rounded from float32 to bfloat16. The PSNR of a reconstructed test clip is"
+        f" {psnr['exported']:.2f} dB, and {psnr['source']:.2f} dB with the float32 weights. The PSNR between"
+        f" the two reconstructions is {psnr['between']:.1f} dB.\n"
     )
 
 
 def _scores(scores: Mapping[str, Any], dtype: str) -> str:
     buckets = scores["buckets"]
-    shown = [name for name in SCORES if any(name in found for found in buckets.values())]
+    shown = [name for name in SCORES if any(name in values for values in buckets.values())]
     lines = [
         "## Scores\n",
-        _row("", *(f"{SCORES[name][0]} {SCORES[name][2]}".strip() for name in shown), "samples"),
+        _row("", *(_heading(SCORES[name]) for name in shown), "samples"),
         "|---" * (len(shown) + 2) + "|",
     ]
-    for bucket, found in buckets.items():
-        values = (_score(found[name], SCORES[name][1]) if name in found else "" for name in shown)
-        samples = next((one["samples"] for one in found.values()), "")
-        lines.append(_row(bucket, *values, samples))
+    for bucket, values in buckets.items():
+        cells = (_score(values[name], SCORES[name].digits) if name in values else "" for name in shown)
+        samples = next((value["samples"] for value in values.values()), "")
+        lines.append(_row(bucket, *cells, samples))
     data, cut, versions = scores["data"], scores["cut"], scores["versions"]
-    rounded = " They are of the weights before rounding to bfloat16." if dtype == "bfloat16" else ""
+    rounded = " They were measured before rounding to bfloat16." if dtype == "bfloat16" else ""
     lines.append(
-        f"\nOf reconstructions of {data}, clips at {cut['fps']:g} frames a second, by `python -m"
-        f" vaejax.evaluate` (vaejax {versions['vaejax']}, jax {versions['jax']}). In brackets the interval of"
-        f" 95% by bootstrap. Distances are of the network in brackets and compare only with such.{rounded}\n"
+        f"\nReconstructions of {data}, clips at {cut['fps']:g} frames per second, scored by `python -m"
+        f" vaejax.evaluate` (vaejax {versions['vaejax']}, jax {versions['jax']}). Parentheses contain 95%"
+        " bootstrap intervals. KID and rFVD use features of the network in their heading and are comparable"
+        f" only with the same network.{rounded}\n"
     )
     return "\n".join(lines)
+
+
+def _heading(score: Score) -> str:
+    label = f"{score.label}, {score.unit}" if score.unit else score.label
+    return f"{label} {score.better}".strip()
 
 
 def _score(score: Mapping[str, Any], digits: int) -> str:
@@ -214,8 +243,8 @@ def _latents(statistics: Mapping[str, Sequence[float]]) -> str:
     pairs = zip(statistics["mean"], statistics["std"], strict=True)
     rows = [_row(i, f"{float(mean):.5g}", f"{float(std):.5g}") for i, (mean, std) in enumerate(pairs)]
     return (
-        "## Latents\n\nOf the training set, before normalising; `config.json` has all digits.\n\n"
-        "| channel | mean | std |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        "## Latents\n\nStatistics over the training set, before normalization; `config.json` has all digits."
+        "\n\n| channel | mean | std |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 
@@ -226,21 +255,8 @@ def _training(training: Mapping[str, Any]) -> str:
             value = ", ".join(f"{key} {number:g}" for key, number in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(map(str, value))
-        rows.append(_row(TRAINING.get(name, name), value))
+        rows.append(_row(_SETTINGS.get(name, name), value))
     return "## Training\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n"
-
-
-TRAINING = {  # what config.json calls shortly
-    "buckets": "samples of each bucket in a step",
-    "fps": "frames a second of clips",
-    "size": "model size",
-    "normalization": "normalisation of the loss",
-    "weights": "weights of the loss",
-    "learning_rate": "learning rate",
-    "agc": "adaptive gradient clipping",
-    "ema_decay": "decay of the averaged parameters",
-    "perceptual": "network of the perceptual loss",
-}
 
 
 def _row(*cells: Any) -> str:

@@ -1,4 +1,4 @@
-"""A trained VAE as StableHLO programs, which run where there is JAX and nothing of vaejax."""
+"""StableHLO programs of a trained VAE, which need JAX but not vaejax."""
 
 import pathlib
 import re
@@ -14,24 +14,25 @@ from vaejax.codec.load import TrainedVAE
 from vaejax.codec.network import apply
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.pixels import from_uint8, to_uint8
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SMALLEST = 16  # pixels, as a codec takes
+SMALLEST = 16  # pixels per side, as for a codec
 
 Shape = tuple[int, int, int]
 
 
-def parsed(texts: Sequence[str], architecture: Architecture) -> list[Shape]:
-    """(T, H, W) of every 'TxHxW', each once.
+def parse_shapes(texts: Sequence[str], architecture: Architecture) -> list[Shape]:
+    """Parses 'TxHxW' to (T, H, W), without duplicates.
 
     Raises:
-      InputError: for what is none, or what the autoencoder cannot take.
+      InputError: if a text is not a shape that the autoencoder takes.
     """
     t, s = architecture.temporal_factor, architecture.spatial_factor
     shapes = []
     for text in texts:
-        found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)
-        frames, height, width = map(int, found.groups()) if found else (0, 0, 0)
+        match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)
+        frames, height, width = map(int, match.groups()) if match else (0, 0, 0)
         if (frames - 1) % t or height % s or width % s or min(height, width) < SMALLEST:
             raise InputError(
                 f"--stablehlo={text}; accepted: TxHxW such as {1 + 4 * t}x256x256, T = 1 + a multiple of {t}"
@@ -41,51 +42,54 @@ def parsed(texts: Sequence[str], architecture: Architecture) -> list[Shape]:
     return list(dict.fromkeys(shapes))
 
 
-def write(folder: pathlib.Path, trained: TrainedVAE, shape: Shape) -> dict[str, Any]:
-    """Writes encode_TxHxW.stablehlo and decode_TxHxW.stablehlo for batches of any size.
+def shape_name(shape: Sequence[int]) -> str:
+    """'TxHxW' of (T, H, W)."""
+    return "x".join(map(str, shape))
+
+
+def write(folder: pathlib.Path, vae: TrainedVAE, shape: Shape) -> dict[str, Any]:
+    """Writes encode_TxHxW.stablehlo and decode_TxHxW.stablehlo, for batches of any size.
 
     Returns:
-      What config.json tells of them: 'shape', and of 'encode' and 'decode' the 'file' and the dtypes and
-      shapes of 'input' and 'output'.
+      The entry of config.json: 'shape', and for 'encode' and 'decode' the 'file' and the dtypes and shapes
+      of 'input' and 'output'.
     """
-    a, name = trained.architecture, "x".join(map(str, shape))
-    frames = jax.ShapeDtypeStruct(_batch_of(*shape, 3), jnp.uint8)
-    latents = jax.ShapeDtypeStruct(_batch_of(*a.latent_shape(*shape)), jnp.float32)
-    encode, decode = _programs(trained)
-    told: dict[str, Any] = {"shape": list(shape)}
-    for kind, program, taken in (("encode", encode, frames), ("decode", decode, latents)):
-        exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(taken)
-        path = folder / f"{kind}_{name}.stablehlo"
+    latent_shape = vae.architecture.latent_shape(*shape)
+    frames = jax.ShapeDtypeStruct(_batch_shape(*shape, 3), jnp.uint8)
+    latents = jax.ShapeDtypeStruct(_batch_shape(*latent_shape), jnp.float32)
+    encode, decode = _programs(vae)
+    programs: dict[str, Any] = {"shape": list(shape)}
+    for kind, function, argument in (("encode", encode, frames), ("decode", decode, latents)):
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(argument)
+        path = folder / f"{kind}_{shape_name(shape)}.stablehlo"
         path.write_bytes(exported.serialize())
-        told[kind] = {
+        programs[kind] = {
             "file": path.name,
-            "input": f"{taken.dtype} {taken.shape}",
+            "input": f"{argument.dtype} {argument.shape}",
             "output": f"{exported.out_avals[0].dtype} {exported.out_avals[0].shape}",
         }
-    return told
+    return programs
 
 
 def read(path: pathlib.Path) -> Callable[[np.ndarray], jax.Array]:
-    """The program in a file."""
+    """Reads a program."""
     return jax.export.deserialize(bytearray(path.read_bytes())).call
 
 
-def _batch_of(*shape: int) -> tuple:
-    return jax.export.symbolic_shape(", ".join(map(str, ("b", *shape))))
+def _batch_shape(*shape: int) -> tuple[Any, ...]:
+    """The shape of a batch of symbolic size."""
+    return tuple(jax.export.symbolic_shape(", ".join(map(str, ("b", *shape)))))
 
 
-def _programs(trained: TrainedVAE) -> tuple[Callable, Callable]:
-    """uint8 frames to latents, normalised where there are statistics, and back to uint8 frames."""
-    model, params = Autoencoder(trained.architecture), {"params": trained.params}
-    known = trained.mean is not None
-    mean, std = (trained.mean, trained.std) if known else (np.float32(0), np.float32(1))
+def _programs(vae: TrainedVAE) -> tuple[Callable, Callable]:
+    """Functions from uint8 frames to latents and back; latents are normalized if statistics are known."""
+    model, params = Autoencoder(vae.architecture), {"params": vae.params}
+    mean, std = (np.float32(0), np.float32(1)) if vae.mean is None else (vae.mean, vae.std)
 
     def encode(frames):
-        x = frames.astype(jnp.float32) / 127.5 - 1
-        return (apply(model, params, x, method="encode").mean - mean) / std
+        return (apply(model, params, from_uint8(frames), method="encode").mean - mean) / std
 
     def decode(latents):
-        x = jnp.clip(apply(model, params, latents * std + mean, method="decode"), -1, 1)
-        return jnp.round((x + 1) * 127.5).astype(jnp.uint8)
+        return to_uint8(apply(model, params, latents * std + mean, method="decode"))
 
     return encode, decode

@@ -13,5 +13,5 @@ def ema(average: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
 
     The decay is min(decay, (1 + step) / (10 + step)), so that the initial parameters are soon forgotten.
     """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+    warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + (1 - warm) * (p - a), average, params)

@@ -1,4 +1,4 @@
-"""The probe during training: how well a small diffusion model learns the latents of the EMA parameters."""
+"""The probe during training: it scores the latents of the averaged parameters."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Budgets of the probe: every setting that its scores depend on, except codec, media and seeds."""
+"""Budgets of the probe. Its scores depend on the budget, the codec, the media and the seeds."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -15,8 +15,8 @@ badly. The other scores put it in context:
   relative reduction from it. They compare codecs with latents of one shape, but do not rank them: redundant
   latents are easy to explain.
 
-The features are those of EfficientNet for the middle frame of a sample, or those of I3D for whole clips that
-are long enough. So `kernel` and `frechet` are KID and FID with another network, or KVD and FVD.
+Features come from EfficientNet for the middle frame of a sample, or from I3D for whole clips that are long
+enough. So `kernel` and `frechet` are KID and FID with another network, or KVD and FVD.
 """
 
 import functools

@@ -1,5 +1,6 @@
-"""An export is the model it was made of, for vaejax and for those who have never heard of it."""
+"""An export is the same model as its source, with vaejax and without it."""
 
+import dataclasses
 import json
 import os
 import re
@@ -21,15 +22,15 @@ from safetensors.numpy import load_file, save_file
 import vaejax
 from tests.support import media_files
 from tests.support.frames import pans
-from tests.support.models import SMALL, architecture, randomised
+from tests.support.models import SMALL, randomised
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import TrainedVAE, flatten, load_vae
 from vaejax.configs import demo
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.export import __main__ as export
-from vaejax.export import stablehlo
-from vaejax.export import verify as compared
+from vaejax.export import stablehlo, verify
+from vaejax.models.autoencoder import Architecture
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.train.state import TrainState, to_items
@@ -40,7 +41,7 @@ STEP = 7
 
 
 def saved_run(folder, statistics, media="nowhere"):
-    """A run with one checkpoint, whose averaged parameters are not the raw ones."""
+    """A run with one checkpoint, whose averaged parameters differ from the others."""
     config = demo.get_config("tiny")
     config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in SMALL.items()})
     config.data.sources = {"media": {"kind": "media", "path": str(media)}}
@@ -65,7 +66,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params():
-    """What the run's averaged parameters are, by name."""
+    """The averaged parameters of the run, by name."""
     return flatten(jax.tree.map(lambda x: 0.75 * np.asarray(x), randomised()[1]))
 
 
@@ -79,32 +80,32 @@ def exported(request, run):
 
 @pytest.fixture(scope="module")
 def whole(run):
-    """A float32 export without StableHLO, to copy and to spoil."""
+    """A float32 export without StableHLO, to copy and to damage."""
     out = run.parent / "whole"
     assert export.main([str(run), str(out)]) == 0
     return out
 
 
-def test_an_export_reconstructs_as_its_run_does(run, whole):
+def test_an_export_reconstructs_like_its_run(run, whole):
     one, other = vaejax.load(run), vaejax.load(whole)
     for frames in (pans(1, 7, 20, 28)[0], pans(1, 1, 20, 28)[0, 0]):
         z, same_z = one.encode(frames), other.encode(frames)
         np.testing.assert_array_equal(z.values, same_z.values)
-        decoded = one.decode(same_z, dtype="float32")  # either takes the other's latents
+        decoded = one.decode(same_z, dtype="float32")  # each decodes the latents of the other
         np.testing.assert_array_equal(decoded, other.decode(z, dtype="float32"))
         assert decoded.shape == frames.shape and decoded.std() > 0.1
     assert (other.fingerprint, other.mean.tolist()) == (one.fingerprint, STATISTICS["mean"])
     assert other.std.tolist() == STATISTICS["std"]
 
 
-def test_its_readme_tells_how_to_read_it_without_vaejax(exported, params, tmp_path):
-    """Every block of code for others is run as it stands, in a process without vaejax."""
+def test_the_code_of_the_model_card_runs_without_vaejax(exported, params, tmp_path):
+    """Runs every block of code that does not import vaejax, unchanged, in a process without it."""
     blocks = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
     others = [block for block in blocks if "import vaejax" not in block]
     assert len(blocks) == len(others) + 1 == (4 if exported.name == "float32" else 3)
     frames = pans(3, *SHAPE)
     np.save(tmp_path / "frames.npy", frames)
-    told = json.loads((exported / "config.json").read_text())
+    config = json.loads((exported / "config.json").read_text())
     z = np.random.default_rng(0).normal(size=(3, 2, 2, 3, 4)).astype(np.float32)
     np.save(tmp_path / "latents.npy", z)
     more = f"""
@@ -115,11 +116,11 @@ def leaves(tree, prefix=""):
 restored = dict(leaves(params))
 assert restored.keys() == weights.keys()
 for name, leaf in weights.items():
-    assert leaf.dtype == restored[name].dtype == {told["weights"]["dtype"]!r}
+    assert leaf.dtype == restored[name].dtype == {config["weights"]["dtype"]!r}
     assert leaf.shape == restored[name].shape and (leaf == restored[name]).all()
 import numpy as np
 np.savez({str(tmp_path / "weights")!r}, **{{k: np.float32(v) for k, v in weights.items()}})
-for program in {told["stablehlo"]!r}[:1]:
+for program in {config["stablehlo"]!r}[:1]:
     x, z = np.load({str(tmp_path / "frames.npy")!r}), np.load({str(tmp_path / "latents.npy")!r})
     found = {{f"encode_{{n}}": encode(x[:n]) for n in (1, 3)}}
     found |= {{f"decode_{{n}}": decode(z[:n]) for n in (1, 3)}}
@@ -147,18 +148,18 @@ assert not [name for name in sys.modules if name.split(".")[0] == "vaejax"]
             np.testing.assert_allclose(found[f"decode_{n}"], (decoded[:n] + 1) * 127.5, atol=0.51)
 
 
-def test_its_programs_are_for_three_platforms_and_told_of(run, exported):
-    told = json.loads((exported / "config.json").read_text())["stablehlo"]
+def test_programs_run_on_three_platforms_and_are_listed(run, exported):
+    programs = json.loads((exported / "config.json").read_text())["stablehlo"]
     if exported.name == "bfloat16":
-        assert told == [] and not list(exported.glob("*.stablehlo"))
+        assert programs == [] and not list(exported.glob("*.stablehlo"))
         return
-    assert [one["shape"] for one in told] == [list(SHAPE), [1, 16, 16]]
-    assert told[0]["encode"] == {
+    assert [one["shape"] for one in programs] == [list(SHAPE), [1, 16, 16]]
+    assert programs[0]["encode"] == {
         "file": "encode_5x16x24.stablehlo",
         "input": "uint8 (b, 5, 16, 24, 3)",
         "output": "float32 (b, 2, 2, 3, 4)",
     }
-    for program in told:
+    for program in programs:
         for one in (program["encode"], program["decode"]):
             data = bytearray((exported / one["file"]).read_bytes())
             assert jax.export.deserialize(data).platforms == ("cpu", "cuda", "tpu")
@@ -168,9 +169,10 @@ def test_its_programs_are_for_three_platforms_and_told_of(run, exported):
 def test_bfloat16_weights_are_the_same_model_rounded(run, params, capsys):
     out = run.parent / "rounded"
     assert export.main([str(run), str(out), "--dtype=bfloat16"]) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    distances = re.search(r"back at (\S+) dB, of the source at (\S+) dB, and the two are (\S+) dB", line)
-    a, b, between = map(float, distances.groups())
+    psnr = re.search(
+        r"test clip (\S+) dB \(source: (\S+) dB, between the two: (\S+) dB\)", capsys.readouterr().out
+    )
+    a, b, between = map(float, psnr.groups())
     assert abs(a - b) < 1 and 25 < between < 80
     one, other = vaejax.load(run), vaejax.load(out)
     frames = pans(1, 5, 16, 24)[0]
@@ -181,8 +183,8 @@ def test_bfloat16_weights_are_the_same_model_rounded(run, params, capsys):
     assert 2 * numbers < (out / "model.safetensors").stat().st_size < 3 * numbers
 
 
-def test_an_export_may_be_exported_again(run, whole, tmp_path, capsys):
-    """What is known of the run comes along; to float32 it is the same, of another step there is none."""
+def test_an_export_can_be_exported_again(run, whole, tmp_path, capsys):
+    """Everything recorded about the run is kept; an export has one step only."""
     assert export.main([str(whole), str(tmp_path / "again")]) == 0
     first, second = (json.loads((one / "config.json").read_text()) for one in (whole, tmp_path / "again"))
     assert first == second
@@ -190,73 +192,73 @@ def test_an_export_may_be_exported_again(run, whole, tmp_path, capsys):
     assert f"an export of step {STEP}" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
-def spoil_truncated(folder):
+def truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def spoil_weights(change):
-    def spoil(folder):
+def change_weights(change):
+    def damage(folder):
         weights = load_file(folder / "model.safetensors")
         change(weights)
         save_file(weights, folder / "model.safetensors")
 
-    return spoil
+    return damage
 
 
-def spoil_config(change):
-    def spoil(folder):
-        told = json.loads((folder / "config.json").read_text())
-        change(told)
-        (folder / "config.json").write_text(json.dumps(told))
+def change_config(change):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
 
-    return spoil
+    return damage
 
 
 NAME = "encoder.conv_in.bias"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("damage", "message"),
     [
-        (spoil_truncated, "damaged export"),
+        (truncate, "damaged export"),
         (lambda folder: (folder / "model.safetensors").unlink(), "damaged export"),
-        (spoil_weights(lambda w: w.pop(NAME)), f"{NAME} has the shape nothing"),
-        (spoil_weights(lambda w: w.update({NAME: w[NAME][1:].copy()})), f"{NAME} has the shape"),
-        (spoil_weights(lambda w: w.update(more=w[NAME])), "more has the shape"),
-        (spoil_weights(lambda w: w[NAME].__iadd__(1e-3)), "not the weights that config.json tells of"),
-        (spoil_config(lambda c: c.pop("latents")), "damaged export"),
-        (spoil_config(lambda c: c.pop("weights")), "damaged export"),
-        (spoil_config(lambda c: c["architecture"].update(widths=[8, 16])), "has the shape"),
-        (spoil_config(lambda c: c["architecture"].update(colour="red")), "damaged export"),
+        (change_weights(lambda w: w.pop(NAME)), f"{NAME} has the shape nothing"),
+        (change_weights(lambda w: w.update({NAME: w[NAME][1:].copy()})), f"{NAME} has the shape"),
+        (change_weights(lambda w: w.update(more=w[NAME])), "more has the shape"),
+        (change_weights(lambda w: w[NAME].__iadd__(1e-3)), "not the weights that config.json describes"),
+        (change_config(lambda c: c.pop("latents")), "damaged export"),
+        (change_config(lambda c: c.pop("weights")), "damaged export"),
+        (change_config(lambda c: c["architecture"].update(widths=[8, 16])), "has the shape"),
+        (change_config(lambda c: c["architecture"].update(colour="red")), "damaged export"),
     ],
 )
-def test_a_damaged_export_is_refused_in_one_line(whole, tmp_path, spoil, told):
+def test_a_damaged_export_is_refused_in_one_line(whole, tmp_path, damage, message):
     shutil.copytree(whole, tmp_path / "out")
-    spoil(tmp_path / "out")
-    with pytest.raises(InputError, match=re.escape(told)) as error:
+    damage(tmp_path / "out")
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         vaejax.load(tmp_path / "out")
     assert "\n" not in str(error.value) and str(tmp_path / "out") in str(error.value)
 
 
 @pytest.mark.variants
 def test_only_an_earlier_export_is_replaced(run, whole, tmp_path, capsys):
-    def refused(out, told):
+    def refused(out, message):
         before = sorted(path.name for path in out.iterdir()) if out.is_dir() else out.read_bytes()
         assert export.main([str(run), str(out)]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
-        assert told in line and str(out) in line, line
+        assert message in line and str(out) in line, line
         assert before == (sorted(path.name for path in out.iterdir()) if out.is_dir() else out.read_bytes())
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    refused(tmp_path / "full", "holds files, such as letter.txt")
+    refused(tmp_path / "full", "contains other files, such as letter.txt")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", "Not a directory")
-    refused(run, "that is what is exported")
+    refused(run, "the folder that is exported")
     shutil.copytree(whole, tmp_path / "published")
     (tmp_path / "published" / ".git").mkdir()
-    refused(tmp_path / "published", "holds .git, which no export wrote")
+    refused(tmp_path / "published", "contains .git, which no export wrote")
     (tmp_path / "published" / ".git").rmdir()
     (tmp_path / "published" / "encode_1x64x64.stablehlo").write_text("of the earlier one")
     (tmp_path / "empty").mkdir()
@@ -267,7 +269,7 @@ def test_only_an_earlier_export_is_replaced(run, whole, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"full", "file", "published", "empty"}
 
 
-def test_a_killed_export_leaves_what_was_there_and_no_other(run, whole, tmp_path):
+def test_a_killed_export_leaves_the_earlier_one_intact(run, whole, tmp_path):
     out, unfinished = tmp_path / "out", tmp_path / ".out.partial"
     shutil.copytree(whole, out)
     before = (out / "config.json").read_bytes()
@@ -281,7 +283,7 @@ def test_a_killed_export_leaves_what_was_there_and_no_other(run, whole, tmp_path
         vaejax.load(unfinished)
     assert (out / "config.json").read_bytes() == before
     vaejax.load(out)
-    out.rename(tmp_path / ".out.former")  # as one that was killed between its last two steps leaves it
+    out.rename(tmp_path / ".out.former")  # the state after a kill between the last two renames
     assert export.main([str(run), str(out), "--step=8"]) == 2  # no such step
     assert export.main([str(run), str(out), "--dtype=bfloat16"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -289,32 +291,36 @@ def test_a_killed_export_leaves_what_was_there_and_no_other(run, whole, tmp_path
 
 
 @pytest.mark.variants
-def test_what_is_not_the_same_is_told(run, whole, params):
+def test_verification_reports_every_difference(run, whole, params):
     source, exported = load_vae(str(run)), load_vae(str(whole))
-    compared.check_weights(source, exported, whole / "checkpoint", "float32")
+    verify.check_weights(source, exported, whole / "checkpoint", "float32")
     other = jax.tree.map(lambda x: x * np.float32(1 + 1e-6), source.params)
     for one, two in ((source._replace(params=other), exported), (source, exported._replace(params=other))):
         with pytest.raises(TrainingFailed, match="has other values; nothing was written"):
-            compared.check_weights(one, two, whole / "checkpoint", "float32")
+            verify.check_weights(one, two, whole / "checkpoint", "float32")
     with pytest.raises(TrainingFailed, match="checkpoint"):
         rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), source.params)
-        compared.check_weights(source, exported._replace(params=rounded), whole / "checkpoint", "bfloat16")
+        verify.check_weights(source, exported._replace(params=rounded), whole / "checkpoint", "bfloat16")
     codec = Codec(source)
-    assert compared.check_codec(codec, Codec(exported), "float32") == {}
-    with pytest.raises(TrainingFailed, match="latents are not the source's"):
-        compared.check_codec(codec, Codec(exported._replace(mean=source.mean + 1)), "float32")
-    told = {"shape": [1, 16, 16], "encode": {"file": "one"}, "decode": {"file": "two"}}
-    z = codec.encode(compared.moving_waves(1, 16, 16)).values
+    assert verify.check_codec(codec, Codec(exported), "float32") == {}
+    with pytest.raises(TrainingFailed, match="latents differ from those of the source"):
+        verify.check_codec(codec, Codec(exported._replace(mean=source.mean + 1)), "float32")
+    entry = {"shape": [1, 16, 16], "encode": {"file": "one"}, "decode": {"file": "two"}}
+    z = codec.encode(verify.moving_waves(1, 16, 16)).values
     x = codec.decode(z[None])
     right = lambda _: z[None]  # noqa: E731
-    compared.check_programs(codec, right, lambda _: x, told)
+    verify.check_programs(codec, right, lambda _: x, entry)
     for encode, decode, where in (
-        (lambda _: z[None] + 1e-3, lambda _: x, "one: latents are up to"),
-        (lambda _: z[None] * np.nan, lambda _: x, "one: latents are up to nan"),
-        (right, lambda _: np.where(x > 127, x - 2, x + 2), "two: frames are up to 2 of 255"),
+        (lambda _: z[None] + 1e-3, lambda _: x, "one: latents differ from the codec's by up to"),
+        (lambda _: z[None] * np.nan, lambda _: x, "one: latents differ from the codec's by up to nan"),
+        (
+            right,
+            lambda _: np.where(x > 127, x - 2, x + 2),
+            "two: frames differ .* 2 of 255",
+        ),
     ):
         with pytest.raises(TrainingFailed, match=where):
-            compared.check_programs(codec, encode, decode, told)
+            verify.check_programs(codec, encode, decode, entry)
 
 
 @pytest.mark.variants
@@ -323,38 +329,38 @@ def test_what_is_not_the_same_is_told(run, whole, params):
     [{"dtype": "bfloat16"}, {"attention": True, "film": True}],
     ids=["bfloat16", "attention and film"],
 )
-def test_programs_of_every_kind_of_model_are_what_the_codec_is(tmp_path, options):
+def test_programs_of_every_kind_of_model_agree_with_the_codec(tmp_path, options):
     model, params = randomised(**options)
     mean, std = (np.float32(STATISTICS[key]) for key in ("mean", "std"))
     one = TrainedVAE("one", model.architecture, jax.tree.map(np.asarray, params), mean, std, 1, "1")
-    told = stablehlo.write(tmp_path, one, (5, 16, 16))
-    programs = [stablehlo.read(tmp_path / told[kind]["file"]) for kind in ("encode", "decode")]
-    compared.check_programs(Codec(one), *programs, told)
-    with pytest.raises(TrainingFailed, match="latents are up to"):
-        compared.check_programs(Codec(one._replace(mean=mean + 0.5)), *programs, told)
+    entry = stablehlo.write(tmp_path, one, (5, 16, 16))
+    programs = [stablehlo.read(tmp_path / entry[kind]["file"]) for kind in ("encode", "decode")]
+    verify.check_programs(Codec(one), *programs, entry)
+    with pytest.raises(TrainingFailed, match="latents differ from the codec's by up to"):
+        verify.check_programs(Codec(one._replace(mean=mean + 0.5)), *programs, entry)
 
 
 @pytest.mark.parametrize(
     "text",
     ["4x64x64", "5x60x64", "5x64x60", "5x64", "0x64x64", "1x8x8", "-3x64x64", "5x64x64x3", "", "5 x64x64"],
 )
-def test_a_shape_that_cannot_be_is_refused(text):
+def test_an_invalid_shape_is_refused(text):
     with pytest.raises(
         InputError, match=re.escape(f"--stablehlo={text}; accepted: TxHxW such as 17x256x256")
     ):
-        stablehlo.parsed([text], architecture())
+        stablehlo.parse_shapes([text], architecture())
 
 
 def test_shapes_follow_the_architecture():
-    assert stablehlo.parsed(
-        ["4x16x20", "1x16x16", "4x16x20"], architecture(spatial_factor=4, temporal_factor=1)
+    assert stablehlo.parse_shapes(
+        ["4x16x20", "1x16x16", "4x16x20"], Architecture(spatial_factor=4, temporal_factor=1)
     ) == [
         (4, 16, 20),
         (1, 16, 16),
     ]
 
 
-def test_statistics_that_nobody_computed_are_computed(tmp_path):
+def test_missing_statistics_are_computed(tmp_path):
     media_files.write_photos(tmp_path, 8)
     run = saved_run(tmp_path / "run", None, tmp_path)
     assert vaejax.load(run).mean is None
@@ -365,12 +371,12 @@ def test_statistics_that_nobody_computed_are_computed(tmp_path):
 
 
 @pytest.mark.variants
-def test_without_statistics_latents_are_as_they_come(tmp_path, capsys):
+def test_without_statistics_latents_are_not_normalized(tmp_path, capsys):
     run = saved_run(tmp_path / "run", None)
     assert export.main([str(run), str(tmp_path / "out"), "--stablehlo=1x16x24"]) == 0
     assert "is exported without statistics of its latents" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "codec.encode(frames, normalize=False)" in card and "latents are not normalised" in card
+    assert "codec.encode(frames, normalize=False)" in card and "latents are not normalized" in card
     frames = pans(1, 1, 16, 24)
     encode = stablehlo.read(tmp_path / "out" / "encode_1x16x24.stablehlo")
     wanted = vaejax.load(run).encode(frames, normalize=False).values
@@ -388,9 +394,12 @@ def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_pa
     scores = results["results"]["image_32x32"][str(whole)]["scores"]
     out = tmp_path / "out"
     assert export.main([str(run), str(out), f"--scores={tmp_path / 'results.json'}"]) == 0
-    card, told = (out / "README.md").read_text(), (out / "config.json").read_text()
+    card, config = (out / "README.md").read_text(), (out / "config.json").read_text()
     assert f"{scores['psnr']['value']:.2f} ({scores['psnr']['low']:.2f} to" in card and "my photos" in card
-    assert str(tmp_path) not in card + told and json.loads(told)["scores"]["buckets"]["image_32x32"] == scores
+    assert (
+        str(tmp_path) not in card + config
+        and json.loads(config)["scores"]["buckets"]["image_32x32"] == scores
+    )
     results["settings"]["codecs"][str(whole)]["step"] += 1
     (tmp_path / "results.json").write_text(json.dumps(results))
     for text, wanted in (
@@ -400,7 +409,7 @@ def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_pa
         (tmp_path / "results.json").write_text(text)
         assert export.main([str(run), str(tmp_path / "no"), f"--scores={tmp_path / 'results.json'}"]) == 2
         assert wanted in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "no").exists()
-    # Beside a run it is taken where it is of this model, and else passed over.
+    # RUN/results.json is used if it is of this model, and ignored otherwise.
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "results.json").write_text(json.dumps(results))
     assert export.main([str(tmp_path / "run"), str(tmp_path / "none")]) == 0
@@ -411,6 +420,12 @@ def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_pa
     assert (tmp_path / "some" / "README.md").read_text().replace("# some", "# out").replace(
         '"some', '"out'
     ) == card
+
+
+def test_config_json_has_every_field_of_the_architecture(whole):
+    """A later version with other defaults, or with new fields, still builds the same network."""
+    architecture = json.loads((whole / "config.json").read_text())["architecture"]
+    assert architecture == json.loads(json.dumps(dataclasses.asdict(load_vae(str(whole)).architecture)))
 
 
 def test_the_checkpoint_is_read_by_orbax_alone(whole, params):

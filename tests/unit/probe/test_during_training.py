@@ -1,4 +1,4 @@
-"""What a run finds out about its latents: the probe's numbers, which checkpoints follow, and statistics."""
+"""The probe and the latent statistics of a training run, and the checkpoints that it keeps by its scores."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from vaejax.data import bucket, pipeline, sources
 from vaejax.errors import InputError
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.features import Features
-from vaejax.probe import during_training as in_training
+from vaejax.probe import during_training
 from vaejax.probe.samples import Media
 from vaejax.probe.score import Probe
 from vaejax.rundir import latent_statistics
@@ -46,7 +46,7 @@ def config(tmp_path_factory):
 def run(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(in_training, "PRESETS", {"cpu": TINY})
+        patch.setattr(during_training, "PRESETS", {"cpu": TINY})
         assert train.fit(config, str(workdir))
     return workdir
 
@@ -55,7 +55,7 @@ def opened(config):
     return sources.open_sources(config.data), bucket.parse_buckets(config.data.buckets, 8, 4)
 
 
-def test_the_checkpoint_whose_latents_are_learned_best_stays(run, config):
+def test_the_checkpoint_with_the_best_probe_score_is_kept(run, config):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kernels = {line["step"]: line["probe_kernel"] for line in lines if "probe_kernel" in line}
     assert sorted(kernels) == [2, 4, 6] and len(set(kernels.values())) == 3
@@ -63,7 +63,7 @@ def test_the_checkpoint_whose_latents_are_learned_best_stays(run, config):
     assert {p.name for p in (run / "checkpoints").iterdir()} == {str(best), "6"}
     assert (run / "panels" / str(best) / f"{NAME}_generated.png").exists()
 
-    # The same number, of the checkpoint, as the command would have it.
+    # The checkpoint has the same score outside the run.
     (source,), (shape,) = opened(config)
     probe, codec = Probe(Media([source], shape, config.data), TINY, Features()), VaeCodec.open(str(run), best)
     scores, _ = probe.score(probe.latents(codec), codec.decode, [0])
@@ -81,9 +81,9 @@ def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, confi
 
 
 @pytest.mark.variants
-def test_a_probe_gives_up_when_the_run_is_asked_to_stop(run, config, monkeypatch):
-    """While it reads, and while it learns."""
-    monkeypatch.setattr(in_training, "PRESETS", {"cpu": TINY})
+def test_a_probe_stops_with_the_run(run, config, monkeypatch):
+    """It stops while it reads samples and while it learns."""
+    monkeypatch.setattr(during_training, "PRESETS", {"cpu": TINY})
     codec, mesh = VaeCodec.open(str(run)), sharding.make_mesh(config.mesh)
     asked, last = 0, 10**9
 
@@ -92,19 +92,19 @@ def test_a_probe_gives_up_when_the_run_is_asked_to_stop(run, config, monkeypatch
         asked += 1
         return asked >= last
 
-    probe = in_training.TrainingProbe(*opened(config), config, codec.model, mesh, stopping)
+    probe = during_training.TrainingProbe(*opened(config), config, codec.model, mesh, stopping)
     scores, picture = probe.evaluate({"autoencoder": codec.params})
-    assert set(scores) == {f"{NAME}/{name}" for name in in_training.SCORES} and picture is not None
+    assert set(scores) == {f"{NAME}/{name}" for name in during_training.SCORES} and picture is not None
     total, asked = asked, 0
     for last in (1, total // 2):
         asked = 0
-        again = in_training.TrainingProbe(*opened(config), config, codec.model, mesh, stopping)
+        again = during_training.TrainingProbe(*opened(config), config, codec.model, mesh, stopping)
         assert again.evaluate({"autoencoder": codec.params}) == ({}, None)
         assert asked == last
 
 
-def test_a_notice_amid_evaluation_is_followed_at_once(config, tmp_path, monkeypatch):
-    """What it was to say is given up, the state is saved, not that of some steps before."""
+def test_a_signal_ends_an_evaluation_at_once(config, tmp_path, monkeypatch):
+    """The evaluation has no result, and the checkpoint is of the current step."""
     config = config.copy_and_resolve_references()
     config.probe.every, config.eval.every, config.checkpoint.every, config.checkpoint.best = 0, 2, 100, ""
 
@@ -119,21 +119,21 @@ def test_a_notice_amid_evaluation_is_followed_at_once(config, tmp_path, monkeypa
     assert not [line for line in lines if line["split"] == "eval"]
 
 
-def test_a_probe_that_fails_ends_no_run(run, config, monkeypatch, capsys):
+def test_a_failed_probe_does_not_end_the_run(run, config, monkeypatch, capsys):
     def fail(*_):
         raise InputError("features of 1 of 9 samples are not finite")
 
-    monkeypatch.setattr(in_training, "PRESETS", {"cpu": TINY})
+    monkeypatch.setattr(during_training, "PRESETS", {"cpu": TINY})
     monkeypatch.setattr(Probe, "score", fail)
     codec = VaeCodec.open(str(run))
-    probe = in_training.TrainingProbe(
+    probe = during_training.TrainingProbe(
         *opened(config), config, codec.model, sharding.make_mesh(config.mesh), lambda: False
     )
     assert probe.evaluate({"autoencoder": codec.params}) == ({}, None)
     assert f"{NAME} is not probed: features of 1 of 9" in capsys.readouterr().err
 
 
-def test_a_finished_run_gets_the_statistics_that_it_lacks(run, config):
+def test_a_finished_run_without_statistics_gets_them(run, config):
     stored = latent_statistics.load(run, 6)
     (run / "checkpoints" / "6" / latent_statistics.FILE).unlink()
     assert train.fit(config, str(run))
@@ -142,8 +142,8 @@ def test_a_finished_run_gets_the_statistics_that_it_lacks(run, config):
     np.testing.assert_allclose(again["std"], stored["std"], rtol=1e-4)
 
 
-def test_latents_that_are_no_whole_patches_are_refused_before_the_run(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(in_training, "PRESETS", {"cpu": dataclasses.replace(TINY, patch=8)})
+def test_a_patch_that_does_not_divide_the_latents_is_refused_before_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(during_training, "PRESETS", {"cpu": dataclasses.replace(TINY, patch=8)})
     with pytest.raises(
         InputError, match=r"probe\.bucket = 'image_32x32': its latents are 4x4; accepted .* of 8"
     ):

@@ -1,4 +1,4 @@
-"""The probe: its transformer, its flow, and that it tells good latents from bad, the same every time."""
+"""The probe: its transformer, its flow, its latents, its scores and its command."""
 
 import dataclasses
 import json
@@ -11,13 +11,14 @@ from PIL import Image
 from skimage import data
 from sklearn.metrics import pairwise
 
+from benchmarks import probe_order
 from vaejax.data import sources
 from vaejax.data.sampler import Sampler
 from vaejax.errors import InputError, Stopped
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
 from vaejax.probe import __main__ as command
-from vaejax.probe import controls, dit, flow
+from vaejax.probe import dit, flow
 from vaejax.probe.fit import fit, velocity
 from vaejax.probe.latents import Latents
 from vaejax.probe.presets import PRESETS
@@ -31,7 +32,7 @@ TINY = dataclasses.replace(
 
 
 def randomised(module, *inputs, seed=1):
-    """The module's parameters, those that start at zero too, and float64 copies of them."""
+    """Random parameters of a module, including those initialized to zero, and float64 copies of them."""
     params = module.init(jax.random.key(0), *inputs)["params"]
     leaves, structure = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
@@ -48,7 +49,7 @@ def normal(*shape, seed=0):
 
 
 @pytest.mark.parametrize("attention", dit.ATTENTION)
-def test_a_new_transformer_answers_zero_and_its_blocks_are_the_identity(attention):
+def test_a_new_transformer_predicts_zero_and_its_blocks_are_the_identity(attention):
     model = dit.DiT(16, 2, 2, attention=attention)
     x, times = normal(2, 3, 4, 6, 5), jnp.array([0.1, 0.9])
     variables = model.init(jax.random.key(0), x, times)
@@ -83,7 +84,7 @@ def test_attention_is_numpys_softmax_over_the_tokens_of_its_axis(axis):
     np.testing.assert_allclose(got, wanted, atol=2e-5)
 
 
-def test_a_block_is_that_of_the_paper():
+def test_a_block_is_the_block_of_the_paper():
     x, condition = normal(2, 1, 6, 8), normal(2, 1, 1, 8, seed=2)
     block = dit.Block(2, "full", jnp.float32)
     params, p = randomised(block, x, condition)
@@ -107,7 +108,7 @@ def test_a_block_is_that_of_the_paper():
     np.testing.assert_allclose(got, wanted, atol=2e-4)
 
 
-def test_a_token_is_a_patch_and_patches_come_back_in_place():
+def test_a_token_is_a_patch_and_unpatchify_restores_it():
     x = normal(2, 3, 4, 6, 5)
     tokens = dit.patchify(x, 2)
     assert tokens.shape == (2, 3, 6, 20)
@@ -116,12 +117,12 @@ def test_a_token_is_a_patch_and_patches_come_back_in_place():
     np.testing.assert_array_equal(dit.unpatchify(dit.patchify(x, 1), 4, 6, 1), x)
 
 
-def test_every_place_and_frame_has_a_position_of_its_own():
-    places = np.asarray(dit.positions(3, 4, 5, 16)).reshape(-1, 16)
+def test_every_pixel_of_every_frame_has_its_own_embedding():
+    places = np.asarray(dit.embed_positions(3, 4, 5, 16)).reshape(-1, 16)
     assert len(places) == 3 * 4 * 5
     distances = np.linalg.norm(places[:, None] - places[None], axis=-1) + 10 * np.eye(len(places))
     assert distances.min() > 0.1
-    image = np.asarray(dit.positions(1, 4, 5, 16)).reshape(4, 5, 16)
+    image = np.asarray(dit.embed_positions(1, 4, 5, 16)).reshape(4, 5, 16)
     np.testing.assert_allclose(image[2, 3, 0], np.sin(2), atol=1e-6)  # half for the row
     np.testing.assert_allclose(image[2, 3, 8], np.sin(3), atol=1e-6)  # half for the column
 
@@ -130,7 +131,7 @@ def test_every_place_and_frame_has_a_position_of_its_own():
 
 
 def best_for_gaussian(std):
-    """E[noise - x | x_t] of x ~ N(0, std²): the covariance of noise - x and x_t over the variance of x_t."""
+    """E[noise - x | x_t] for x ~ N(0, std²): the covariance of noise - x and x_t over the variance of x_t."""
 
     def best(x_t, times):
         t = times[:, None]
@@ -140,7 +141,7 @@ def best_for_gaussian(std):
 
 
 @pytest.mark.parametrize("std", [1.0, 0.3])
-def test_the_best_velocity_of_gaussian_data_has_the_loss_that_is_worked_out(std):
+def test_the_optimal_velocity_of_gaussian_data_has_the_analytic_loss(std):
     times = np.repeat([0.05, 0.5, 0.8], 4)
     x, noise = std * normal(12, 20_000), normal(12, 20_000, seed=1)
     got, white = (
@@ -149,19 +150,19 @@ def test_the_best_velocity_of_gaussian_data_has_the_loss_that_is_worked_out(std)
     t = times[::4]
     wanted = std**2 / ((1 - t) ** 2 * std**2 + t**2)
     np.testing.assert_allclose(got, wanted, rtol=0.02)
-    # Who takes the variance for 1 does as well as the best there, and worse elsewhere.
+    # A model that assumes a variance of 1 is optimal there, and worse elsewhere.
     np.testing.assert_allclose(flow.white_loss(t, std**2), white, rtol=0.02)
     assert std == 1 or (white > 1.01 * got).all()
 
 
-def test_the_solver_carries_noise_to_gaussian_data_and_halved_steps_quarter_its_error():
+def test_the_solver_maps_noise_to_gaussian_data_with_second_order_error():
     std, mean = 0.3, 2.0
 
     def exact(x, times):
         return best_for_gaussian(std)(x - (1 - times[:, None]) * mean, times) - mean
 
     noise = normal(4, 50)
-    # The flow keeps the order of the points, so it can only be the map of one Gaussian to the other.
+    # The flow preserves the order of points, so it must be the monotone map between the two Gaussians.
     errors = [np.abs(flow.solve(exact, noise, n) - (mean + std * noise)).max() for n in (10, 20, 40)]
     assert errors[2] < 2e-3
     np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 4, rtol=0.3)
@@ -177,12 +178,12 @@ def test_training_times_are_logit_normal():
 
 
 def smooth_latents(count=64, classes=1):
-    """Latents (count, 1, 8, 8, 2), constant over space but for a little noise, by class or at random."""
+    """Latents (count, 1, 8, 8, 2), nearly constant in space, at the level of their class or a random one."""
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype=np.int32) % classes
     level = 2.0 * labels - 1 if classes > 1 else rng.normal(size=count)
     z = level[:, None, None, None, None] + 0.1 * rng.normal(size=(count, 1, 8, 8, 2))
-    return Latents.normalised(z[: count // 2], z[count // 2 :], labels[: count // 2], labels[count // 2 :])
+    return Latents.normalized(z[: count // 2], z[count // 2 :], labels[: count // 2], labels[count // 2 :])
 
 
 def parameters_equal(one, other):
@@ -196,14 +197,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert not parameters_equal(one, other)
 
 
-def test_a_fit_learns_what_normalisation_does_not_tell():
+def test_a_fit_learns_more_than_the_normalization():
     latents = smooth_latents()
     model = dit.DiT(32, 2, 2)
     params = fit(model, latents, dataclasses.replace(TINY, steps=100, learning_rate=5e-3), 0)
     x = latents.held_out
     times = np.full(len(x), 0.5, np.float32)
     losses = flow.losses(velocity(model, params, latents.held_out_labels), x, normal(*x.shape), times)
-    # Half of what a model of independent numbers leaves: each number is told by its neighbours.
+    # Neighbors predict each value, so the loss is well below that of white noise.
     assert losses.mean() < 0.7 * flow.white_loss(0.5)
 
 
@@ -220,22 +221,22 @@ def test_a_label_decides_what_is_generated():
     assert means[0].max() < 0 < means[1].min()
 
 
-# Latents and controls ---------------------------------------------------------------------------------------
+# Latents ----------------------------------------------------------------------------------------------------
 
 
-def test_latents_are_normalised_by_the_training_statistics_and_restored():
+def test_latents_are_normalized_by_the_training_statistics_and_back():
     z = 3 + np.array([2.0, 0.5, 0.0]) * np.random.default_rng(0).normal(size=(40, 1, 4, 4, 3))
-    latents = Latents.normalised(z[:30], z[30:], np.zeros(30), np.zeros(10))
+    latents = Latents.normalized(z[:30], z[30:], np.zeros(30), np.zeros(10))
     np.testing.assert_allclose(latents.train.mean((0, 1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(latents.train.std((0, 1, 2, 3)), [1, 1, 0], atol=1e-5)
     np.testing.assert_allclose(latents.held_out * latents.std + latents.mean, z[30:], atol=1e-5)
-    np.testing.assert_allclose(latents.restore(latents.train), z[:30], atol=1e-5)
+    np.testing.assert_allclose(latents.denormalize(latents.train), z[:30], atol=1e-5)
 
 
-def test_mixing_keeps_what_is_decoded_and_loses_where_it_is():
+def test_mixed_latents_decode_equally_but_lose_their_spatial_structure():
     latents = smooth_latents()
-    mixed, decode = controls.mixed(latents, lambda z: z)
-    z, m = latents.restore(latents.train), mixed.restore(mixed.train)
+    mixed, decode = probe_order.mix_positions(latents, lambda z: z)
+    z, m = latents.denormalize(latents.train), mixed.denormalize(mixed.train)
     np.testing.assert_allclose(decode(m), z, atol=1e-4)
     np.testing.assert_allclose(np.square(m).sum((1, 2, 3)), np.square(z).sum((1, 2, 3)), rtol=1e-4)
 
@@ -245,17 +246,17 @@ def test_mixing_keeps_what_is_decoded_and_loses_where_it_is():
     assert neighbours(z) > 0.9 and abs(neighbours(m)) < 0.3
 
 
-def test_noise_of_equal_variance_doubles_it_and_stays_when_decoded():
+def test_noise_of_equal_variance_doubles_the_variance_and_is_decoded():
     latents = smooth_latents()
-    noisy, decode = controls.noisy(latents, lambda z: z)
+    noisy, decode = probe_order.add_noise(latents, lambda z: z)
     np.testing.assert_allclose(np.square(noisy.std / latents.std), 2, rtol=0.1)
-    z = noisy.restore(noisy.train)
+    z = noisy.denormalize(noisy.train)
     np.testing.assert_array_equal(decode(z), z)
-    added = z - latents.restore(latents.train)
+    added = z - latents.denormalize(latents.train)
     np.testing.assert_allclose(added.std((0, 1, 2, 3)), latents.std, rtol=0.1)
 
 
-# The whole --------------------------------------------------------------------------------------------------
+# The probe --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,7 @@ def latents(probe, linear):
 
 
 @pytest.mark.variants
-def test_scores_are_told_by_seed_and_are_the_same_every_time(probe, linear, latents):
+def test_scores_are_listed_by_seed_and_reproducible(probe, linear, latents):
     scores, shown = probe.score(latents, linear.decode, [0, 1])
     assert len(set(scores["kernel"]["seeds"])) == len(set(scores["loss"]["seeds"])) == 2
     assert scores["loss"]["mean"] == np.mean(scores["loss"]["seeds"])
@@ -294,7 +295,7 @@ def test_scores_are_told_by_seed_and_are_the_same_every_time(probe, linear, late
         scores["explained"]["seeds"], 1 - np.array(scores["loss"]["seeds"]) / scores["white_loss"], rtol=1e-12
     )
     assert {name: x.shape for name, x in shown.items()} == dict.fromkeys(
-        ("real", "decoded", "generated"), (8, 1, 64, 64, 3)
+        ("real", "decoded training latents", "generated"), (8, 1, 64, 64, 3)
     )
     again, shown_again = probe.score(latents, linear.decode, [0])
     for name in ("kernel", "frechet", "loss", "explained"):
@@ -302,7 +303,7 @@ def test_scores_are_told_by_seed_and_are_the_same_every_time(probe, linear, late
     np.testing.assert_array_equal(shown["generated"], shown_again["generated"])
 
 
-def test_what_a_model_generates_and_its_loss_do_not_depend_on_the_batch(probe, latents):
+def test_generated_latents_and_the_loss_do_not_depend_on_the_batch_size(probe, latents):
     params, _ = randomised(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
     other = Probe(probe.media, dataclasses.replace(TINY, batch=5), Features())
     losses = [p._validate(params, latents) for p in (probe, other)]
@@ -312,7 +313,7 @@ def test_what_a_model_generates_and_its_loss_do_not_depend_on_the_batch(probe, l
 
 def test_the_floor_is_scikit_learns_kernel_distance_of_decoded_training_latents(probe, linear, latents):
     scores, _ = probe.score(latents, linear.decode, [0])
-    decoded = linear.decode(latents.restore(latents.train[: TINY.samples]))
+    decoded = linear.decode(latents.denormalize(latents.train[: TINY.samples]))
     real = np.concatenate([frames for frames, _ in probe.media.batches("eval", TINY.samples)])
     x, y = (Features().images(frames).astype(np.float64) for frames in (decoded, real))
     xx, yy, xy = (pairwise.polynomial_kernel(*pair, coef0=1) for pair in ((x, x), (y, y), (x, y)))
@@ -320,7 +321,7 @@ def test_the_floor_is_scikit_learns_kernel_distance_of_decoded_training_latents(
     assert scores["floor"]["kernel"] == pytest.approx(sum(within) - 2 * xy.mean(), rel=1e-6)
 
 
-def test_the_held_out_photos_are_not_learned_from(probe):
+def test_no_held_out_photo_is_a_training_photo(probe):
     names = {}
     for split in ("train", "eval"):
         order = probe.media._samplers[split]
@@ -328,16 +329,16 @@ def test_the_held_out_photos_are_not_learned_from(probe):
     assert names["train"] and names["eval"] and not names["train"] & names["eval"]
 
 
-def test_held_out_photos_are_cut_as_training_ones_are(probe, photos):
-    """And not whole from the middle, as reconstructions are scored, for nothing is generated like that."""
+def test_held_out_photos_are_cropped_like_training_photos(probe, photos):
+    """Reconstructions are scored on center crops, but no generated sample looks like one."""
     order, held_out = probe.media._samplers["eval"], open_media(str(photos), TINY)
     middle = Sampler(sources.open_sources(held_out.data), held_out.bucket, "eval", held_out.data)
-    count = next(i for i in range(1, 24) if middle[i].name == middle[0].name)  # the photos come again
+    count = next(i for i in range(1, 24) if middle[i].name == middle[0].name)  # the photos repeat
     np.testing.assert_array_equal(order[0].frames, middle[count].frames)
     assert not np.array_equal(order[0].frames, middle[0].frames)
 
 
-def test_a_probe_listens_while_it_generates_and_validates(probe, latents):
+def test_a_probe_can_be_stopped_while_it_generates_and_validates(probe, latents):
     asked = [False, True]
     params, _ = randomised(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
     deaf = Probe(probe.media, TINY, Features())
@@ -351,7 +352,7 @@ def test_a_probe_listens_while_it_generates_and_validates(probe, latents):
 def test_a_clip_of_few_frames_is_one_sample(probe):
     frames = np.random.default_rng(0).integers(256, size=(3, 5, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(
-        probe._seen(frames)["efficientnet"], probe._seen(frames[:, 2:3])["efficientnet"]
+        probe._extract(frames)["efficientnet"], probe._extract(frames[:, 2:3])["efficientnet"]
     )
 
 
@@ -374,7 +375,7 @@ def flags(budget):
 
 
 @pytest.mark.variants
-def test_the_command_writes_the_same_bytes_twice_but_for_the_time(photos, tmp_path, capsys):
+def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, capsys):
     found = []
     for out in (tmp_path / "one", tmp_path / "two"):
         arguments = ["--checkpoint=linear", f"--data={photos}", "--seeds=2", f"--out={out}", *flags(TINY)]
@@ -385,11 +386,13 @@ def test_the_command_writes_the_same_bytes_twice_but_for_the_time(photos, tmp_pa
     assert found[0] == found[1]
     assert (tmp_path / "one/samples.png").read_bytes() == (tmp_path / "two/samples.png").read_bytes()
     assert found[0]["settings"]["budget"] == dataclasses.asdict(TINY)
-    assert f"{found[0]['kernel']['mean']:.4f} ± {found[0]['kernel']['spread']:.4f}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{found[0]['kernel']['mean']:.4f} ± {found[0]['kernel']['spread']:.4f}" in out
+    assert out.splitlines()[-1].startswith("next: python -m vaejax.evaluate --compare linear ")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--data=nowhere"], "--data = nowhere: no such folder"),
         (["--bucket=image_64"], "--bucket=image_64: not a valid bucket name"),
@@ -404,15 +407,28 @@ def test_the_command_writes_the_same_bytes_twice_but_for_the_time(photos, tmp_pa
         (["--inception=nowhere.pth"], "features: nowhere.pth"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(photos, tmp_path, capsys, arguments, told):
+def test_a_user_error_is_one_line(photos, tmp_path, capsys, arguments, message):
     given = ["--checkpoint=linear", f"--data={photos}", f"--out={tmp_path}", *flags(TINY), *arguments]
     assert command.main(given) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and told in lines[0] and "accepted: " in lines[0]
+    assert len(lines) == 1 and message in lines[0] and "accepted: " in lines[0]
 
 
-def test_every_preset_is_a_budget_and_its_fields_are_flags():
+def test_every_field_of_a_preset_has_a_flag():
     assert set(PRESETS) == {"cpu", "gpu", "standard"}
     for preset in PRESETS.values():
         chosen = command._parser().parse_args(["--checkpoint=c", "--data=d", "--out=o", *flags(preset)])
         assert command.budget(chosen) == preset
+
+
+def test_a_single_seed_has_no_spread():
+    assert command.mean_and_spread({"mean": 0.5, "spread": float("nan"), "seeds": [0.5]}, 2) == "0.50"
+    assert command.mean_and_spread({"mean": 0.5, "spread": 0.1, "seeds": [0.4, 0.6]}, 2) == "0.50 ± 0.10"
+
+
+def test_a_run_is_exported_next():
+    flags = ["--checkpoint=runs/my run/checkpoints/5", "--data=d", "--out=o"]
+    options = command._parser().parse_args(flags)
+    settings = {"codec": {"kind": "vaejax"}}
+    line = command._next_command(options, settings)
+    assert line == "python -m vaejax.export 'runs/my run/checkpoints/5' 'exports/my run'"
