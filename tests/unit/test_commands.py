@@ -51,7 +51,7 @@ def flags():
 
     def of(module):
         if module not in known:
-            known[module] = set(re.findall(r"--[a-z][a-z_-]*", helped(module)))
+            known[module] = set(re.findall(r"--[a-z][a-z_-]*", helped(module).replace("[no]", "")))
         return known[module]
 
     return of
