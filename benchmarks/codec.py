@@ -31,14 +31,13 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
 
     from vaejax.codec.codec import Codec
     from vaejax.codec.load import TrainedVAE
-    from vaejax.config import builders
-    from vaejax.models.autoencoder import Autoencoder
+    from vaejax.models.autoencoder import Architecture, Autoencoder
     from vaejax.runtime import cache
 
     cache.keep_compiled()
     name, _, variant = config.partition(":")
     module = importlib.import_module(f"vaejax.configs.{name}")
-    architecture = builders.architecture(module.get_config(variant).model)
+    architecture = Architecture.of(module.get_config(variant).model)
     architecture = dataclasses.replace(architecture, dtype="float32")
     frames = jnp.zeros((1, 1, 32, 32, 3))
     key = jax.random.key(0)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vaejax.config import schema
 from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
 from vaejax.models.conv import general_path
 
@@ -34,7 +35,9 @@ def main() -> None:
     parser.add_argument("--out", help="JSON file of every figure")
     args = parser.parse_args()
 
-    model = Autoencoder(Architecture(**SIZES[args.size]))
+    config = schema.defaults().model
+    config.size = args.size
+    model = Autoencoder(Architecture.of(config))
     key = jax.random.key(0)
     image = jax.random.uniform(key, (args.batch, 1, args.resolution, args.resolution, 3), minval=-1.0)
     clip = jnp.repeat(image, 1 + model.architecture.temporal_factor, axis=1)

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vaejax.config import schema
 from vaejax.losses.objective import Objective, Outputs
 from vaejax.models.autoencoder import LOG_VARIANCE_INIT, SIZES, Architecture, Autoencoder
 from vaejax.models.posterior import LOG_VARIANCE_RANGE
@@ -361,7 +362,9 @@ def main() -> None:
         name: rng.integers(0, 256, (*map(int, shape.split(",")), 3), np.uint8)
         for name, shape in shapes.items()
     }
-    model, objective = Autoencoder(Architecture(**SIZES[args.size])), Objective()
+    config = schema.defaults()
+    config.model.size = args.size
+    model, objective = Autoencoder(Architecture.of(config.model)), Objective.of(config)
     key = jax.random.key(0)
     init = jax.jit(model.init)(key, jnp.zeros((1, 5, 32, 32, 3)), key)["params"]
     # Kernels and gains start at 0, which would hide most of the network from the comparison.

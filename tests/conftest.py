@@ -17,15 +17,24 @@ os.environ.setdefault(
 
 import absl.flags
 import jax
+import jaxtyping
 import pytest
 
-from vaejax.models import conv
-from vaejax.runtime import distributed as multihost
+import tests.support.signatures
+
+# Signatures are checked when a test traces or calls a function. The hook must precede vaejax's first import.
+jaxtyping.install_import_hook(
+    ["vaejax.models", "vaejax.losses", "vaejax.train", "vaejax.codec"],
+    f"{tests.support.signatures.__name__}.checked",
+)
+
+from vaejax.models import conv  # noqa: E402
+from vaejax.runtime import distributed  # noqa: E402
 
 # A shell's background job ignores Ctrl-C, and with it whatever the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)
-multihost.one_cpu_program_at_a_time()
+distributed.serialize_cpu_programs()
 # What accelerators compute, XLA's own convolutions, compiles in a quarter of the time of a CPU's, which tests
 # of convolutions and whole runs take.
 conv.PLATFORMS["cpu"] = conv._native

@@ -1,4 +1,4 @@
-"""Command lines: the `vaejax` script, argument parsers, one-line errors and output folders."""
+"""Command lines: the `vaejax` script, argument parsers, one-line errors, output folders."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError, TrainingFailed
 
-# The `vaejax` script forwards each command to a module; the arguments in front of the user's follow.
+# The module of each command of the `vaejax` script, and the arguments that precede the user's.
 COMMANDS = {
     "train": ("vaejax.main", []),
     "index": ("vaejax.data.index", []),
@@ -42,11 +42,11 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
 
 
 def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
-    """Does the work and returns the exit code; user errors and Ctrl-C become one line on stderr.
+    """Runs a command and returns its exit code; expected errors and Ctrl-C become one line on stderr.
 
     Args:
-      work: returns an exit code, or None for 0.
-      interrupted: the message after Ctrl-C, e.g. what was kept.
+      work: the command; returns an exit code, or None for 0.
+      interrupted: message after Ctrl-C, e.g. about the files that are kept.
     """
     try:
         return work() or 0
@@ -59,7 +59,11 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
 
 
 def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
-    """An output folder, created if missing.
+    """Creates an output folder if it is missing.
+
+    Args:
+      name: path of the folder.
+      flag: the flag that named it, for the error.
 
     Raises:
       InputError: if it cannot be created or written.
@@ -84,17 +88,18 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keeping(workdir: str) -> Iterator[None]:
+def naming_disk_errors(workdir: str) -> Iterator[None]:
     """Turns a full or failing disk into a TrainingFailed while a run writes to its folder.
 
-    Libraries report it in errors of their own, so it is recognized by the system's message.
+    Libraries wrap the OSError in errors of their own, so it is recognized by the system's message.
     """
     try:
         yield
     except (InputError, TrainingFailed):
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        text, cause = "", error
+        text = ""
+        cause: BaseException | None = error
         while cause is not None:
             text, cause = f"{text} {cause}", cause.__cause__ or cause.__context__
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE):
@@ -107,7 +112,7 @@ def keeping(workdir: str) -> Iterator[None]:
 
 
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:
-    """An argparse type: a number from `smallest`."""
+    """The argparse type of a number from `smallest`."""
 
     def number(text: str) -> float:
         value = kind(text)

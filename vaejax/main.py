@@ -14,30 +14,30 @@ from vaejax.runtime import cache, distributed
 from vaejax.train.loop import fit
 
 MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "This is one of several processes; the same command runs on each."
+    "multihost", False, "Join the other processes of the run; start the same command on each."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder again resumes it.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a folder that has a run resumes it.")
 
 
 def main(argv: list[str]) -> int:
-    """Runs `fit`; returns the exit code: 0 done, 75 stopped by a signal after saving."""
+    """Trains; returns the exit code: 0 if done, 75 if stopped by a signal after saving."""
     if len(argv) > 1:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are required, e.g. --config=demo --workdir=runs/demo")
     several_cpus = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if MULTIHOST.value or jax.config.jax_num_cpu_devices > 1 or several_cpus:
-        distributed.one_cpu_program_at_a_time()
+    if MULTIHOST.value or jax.config.values["jax_num_cpu_devices"] > 1 or several_cpus:
+        distributed.serialize_cpu_programs()
     if MULTIHOST.value:
         distributed.initialize()
         cache.share(WORKDIR.value)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax logs every rename and every wait
+        logging.set_verbosity(logging.ERROR)  # Orbax logs every rename and wait
     cache.keep_compiled()
-    with cli.keeping(WORKDIR.value):
+    with cli.naming_disk_errors(WORKDIR.value):
         return 0 if fit(CONFIG.value, WORKDIR.value) else STOPPED
 
 
 if __name__ == "__main__":
-    with distributed.leaving_at_once():
+    with distributed.exiting_at_once():
         sys.exit(cli.run(functools.partial(app.run, main, flags_parser=parse)))

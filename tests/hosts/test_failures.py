@@ -1,4 +1,4 @@
-"""A disk that is full, and data that goes: one clear line, and nothing that was saved is lost."""
+"""Full disks and vanishing data: one clear line, and no loss of saved checkpoints."""
 
 import os
 import shutil
@@ -19,17 +19,17 @@ ARGUMENTS = [*SMALL, "--config.steps=60", "--config.checkpoint.every=3", "--conf
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, with room for a few checkpoints."""
+    """A separate file system with room for a few checkpoints."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], check=False)
     if mounted.returncode:
-        pytest.skip("a file system cannot be mounted here")
+        pytest.skip("cannot mount a file system")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_named_and_loses_nothing(small_disk, tmp_path):
+def test_a_full_disk_is_named_and_loses_no_checkpoint(small_disk, tmp_path):
     started = processes.start(1, 4, [f"--workdir={small_disk}", *ARGUMENTS], tmp_path / "logs")
     assert processes.finish(started) == [1]
     lines = started[0].log.read_text().splitlines()
@@ -40,22 +40,22 @@ def test_a_full_disk_is_named_and_loses_nothing(small_disk, tmp_path):
     assert kept
     for step in kept:
         ocp.StandardCheckpointer().restore((small_disk / "checkpoints" / str(step) / "state").absolute())
-    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)  # somebody makes room
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)  # free space
     started = processes.start(
         1, 4, [f"--workdir={small_disk}", *ARGUMENTS, "--config.steps=60"], tmp_path / "more"
     )
     assert processes.finish(started) == [0]
 
 
-def test_a_disk_that_became_read_only_is_named(small_disk, tmp_path):
+def test_a_read_only_disk_is_named(small_disk, tmp_path):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     started = processes.start(1, 4, [f"--workdir={small_disk}", *ARGUMENTS], tmp_path / "logs")
     assert processes.finish(started) == [2]
-    told = started[0].log.read_text().splitlines()[-1]
-    assert told.startswith(f"error: --workdir={small_disk}: Read-only file system; accepted: a folder")
+    last = started[0].log.read_text().splitlines()[-1]
+    assert last.startswith(f"error: --workdir={small_disk}: Read-only file system; accepted: a folder")
 
 
-def test_media_that_go_are_named_and_a_folder_that_goes_ends_the_run(tmp_path):
+def test_vanished_files_are_named_and_a_vanished_folder_ends_the_run(tmp_path):
     media = tmp_path / "media"
     media.mkdir()
     media_files.write_photos(media, 40, 96)
@@ -70,16 +70,16 @@ def test_media_that_go_are_named_and_a_folder_that_goes_ends_the_run(tmp_path):
     bad = workdir / "bad_samples.jsonl"
     assert wait_for(lambda: bad.exists() and photos[0].name in bad.read_text(), started)
     shutil.rmtree(media)
-    assert processes.finish(started, 300) == [1]  # no mistake of who started it: it may be tried again
+    assert processes.finish(started, 300) == [1]  # not an input error: the command may be repeated
     lines = started[0].log.read_text().splitlines()
     assert any(line.startswith("error: data.buckets.image_64x64: none of") for line in lines), lines[-9:]
     assert list((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def test_a_data_worker_that_hangs_is_told_and_one_that_dies_ends_the_run(tmp_path):
+def test_a_hanging_data_worker_is_reported_and_a_killed_one_ends_the_run(tmp_path):
     arguments = [*ARGUMENTS, "--config.steps=4000", "--config.recovery.stall=15"]
     killed = "error: a data loading process was killed (exit code -9; out of memory?)"
-    for number, told in ((signal.SIGSTOP, "waiting for samples"), (signal.SIGKILL, killed)):
+    for number, message in ((signal.SIGSTOP, "waiting for samples"), (signal.SIGKILL, killed)):
         workdir = tmp_path / number.name
         started = processes.start(1, 4, [f"--workdir={workdir}", *arguments], tmp_path / "logs" / number.name)
         assert wait_for(lambda w=workdir: steps_done(w) >= 3, started)
@@ -90,5 +90,5 @@ def test_a_data_worker_that_hangs_is_told_and_one_that_dies_ends_the_run(tmp_pat
         for worker in workers:
             if worker.is_running():
                 worker.kill()
-        assert told in started[0].log.read_text()
+        assert message in started[0].log.read_text()
         assert list((workdir / "checkpoints").glob("[0-9]*"))

@@ -1,4 +1,4 @@
-"""Runs of several real processes: the same numbers and samples, and none can die or stall unseen."""
+"""Runs of several real processes: the same numbers and samples; dead and stalled processes are noticed."""
 
 import json
 import random
@@ -14,14 +14,14 @@ import pytest
 
 from tests.support import processes
 from vaejax.errors import InputError
-from vaejax.runtime import distributed as multihost
+from vaejax.runtime import distributed
 
 pytestmark = pytest.mark.slow
 
 JOINT = ["--config=configs/joint.py:tiny", "--config.data.sources={'demo': {'kind': 'demo'}}"]
 JOINT += ["--config.log_every=1", "--config.mesh.fsdp=2", "--config.data.workers=0"]
 JOINT += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.samples=4"]
-# A clip that is split by height, over hosts where they have one device each.
+# A clip split by height, over several hosts if each has one device.
 SMALL = ["--config=configs/demo.py:tiny", "--config.log_every=1", "--config.model.widths=(8, 8, 8)"]
 SMALL += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.every=1000"]
 SMALL += ["--config.panels.every=1000", "--config.mesh.space=2", "--config.mesh.fsdp=2"]
@@ -35,7 +35,7 @@ def run(count, devices, workdir, *arguments, **more):
 
 
 def losses(workdir):
-    """{(step, bucket): (loss, grad_norm or nll)} of metrics.jsonl, in which no line may come twice."""
+    """{(step, bucket): losses and norms} of metrics.jsonl, in which no line may be repeated."""
     found = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(line)
@@ -47,7 +47,7 @@ def losses(workdir):
 
 
 def params(workdir, step):
-    """As NumPy arrays, on whatever devices they were saved."""
+    """The parameters of a checkpoint as NumPy arrays, whatever devices saved them."""
     folder, reader = (workdir / "checkpoints" / str(step) / "state").absolute(), ocp.PyTreeCheckpointer()
     leaves = reader.metadata(folder).item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves)
@@ -66,10 +66,10 @@ def assert_same_params(folder, expected, **tolerance):
 
 
 @pytest.fixture(scope="module")
-def of_one_process(tmp_path_factory):
-    """Four devices that exchange data by Gloo: it adds four numbers in an order of its own.
+def one_process_run(tmp_path_factory):
+    """A run of one process with four devices that exchange data by Gloo, which has its own order of addition.
 
-    From the last bits of a sum on, the first updates of training grow a difference tenfold each.
+    A difference in the last bits of a sum would grow tenfold in each of the first updates.
     """
     workdir = tmp_path_factory.mktemp("one")
     codes, logs = run(1, 4, workdir, *JOINT, multihost=True)
@@ -78,19 +78,19 @@ def of_one_process(tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_compute_what_one_does(count, of_one_process, tmp_path):
-    """Twenty steps of the whole objective, to the last bit."""
+def test_several_processes_compute_the_same_as_one(count, one_process_run, tmp_path):
+    """Twenty updates of the full objective, equal to the last bit."""
     codes, logs = run(count, 4 // count, tmp_path, *JOINT)
     assert codes == [0] * count, logs[0][-2000:]
-    expected = losses(of_one_process)
+    expected = losses(one_process_run)
     assert_same_losses(losses(tmp_path), expected, rtol=0)
     assert len({step for step, _ in expected}) == 20
-    assert_same_params(tmp_path, of_one_process, rtol=0)
-    assert all("step" not in log for log in logs[1:])  # one of them tells
+    assert_same_params(tmp_path, one_process_run, rtol=0)
+    assert all("step" not in log for log in logs[1:])  # only process 0 prints progress
 
 
-def test_two_processes_of_one_device_compute_what_one_of_two_does(tmp_path):
-    """Without Gloo in the one: a sum of two does not depend on their order."""
+def test_two_processes_of_one_device_compute_the_same_as_one_of_two(tmp_path):
+    """The single process does without Gloo: a sum of two does not depend on their order."""
     folders = tmp_path / "two", tmp_path / "one"
     for count, folder in zip((2, 1), folders, strict=True):
         codes, logs = run(count, 2 // count, folder, *JOINT)
@@ -100,7 +100,7 @@ def test_two_processes_of_one_device_compute_what_one_of_two_does(tmp_path):
 
 
 def noted(folder):
-    """{(step, bucket): names in the order of the batch}."""
+    """{(step, bucket): sample names in batch order} from the notes of tests/support/noting.py."""
     parts = {}
     for path in folder.glob("*.jsonl"):
         for step, bucket, rows in map(json.loads, path.read_text().splitlines()):
@@ -108,8 +108,8 @@ def noted(folder):
     return {key: [part[row] for row in sorted(part)] for key, part in parts.items()}
 
 
-def test_a_run_goes_on_with_other_processes_and_devices(tmp_path, monkeypatch):
-    """Saved on two processes of two devices, resumed on one of four and on four of one."""
+def test_a_run_continues_with_other_numbers_of_processes_and_devices(tmp_path, monkeypatch):
+    """Saved by two processes with two devices each, resumed by one with four and by four with one."""
 
     def training(count, devices, name):
         notes = tmp_path / f"{name}-notes"
@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(tmp_path, monkeypatch):
 
 
 def steps_done(workdir):
-    """The last step in metrics.jsonl, whose last line may be torn."""
+    """The last step in metrics.jsonl; its last line may be torn."""
     try:
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
@@ -142,7 +142,7 @@ def steps_done(workdir):
 
 
 def wait_for(condition, started, seconds=300):
-    """Until the condition holds; False if a process ended before."""
+    """Waits for a condition; False if a process ended first."""
     end = time.monotonic() + seconds
     while not condition():
         if any(process.popen.poll() is not None for process in started):
@@ -158,7 +158,7 @@ def kill(number, *started):
 
 
 def test_a_run_survives_ten_kills(tmp_path, capsys):
-    """At random moments, one process or both, SIGKILL and SIGTERM, amid saves: always the same command."""
+    """SIGKILL or SIGTERM to one or both processes, at random moments and during saves."""
     arguments = [
         *SMALL,
         "--config.steps=60",
@@ -169,7 +169,7 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
     assert codes == [0, 0], logs[0][-2000:]
     expected = losses(tmp_path / "whole")
 
-    rng, run_dir, told = random.Random(5), tmp_path / "killed", []
+    rng, run_dir, summary = random.Random(5), tmp_path / "killed", []
     saving = run_dir / "checkpoints"
     for life in range(10):
         before = steps_done(run_dir)
@@ -183,28 +183,30 @@ def test_a_run_survives_ten_kills(tmp_path, capsys):
             wait_for(lambda: any("tmp" in path.name for path in saving.iterdir()), started)
         else:
             time.sleep(rng.random())
-        struck = started if how == "kill both" else [started[rng.randrange(2)]]
-        kill(signal.SIGTERM if how == "terminate one" else signal.SIGKILL, *struck)
+        victims = started if how == "kill both" else [started[rng.randrange(2)]]
+        kill(signal.SIGTERM if how == "terminate one" else signal.SIGKILL, *victims)
         codes = processes.finish(started, 120)
         if how == "terminate one":
             assert codes == [75, 75]
-        else:  # the other ends by itself, by JAX's abort where process 0 is gone
-            assert codes.count(-signal.SIGKILL) == len(struck)
+        else:  # the other exits by itself, or JAX aborts it if process 0 is dead
+            assert codes.count(-signal.SIGKILL) == len(victims)
             assert set(codes) <= {-signal.SIGKILL, -signal.SIGABRT, 1}
         kept = sorted(int(path.name) for path in saving.iterdir() if path.name.isdecimal())
-        told.append(f"{how:18} from step {before:2} at {steps_done(run_dir):2}: exits {codes}, saved {kept}")
+        summary.append(
+            f"{how:18} from step {before:2} at {steps_done(run_dir):2}: exits {codes}, saved {kept}"
+        )
     codes, logs = run(2, 2, run_dir, *arguments)
     assert codes == [0, 0], logs[0][-2000:]
     assert_same_losses(losses(run_dir), expected, rtol=1e-3)
-    kept = sorted(int(path.name) for path in saving.iterdir())  # no leftovers of torn ones
+    kept = sorted(int(path.name) for path in saving.iterdir())  # no remains of unfinished saves
     for step in kept:
         assert params(run_dir, step)
-    assert kept[-1] == 60 and len(told) == 10
+    assert kept[-1] == 60 and len(summary) == 10
     with capsys.disabled():
-        print("", *told, sep="\n")
+        print("", *summary, sep="\n")
 
 
-def test_a_signal_to_one_process_stops_all_after_saving_and_a_stopped_one_is_named(tmp_path):
+def test_a_signal_to_one_process_stops_all_after_saving_and_a_hanging_one_is_named(tmp_path):
     arguments = [f"--workdir={tmp_path}", *SMALL, "--config.steps=400", "--config.checkpoint.every=100"]
     started = processes.start(2, 2, arguments, tmp_path)
     assert wait_for(lambda: steps_done(tmp_path) >= 3, started)
@@ -213,33 +215,40 @@ def test_a_signal_to_one_process_stops_all_after_saving_and_a_stopped_one_is_nam
     (saved,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert saved >= 3
 
-    for ends, stall, code, told in (
-        ("the watchdog", 15, 1, r"error: does not answer: process 1 on \S+ stalls at step \d+"),
-        ("JAX", 600, -signal.SIGABRT, r"process 1 on \S+ has told nothing for 15 s; the last was: step \d+"),
+    for aborted_by, stall, code, message in (
+        ("the watchdog", 15, 1, r"error: process 1 on \S+ does not respond and is stuck at step \d+"),
+        (
+            "JAX",
+            600,
+            -signal.SIGABRT,
+            r"process 1 on \S+ has not reported for 15 s; its last report: step \d+",
+        ),
     ):
-        logs = tmp_path / ends
+        logs = tmp_path / aborted_by
         before = steps_done(tmp_path)
         started = processes.start(2, 2, [*arguments, f"--config.recovery.stall={stall}"], logs)
         assert wait_for(lambda at=before: steps_done(tmp_path) >= at + 3, started)
         kill(signal.SIGSTOP, started[1])  # it hangs
-        assert started[0].popen.wait(120) == code, ends
+        assert started[0].popen.wait(120) == code, aborted_by
         kill(signal.SIGKILL, started[1])
         log = started[0].log.read_text()
-        assert re.search(told, log), log[-3000:]
-        assert ("\nThread 0x" in log) == (ends == "the watchdog"), log[-3000:]  # where all threads were
+        assert re.search(message, log), log[-3000:]
+        assert ("\nThread 0x" in log) == (aborted_by == "the watchdog"), log[
+            -3000:
+        ]  # the stacks of all threads
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(saved)]
 
 
-def test_what_is_wrong_with_the_environment_is_one_line(monkeypatch):
+def test_an_error_in_the_environment_variables_is_one_line(monkeypatch):
     cases = {
         ("host:1", "2", None): "JAX_PROCESS_ID missing",
         ("host:1", "2", "2"): "JAX_PROCESS_ID=2; accepted",
         ("host", "2", "0"): "JAX_COORDINATOR_ADDRESS=host; accepted: HOST:PORT",
     }
-    for values, told in cases.items():
-        for name, value in zip(multihost.EXPLICIT, values, strict=True):
+    for values, message in cases.items():
+        for name, value in zip(distributed.EXPLICIT, values, strict=True):
             monkeypatch.delenv(name, raising=False)
             if value is not None:
                 monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match=told):
-            multihost.initialize()
+        with pytest.raises(InputError, match=message):
+            distributed.initialize()

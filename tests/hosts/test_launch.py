@@ -1,4 +1,4 @@
-"""Launch scripts: without a typo, and what they do with an exit code."""
+"""Launch scripts: ShellCheck, exit codes, and the examples in them."""
 
 import importlib
 import os
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.support.processes import ROOT
-from vaejax.config import builders
+from vaejax.data.bucket import buckets_of
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), ROOT / ".ci" / "run"]
@@ -29,7 +29,7 @@ def test_shellcheck_finds_nothing(script):
 
 
 def again(tmp_path, command, **environment):
-    """The exit code of again.sh, and how often the command ran."""
+    """The exit code of again.sh, the number of runs of the command, and stderr."""
     counted = f"echo run >> {tmp_path}/runs; n=$(wc -l < {tmp_path}/runs); {command}"
     found = subprocess.run(
         [LAUNCH / "again.sh", tmp_path, "bash", "-c", counted],
@@ -42,24 +42,24 @@ def again(tmp_path, command, **environment):
 
 
 @pytest.mark.parametrize("code", [0, 2, 130])
-def test_what_is_done_or_wrong_or_interrupted_is_not_run_again(tmp_path, code):
+def test_a_finished_wrong_or_interrupted_command_is_not_repeated(tmp_path, code):
     assert again(tmp_path, f"exit {code}")[:2] == (code, 1)
 
 
-def test_what_was_stopped_or_has_crashed_is_run_again(tmp_path):
+def test_a_stopped_or_crashed_command_is_repeated(tmp_path):
     assert again(tmp_path, "((n < 3)) && exit 75; ((n < 5)) && kill -9 $$; exit 0")[:2] == (0, 5)
 
 
-def test_crashes_without_a_new_checkpoint_end_it(tmp_path):
-    code, runs, told = again(tmp_path, "exit 1", TRIES="2")
-    assert (code, runs) == (1, 2) and "gave up: 2 crashes" in told
+def test_crashes_without_a_new_checkpoint_end_the_repetition(tmp_path):
+    code, runs, stderr = again(tmp_path, "exit 1", TRIES="2")
+    assert (code, runs) == (1, 2) and "gave up: 2 crashes" in stderr
     (tmp_path / "runs").unlink()
     progress = f"mkdir -p {tmp_path}/checkpoints/$((n < 4 ? n : 4)); exit 1"
-    assert again(tmp_path, progress, TRIES="2")[:2] == (1, 6)  # four with a new one, two without
+    assert again(tmp_path, progress, TRIES="2")[:2] == (1, 6)  # four with a new checkpoint, two without
 
 
-def test_the_jobset_has_the_fields_of_a_jobset_and_its_jobs_are_kubernetes_jobs():
-    """Kubernetes' own schemas for the Job in it; the JobSet around it by its reference documentation."""
+def test_the_jobset_has_known_fields_and_its_jobs_are_valid_kubernetes_jobs():
+    """Its Job is validated by the schemas of Kubernetes, the JobSet by its reference documentation."""
     jobset = yaml.safe_load((LAUNCH / "gke.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert set(jobset["spec"]) <= {"failurePolicy", "replicatedJobs", "network", "successPolicy", "suspend"}
@@ -76,8 +76,8 @@ def test_the_jobset_has_the_fields_of_a_jobset_and_its_jobs_are_kubernetes_jobs(
 
 
 @pytest.mark.parametrize("more", [(), ("--config.steps=9", "--config.data.media=a folder")])
-def test_the_slice_runs_what_it_was_asked_to(tmp_path, more):
-    """A gcloud that writes down what each worker is to do; the last of it is done here."""
+def test_the_slice_runs_the_given_command(tmp_path, more):
+    """A fake gcloud records the commands for the workers; the last one is executed here."""
     tools, home = tmp_path / "tools", tmp_path / "home"
     (home / "vaejax" / "launch").mkdir(parents=True)
     tools.mkdir()
@@ -102,7 +102,7 @@ def test_the_slice_runs_what_it_was_asked_to(tmp_path, more):
 
 
 def examples():
-    """(file, configuration, devices, its flags) of every launch file that names them."""
+    """(file, configuration, devices, flags) of the example in each launch file."""
     job = yaml.safe_load((LAUNCH / "gke.yaml").read_text())["spec"]["replicatedJobs"][0]["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
     chips = job["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
@@ -120,7 +120,7 @@ def examples():
 
 
 @pytest.mark.parametrize("example", list(examples()), ids=lambda example: example[0])
-def test_an_example_suits_the_devices_that_it_asks_for(example):
+def test_an_example_fits_its_devices(example):
     _, path, devices, flags = example
     file, _, variant = path.partition(":")
     config = importlib.import_module(f"vaejax.configs.{pathlib.Path(file).stem}").get_config(variant)
@@ -130,5 +130,5 @@ def test_an_example_suits_the_devices_that_it_asks_for(example):
             config.mesh[key.removeprefix("mesh.")] = int(value)
     mesh = config.mesh
     assert devices % (mesh.fsdp * mesh.space) == 0
-    assert builders.buckets(config, devices // mesh.space, mesh.space)
+    assert buckets_of(config, devices // mesh.space, mesh.space)
     assert any("config.data.media=" in flag for flag in flags)

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch in a real Slurm of one node on loopback: killed, queued again, finished."""
+"""launch/slurm.sbatch in a real Slurm of one node on loopback: killed, requeued, finished."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MISSING = [
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed (Debian: slurm-wlm munge)"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="slurmd and munged want to be started by root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="slurmd and munged must be started by root"),
 ]
 
 CONF = """
@@ -63,7 +63,7 @@ def free_port():
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """The daemons; commands find them by SLURM_CONF."""
+    """Starts the daemons; commands find them through SLURM_CONF."""
     folder = tmp_path / "slurm"
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
@@ -91,14 +91,14 @@ def slurm(tmp_path, monkeypatch):
 
 
 def job(number):
-    told = subprocess.run(
+    shown = subprocess.run(
         ["scontrol", "show", "job", number], capture_output=True, text=True, check=True
     ).stdout
-    return dict(re.findall(r"(\w+)=(\S*)", told))
+    return dict(re.findall(r"(\w+)=(\S*)", shown))
 
 
 def start_now(number):
-    """Slurm would wait two minutes before it starts again what was queued again."""
+    """Starts a requeued job, which Slurm would delay by two minutes."""
     subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=False)
 
 
@@ -116,7 +116,7 @@ def metrics(workdir):
 
 
 def submitted(workdir, log, *arguments):
-    """The number of a job of two tasks."""
+    """Submits a job of two tasks and returns its number."""
     more = ["--config.data.sources={'demo': {'kind': 'demo'}}", "--config.log_every=1"]
     more += ["--config.data.buckets.image_64x64.batch=0", "--config.data.buckets.image_96x160.batch=0"]
     more += ["--config.data.buckets.video_9x48x80.batch=0", "--config.data.buckets.image_48x80.batch=4"]
@@ -140,7 +140,7 @@ def submitted(workdir, log, *arguments):
         time.sleep(0.5)
 
 
-def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finishes(slurm, tmp_path):
+def test_a_job_of_two_tasks_is_requeued_after_a_kill_and_a_signal_and_finishes(slurm, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "job.log"
     arguments = ["--config.steps=20", "--config.checkpoint.every=2"]
     number = submitted(workdir, log, *arguments, "--config.eval.every=20", "--config.panels.every=20")
@@ -167,14 +167,14 @@ def test_a_job_of_two_tasks_is_queued_again_after_a_kill_and_a_signal_and_finish
     lines = [(line["step"], line["split"], line["bucket"]) for line in metrics(workdir)]
     assert len(set(lines)) == len(lines) and steps() == list(range(1, 21))
     assert (workdir / "checkpoints" / "20").is_dir()
-    told = re.findall(r"exit code (\d+); queued again", log.read_text())
-    assert told == ["137", "75"]
+    codes = re.findall(r"exit code (\d+); queued again", log.read_text())
+    assert codes == ["137", "75"]
 
 
-def test_a_mistake_and_a_cancelled_job_are_not_queued_again(slurm, tmp_path):
-    """Where one task finds the mistake first the other is killed, which must not look like a crash."""
-    log = tmp_path / "mistake.log"
-    number = submitted(tmp_path / "mistake", log, "--config.mesh.fsdp=3")
+def test_a_wrong_and_a_cancelled_job_are_not_requeued(slurm, tmp_path):
+    """If one task finds the error first, the other is killed, which must not look like a crash."""
+    log = tmp_path / "wrong.log"
+    number = submitted(tmp_path / "wrong", log, "--config.mesh.fsdp=3")
     wait_for(lambda: job(number)["JobState"] in ("COMPLETED", "FAILED"), log)
     found = job(number)
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "2:0", "0")

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and there is something on their figures."""
+"""The notebooks run from top to bottom, and their figures are not empty."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """What notebooks use of a checkout, so that their runs stay out of this one."""
+    """A copy of the files that notebooks use, so that their runs stay out of this checkout."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("colab",):
         shutil.copytree(ROOT / name, folder / name)
@@ -40,15 +40,15 @@ def pictures(notebook):
 def test_a_notebook_runs_from_top_to_bottom(checkout, name, figures):
     path = checkout / "colab" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:  # vaejax is installed, and from elsewhere
+    for cell in notebook.cells:  # vaejax is installed already
         cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("%pip"))
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(checkout)}}).execute()
     if kept := os.environ.get("VAEJAX_NOTEBOOKS"):
         nbformat.write(notebook, pathlib.Path(kept) / f"{name}.ipynb")
-    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "error:" not in said and "Traceback" not in said
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "error:" not in printed and "Traceback" not in printed
     found = list(pictures(notebook))
     assert len(found) == figures
-    for picture in found:  # not one colour, and not only axes: something everywhere
+    for picture in found:  # not blank, and not only axes: every third has content
         assert picture.std() > 10
         assert all(part.std() > 1 for part in np.array_split(picture, 3, axis=1))

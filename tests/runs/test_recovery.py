@@ -1,4 +1,4 @@
-"""A run skips updates that are not finite, goes back, goes on with other samples, and counts."""
+"""A run skips and counts non-finite updates, rolls back, and continues with other samples."""
 
 import json
 import os
@@ -12,18 +12,17 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from tests.support import media_files
+from tests.support import losses, media_files
 from tests.support.faults import Fault, injecting
-from tests.support.models import SMALL
+from tests.support.models import SMALL, architecture
 from vaejax.configs import demo
 from vaejax.errors import InputError, TrainingFailed
-from vaejax.losses.adversarial import Adversary
-from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.runtime import mesh as sharding
+from vaejax.runtime.mesh import make_mesh
 from vaejax.train import loop as train
 from vaejax.train import state as train_state
+from vaejax.train.guard import StepGuard
 
 
 def settings(media, adversarial=False, **more):
@@ -37,7 +36,7 @@ def settings(media, adversarial=False, **more):
     config.loss.adversarial.width = 4
     config.model.widths = (8, 8, 8)
     config.eval.linear_samples = config.eval.latent_samples = 0
-    config.data.holdout = 0.0  # nothing is evaluated
+    config.data.holdout = 0.0  # no evaluation
     config.steps = 12
     config.checkpoint.every = 4
     config.eval.every = config.panels.every = 100
@@ -82,8 +81,8 @@ def test_one_bad_update_is_skipped_counted_and_named(media, tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp_path):
-    """Their samples, and not their steps, are at fault: the first pass of steps 5 to 7."""
+def test_consecutive_bad_updates_roll_back_and_continue_past_their_samples(media, tmp_path):
+    """The fault is in the samples, not the steps: those of the first pass of steps 5 to 7."""
     clean = tmp_path / "clean"
     seen = {}
 
@@ -105,8 +104,37 @@ def test_bad_samples_in_a_row_lead_back_to_a_checkpoint_and_past_them(media, tmp
     assert np.isfinite(list(logged(run, "loss").values())).all()
 
 
+@pytest.mark.runs
 @pytest.mark.slow
-def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_counts(media, tmp_path):
+def test_a_rollback_compiles_nothing(media, tmp_path, monkeypatch):
+    """Updates from step 5 on fail: the run rolls back from 8 to 4, evaluates at 8 again and gives up."""
+    compiled, before = [], []
+    roll_back = StepGuard.roll_back
+
+    def noting(*arguments):
+        roll_back(*arguments)
+        before.append(len(compiled))
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    fault = Fault("generator", "image_32x32", lambda step, x: step >= 5)
+    more = {"recovery.rollbacks": 1, "data.holdout": 0.2, "eval.every": 4, "eval.samples": 8}
+    monkeypatch.setattr(StepGuard, "roll_back", noting)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with pytest.raises(TrainingFailed, match="after 1 rollbacks"):
+            train.fit(settings(media, **more), str(tmp_path), inject=injecting(fault))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert [line["step"] for line in lines(tmp_path)] == [5, 6, 7, 8, 5, 6, 7]
+    assert len(before) == 1 and before[0] > 3
+    assert len(compiled) == before[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_rollbacks_do_not_help_ends_with_a_clear_error_and_its_counts(media, tmp_path):
     config = settings(media, adversarial=True)
     fault = Fault("discriminator", "image_32x32", lambda step, x: step >= 5)
     with pytest.raises(
@@ -117,14 +145,16 @@ def test_when_going_back_does_not_help_the_run_ends_with_a_clear_error_and_its_c
     found = lines(tmp_path)
     assert sum("back_to" in line for line in found) == 2 and len(found) == 2 + 9
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
-    # The same command again, the fault mended: it goes on past the samples of the last return.
+    # The same command without the fault continues past the samples of the last rollback.
     assert train.fit(config, str(tmp_path))
     assert position(tmp_path, 12) == {"image_32x32": found[-4]["positions"]["image_32x32"] + 8}
-    assert logged(tmp_path, "bad_steps")[12] == 6  # those after the last return were met again, and were good
+    assert (
+        logged(tmp_path, "bad_steps")[12] == 6
+    )  # the updates after the last rollback were repeated and finite
 
 
 @pytest.mark.slow
-def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media, tmp_path):
+def test_a_signal_during_bad_updates_does_not_save_their_state(media, tmp_path):
     def strikes(step, x):
         jax.debug.callback(lambda s: os.kill(os.getpid(), signal.SIGTERM) if s == 6 else None, step)
         return step >= 5
@@ -138,7 +168,7 @@ def test_a_signal_amid_bad_updates_does_not_save_what_may_be_their_reason(media,
 
 
 @pytest.mark.slow
-def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
+def test_discriminators_can_join_a_run_and_are_saved_with_it(media, tmp_path):
     assert train.fit(settings(media, steps=4), str(tmp_path))
     assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))
     assert train.fit(settings(media, adversarial=True), str(tmp_path))
@@ -148,7 +178,7 @@ def test_discriminators_may_join_a_run_and_are_saved_with_it(media, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
+def test_a_run_can_start_from_the_ema_of_another(media, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.fit(settings(media, steps=4), str(one))
     before = leaves(one, 4, "state")["ema"]["autoencoder"]["encoder"]["conv_in"]["kernel"]
@@ -163,13 +193,11 @@ def test_a_run_may_start_from_the_average_of_another(media, tmp_path):
 @pytest.mark.slow
 def test_a_discriminator_may_join_another(tmp_path):
     """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
-    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
-    model, optimizer = Autoencoder(Architecture(**SMALL)), optax.adam(1e-3)
-    modules = {name: Discriminator(Discrimination(width=4), name == "video") for name in ("image", "video")}
+    mesh = make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    model, optimizer = Autoencoder(architecture(**SMALL)), optax.adam(1e-3)
 
     def state(names, seed):
-        adversary = Adversary({name: modules[name] for name in names}, optax.adam(1e-3))
-        return train_state.create(model, optimizer, adversary, mesh, seed)
+        return train_state.create(model, optimizer, losses.adversary(names, width=4), mesh, seed)
 
     before, both = state(["image"], 0), state(["image", "video"], 1)
     with Checkpoints(tmp_path) as checkpoints:

@@ -1,4 +1,4 @@
-"""Whole runs of the shipped configurations, shrunk, on media made here."""
+"""Whole runs of shrunk shipped configurations on generated media."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 from tests.support import media_files
 
 ROOT = pathlib.Path(__file__).parents[2]
-# As small as AlexNet can see.
+# The smallest that AlexNet accepts.
 BUCKETS = """--config.data.buckets={"image_32x32": {"batch": 2}, "video_5x32x32": {"batch": 1}}"""
 
 
@@ -52,7 +52,7 @@ def command(workdir, media, *flags, config="demo.py:tiny"):
         f"--config.data.media={media}",
         "--config.eval.linear_samples=4",
         "--config.eval.latent_samples=4",
-        "--config.loss.perceptual.network=alexnet",  # the flagship's VGG16 takes longer than all the rest
+        "--config.loss.perceptual.network=alexnet",  # VGG16 would take longer than all the rest
         *flags,
     ]
 
@@ -104,13 +104,13 @@ FLAGS = ("--config.steps=20", "--config.checkpoint.every=7", "--config.eval.ever
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, media):
-    """A run of twenty steps, never stopped."""
+    """An uninterrupted run of twenty steps."""
     workdir = tmp_path_factory.mktemp("straight")
     run(workdir, media, *FLAGS)
     return workdir
 
 
-def test_a_run_leaves_what_the_readme_lists(straight):
+def test_a_run_leaves_the_files_that_the_readme_lists(straight):
     lines = metrics(straight)
     trained = [line for line in lines if line["split"] == "train" and line["bucket"] == "video_5x32x32"]
     assert [line["step"] for line in trained] == list(range(1, 21))
@@ -123,13 +123,14 @@ def test_a_run_leaves_what_the_readme_lists(straight):
     assert (straight / "panels" / "20" / "video_5x32x32.mp4").exists()
     assert json.loads((straight / "config.json").read_text())["model"]["size"] == "tiny"
     assert list((straight / "tensorboard").iterdir())
+    assert "encoder/conv_in/kernel" in (straight / "parameters.txt").read_text()
     bad = [json.loads(line) for line in (straight / "bad_samples.jsonl").read_text().splitlines()]
     assert {pathlib.Path(line["path"]).name for line in bad} == {"broken.jpg", "empty.mp4", "text.mp4"}
     assert all(line["reason"] and line["count"] >= 1 for line in bad)
 
 
-def test_the_image_and_the_video_learn(straight):
-    """Twenty steps are few, but the likelihood of a bucket must not be the one it began with."""
+def test_both_buckets_learn(straight):
+    """Twenty steps are few, but they must lower the negative log-likelihood of each bucket."""
     for bucket in ("image_32x32", "video_5x32x32"):
         nlls = [m["nll"] for m in metrics(straight) if m["split"] == "train" and m["bucket"] == bucket]
         assert nlls[-1] < nlls[0]
@@ -144,9 +145,9 @@ def wait_for(condition, process, seconds=240):
 
 
 def stop(workdir, media, number, step, *flags):
-    """Starts the run, or goes on with it, and sends a signal when it is past a step; exit code and stderr."""
+    """Starts or resumes the run and sends a signal after a step; returns exit code and stderr."""
     log = workdir / "metrics.jsonl"
-    before = log.stat().st_ino if log.exists() else 0  # a run that goes on replaces it
+    before = log.stat().st_ino if log.exists() else 0  # a resumed run replaces the file
 
     def past():
         if not log.exists() or log.stat().st_ino == before or not metrics(workdir):
@@ -169,12 +170,12 @@ def stop(workdir, media, number, step, *flags):
 
 @pytest.mark.slow
 def test_a_run_stopped_in_every_way_and_resumed_ends_in_the_same_bits(tmp_path, media, straight):
-    """Killed after a checkpoint, gone on by other workers, stopped by either signal, which saves."""
+    """Killed after a checkpoint, resumed with other workers, stopped by either signal, which saves."""
     stop(tmp_path, media, signal.SIGKILL, 8)
     for number, step, flags in ((signal.SIGTERM, 9, ["--config.data.workers=2"]), (signal.SIGINT, 12, [])):
         code, stderr = stop(tmp_path, media, number, step, *flags)
         assert code == 75, stderr
-        assert "run the same command to go on" in stderr
+        assert "run the same command to continue" in stderr
     run(tmp_path, media, *FLAGS, "--config.data.workers=2")
     assert_same_end(tmp_path, straight, 20)
     steps = [(m["step"], m["split"], m["bucket"]) for m in metrics(tmp_path)]
@@ -194,7 +195,7 @@ def test_another_model_in_the_same_workdir_is_refused(straight, media):
     assert "model.latent_channels = 4" in done.stderr and "16" in done.stderr
 
 
-@pytest.mark.slow  # as launch/slurm.sbatch's test does
+@pytest.mark.slow  # the test of launch/slurm.sbatch does the same
 def test_the_flagship_shrunk_trains_images_and_videos_in_one_update(tmp_path, media):
     run(
         tmp_path,

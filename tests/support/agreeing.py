@@ -1,4 +1,4 @@
-"""One of several processes that agree with each other; prints what came of it as a line of JSON."""
+"""One of several processes that agree with each other; prints the results as a line of JSON."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vaejax.errors import InputError, TrainingFailed
-from vaejax.runtime import distributed as multihost
+from vaejax.runtime import distributed
 from vaejax.runtime.preemption import Preemption
 
 
@@ -22,48 +22,48 @@ def frames(failing=None, other=None):
         yield np.full((2, 2), i + 9 * (i == other), np.uint8)
 
 
-def said(work):
-    """What it gives, or the mistake that it names."""
+def result(work):
+    """The result of a call, or its error message."""
     try:
         return work()
     except (InputError, TrainingFailed) as error:
         return str(error)
 
 
-def went_through(items):
-    """How many items it got, and the mistake that ended it."""
+def iterated(items):
+    """The number of items before the end or an error, and the error message."""
     got = []
-    told = said(lambda: got.extend(multihost.in_step(items)))
-    return [len(got), told]
+    error = result(lambda: got.extend(distributed.lockstep(items)))
+    return [len(got), error]
 
 
-def heard_after(preemption, steps):
-    """How many steps it takes until all know that process 1 was told to stop."""
+def steps_to_agree(preemption, steps):
+    """The number of steps until all processes know that process 1 received a signal."""
     if jax.process_index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return next(n for n, step in enumerate(steps) if preemption.requested(step))
 
 
 def main():
-    multihost.one_cpu_program_at_a_time()
-    multihost.initialize()
+    distributed.serialize_cpu_programs()
+    distributed.initialize()
     folder = pathlib.Path(sys.argv[1])
     second = jax.process_index() == 1
     if second:
-        time.sleep(2)  # compiling longer than the other
+        time.sleep(2)  # as if it compiled longer than the other
     begin = time.monotonic()
-    multihost.meet("compiled")
+    distributed.barrier("compiled")
     waited = time.monotonic() - begin
-    told = {
+    results = {
         "waited": waited,
-        "alike": went_through(frames()),
-        "one fails": went_through(frames(failing=1 if second else None)),
-        "one reads other frames": went_through(frames(other=2 if second else None)),
-        "one has fewer": went_through(list(frames())[: 2 if second else 3]),
+        "identical items": iterated(frames()),
+        "one fails": iterated(frames(failing=1 if second else None)),
+        "other frames": iterated(frames(other=2 if second else None)),
+        "fewer items": iterated(list(frames())[: 2 if second else 3]),
     }
 
     def made():
-        """How many made it before."""
+        """The number of earlier calls."""
         found = len(list(folder.glob("made-*")))
         (folder / f"made-{jax.process_index()}").touch()
         return found
@@ -71,22 +71,24 @@ def main():
     def refused():
         raise InputError(f"process {jax.process_index()} has no such folder")
 
-    told["first alone"] = said(lambda: multihost.first_alone(made))
-    told["first refused"] = said(lambda: multihost.first_alone(refused))
-    told["another table"] = said(lambda: multihost.check_same("photos", jax.process_index))
+    results["process 0 first"] = result(lambda: distributed.main_process_first(made))
+    results["process 0 refused"] = result(lambda: distributed.main_process_first(refused))
+    results["other digest"] = result(lambda: distributed.check_same("photos", jax.process_index))
 
     with Preemption() as preemption:
-        time.sleep(1)  # compiling, before the first step of a resumed run
+        preemption.listen()
+        time.sleep(1)  # as if it compiled before the first step of a resumed run
         assert not preemption.requested(50_000)
-        told["heard after a resume"] = heard_after(preemption, range(50_001, 50_200))
+        results["steps to agree after a resume"] = steps_to_agree(preemption, range(50_001, 50_200))
     with Preemption() as preemption:
+        preemption.listen()
         step = 1000
         preemption.requested(step)
-        while preemption._next < step + 50:  # until it asks seldom
+        while preemption._next < step + 50:  # until exchanges are rare
             step += 1
             preemption.requested(step)
-        told["heard after a return"] = heard_after(preemption, range(500, 700))
-    print(json.dumps(told))
+        results["steps to agree after a rollback"] = steps_to_agree(preemption, range(500, 700))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

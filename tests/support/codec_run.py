@@ -28,7 +28,7 @@ def write(folder):
     config = demo.get_config("tiny")
     config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in SMALL.items()})
     (folder / "config.json").write_text(config.to_json_best_effort(indent=2))
-    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     with Checkpoints(folder, keep=2) as checkpoints:
         for step in (OLD, 7):
             average = jax.tree.map(lambda x, s=step: x * (1 - s / 20), randomised()[1])

@@ -6,15 +6,23 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from vaejax.config.schema import defaults
 from vaejax.models.autoencoder import Architecture, Autoencoder
 
 SMALL = {"widths": (8, 12), "encoder_blocks": 1, "decoder_blocks": 1, "latent_channels": 4, "stem_factor": 2}
 
 
+def architecture(**options) -> Architecture:
+    """The configuration's default architecture with `options`, e.g. size='tiny' or `SMALL`'s."""
+    model = defaults().model
+    model.update(options)
+    return Architecture.of(model)
+
+
 @functools.cache
 def randomised(seed: int = 0, **options):
     """An autoencoder of `SMALL` with `options`, and its parameters, gains and biases made random."""
-    model = Autoencoder(Architecture(**(SMALL | options)))
+    model = Autoencoder(architecture(**(SMALL | options)))
     s, t = model.architecture.spatial_factor, model.architecture.temporal_factor
 
     def init():

@@ -1,4 +1,4 @@
-"""vaejax.main, noting which samples each process trains on: a file a process in $NOTED."""
+"""vaejax.main with a record of the samples that each process trains on: one file per process in $NOTED."""
 
 import json
 import os

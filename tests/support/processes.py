@@ -1,4 +1,4 @@
-"""Real processes of one run, which find each other on loopback."""
+"""Real processes of one run, connected on loopback."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @dataclasses.dataclass
 class Process:
-    """One of them: what runs, and the file that has what it printed."""
+    """A started process and the file of its output."""
 
     popen: subprocess.Popen
     log: pathlib.Path
@@ -27,15 +27,15 @@ def start(
     module: str = "vaejax.main",
     multihost: bool = False,
 ) -> list[Process]:
-    """Starts `python -m MODULE ARGUMENTS`, with --multihost where there are several.
+    """Starts processes of `python -m MODULE ARGUMENTS`, with --multihost if there are several.
 
     Args:
-      count: of processes.
-      devices: of each.
-      arguments: of the command.
-      logs: folder of what they print.
+      count: number of processes.
+      devices: number of CPU devices of each.
+      arguments: arguments of the command.
+      logs: folder for their output.
       module: the command.
-      multihost: for one process too, whose devices then exchange data by Gloo, as those of several do.
+      multihost: pass --multihost to a single process too; its devices then exchange data by Gloo.
     """
     multihost = multihost or count > 1
     with socket.socket() as free:
@@ -45,7 +45,7 @@ def start(
         os.environ, JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1"
     )
     environment["JAX_PLATFORMS"] = "cpu"
-    # Threads of a process; else as many as cores or devices, and how they share a sum decides its last bits.
+    # Threads per process. The default is the number of cores or devices, which changes the last bits of sums.
     environment["NPROC"] = "4"
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "xla")}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
@@ -65,7 +65,7 @@ def start(
 
 
 def finish(processes: Sequence[Process], seconds: float = 3600) -> list[int]:
-    """Waits for all of them, slow as a machine may be (what hangs their watchdog ends): their exit codes."""
+    """Waits for all processes and returns their exit codes; the timeout allows for a slow machine."""
     try:
         return [process.popen.wait(seconds) for process in processes]
     finally:

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from vaejax.config import builders
+from vaejax.config.schema import ModelConfig
 from vaejax.errors import InputError, one_line
 from vaejax.files import UNFINISHED
 from vaejax.models.autoencoder import Architecture, Autoencoder
@@ -117,7 +117,7 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
     step = run.step if step is None else step
     config = run.read_config()
     try:
-        architecture = builders.architecture(config.model)
+        architecture = Architecture.of(config.model)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -152,10 +152,7 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     """
     path = pathlib.Path(name).expanduser() / WEIGHTS
     try:
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config["architecture"].items()
-        }
-        architecture = Architecture(**fields)
+        architecture = _architecture(config["architecture"])
         step, model = int(config["step"]), str(config["fingerprint"])
         stored = config["weights"]["fingerprint"]
         mean, std = (_per_channel(config["latents"][key]) for key in ("mean", "std"))
@@ -170,6 +167,15 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     if fingerprint(params) != stored:
         raise InputError(f"{path}: not the weights that config.json describes; accepted: {ACCEPTED}")
     return TrainedVAE(name, architecture, params, mean, std, step, model)
+
+
+def _architecture(saved: Mapping[str, Any]) -> Architecture:
+    """The architecture of an export of any version: unknown keys are dropped, missing ones default."""
+    defaults, fields = ModelConfig(), {}
+    for field in dataclasses.fields(Architecture):
+        value = saved.get(field.name, getattr(defaults, field.name))
+        fields[field.name] = tuple(value) if isinstance(value, list) else value
+    return Architecture(**fields)
 
 
 def _per_channel(values: list[float] | None) -> np.ndarray | None:

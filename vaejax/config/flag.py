@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -12,16 +13,19 @@ from vaejax.errors import InputError, one_line
 
 SHIPPED = pathlib.Path(__file__).parent.parent / "configs"
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration: demo, joint:tiny or FILE.py; --config.KEY=VALUE changes a setting."
+    "config", None, "Configuration: a shipped one such as demo or joint:tiny, or FILE.py[:VARIANT]."
 )
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags, for `absl.app.run`.
+    """Parses flags, for `absl.app.run`; --help prints the flags of the command and exits with code 0.
 
     Raises:
       InputError: naming the flag that cannot be used.
     """
+    if any(arg in ("-h", "-?", "--help", "--helpshort") for arg in argv[1:]):
+        print(help_text(argv[0]))
+        raise SystemExit(0)
     argv = [f"--config={_file(arg[9:])}" if arg.startswith("--config=") else arg for arg in argv]
     try:
         rest = flags.FLAGS(argv)
@@ -32,6 +36,26 @@ def parse(argv: list[str]) -> list[str]:
         raise InputError(unknown_key(_unknown(argv) or str(error))) from error
     except (flags.Error, OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(_message(error)) from error
+
+
+def help_text(script: str) -> str:
+    """The help of a command that takes --config: its docstring, flags and defaults, and configurations.
+
+    Args:
+      script: path of the running script, under which absl keeps its flags.
+    """
+    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "flags:"]
+    own_flags = flags.FLAGS.flags_by_module_dict().get(script, [])
+    for flag in (flags.FLAGS["config"], *own_flags):
+        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        lines.append(f"  --{'[no]' if flag.boolean else ''}{flag.name}: {flag.help}{default}")
+    lines += [
+        "  --config.KEY=VALUE: a setting, e.g. --config.optim.learning_rate=1e-4",
+        "",
+        f"shipped configurations: {', '.join(shipped_names())}; some have variants, e.g. joint:tiny",
+        "docs/configuration.md lists every setting with its default and accepted values.",
+    ]
+    return "\n".join(lines)
 
 
 def shipped_names() -> list[str]:

@@ -89,6 +89,12 @@ def parse_buckets(
     return buckets
 
 
+def buckets_of(config: Any, shards: int = 1, space: int = 1) -> tuple[Bucket, ...]:
+    """Returns the buckets of a whole configuration, for a mesh of the given parts; see `parse_buckets`."""
+    model = config.model
+    return parse_buckets(config.data.buckets, model.spatial_factor, model.temporal_factor, shards, space)
+
+
 def scheduled(buckets: Sequence[Bucket], seed: int, step: int) -> tuple[Bucket, ...]:
     """The buckets that draw a batch at `step`; a pure function, so all processes agree."""
     return tuple(b for b in buckets if step % b.every == _first_step(b, seed))

@@ -19,13 +19,13 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from vaejax import cli
+from vaejax.config.schema import DataConfig
 from vaejax.data import media
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
@@ -300,9 +300,7 @@ def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
       flag: the flag that makes vaejax.main train on the media.
       seconds: duration of the command.
     """
-    from vaejax.config.schema import defaults  # not needed by the workers
-
-    data: Any = defaults().data
+    data = DataConfig()
     files = from_index(table, data.holdout)
     yield f"held out for evaluation (data.holdout = {data.holdout:g}): {describe_held_out(files)}"
     yield f"done in {duration_of(seconds)}"

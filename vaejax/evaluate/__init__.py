@@ -1,1 +1,1 @@
-"""Scores of a codec, on reconstructions and on latents. Never imports the training loop."""
+"""Evaluation of codecs: scores of reconstructions, metrics and statistics of latents."""

@@ -1,8 +1,8 @@
-"""Distances between two sets of features, and what another sample of the data would make of them.
+"""Fréchet and kernel distances between two sets of features, and bootstrap intervals.
 
-Both distances are of whole sets, never means over batches. On few samples read the kernel distance: the
-Fréchet distance of N samples is above that of many, the more so the wider the features, and is only to be
-compared with others of the same N.
+Both distances compare whole sets; they are never means over batches. The Fréchet distance is biased upward
+for few samples, more so for wide features, so compare it only at the same number of samples. The kernel
+distance is unbiased; prefer it for small sets.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,26 @@ import numpy as np
 
 from vaejax.errors import InputError
 
-_ROWS = 1024  # of a kernel matrix at a time, so that memory grows with N and not with N²
-_NORMAL_95 = 1.959964  # standard deviations
+_ROWS = 1024  # rows of the kernel matrix per step, so that memory grows with N, not N²
+_NORMAL_95 = 1.959964  # standard deviations of a two-sided 95% interval of a Gaussian
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """The Fréchet distance of the Gaussians with the sets' means and covariances (arXiv 1706.08500, eq. 6).
+    """Fréchet distance between Gaussians fitted to the sets (arXiv 1706.08500, eq. 6).
 
-    |mean_x - mean_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½). FVD when the features are I3D's logits, FID when they
-    are Inception's. With Σ = AᵀA the last trace is the sum of the singular values of A_x A_yᵀ, which takes no
-    root of a matrix that fewer samples than features leave singular.
+    |mean_x - mean_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½). It is FVD for I3D's logits and FID for Inception's
+    features. With Σ = AᵀA, the trace of the root is the sum of the singular values of A_x A_yᵀ. This avoids
+    the root of a matrix that is singular if there are fewer samples than features.
 
     Args:
       x: features (N, d), N at least 2.
       y: features (M, d).
 
     Returns:
-      The distance, at least 0; covariances and all else in float64.
+      The distance, at least 0, computed in float64.
 
     Raises:
-      InputError: fewer than two samples, other shapes, or values that are not finite.
+      InputError: for fewer than two samples, other shapes, or values that are not finite.
     """
     x, y = _checked(x, y)
     shift = x.mean(0) - y.mean(0)
@@ -41,28 +41,29 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float:
-    """The squared maximum mean discrepancy, unbiased, with kernel (x·y/d + 1)³ (arXiv 1801.01401).
+    """Unbiased squared maximum mean discrepancy with kernel (x·y/d + 1)³ (arXiv 1801.01401).
 
-    KID on the features of images, KVD on those of clips; of all samples at once, not a mean over subsets.
+    It is KID for features of images and KVD for features of clips. All samples enter one estimate, not a mean
+    over subsets.
 
     Args:
       x: features (N, d), N at least 2.
       y: features (M, d).
-      paired: y_i was made from x_i, as a reconstruction is. Then pairs (x_i, y_i) are left out, as (x_i, x_i)
-        are (Gretton et al. 2012, eq. 4): being alike, they would pull the mean below 0, and identical sets
-        are at 0. Between independent sets they are samples like any other.
+      paired: y_i is made from x_i, as a reconstruction is. Pairs (x_i, y_i) are then omitted, like (x_i, x_i)
+        (Gretton et al. 2012, eq. 4): their similarity would pull the estimate below 0. Identical sets have
+        distance 0. Leave it off for independent sets.
 
     Returns:
-      The distance; below 0 by chance when the sets hardly differ.
+      The distance; it can be slightly negative if the sets hardly differ.
 
     Raises:
-      InputError: as `frechet_distance`, and pairs of other than N and N samples.
+      InputError: like `frechet_distance`, and if paired sets differ in length.
     """
     x, y = _checked(x, y)
     n, m = len(x), len(y)
     if paired:
         _check_pairs(n, m)
-    # Copies, for NumPy multiplies a matrix with itself in another way, which rounds in another way.
+    # Copies: NumPy multiplies a matrix with itself by another routine, which rounds differently.
     within_x = _kernel_sum(x, x.copy(), skip_diagonal=True) / (n * (n - 1))
     within_y = _kernel_sum(y, y.copy(), skip_diagonal=True) / (m * (m - 1))
     across = _kernel_sum(x, y, skip_diagonal=paired) / (n * (m - paired))
@@ -77,27 +78,27 @@ def interval(
     resamples: int = 100,
     paired: bool = True,
 ) -> tuple[float, float]:
-    """A 95% bootstrap interval of a distance at this number of samples: estimate ± 1.96 deviations.
+    """A 95% bootstrap interval of a distance: the estimate ± 1.96 standard deviations of the resamples.
 
-    It says where the distance of N other samples of the same data is to be expected, on the mean. The
-    resamples give the deviation alone. Their own values lie too high, for a resample repeats samples and so
-    knows fewer: on 100 samples of 50 features the usual interval from percentiles held the truth between 0
-    and 13 times in 100, this one 95 to 100 times. It errs on the wide side where two sets hardly differ.
+    It covers the expected distance at this number of samples. Only the deviation comes from the resamples:
+    their values are biased upward, because a resample repeats samples. On 100 samples of 50 features,
+    percentile intervals covered the truth 0 to 13 times in 100, this interval 95 to 100 times. It is too wide
+    if the sets hardly differ.
 
     Args:
-      distance: of (N, d) and (M, d).
-      x: features (N, d), or (N, F, d) where F of them come from one sample, as frames do from a clip: they
-        are no independent samples, so they are drawn together.
+      distance: function of features (N, d) and (M, d).
+      x: features (N, d), or (N, F, d) if F of them come from one sample, as frames come from a clip. These
+        are not independent and are drawn together.
       y: features (M, d) or (M, F, d).
-      seed: of the resampling.
-      resamples: each costs a distance; 100 give the deviation to 7%.
-      paired: y_i was made from x_i, so they are drawn together; without, the sets are drawn apart.
+      seed: seed of the resampling.
+      resamples: number of resamples, each of which computes the distance; 100 give the deviation to 7%.
+      paired: y_i is made from x_i, so both are drawn together; otherwise the sets are drawn independently.
 
     Returns:
       (low, high).
 
     Raises:
-      InputError: as `distance`, and pairs of other than N and N samples.
+      InputError: like `distance`, and if paired sets differ in length.
     """
     n, m = len(x), len(y)
     if paired:
@@ -106,32 +107,32 @@ def interval(
     def at(i: np.ndarray | slice, j: np.ndarray | slice) -> float:
         return distance(x[i].reshape(-1, x.shape[-1]), y[j].reshape(-1, y.shape[-1]))
 
-    rng, found = np.random.default_rng(seed), []
+    rng, values = np.random.default_rng(seed), []
     estimate = at(slice(None), slice(None))
     for _ in range(resamples):
         i = rng.integers(n, size=n)
-        found.append(at(i, i if paired else rng.integers(m, size=m)))
-    reach = _NORMAL_95 * float(np.std(found, ddof=1))
+        values.append(at(i, i if paired else rng.integers(m, size=m)))
+    reach = _NORMAL_95 * float(np.std(values, ddof=1))
     return estimate - reach, estimate + reach
 
 
 def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
-    """A 95% bootstrap interval of the mean of scores, from percentiles.
+    """A 95% bootstrap percentile interval of the mean of scores.
 
     Args:
-      values: one score a sample, (N,); of samples that are independent, so of clips and not of their frames.
-      seed: of the resampling.
-      resamples: means to take.
+      values: one score per independent sample, (N,): per clip, not per frame.
+      seed: seed of the resampling.
+      resamples: number of resampled means.
 
     Returns:
-      (low, high); infinite where scores are, nan where there is one: nothing is known of its spread.
+      (low, high); infinite if scores are, NaN for fewer than two scores.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return np.nan, np.nan
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
-    # Not interpolated: between two infinite means that gives nan.
+    # No interpolation: between two infinite means it would give NaN.
     low, high = np.quantile(means, 0.025, method="lower"), np.quantile(means, 0.975, method="higher")
     return float(low), float(high)
 
@@ -143,23 +144,23 @@ def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             f"features of shapes {x.shape} and {y.shape}; accepted: (N, d) and (M, d), N and M at least 2"
         )
     for features in (x, y):
-        bad = ~np.isfinite(features).all(1)
-        if bad.any():
+        bad = int((~np.isfinite(features).all(1)).sum())
+        if bad:
             raise InputError(
-                f"features of {bad.sum()} of {len(bad)} samples are not finite; accepted: finite"
+                f"features of {bad} of {len(features)} samples are not finite; accepted: finite features"
             )
     return x, y
 
 
 def _check_pairs(n: int, m: int) -> None:
     if n != m:
-        raise InputError(f"features of {n} and {m} samples; accepted: as many, for they are pairs")
+        raise InputError(f"features of {n} and {m} samples; accepted: equal numbers, for pairs")
 
 
 def _root(x: np.ndarray) -> np.ndarray:
-    """A of the covariance AᵀA, no taller than wide where there are more samples than features."""
+    """A matrix A whose AᵀA is the covariance of x; it has at most d rows."""
     a = (x - x.mean(0)) / np.sqrt(len(x) - 1)
-    return np.linalg.qr(a, mode="r") if len(a) > a.shape[1] else a
+    return np.asarray(np.linalg.qr(a, mode="r")) if len(a) > a.shape[1] else a
 
 
 def _kernel_sum(x: np.ndarray, y: np.ndarray, skip_diagonal: bool) -> float:
@@ -168,7 +169,7 @@ def _kernel_sum(x: np.ndarray, y: np.ndarray, skip_diagonal: bool) -> float:
         rows = x[start : start + _ROWS]
         kernel = (rows @ y.T / d + 1) ** 3
         if skip_diagonal:
-            here = np.arange(len(rows))
-            kernel[here, start + here] = 0
+            i = np.arange(len(rows))
+            kernel[i, start + i] = 0
         total += float(kernel.sum())
     return total

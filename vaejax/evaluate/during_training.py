@@ -1,42 +1,58 @@
-"""Evaluation during training: every bucket's held-out samples, raw and averaged parameters, linear codec."""
+"""Evaluation during training: reconstruction scores and panels of held-out samples."""
 
-import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from vaejax.data import pipeline
+from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket
+from vaejax.data.pipeline import Batch
+from vaejax.data.table import Source
 from vaejax.errors import InputError, Stopped
+from vaejax.evaluate import metrics
 from vaejax.evaluate.codecs.linear import LinearCodec, psnr_linear
-from vaejax.evaluate.reconstruction import SCORES, score
 from vaejax.losses.objective import Objective
 from vaejax.models.autoencoder import Autoencoder
-from vaejax.runtime import distributed as multihost
+from vaejax.models.pixels import from_uint8, to_uint8
+from vaejax.networks import lpips
+from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
 
+if TYPE_CHECKING:
+    from vaejax.config.schema import Config
 
-class HeldOut:
-    """The held-out samples of a run's buckets and what can be asked of them.
+T = TypeVar("T")
+# Scores that checkpoint.best may follow; 'psnr_raw' is the PSNR of the raw parameters, 'psnr' of their EMA.
+SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
+LPIPS_FRAMES = 8  # evenly spaced frames of a clip
+FEW_FILES = 10  # below this number of distinct files the scores depend on the choice of files
+
+
+class TrainingEvaluation:
+    """Scores and panels of a run's held-out samples. All processes call its methods together.
 
     Args:
-      sources: opened sources.
-      buckets: of the run; one without held-out samples is passed over.
-      config: the run's.
-      model, objective, mesh: the run's.
-      lpips_params: of the networks that LPIPS is told of, by name.
-      stopping: asked between two batches, by all processes together, whether to give up.
+      sources: opened sources of the run.
+      buckets: buckets of the run; those without held-out samples are skipped.
+      config: configuration of the run.
+      model: the autoencoder.
+      objective: provides the likelihood terms.
+      mesh: mesh of the run.
+      lpips_params: parameters of the LPIPS networks, by name.
+      stopping: called between batches; True abandons the evaluation on all processes.
     """
 
     def __init__(
         self,
-        sources: Sequence,
+        sources: Sequence[Source],
         buckets: Sequence[Bucket],
-        config: ConfigDict,
+        config: "Config",
         model: Autoencoder,
         objective: Objective,
         mesh: Mesh,
@@ -44,7 +60,7 @@ class HeldOut:
         stopping: Callable[[], bool] = lambda: False,
     ):
         self._sources, self._buckets, self._config, self._mesh = sources, buckets, config, mesh
-        self._stopping = stopping
+        self._stopping, self._is_main = stopping, jax.process_index() == 0
         self._channels = model.architecture.latent_channels
         self._factors = model.architecture.spatial_factor, model.architecture.temporal_factor
 
@@ -53,117 +69,218 @@ class HeldOut:
                 return score(*arguments, model=model, objective=objective, shown=config.panels.samples)
 
         self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
-        self._lpips = sharding.everywhere(mesh, dict(lpips_params))
+        self._lpips = sharding.replicate(mesh, dict(lpips_params))
         self._linear: dict[str, LinearCodec | None] = {}
+        self._files: dict[str, int] = {}  # distinct files of each evaluated bucket
+        self._missing: dict[str, str] = {}  # reason for each bucket that is not evaluated
+        self._warned = False
 
     def evaluate(self, average: dict, params: dict) -> dict[str, float]:
-        """'BUCKET/NAME' to value for every bucket, and their 'mean/NAME'.
+        """Scores of every bucket as 'BUCKET/NAME', and their means over buckets as 'mean/NAME'.
 
-        NAME: psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK of the average (EMA) of the parameters, the
-        same but LPIPS with _raw of the raw ones, psnr_linear of the best linear codec of the same latent
-        size, samples, and activation spreads.
+        NAME is one of:
+          psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: see `score`, of the EMA parameters.
+          psnr_raw, ...: the same of the raw parameters, without LPIPS.
+          psnr_linear: PSNR of the best linear codec of the same latent size.
+          samples: number of samples.
+          spread_HALF_LEVEL: activation spreads of the EMA parameters.
+
+        Args:
+          average: EMA parameters {'autoencoder', 'likelihood'}.
+          params: raw parameters, like `average`.
 
         Raises:
-          Stopped: once `stopping` says so, as `panels` does.
+          Stopped: if `stopping` returns True.
         """
         scores = {}
         for bucket in self._buckets:
-            scores |= {
-                f"{bucket.name}/{k}": v for k, v in self._evaluate_bucket(bucket, average, params).items()
-            }
+            of_bucket = self._evaluate_bucket(bucket, average, params)
+            scores |= {f"{bucket.name}/{name}": value for name, value in of_bucket.items()}
         for name in SCORES:
             values = [value for key, value in scores.items() if key.split("/")[1] == name]
             if values:
                 scores[f"mean/{name}"] = float(np.mean(values))
         return scores
 
-    def table(self, step: int, scores: dict[str, float]) -> str:
-        """The scores for people, a line a bucket."""
-        lines = [f"evaluation at step {step}: EMA parameters | raw"]
-        for bucket in self._buckets:
-            get = functools.partial(_get, scores, bucket.name)
-            if f"{bucket.name}/psnr" in scores:
-                linear = f"  (linear {get('psnr_linear'):6.2f})" if self._config.eval.linear_samples else ""
-                lines.append(
-                    f"  {bucket.name:20} psnr {get('psnr'):6.2f} | {get('psnr_raw'):6.2f} dB{linear}"
-                    f"  ssim {get('ssim'):.4f} | {get('ssim_raw'):.4f}"
-                    f"  lpips {get('lpips_alexnet'):.3f}  nll {get('nll'):+.3f}  kl {get('kl'):.3f}"
-                )
+    def table(self, step: int, scores: Mapping[str, float]) -> str:
+        """The main scores for the console, one line per bucket, with the gain over the linear codec."""
+        lines = [f"evaluation at step {step}: EMA parameters (raw parameters)"]
+        lines += [self._row(bucket.name, scores) for bucket in self._buckets]
+        few = [name for name, files in self._files.items() if files < FEW_FILES]
+        if few and not self._warned:
+            self._warned = True
+            lines.append(
+                f"  few held-out files in {', '.join(few)}: scores may not be representative;"
+                " add files or raise data.holdout"
+            )
         return "\n".join(lines)
 
     def panels(self, average: dict) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
-        """The first samples of every bucket: its name, original, EMA reconstruction, linear codec or None.
+        """Reconstructions of the first samples of every bucket.
 
-        Each (N, T, H, W, C) uint8.
+        Yields:
+          The bucket's name, the originals, their reconstructions by the EMA parameters, and those by the
+          linear codec or None. Arrays are (N, T, H, W, C) uint8.
+
+        Raises:
+          Stopped: if `stopping` returns True.
         """
         for bucket in self._buckets:
-            for original, frames, count in self._batches(bucket):
-                shown = min(count, self._config.panels.samples)
+            for batch, frames in self._batches(bucket):
+                original = batch.frames[: self._config.panels.samples]
                 _, _, reconstruction = self._score(average, self._lpips, frames)
-                linear = self._linear.get(bucket.name)
-                if linear:
-                    linear = np.round((linear.reconstruct(original[:shown]) + 1) * 127.5).astype(np.uint8)
-                yield bucket.name, original[:shown], np.asarray(reconstruction)[:shown], linear
+                codec = self._linear.get(bucket.name)
+                linear = to_uint8(codec.reconstruct(original)) if codec else None
+                yield bucket.name, original, np.asarray(reconstruction)[: len(original)], linear
                 break
 
+    def _row(self, bucket: str, scores: Mapping[str, float]) -> str:
+        def get(name: str) -> float:
+            return scores.get(f"{bucket}/{name}", float("nan"))
+
+        if f"{bucket}/psnr" not in scores:
+            return f"  {bucket:20} not evaluated: {self._missing.get(bucket, 'no held-out sample')}"
+        row = f"  {bucket:20} psnr {get('psnr'):.2f} ({get('psnr_raw'):.2f}) dB"
+        if f"{bucket}/psnr_linear" in scores:
+            gain = get("psnr") - get("psnr_linear")
+            row += f", {gain:+.2f} dB vs linear codec ({get('psnr_linear'):.2f})"
+        row += (
+            f"  ssim {get('ssim'):.4f} ({get('ssim_raw'):.4f})  lpips {get('lpips_alexnet'):.3f}"
+            f"  nll {get('nll'):+.3f}  kl {get('kl'):.3f}  {get('samples'):.0f} samples"
+        )
+        files = self._files.get(bucket, 0)
+        return row + (f" of {files} file{'s' * (files > 1)}" if files else "")
+
     def _evaluate_bucket(self, bucket: Bucket, average: dict, raw: dict) -> dict[str, float]:
-        sums: dict[str, list[np.ndarray]] = {}
+        values: dict[str, list[np.ndarray]] = {}
         spreads: dict[str, float] = {}
-        linear, samples = [], 0
-        for local, frames, count in self._batches(bucket):
+        linear, samples, files = [], 0, set()
+        for batch, frames in self._with_bar(
+            self._batches(bucket), f"evaluating {bucket.name}", -(-self._config.eval.samples // bucket.batch)
+        ):
+            count = len(batch.frames)
             for suffix, params in (("", average), ("_raw", raw)):
                 networks = {} if suffix else self._lpips
                 scores, spread, _ = self._score(params, networks, frames)
-                for name, values in scores.items():
-                    sums.setdefault(name + suffix, []).append(np.asarray(values)[:count])
+                for name, value in scores.items():
+                    values.setdefault(name + suffix, []).append(np.asarray(value)[:count])
                 if not suffix:
                     spreads = {k: max(float(v), spreads.get(k, 0.0)) for k, v in spread.items()}
             samples += count
+            files |= {name.rpartition("@")[0] for name in batch.names}
             if codec := self._linear_codec(bucket):
-                linear.append(psnr_linear(codec, local[:count]) * count)
+                linear.append(psnr_linear(codec, batch.frames) * count)
         if not samples:
             return {}
-        result = {name: float(np.concatenate(values).mean()) for name, values in sums.items()}
+        self._files[bucket.name] = len(files)
+        result = {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
         if linear:
             result["psnr_linear"] = sum(linear) / samples
         return result | spreads | {"samples": samples}
 
     def _linear_codec(self, bucket: Bucket) -> LinearCodec | None:
-        """Principal components of the bucket's training samples, fitted once a run; None without any."""
+        """The linear codec of the bucket's training samples, fitted once per run; None if there is none."""
         count = self._config.eval.linear_samples
         if count and bucket.name not in self._linear:
-            frames = pipeline.train_samples(
-                self._sources, bucket, self._config.data, count, self._config.seed
+            frames = distributed.lockstep(
+                pipeline.train_samples(self._sources, bucket, self._config.data, count, self._config.seed)
             )
+            frames = self._with_bar(frames, f"fitting the linear codec of {bucket.name}", count)
             try:
-                codec = LinearCodec.fit(multihost.in_step(frames), self._channels, *self._factors)
+                codec = LinearCodec.fit(frames, self._channels, *self._factors)
             except InputError as error:
                 codec = None
-                if jax.process_index() == 0:
+                if self._is_main:
                     print(f"{bucket.name} has no linear codec: {error}", file=sys.stderr)
             self._linear[bucket.name] = codec
         return self._linear.get(bucket.name)
 
-    def _samples(self, bucket: Bucket):
-        """Batches of the bucket's held-out samples, all of them on every host; none must end a run."""
-        batches = pipeline.eval_batches(
-            self._sources, bucket, self._config.data, self._config.eval.samples, bucket.batch
-        )
-        try:
-            yield from multihost.in_step(batches, lambda batch: batch.frames)
-        except InputError as error:
-            if jax.process_index() == 0:
-                print(f"{bucket.name} is not evaluated: {error}", file=sys.stderr)
-
-    def _batches(self, bucket: Bucket):
-        """(all frames on this host, the global batch on the mesh, how many of its samples are real)."""
-        for batch in self._samples(bucket):
-            count = len(batch.frames)
+    def _batches(self, bucket: Bucket) -> Iterator[tuple[Batch, jax.Array]]:
+        """Held-out batches, and their frames on the mesh, padded with copies to the bucket's batch size."""
+        for batch in self._held_out(bucket):
             if self._stopping():
                 raise Stopped
-            repeats = np.arange(bucket.batch) % count  # the last batch is filled up, its copies not counted
-            yield batch.frames, sharding.shared(self._mesh, batch.frames[repeats]), count
+            padded = batch.frames[np.arange(bucket.batch) % len(batch.frames)]
+            yield batch, sharding.shard_batch(self._mesh, padded)
+
+    def _held_out(self, bucket: Bucket) -> Iterator[Batch]:
+        """Held-out batches, whole on every host. A bucket without them does not end the run."""
+        settings = self._config.data
+        batches = pipeline.eval_batches(
+            self._sources, bucket, settings, self._config.eval.samples, bucket.batch
+        )
+        empty = True
+        try:
+            for batch in distributed.lockstep(batches, lambda batch: batch.frames):
+                empty = False
+                yield batch
+        except InputError as error:
+            self._missing[bucket.name] = str(error)
+            if self._is_main:
+                print(f"{bucket.name} is not evaluated: {error}", file=sys.stderr)
+            return
+        if empty and bucket.name not in self._missing:
+            reason = sources.nothing_fits(self._sources, bucket, "eval", settings)
+            reason = reason.removeprefix(f"data.buckets.{bucket.name}: ").partition("; accepted")[0]
+            self._missing[bucket.name] = reason
+
+    def _with_bar(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
+        """The items, with a progress bar if the main process has a terminal."""
+        disable = None if self._is_main else True
+        return tqdm(items, label, total, leave=False, file=sys.stderr, disable=disable)
 
 
-def _get(scores: dict[str, float], bucket: str, name: str) -> float:
-    return scores.get(f"{bucket}/{name}", float("nan"))
+def score(
+    params: dict,
+    lpips_params: Mapping[str, dict],
+    frames: jax.Array,
+    *,
+    model: Autoencoder,
+    objective: Objective,
+    shown: int,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
+    """Decodes the posterior mean of a batch and scores the reconstruction, clipped to [-1, 1].
+
+    Args:
+      params: {'autoencoder', 'likelihood'}.
+      lpips_params: parameters of the LPIPS networks, by name.
+      frames: (B, T, H, W, C) uint8.
+      model: the autoencoder.
+      objective: provides the likelihood terms.
+      shown: number of reconstructions to return.
+
+    Returns:
+      Scores, each (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
+      `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over LPIPS_FRAMES frames; for clips 'flicker'.
+      Activation spreads by level, each (); see `metrics.activation_spread`.
+      The first reconstructions, (shown, T, H, W, C) uint8.
+    """
+    x = from_uint8(frames)
+    variables = {"params": params["autoencoder"]}
+    posterior, encoder = _applied(model, variables, x, method="encode")
+    x_hat, decoder = _applied(model, variables, posterior.mean, x.shape[1] > 1, method="decode")
+    terms = objective.likelihood_terms(x, x_hat, posterior, params["likelihood"]["log_scale"])
+    x_hat = jnp.clip(x_hat, -1, 1)
+    psnr = jnp.minimum(metrics.psnr(x, x_hat), metrics.PSNR_CEILING)
+    scores = {name: getattr(metrics, name)(x, x_hat).mean(1) for name in ("ssim", "spots")}
+    scores |= {"psnr": psnr.mean(1), **terms}
+    if x.shape[1] > 1:
+        scores["flicker"] = metrics.flicker(x, x_hat)
+    if min(x.shape[2:4]) >= lpips.SMALLEST:
+        seen = np.linspace(0, x.shape[1] - 1, min(x.shape[1], LPIPS_FRAMES)).round().astype(int)
+        original, decoded = (y[:, seen].reshape(-1, *y.shape[2:]) for y in (x, x_hat))
+        for network, weights in lpips_params.items():
+            distances = lpips.lpips(weights, original, decoded, network)
+            scores[f"lpips_{network}"] = distances.reshape(len(x), -1).mean(1)
+    spreads = {
+        f"spread_{half}_{level}": metrics.activation_spread(norm[..., None])
+        for half, levels in (encoder | decoder).items()
+        for level, norm in levels.items()
+    }
+    return scores, spreads, to_uint8(x_hat[:shown])
+
+
+def _applied(model: Autoencoder, variables: dict, *inputs: Any, method: str) -> tuple[Any, dict[str, dict]]:
+    """The result of a method of the model, and the norms of its activations by half and level."""
+    result, state = model.apply(variables, *inputs, method=method, mutable="activations")
+    return result, dict(state)["activations"]

@@ -1,4 +1,4 @@
-"""report.html: one page with every table, curve, picture and clip of an evaluation, and no other file."""
+"""report.html, a self-contained page with the tables, charts, pictures and clips of an evaluation."""
 
 import base64
 import html
@@ -12,32 +12,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vaejax.files import write_bytes
+from vaejax import files
 from vaejax.rundir.panels import ERROR_GAIN, error_map
 
-CELL = 192  # pixels a picture is enlarged to at least, every pixel a square
-WINDOW = 512  # pixels a side of what is shown of larger frames, where the error is largest
-LOSSLESS = 2**18  # pixels of a clip up to which it is stored without loss
+CELL = 192  # least width of a picture on the page, in pixels; smaller ones are enlarged
+WINDOW = 512  # side of the crop that is shown of larger frames, in pixels
+LOSSLESS = 2**18  # most pixels of a clip that is stored losslessly
 
 
 class Decoded(NamedTuple):
-    """A sample as a codec gives it back: frames (T, H, W, 3) uint8, and its PSNR in dB."""
+    """A sample after encoding and decoding: frames (T, H, W, 3) uint8, and their PSNR in dB."""
 
     frames: np.ndarray
     psnr: float
 
 
 class Shown(NamedTuple):
-    """A sample to look at.
+    """A sample that the page shows.
 
     Attributes:
-      why: 'worst', 'typical', ...
-      name: of its file.
+      reason: 'worst', 'typical', ...
+      name: 'path@start' of the sample.
       original: (T, H, W, 3) uint8.
-      decoded: by the codec's name.
+      decoded: reconstructions by codec name.
     """
 
-    why: str
+    reason: str
     name: str
     original: np.ndarray
     decoded: Mapping[str, Decoded]
@@ -47,39 +47,35 @@ class _Metric(NamedTuple):
     label: str
     better: int  # 1: higher, -1: lower, 0: neither
     digits: int
-    told: str
+    note: str
     scale: float = 1.0
 
 
 _METRICS = {
-    "psnr": _Metric("PSNR, dB", 1, 2, "of each frame, then averaged"),
-    "psnr_pooled": _Metric("PSNR pooled, dB", 1, 2, "of the squared error of the whole set"),
-    "ssim": _Metric("SSIM", 1, 4, "Gaussian window, as scikit-image"),
+    "psnr": _Metric("PSNR, dB", 1, 2, "mean over frames"),
+    "psnr_pooled": _Metric("PSNR pooled, dB", 1, 2, "from the mean squared error of the whole set"),
+    "ssim": _Metric("SSIM", 1, 4, "Gaussian window, as in scikit-image"),
     "lpips_alexnet": _Metric("LPIPS AlexNet", -1, 4, "version 0.1"),
     "lpips_vgg16": _Metric("LPIPS VGG16", -1, 4, "version 0.1"),
-    "frechet_efficientnet": _Metric("Fréchet EfficientNet", -1, 3, "features of EfficientNet-Lite0, 1280"),
+    "frechet_efficientnet": _Metric("Fréchet EfficientNet", -1, 3, "EfficientNet-Lite0, 1280 features"),
     "kid_efficientnet": _Metric("KID EfficientNet", -1, 5, "unbiased, cubic kernel, the same features"),
     "rfid_inception": _Metric("rFID", -1, 3, "Inception-v3, 2048 features"),
     "kid_inception": _Metric("KID Inception", -1, 5, "unbiased, cubic kernel, the same features"),
-    "rfvd_i3d": _Metric("rFVD", -1, 3, "400 logits of I3D, Kinetics-400"),
+    "rfvd_i3d": _Metric("rFVD", -1, 3, "I3D of Kinetics-400, 400 logits"),
     "kvd_i3d": _Metric("KVD", -1, 5, "unbiased, cubic kernel, the same features"),
     "flicker": _Metric("flicker, levels", -1, 3, "mean error of frame differences, 8-bit levels"),
-    "spots": _Metric("spots, ppm", -1, 1, "pixels whose error stands alone, per million", 1e6),
-    "seam_chunked": _Metric("seams of chunks, levels", -1, 4, "change where chunks meet, 8-bit levels"),
+    "spots": _Metric("spots, ppm", -1, 1, "pixels with an isolated error, per million", 1e6),
+    "seam_chunked": _Metric("seams of chunks, levels", -1, 4, "change at chunk boundaries, 8-bit levels"),
     "psnr_chunked": _Metric("PSNR in chunks, dB", 1, 2, "decoded a few latent frames at a time"),
-    "seam_tiled": _Metric("seams of tiles, levels", -1, 4, "change where tiles meet, 8-bit levels"),
-    "psnr_tiled": _Metric("PSNR in tiles, dB", 1, 2, "decoded by tiles"),
-    "equivariance_scale": _Metric(
-        "halved latent, levels", -1, 3, "error of what it decodes to, 8-bit levels"
-    ),
-    "equivariance_rotation": _Metric(
-        "turned latent, levels", -1, 3, "error of what it decodes to, 8-bit levels"
-    ),
-    "bits_per_pixel": _Metric("bits a pixel", 0, 3, "of files their bytes, of latents 16 bits a number"),
+    "seam_tiled": _Metric("seams of tiles, levels", -1, 4, "change at overlaps of tiles, 8-bit levels"),
+    "psnr_tiled": _Metric("PSNR in tiles, dB", 1, 2, "decoded tile by tile"),
+    "equivariance_scale": _Metric("half-size latent, levels", -1, 3, "error after decoding, 8-bit levels"),
+    "equivariance_rotation": _Metric("rotated latent, levels", -1, 3, "error after decoding, 8-bit levels"),
+    "bits_per_pixel": _Metric("bits per pixel", 0, 3, "file size, or 16 bits per latent value"),
 }
 _NONE = "&ndash;"
-# Wong's colours, which people with any kind of colour vision tell apart.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
+# Wong's palette, which is distinguishable with every kind of color vision.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--soft:#6a6a6a;--line:#d8d8d8;--ground:#fff;--best:#e3f1e3}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e4e4;--soft:#9a9a9a;--line:#3a3a3a;--ground:#161616;
@@ -99,17 +95,17 @@ img{image-rendering:pixelated;display:block}pre{white-space:pre-wrap;font-size:1
 
 
 def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> None:
-    """Writes the page; no reader ever sees half of it.
+    """Writes the page atomically.
 
     Args:
       path: the file.
-      results: of `evaluate.evaluate`, what results.json holds.
+      results: the content of results.json, from `evaluation.evaluate`.
       shown: samples by bucket.
 
     Raises:
       OSError: if it cannot be written.
     """
-    write_bytes(path, render(results, shown).encode("utf-8", "replace"))
+    files.write_bytes(path, render(results, shown).encode("utf-8", "replace"))
 
 
 def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> str:
@@ -120,7 +116,7 @@ def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> 
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width'><title>vaejax evaluation</title>",
         f"<style>{_STYLE}</style><h1>vaejax evaluation</h1>",
-        f"<p>{_text(', '.join(map(short, codecs)))}<br><span class=soft>samples: {_text(settings['data'])};"
+        f"<p>{_text(', '.join(map(short, codecs)))}<br><span class=soft>Samples: {_text(settings['data'])};"
         f" {_number(fps, 3)} fps; seed {settings['seed']}; {_text(settings['devices'])}</span>",
     ]
     for bucket in results["buckets"]:
@@ -132,16 +128,16 @@ def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> 
             parts.append(_sample(codecs, sample, fps))
     parts.append("<h2>Statistics of training latents</h2>" if results.get("training_latents") else "")
     for codec, statistics in results.get("training_latents", {}).items():
-        told = f"{short(codec)}, step {statistics.get('step', '?')}: normalise with (z - mean) / std"
+        heading = f"{short(codec)}, step {statistics.get('step', '?')}: normalize with (z - mean) / std"
         lists = {name: [round(float(value), 6) for value in statistics[name]] for name in ("mean", "std")}
-        parts.append(f"<p>{_text(told)}<pre>{_text(json.dumps(lists))}</pre>")
-    parts.append("<h2>Settings</h2><p class=soft>Whatever changes a number; results.json has the same.")
+        parts.append(f"<p>{_text(heading)}<pre>{_text(json.dumps(lists))}</pre>")
+    parts.append("<h2>Settings</h2><p class=soft>All settings that affect the scores, as in results.json.")
     parts.append(f"<pre>{_text(json.dumps(settings, indent=1, sort_keys=True, default=str))}</pre></html>\n")
     return "\n".join(parts)
 
 
 def short(codec: str) -> str:
-    """A codec's name, shortened for a heading."""
+    """The name of a codec, shortened for a heading."""
     kind, _, rest = codec.partition(":")
     if kind == "diffusers":
         kind, _, rest = rest.partition(":")
@@ -154,30 +150,29 @@ def short(codec: str) -> str:
 def chart(
     series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, lines: bool = True
 ) -> str:
-    """A chart as SVG, with a legend; points that are not finite are left out.
+    """A chart as SVG with a legend; '' without finite points.
 
     Args:
-      series: (x, y) points by name, in the order of the colours.
-      across: what x is.
-      up: what y is.
-      lines: joins the points.
+      series: (x, y) points by name, in the order of the colors; points that are not finite are omitted.
+      across: label of the x axis.
+      up: title, which names the y axis.
+      lines: whether to join the points.
     """
     finite = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         for name, points in series.items()
     }
-    every = [point for points in finite.values() for point in points]
-    if not every:
+    points = [point for some in finite.values() for point in some]
+    if not points:
         return ""
     width, height, left, bottom, top = 460, 260, 52, 40, 10
-    x_low, x_high, x_ticks = _scale([x for x, _ in every])
-    y_low, y_high, y_ticks = _scale([y for _, y in every])
+    x_low, x_high, x_ticks = _scale([x for x, _ in points])
+    y_low, y_high, y_ticks = _scale([y for _, y in points])
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (x - x_low) / (x_high - x_low) * (width - left - 12)
-        return round(across, 1), round(
-            height - bottom - (y - y_low) / (y_high - y_low) * (height - bottom - top), 1
-        )
+        column = left + (x - x_low) / (x_high - x_low) * (width - left - 12)
+        row = height - bottom - (y - y_low) / (y_high - y_low) * (height - bottom - top)
+        return round(column, 1), round(row, 1)
 
     drawn = []
     for tick in y_ticks:
@@ -190,15 +185,15 @@ def chart(
     drawn.append(f"<text x={(left + width) / 2} y={height - 6} text-anchor=middle>{_text(across)}</text>")
     legend = []
     for i, (name, points) in enumerate(finite.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
+        color = _COLORS[i % len(_COLORS)]
         places = [place(*point) for point in points]
         if lines and len(places) > 1:
             path = " ".join(f"{x},{y}" for x, y in places)
-            drawn.append(f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />")
+            drawn.append(f"<polyline points='{path}' fill=none stroke='{color}' stroke-width=2 />")
         if not lines or len(places) <= 40:
-            drawn += [f"<circle cx={x} cy={y} r=3 fill='{colour}'/>" for x, y in places]
+            drawn += [f"<circle cx={x} cy={y} r=3 fill='{color}'/>" for x, y in places]
         absent = "" if points else " (infinite)"
-        legend.append(f"<span style='color:{colour}'>●</span> {_text(short(name))}{absent}")
+        legend.append(f"<span style='color:{color}'>●</span> {_text(short(name))}{absent}")
     return (
         f"<figure><figcaption>{_text(up)}</figcaption><svg width={width} height={height} role=img"
         f" xmlns='http://www.w3.org/2000/svg'>{''.join(drawn)}</svg>"
@@ -207,10 +202,10 @@ def chart(
 
 
 def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
-    """Metrics down, codecs across; the best of each row is marked."""
-    found = {name for codec in codecs for name in scored[codec]["scores"]}
-    names = [name for name in _METRICS if name in found]
-    names += sorted(name for name in found - set(_METRICS) if not name.endswith("_elsewhere"))
+    """The scores: one row per metric with the best value marked, one column per codec."""
+    present = {name for codec in codecs for name in scored[codec]["scores"]}
+    names = [name for name in _METRICS if name in present]
+    names += sorted(name for name in present - set(_METRICS) if not name.endswith("_elsewhere"))
     head = "".join(
         f"<th>{_text(short(codec))}<br><small>{scored[codec]['samples']} samples</small></th>"
         for codec in codecs
@@ -239,12 +234,12 @@ def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
                 below.append(f"elsewhere {_number(float(elsewhere['value']), metric.digits)}")
             value = _number(float(score["value"]) * metric.scale, metric.digits)
             cells.append(f"<td{marked}>{value}<small>{'<br>'.join(below)}</small></td>")
-        told = f"<small>{_text(metric.told)}</small>" if metric.told else ""
-        rows.append(f"<tr><td>{_text(metric.label)}{arrow}{told}</td>{''.join(cells)}</tr>")
+        note = f"<small>{_text(metric.note)}</small>" if metric.note else ""
+        rows.append(f"<tr><td>{_text(metric.label)}{arrow}{note}</td>{''.join(cells)}</tr>")
     return (
         f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
-        "<p class=soft>Small: the 95% interval over samples. Distances of few samples are biased upwards, the"
-        " kernel distances are not."
+        "<p class=soft>Small print: 95% intervals over samples. With few samples, Fréchet distances are"
+        " biased upward; kernel distances (KID, KVD) are not."
     )
 
 
@@ -256,57 +251,55 @@ def _charts(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
     if any(len(points) > 1 for points in by_frame.values()):
         charts.append(chart(by_frame, "frame", "PSNR by frame, dB"))
     if len(codecs) > 1:
-        against = {
-            codec: [
-                tuple(float(scored[codec]["scores"][name]["value"]) for name in ("bits_per_pixel", "psnr"))
-            ]
-            for codec in codecs
+        value = {
+            codec: {k: float(v["value"]) for k, v in scored[codec]["scores"].items()} for codec in codecs
         }
-        charts.append(chart(against, "bits a pixel", "PSNR, dB, against size", lines=False))
+        by_size = {codec: [(value[codec]["bits_per_pixel"], value[codec]["psnr"])] for codec in codecs}
+        charts.append(chart(by_size, "bits per pixel", "PSNR by size, dB", lines=False))
     spectra = {}
     for codec in codecs:
         spectrum = [float(value) for value in scored[codec].get("latents", {}).get("spectrum", ())]
         total = sum(spectrum)
         if total > 0 and math.isfinite(total):
-            # A millionth of the energy is the floor: beyond it there is rounding.
+            # The floor is a millionth of the variance; smaller shares are rounding errors.
             spectra[codec] = [(i + 1, math.log10(max(v / total, 1e-6))) for i, v in enumerate(spectrum)]
-    charts.append(chart(spectra, "principal channel", "share of the latents' variance, log10"))
+    charts.append(chart(spectra, "principal channel", "share of the latent variance, log10"))
     return "".join(charts)
 
 
 def _latents(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
     rows = []
     for codec in codecs:
-        found = scored[codec].get("latents")
-        if not found:
+        statistics = scored[codec].get("latents")
+        if not statistics:
             continue
-        kl = [float(value) for value in found.get("kl", ())]
+        kl = [float(value) for value in statistics.get("kl", ())]
         cells = [
             "x".join(map(str, scored[codec]["latent_shape"])),
-            _number(found["effective_rank"], 2),
-            _listed(found["dead"]),
-            _listed(found["exploding"]),
-            _number(max(float(value) for value in found["peak"]), 1),
-            *(_number(float(found["sec"][rho]), 4) for rho in sorted(found["sec"])),
+            _number(statistics["effective_rank"], 2),
+            _listed(statistics["dead"]),
+            _listed(statistics["exploding"]),
+            _number(max(float(value) for value in statistics["peak"]), 1),
+            *(_number(float(statistics["sec"][rho]), 4) for rho in sorted(statistics["sec"])),
             _number(sum(kl) / len(kl), 3) if kl else _NONE,
-            _number(float(found["viv"]), 2) if "viv" in found else _NONE,
+            _number(float(statistics["viv"]), 2) if "viv" in statistics else _NONE,
         ]
         rows.append(f"<tr><td>{_text(short(codec))}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     if not rows:
         return ""
     first = next(scored[codec]["latents"] for codec in codecs if "latents" in scored[codec])
     heads = ["t x h x w x c", "effective rank", "dead", "exploding", "peak, std"]
-    heads += [f"SEC {rho}" for rho in sorted(first["sec"])] + ["KL, nats a value", "VIV"]
+    heads += [f"SEC {rho}" for rho in sorted(first["sec"])] + ["KL, nats per value", "VIV"]
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f"<h3>Latents</h3><div class=wide><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
-    """A sample's clip, one frame of it and the errors of that frame, codecs side by side."""
+    """A sample: the clip, its worst frame and the errors of that frame, with one column per codec."""
     original, first = sample.original, sample.decoded[codecs[0]].frames
     errors = np.abs(original.astype(np.int16) - first).max(-1)
-    moment = int(errors.mean((1, 2)).argmax())
-    seen = _window(errors[moment])
+    worst = int(errors.mean((1, 2)).argmax())
+    seen = _window(errors[worst])
     columns = {"original": original} | {codec: sample.decoded[codec].frames for codec in codecs}
     head = "".join(
         f"<th>{_text(name if name == 'original' else short(name))}"
@@ -318,40 +311,40 @@ def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
     if len(original) > 1:
         clips = "".join(f"<td>{_moving(frames[:, *seen], fps)}</td>" for frames in columns.values())
         rows.append(f"<tr><td class=soft>clip</td>{clips}</tr>")
-    stills = "".join(f"<td>{_still(frames[moment][seen])}</td>" for frames in columns.values())
-    rows.append(f"<tr><td class=soft>{f'frame {moment}' if len(original) > 1 else ''}</td>{stills}</tr>")
+    stills = "".join(f"<td>{_still(frames[worst][seen])}</td>" for frames in columns.values())
+    rows.append(f"<tr><td class=soft>{f'frame {worst}' if len(original) > 1 else ''}</td>{stills}</tr>")
     maps = "".join(
         "<td></td>"
         if name == "original"
-        else f"<td>{_still(error_map(original[moment], frames[moment])[seen])}</td>"
+        else f"<td>{_still(error_map(original[worst], frames[worst])[seen])}</td>"
         for name, frames in columns.items()
     )
     rows.append(f"<tr><td class=soft>error x{ERROR_GAIN}</td>{maps}</tr>")
     name = os.path.basename(sample.name)
     return (
-        f"<h3>{_text(sample.why)}: <span class=soft>{_text(name)}</span></h3><div class=wide>"
+        f"<h3>{_text(sample.reason)}: <span class=soft>{_text(name)}</span></h3><div class=wide>"
         f"<table class=samples><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
     )
 
 
 def _window(error: np.ndarray) -> tuple[slice, slice]:
-    """What is shown of a frame, given its error (H, W): all of it, or where the error is largest."""
+    """The part of a frame to show, given its error (H, W): all, or the window with the largest error."""
     height, width = (min(size, WINDOW) for size in error.shape)
     sums = np.pad(error.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    within = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
-    y, x = np.unravel_index(within.argmax(), within.shape)
-    return slice(y, y + height), slice(x, x + width)
+    totals = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    y, x = np.unravel_index(totals.argmax(), totals.shape)
+    return slice(int(y), int(y) + height), slice(int(x), int(x) + width)
 
 
 def _still(frame: np.ndarray) -> str:
-    """(H, W, 3) uint8 as a PNG, in the page."""
+    """An <img> of (H, W, 3) uint8 as PNG."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frame)).save(file, "PNG", optimize=True)
     return _embedded("png", file.getvalue(), frame.shape[1])
 
 
 def _moving(frames: np.ndarray, fps: float) -> str:
-    """(T, H, W, 3) uint8 as an animated WebP, which plays by itself; a small one keeps every bit."""
+    """An <img> of (T, H, W, 3) uint8 as animated WebP, lossless up to LOSSLESS pixels."""
     pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
     lossless = frames[..., 0].size <= LOSSLESS
     file = io.BytesIO()
@@ -363,7 +356,7 @@ def _moving(frames: np.ndarray, fps: float) -> str:
         duration=round(1000 / fps),
         loop=0,
         lossless=lossless,
-        quality=60 if lossless else 92,  # of a lossless file: the effort
+        quality=60 if lossless else 92,  # for lossless files, the compression effort
     )
     return _embedded("webp", file.getvalue(), frames.shape[2])
 
@@ -374,7 +367,7 @@ def _embedded(kind: str, data: bytes, width: int) -> str:
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """The ends of an axis that holds the values, and its ticks at round numbers."""
+    """The limits of an axis for these values, and its ticks at round numbers."""
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1, abs(high)):
         low, high = low - 0.5, high + 0.5

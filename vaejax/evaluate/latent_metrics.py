@@ -1,7 +1,7 @@
-"""The health of a latent space, and the statistics by which a diffusion user normalises latents.
+"""Metrics of a latent space, and the channel statistics that diffusion models normalize latents with.
 
-Reconstruction tells none of this: a channel may carry nothing, a few may carry all, and latents that look
-like noise decode well and are hard to learn.
+Reconstruction metrics do not show these properties: a channel may carry nothing, a few channels may carry
+everything, and noise-like latents decode well but are hard to generate.
 """
 
 import math
@@ -13,84 +13,81 @@ import numpy as np
 
 from vaejax.evaluate.codecs.base import Codec
 from vaejax.evaluate.metrics import LEVEL
+from vaejax.evaluate.moments import ChannelMoments
 
-DEAD, EXPLODING = 0.01, 10.0  # times the median channel's standard deviation
-RHO = (0.25, 0.5, 0.75)  # of SEC
+DEAD, EXPLODING = 0.01, 10.0  # thresholds relative to the median standard deviation of the channels
+RHO = (0.25, 0.5, 0.75)  # relative frequencies of SEC
 
 
-class Moments:
+class LatentMoments:
     """Sums over latents, from which the statistics of their channels follow.
 
-    They are float64 and grow with the number of channels, never with that of latents; latents of several
-    sizes may be added.
+    The sums are float64. Memory grows with the number of channels, not of latents. Latents of several sizes
+    may be added.
     """
 
     def __init__(self):
-        self._samples = self._count = 0
-        self._total = self._products = self._kl = 0.0
-        self._least, self._largest = math.inf, -math.inf
-        self._high = np.zeros((len(RHO), 1))
+        self._samples = 0
+        self._pixels = ChannelMoments()
+        self._kl: np.ndarray | None = None
+        self._lowest, self._highest = np.array(math.inf), np.array(-math.inf)
+        self._high_frequencies = np.zeros((len(RHO), 1))
 
     def add(self, latents: np.ndarray, log_variance: np.ndarray | None = None) -> None:
         """Adds a batch.
 
         Args:
-          latents: (b, t, h, w, c); of a VAE the posterior's means.
-          log_variance: of the posterior, like latents, natural logarithm; None where there is none.
+          latents: (b, t, h, w, c); the posterior means of a VAE.
+          log_variance: natural logarithm of the posterior variance, like latents; None without a posterior.
         """
         z = np.asarray(latents, np.float64)
         pixels = z.reshape(-1, z.shape[-1])
         self._samples += len(z)
-        self._count += len(pixels)
-        self._total = self._total + pixels.sum(0)
-        self._products = self._products + pixels.T @ pixels
-        self._least = np.minimum(self._least, pixels.min(0))
-        self._largest = np.maximum(self._largest, pixels.max(0))
-        self._high = self._high + _high_frequency_energy(z)
+        self._pixels.add(pixels)
+        self._lowest = np.minimum(self._lowest, pixels.min(0))
+        self._highest = np.maximum(self._highest, pixels.max(0))
+        self._high_frequencies = self._high_frequencies + _high_frequency_energy(z)
         if log_variance is not None:
             log_variance = np.asarray(log_variance, np.float64)
-            kl = 0.5 * (z**2 + np.exp(log_variance) - 1 - log_variance)
-            self._kl = self._kl + kl.sum((0, 1, 2, 3))
+            kl = (0.5 * (z**2 + np.exp(log_variance) - 1 - log_variance)).sum((0, 1, 2, 3))
+            self._kl = kl if self._kl is None else self._kl + kl
 
     def statistics(self) -> dict:
-        """The statistics, plain numbers and lists that JSON can hold.
+        """The statistics, as numbers and lists for JSON.
 
-        samples: latents added.
-        mean, std: of each channel over samples, time and space. (z - mean) / std is what a diffusion model
-          should learn.
-        peak: of each channel, the distance of its farthest value from the mean, in its standard deviations.
-        dead: channels whose standard deviation is below a hundredth of the median channel's: they carry
-          nothing.
-        exploding: channels where it is above ten times the median channel's, or not finite.
-        spectrum: eigenvalues of the covariance of the channels, falling.
-        effective_rank: exp of the entropy of the spectrum as shares (Roy & Vetterli 2007): how many channels'
-          worth of independent numbers there are, 1 to c.
-        sec: SEC_rho by rho, the share of the energy of a channel's 2D cosine transform with
-          u + v > rho (H + W - 2), H x W the latent's size, u and v from 0 (arXiv 2606.03578): high
-          frequencies, which a diffusion model learns last. The mean over channels, each normalised first, so
-          that neither its mean nor its scale counts; dead ones are left out. To be compared at one latent
-          shape only.
-        kl: of each channel, the mean KL of its posterior from N(0, 1) in nats a latent value; none without
+        samples: number of latents.
+        mean, std: per channel, over samples, time and space. Diffusion models should learn (z - mean) / std.
+        peak: per channel, the largest distance of a value from the mean, in standard deviations.
+        dead: channels that carry nothing: their standard deviation is below DEAD times the median channel's.
+        exploding: channels whose standard deviation exceeds EXPLODING times the median, or is not finite.
+        spectrum: eigenvalues of the channel covariance, in descending order.
+        effective_rank: exp of the entropy of the normalized spectrum (Roy & Vetterli 2007), 1 to c: the
+          effective number of independent channels.
+        sec: high-frequency share of energy by rho (arXiv 2606.03578), which diffusion models learn last. For
+          latents of H x W it counts the 2D cosine transform at u + v > rho (H + W - 2), u and v from 0. It is
+          the mean over normalized channels without dead ones, so their mean and scale do not matter. Compare
+          it only at equal latent shapes.
+        kl: per channel, the mean KL of the posterior from N(0, 1) in nats per latent value; absent without a
           posterior.
 
         Raises:
           ValueError: if nothing was added.
         """
-        if not self._count:
+        count = self._pixels.count
+        if not count:
             raise ValueError("statistics of latents: none were added")
-        mean = self._total / self._count
-        covariance = self._products / self._count - np.outer(mean, mean)
+        mean, covariance = self._pixels.mean, self._pixels.covariance
         variance = np.maximum(np.diag(covariance), 0)
         std = np.sqrt(variance)
-        middle = np.median(std[np.isfinite(std)]) if np.isfinite(std).any() else 0.0
-        dead = (std < DEAD * middle) | (std == 0)
-        farthest = np.maximum(self._largest - mean, mean - self._least)
+        median = np.median(std[np.isfinite(std)]) if np.isfinite(std).any() else 0.0
+        dead = (std < DEAD * median) | (std == 0)
+        farthest = np.maximum(self._highest - mean, mean - self._lowest)
         finite = np.isfinite(covariance).all()
         spectrum = (
             np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0) if finite else np.full_like(mean, np.nan)
         )
         with np.errstate(invalid="ignore", divide="ignore"):
-            shares = self._high / (self._count * variance)
+            shares = self._high_frequencies / (count * variance)
             peak = np.where(dead, 0, farthest / std)
         alive = shares[:, ~dead]
         statistics = {
@@ -99,31 +96,42 @@ class Moments:
             "std": std.tolist(),
             "peak": peak.tolist(),
             "dead": np.flatnonzero(dead).tolist(),
-            "exploding": np.flatnonzero(~(std <= EXPLODING * middle) & ~dead).tolist(),
+            "exploding": np.flatnonzero(~(std <= EXPLODING * median) & ~dead).tolist(),
             "spectrum": spectrum.tolist(),
             "effective_rank": _effective_rank(spectrum),
             "sec": {
                 f"{rho:g}": float(s.mean()) if s.size else 0.0 for rho, s in zip(RHO, alive, strict=True)
             },
         }
-        if np.ndim(self._kl):
-            statistics["kl"] = (self._kl / self._count).tolist()
+        if self._kl is not None:
+            statistics["kl"] = (self._kl / count).tolist()
         return statistics
 
 
-def of(codec: Codec, batches: Iterable[np.ndarray]) -> dict:
-    """`Moments.statistics` of the latents that a codec gives batches (B, T, H, W, 3) of uint8 frames."""
-    moments = Moments()
+def encode(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Encodes (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) and their log-variance.
+
+    The latents are the posterior mean and the log-variance is like them; it is None for a codec without a
+    posterior.
+    """
+    posterior = getattr(codec, "posterior", None)
+    return posterior(frames) if posterior else (codec.encode(frames), None)
+
+
+def measure(codec: Codec, batches: Iterable[np.ndarray]) -> dict:
+    """`LatentMoments.statistics` of a codec's latents of uint8 batches (B, T, H, W, 3)."""
+    moments = LatentMoments()
     for batch in batches:
-        moments.add(*(codec.posterior(batch) if hasattr(codec, "posterior") else (codec.encode(batch),)))
+        moments.add(*encode(codec, batch))
     return moments.statistics()
 
 
 def pooled(statistics: Sequence[dict]) -> tuple[list[float], list[float]]:
-    """The mean and std of each channel over several sets of latents, each set counting the same.
+    """The mean and standard deviation of each channel over several sets of latents with equal weights.
 
     Args:
-      statistics: of `Moments`, one a bucket: else the bucket of the largest clips would rule.
+      statistics: `LatentMoments.statistics` of each set. Sets are buckets; equal weights keep the bucket of
+        the largest clips from dominating.
     """
     mean = np.mean([s["mean"] for s in statistics], axis=0)
     square = np.mean([np.square(s["mean"]) + np.square(s["std"]) for s in statistics], axis=0)
@@ -131,31 +139,30 @@ def pooled(statistics: Sequence[dict]) -> tuple[list[float], list[float]]:
 
 
 def viv(latents: np.ndarray, labels: Sequence) -> float:
-    """Velocity irreducible variance (arXiv 2606.03578): how much crossing paths leave a flow unsure.
+    """Velocity irreducible variance (arXiv 2606.03578): the ambiguity of a flow where its paths cross.
 
-    (π/2) Σ √λ, λ the eigenvalues of the covariance of the whole latents of one class, averaged over classes
-    by their shares; channels are normalised over all latents first. It is what is left of the flow matching
-    loss of a Gaussian with these λ when nothing better can be learned: the integral over time of
-    λ / ((1 - t)² + t² λ), summed. Few samples of a class span few directions: compare at one latent shape
-    and one number of samples a class only.
+    (π/2) Σ √λ, with λ the eigenvalues of the covariance of all latent values of one class, averaged over
+    classes by their shares. Channels are first normalized over all latents. It is the flow matching loss that
+    remains for a Gaussian with these λ: the integral over time of λ / ((1 - t)² + t² λ), summed over λ. Few
+    samples per class span few directions, so compare it only at equal latent shapes and class sizes.
 
     Args:
       latents: (N, t, h, w, c).
-      labels: N of any kind; a class of fewer than two is left out.
+      labels: N class labels of any type; classes of fewer than two samples are ignored.
 
     Returns:
-      A number from 0, lower for latents that are easier to generate; NaN if no class has two.
+      A number from 0, lower for latents that are easier to generate; NaN if no class has two samples.
     """
     z = np.asarray(latents, np.float64)
     axes = tuple(range(z.ndim - 1))
     std = z.std(axes)
     z = ((z - z.mean(axes)) / np.where(std > 0, std, 1)).reshape(len(z), -1)
-    labels = np.asarray(labels)
+    classes = np.asarray(labels)
     total = count = 0.0
-    for label in np.unique(labels):
-        members = z[labels == label]
+    for label in np.unique(classes):
+        members = z[classes == label]
         if len(members) > 1:
-            # √λ are the singular values of the centred samples, over √(n - 1).
+            # √λ are the singular values of the centered samples divided by √(n - 1).
             roots = np.linalg.svd(members - members.mean(0), compute_uv=False) / math.sqrt(len(members) - 1)
             total += len(members) * math.pi / 2 * roots.sum()
             count += len(members)
@@ -165,17 +172,17 @@ def viv(latents: np.ndarray, labels: Sequence) -> float:
 def equivariance(
     decode: Callable[[np.ndarray], np.ndarray], latents: np.ndarray, frames: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """How far a transformed latent decodes from the equally transformed clip.
+    """The error of decoding a transformed latent, relative to the equally transformed clip.
 
     Args:
-      decode: latents (b, t, h', w', c) to frames (B, T, H', W', 3) in [-1, 1].
+      decode: maps latents (b, t, h', w', c) to frames (B, T, H', W', 3) in [-1, 1].
       latents: (b, t, h, w, c).
-      frames: (B, T, H, W, 3) in [-1, 1], what the latents were encoded from.
+      frames: (B, T, H, W, 3) in [-1, 1], the clips that were encoded.
 
     Returns:
-      'equivariance_scale': halved in height and width (antialiased linear, as the training term
-      `latent_terms.equivariance`), none for latents of one pixel; 'equivariance_rotation': turned by 90
-      degrees. Each (B,), the mean absolute error in 8-bit levels.
+      'equivariance_scale': height and width halved (antialiased linear, like the equivariance loss), absent
+      for latents of one pixel; 'equivariance_rotation': rotated by 90 degrees. Each is the mean absolute
+      error in 8-bit levels, (B,).
     """
     z, x = jnp.asarray(latents), jnp.asarray(frames)
     factor = x.shape[2] // z.shape[2]
@@ -184,8 +191,8 @@ def equivariance(
         h, w = (round(0.5 * size) for size in z.shape[2:4])
         pairs["scale"] = _resized(z, h, w), _resized(x, factor * h, factor * w)
     return {
-        f"equivariance_{name}": np.asarray(_distance(np.asarray(decode(np.asarray(turned))), wanted))
-        for name, (turned, wanted) in pairs.items()
+        f"equivariance_{name}": np.asarray(_distance(jnp.asarray(decode(np.asarray(turned))), expected))
+        for name, (turned, expected) in pairs.items()
     }
 
 
@@ -198,7 +205,7 @@ def _effective_rank(spectrum: np.ndarray) -> float:
 
 
 def _high_frequency_energy(z: np.ndarray) -> np.ndarray:
-    """Energy of the orthonormal 2D cosine transform beyond each rho, summed: (rhos, c) of (b, t, h, w, c)."""
+    """Energy of the orthonormal 2D cosine transform above each rho, summed: (b, t, h, w, c) to (rhos, c)."""
     h, w = z.shape[2:4]
     spectrum = np.einsum("uh,bthwc->btuwc", _cosines(h), z, optimize=True)
     spectrum = np.einsum("vw,btuwc->btuvc", _cosines(w), spectrum, optimize=True)
@@ -208,7 +215,7 @@ def _high_frequency_energy(z: np.ndarray) -> np.ndarray:
 
 
 def _cosines(n: int) -> np.ndarray:
-    """The orthonormal cosine transform (DCT-II) of n numbers as a matrix, a row a frequency."""
+    """The orthonormal cosine transform (DCT-II) of n numbers as an n x n matrix, one row per frequency."""
     matrix = np.cos(np.pi / n * np.outer(np.arange(n), np.arange(n) + 0.5)) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)
     return matrix

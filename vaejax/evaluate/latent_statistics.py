@@ -1,13 +1,13 @@
-"""The statistics of a run's training latents, by which a diffusion user normalises latents; computed once."""
+"""Statistics of a run's training latents, which diffusion models normalize latents with; computed once."""
 
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vaejax.codec import load as trained
@@ -20,29 +20,32 @@ from vaejax.evaluate import latent_metrics as latents
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.rundir import latent_statistics as stored_statistics
 from vaejax.rundir.folder import RunFolder
-from vaejax.runtime import distributed as multihost
+from vaejax.runtime import distributed
 
-SAMPLES = 256  # of each bucket, where the run does not say how many
-BATCH, PIXELS = 8, 2**21  # of a device at once, at most, but one sample at least
+if TYPE_CHECKING:
+    from vaejax.config.schema import Config
+
+SAMPLES = 256  # per bucket, if the run does not specify a number
+BATCH, PIXELS = 8, 2**21  # limits of a device's batch; it holds at least one sample
 
 
 def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
-    """The statistics of the latents of a run's training samples; kept with the checkpoint once computed.
+    """The statistics of a run's training latents, loaded from the checkpoint or computed and stored there.
 
     Args:
-      codec: the run's, with a posterior.
-      name: 'RUN', 'RUN/checkpoints/STEP', or the folder of an export, which brings them along.
-      step: of the checkpoint that the codec has.
+      codec: codec of the run.
+      name: 'RUN', 'RUN/checkpoints/STEP', or the folder of an export, which contains the statistics.
+      step: step of the codec's checkpoint.
 
     Returns:
-      'mean' and 'std', (c,), over all buckets, each counting the same; 'buckets': of each what
-      `latents.Moments.statistics` gives; 'step'. None, told on stderr, where the run's training samples
-      cannot be read, or an export has none.
+      'mean' and 'std', (c,), over all buckets with equal weights; 'buckets': `LatentMoments.statistics` of
+      each bucket; 'step'. None, with a message on stderr, if the training samples cannot be read or the
+      export has no statistics.
     """
     exported = trained.read_export_config(name)
     if exported is not None:
         if exported["latents"]["mean"] is None:
-            print(f"{name} was exported without statistics of its training latents", file=sys.stderr)
+            print(f"{name}: exported without statistics of its training latents", file=sys.stderr)
             return None
         return exported["latents"]
     folder = RunFolder(name).path
@@ -54,7 +57,7 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
         opened = sources.open_sources(config.data)
         buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
     except InputError as error:
-        print(f"no statistics of the training latents of {name}: {error}", file=sys.stderr)
+        print(f"{name}: no statistics of the training latents: {error}", file=sys.stderr)
         return None
     return keep(codec, opened, buckets, config, folder, step)
 
@@ -63,50 +66,52 @@ def keep(
     codec: VaeCodec,
     opened: Sequence[Source],
     buckets: Sequence[Bucket],
-    config: ConfigDict,
+    config: "Config",
     folder: str | os.PathLike,
     step: int,
 ) -> dict | None:
-    """Computes the statistics, by all processes of the codec's mesh together, and keeps them.
+    """Computes the statistics and stores them; all processes of the codec's mesh call it together.
 
     Args:
-      codec: the run's.
-      opened: its sources.
-      buckets: its buckets.
-      config: its configuration.
-      folder: its --workdir.
-      step: of a completed checkpoint.
+      codec: codec of the run.
+      opened: sources of the run.
+      buckets: buckets of the run.
+      config: configuration of the run.
+      folder: --workdir of the run.
+      step: step of a completed checkpoint.
 
     Returns:
-      As `of_run`: a run that is done does not fail because of its statistics.
+      Like `of_run`. A sample that cannot be read does not fail a finished run; the result is then None.
     """
-    found, count, is_main = {}, config.eval.latent_samples or SAMPLES, jax.process_index() == 0
+    by_bucket, count = {}, config.eval.latent_samples or SAMPLES
+    is_main = jax.process_index() == 0
     try:
         for bucket in buckets:
             samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
-            samples = multihost.in_step(samples)
-            doing = f"training latents, {bucket.name}"
-            samples = tqdm(samples, doing, count, leave=False, file=sys.stderr, disable=not is_main)
-            each = max(1, min(BATCH, PIXELS // bucket.pixels))
-            found[bucket.name] = latents.of(codec, _batched(samples, each * codec.shards))
+            samples = distributed.lockstep(samples)
+            label = f"statistics of training latents, {bucket.name}"
+            quiet = None if is_main else True  # None: on a terminal only
+            samples = tqdm(samples, label, count, leave=False, file=sys.stderr, disable=quiet)
+            batch = max(1, min(BATCH, PIXELS // bucket.pixels)) * codec.shards
+            by_bucket[bucket.name] = latents.measure(codec, _batched(samples, batch))
     except InputError as error:
         if is_main:
-            print(f"no statistics of the training latents of {folder}: {error}", file=sys.stderr)
+            print(f"{folder}: no statistics of the training latents: {error}", file=sys.stderr)
         return None
-    mean, std = latents.pooled(list(found.values()))
-    statistics = {"mean": mean, "std": std, "buckets": found, "step": step}
+    mean, std = latents.pooled(list(by_bucket.values()))
+    statistics = {"mean": mean, "std": std, "buckets": by_bucket, "step": step}
     try:
         if is_main:
             stored_statistics.store(folder, step, statistics)
-    except InputError as error:  # a run that others may only read
-        print(f"statistics of latents are not kept: {error}", file=sys.stderr)
+    except InputError as error:  # the run's folder may be read-only
+        print(f"statistics of training latents are not stored: {error}", file=sys.stderr)
     return statistics
 
 
 def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarray]:
-    """Training samples (1, T, H, W, 3) uint8 of a run, for buckets that need not be its own.
+    """Training samples of a run, (1, T, H, W, 3) uint8, for buckets that may differ from the run's.
 
-    Of its own buckets they are those to which the linear codec was fitted whose PSNR its metrics tell.
+    For the run's own buckets they are the samples that fit the linear codec of its metrics.
     """
     config = RunFolder(name).read_config()
     opened, count = sources.open_sources(config.data), config.eval.linear_samples or SAMPLES

@@ -1,21 +1,22 @@
-"""Scores of frames and clips, and the spot alarm of activations. Pure JAX: they run where the arrays are.
+"""Metrics of reconstructed frames and clips, and the spot alarm of activations.
 
-All but `psnr_pooled`, which adds up a whole set in float64. Scores are of one frame, where time matters of
-one sample, and never of a batch: whoever reports a clip or a bucket takes the mean of its frames' scores (and
-not the score of their mean error, which the worst frames rule: that is `psnr_pooled`).
+The metrics are pure JAX and run on the device of their arrays; only `psnr_pooled` sums a whole set in NumPy's
+float64. A metric describes one frame, or one clip if it compares frames over time. The score of a clip or a
+bucket is the mean over its frames. The PSNR of the mean error, which the worst frames dominate, is
+`psnr_pooled`.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# dB. PSNR has no upper bound, and one black frame rebuilt exactly would make a mean infinite: clip every
-# frame at this before taking the mean. 8-bit rounding alone costs 59 dB, so nothing real reaches it.
+# dB. PSNR is unbounded, and one exact black frame would make a mean infinite, so frames are capped before the
+# mean. Rounding to 8 bits alone limits PSNR to 59 dB, so real reconstructions stay below the cap.
 PSNR_CEILING = 100.0
-LEVEL = 2 / 255  # one of the 255 steps of an 8-bit value, in [-1, 1]
-SPOT_FLOOR = 26 * LEVEL  # a tenth of the range: what is fainter is no spot to the eye
-SPOT_RATIO = 3.0  # of a spot's error over all that surrounds it
-SPOT_REACH = (8, 16)  # pixels from a spot's middle to its surroundings
+LEVEL = 2 / 255  # one 8-bit step in the range [-1, 1]
+SPOT_FLOOR = 26 * LEVEL  # a tenth of the range; the eye does not see fainter spots
+SPOT_RATIO = 3.0  # least ratio of a spot's error to the largest error around it
+SPOT_REACH = (8, 16)  # distances in pixels from the center of a spot to its surroundings
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -23,10 +24,10 @@ def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
 
     Args:
       x: frames (B, T, H, W, C) in [-1, 1], a range of 2.
-      y: frames like x. Neither is clipped or rounded here.
+      y: frames like x. Neither is clipped or rounded.
 
     Returns:
-      (B, T) float32, in dB; inf where the frames are identical.
+      (B, T) float32, in dB; inf for identical frames.
     """
     return 10 * jnp.log10(4 / squared_error(x, y))
 
@@ -34,17 +35,17 @@ def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
 def squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
     """Mean squared error of every frame over H, W and C, (B, T) float32; x and y as for `psnr`."""
     error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32))
-    # Means of means: a float32 sum over all pixels of a large frame would lose digits.
+    # Nested means: a float32 sum over all pixels of a large frame would lose digits.
     return error.mean((-2, -1)).mean(-1)
 
 
 def psnr_pooled(squared_errors: np.ndarray) -> float:
-    """The PSNR of a whole set: 10 log10(2² / mean of all squared errors), added up in float64.
+    """The PSNR of a whole set: 10 log10(2² / mean of all squared errors), summed in float64.
 
-    Never above the mean of the frames' PSNR (Jensen's inequality), for which bad frames count less.
+    It is at most the mean PSNR of the frames (Jensen's inequality), which gives bad frames less weight.
 
     Args:
-      squared_errors: `squared_error` of every frame of the set, of one size each; any shape.
+      squared_errors: `squared_error` of every frame of the set, any shape; all frames have the same size.
 
     Returns:
       dB; inf if every frame is exact.
@@ -56,10 +57,10 @@ def psnr_pooled(squared_errors: np.ndarray) -> float:
 def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     """Structural similarity of every frame (Wang et al. 2004), the mean over H, W and C.
 
-    Scikit-image's definition with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`: an
-    11 x 11 Gaussian window and no statistics from beyond the border, each channel by itself. SSIM compares
-    luminances, so it depends on where zero is: frames are taken to [0, 1] first, which gives the numbers of
-    8-bit frames with `data_range=255`, those that others report.
+    The definition is scikit-image's with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`: an
+    11 x 11 Gaussian window per channel, only at positions inside the frame. SSIM compares luminances, so it
+    depends on the zero point. Frames are mapped to [0, 1] first; the result equals that of 8-bit frames with
+    `data_range=255`, as in the literature.
 
     Args:
       x: frames (B, T, H, W, C) in [-1, 1].
@@ -71,7 +72,7 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     if min(x.shape[-3:-1]) < _WINDOW.size:
         return jnp.full(x.shape[:2], jnp.nan, jnp.float32)
     x, y = (x.astype(jnp.float32) + 1) / 2, (y.astype(jnp.float32) + 1) / 2
-    # Variances do not care where zero is: with zero at the frame's mean, float32 cancellation is least.
+    # Variances do not depend on the zero point; centering each frame minimizes float32 cancellation.
     zero_x, zero_y = x.mean((-3, -2), keepdims=True), y.mean((-3, -2), keepdims=True)
     x, y = x - zero_x, y - zero_y
     mean_x, mean_y = _blur(x), _blur(y)
@@ -85,7 +86,9 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def flicker(x: jax.Array, y: jax.Array) -> jax.Array:
-    """What changes from frame to frame and should not, or should and does not: |Δx - Δy|, Δ over time.
+    """Mean error of the differences between successive frames: |Δx - Δy|.
+
+    It measures motion that the reconstruction adds or loses.
 
     Args:
       x: clips (B, T, H, W, C) in [-1, 1], T at least 2.
@@ -99,12 +102,12 @@ def flicker(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def spots(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The share of every frame's pixels that belong to spots: errors that stand alone.
+    """The share of every frame's pixels that belong to spots, small isolated errors.
 
-    A pixel's error is its largest over C of |x - y|. It belongs to a spot if its error exceeds SPOT_FLOOR,
-    and SPOT_RATIO times the largest error on a square ring around it, at one of the distances SPOT_REACH. So
-    a spot up to 16 pixels wide is counted whole; an error along an edge crosses the ring and is not counted,
-    nor one that is spread. A star in the dark that a codec loses is counted too: it is a spot of the error.
+    The error of a pixel is the maximum of |x - y| over C. A pixel belongs to a spot if its error exceeds both
+    SPOT_FLOOR and SPOT_RATIO times the largest error on a square ring around it, for one of the distances
+    SPOT_REACH. A spot up to 16 pixels wide is thus counted whole. An error along an edge crosses the ring and
+    is not counted, nor is a diffuse one. A star in a dark sky that the codec loses also counts as a spot.
 
     Args:
       x: frames (B, T, H, W, C) in [-1, 1].
@@ -122,22 +125,22 @@ def spots(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What decoding in parts changes where parts meet, and what it changes elsewhere.
+    """The change caused by decoding in parts, at the seams between parts and elsewhere.
 
     Args:
-      whole: frames (B, T, H, W, C) in [-1, 1] of latents that were decoded at once.
-      parts: frames like whole, of the same latents, decoded in chunks or in tiles.
-      at: booleans that broadcast to (T, H, W), true where parts meet.
+      whole: frames (B, T, H, W, C) in [-1, 1], decoded at once.
+      parts: frames like `whole`, decoded from the same latents in chunks or in tiles.
+      at: booleans that broadcast to (T, H, W), true at the seams.
 
     Returns:
-      Twice (B,) float32: mean |whole - parts| at the seams and elsewhere, in 8-bit levels; 0 if nothing
-      changes, NaN where there is no such pixel.
+      Two arrays (B,) float32: mean |whole - parts| at the seams and elsewhere, in 8-bit levels. NaN if there
+      is no such pixel.
     """
     change = jnp.abs(whole.astype(jnp.float32) - parts.astype(jnp.float32)).mean(-1)
     at = jnp.broadcast_to(at, change.shape[1:])
 
     def mean(where):
-        # By frames first, as above; the share of each frame's pixels is its weight.
+        # Frame by frame first, as in `squared_error`; each frame's weight is its share of such pixels.
         share = where.mean((-2, -1))
         frames = (change * where).mean((-2, -1))
         return frames.mean(-1) / share.mean() / LEVEL
@@ -146,10 +149,10 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
 
 
 def activation_spread(x: jax.Array) -> jax.Array:
-    """Largest over median length of the channel vectors of all pixels: the alarm for coloured spots.
+    """The largest L2 norm of a pixel's channel vector over the median one: the alarm for colored spots.
 
-    Around 1 to 10 in a healthy level; a spot is a few pixels whose activations are many times larger than
-    the rest, by which they smuggle statistics through a normalisation.
+    It is about 1 to 10 in a healthy layer. Spots appear when a few pixels have far larger activations than
+    the rest, which lets a network pass statistics through a normalization layer.
 
     Args:
       x: activations (B, T, H, W, C).
@@ -162,11 +165,11 @@ def activation_spread(x: jax.Array) -> jax.Array:
 
 
 def _largest_on_ring(error: jax.Array, reach: int) -> jax.Array:
-    """The largest value (..., H, W) on the border of the square of 2 reach + 1 pixels around each pixel.
+    """The largest value on the border of the square of 2 reach + 1 pixels around each pixel, (..., H, W).
 
-    What lies outside the frame is passed over.
+    Positions outside the frame are ignored.
     """
-    ring = jnp.zeros_like(error)  # errors are not negative
+    ring = jnp.zeros_like(error)  # errors are at least 0
     for along, across in ((-1, -2), (-2, -1)):
         along, across = along % error.ndim, across % error.ndim
         window = [1] * error.ndim
@@ -188,13 +191,13 @@ _WINDOW = _window()
 
 
 def _blur(x: jax.Array) -> jax.Array:
-    """Gaussian means (..., H-10, W-10, C) of the windows that lie within the frame.
+    """Gaussian means of the windows inside the frame, (..., H-10, W-10, C).
 
-    Shifted sums and not a convolution: accelerators round a float32 convolution's inputs to bfloat16 or
-    TF32, and the differences above cannot bear that.
+    Shifted sums instead of a convolution: accelerators round the inputs of a float32 convolution to bfloat16
+    or TF32, too coarse for the differences in `ssim`.
     """
     for axis in (-3, -2):
         length = x.shape[axis] - _WINDOW.size + 1
         shifted = (jax.lax.slice_in_dim(x, k, k + length, axis=axis % x.ndim) for k in range(_WINDOW.size))
-        x = sum(float(weight) * part for weight, part in zip(_WINDOW, shifted, strict=True))
+        x = sum((float(w) * part for w, part in zip(_WINDOW, shifted, strict=True)), jnp.zeros((), x.dtype))
     return x

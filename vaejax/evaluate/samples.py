@@ -1,11 +1,12 @@
-"""The samples of an evaluation: a folder, a TFDS data set, or the held-out samples of a run."""
+"""The samples of an evaluation, from a folder, a TFDS data set, or the held-out part of a run's data."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from vaejax.data import index, sources
 from vaejax.data.bucket import Bucket
@@ -16,50 +17,55 @@ from vaejax.data.table import Source, candidates, from_index
 from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
 
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
+
 
 class Samples:
-    """The samples of an evaluation: always the same ones in the same order, whatever the batch.
+    """The samples of an evaluation, the same ones in the same order for every batch size.
 
     Args:
       opened: sources; their held-out rows are the samples.
       data: config.data.
-      folder: whose first level of folders names the classes; '' where there are no classes.
-      limit: how many of a bucket, at most; 0 takes every file once.
+      folder: root whose first level of folders are classes; '' without classes.
+      limit: maximum number of samples per bucket; 0 takes every file once.
     """
 
-    def __init__(self, opened: Sequence[Source], data: ConfigDict, folder: str = "", limit: int = 0):
+    def __init__(self, opened: Sequence[Source], data: "DataConfig", folder: str = "", limit: int = 0):
         self._sources, self._data, self._folder, self._limit = tuple(opened), data, folder, limit
-        # A run's own few files are cut again elsewhere up to the limit; files that a person names are not.
+        # A run holds out few files, so they are cropped repeatedly up to the limit. Files that the user names
+        # are read once.
         self._once = not limit or bool(folder) or any(isinstance(s, TfdsSource) for s in opened)
 
     @property
     def fps(self) -> float:
-        """Frames a second of the clips."""
+        """Frames per second of the clips."""
         return self._data.fps
 
     @property
     def settings(self) -> dict[str, float]:
-        """What decides how a sample is cut out of its file, and which files there are."""
+        """The settings that select files and crops."""
         names = ("fps", "zoom", "max_upscale", "min_quality", "holdout")
-        return {name: self._data[name] for name in names}
+        return {name: getattr(self._data, name) for name in names}
 
     def count(self, bucket: Bucket) -> int:
-        """How many samples a bucket has; a file that turns out to be unreadable is still counted."""
+        """Number of samples of a bucket, including files that turn out to be unreadable."""
         fitting = sum(len(candidates(source, bucket, "eval", self._data)) for source in self._sources)
         if self._once:
             return min(fitting, self._limit or fitting)
         return self._limit if fitting else 0
 
-    def nothing_fits(self, bucket: Bucket) -> str:
-        """One line that says why a bucket has no samples."""
+    def why_empty(self, bucket: Bucket) -> str:
+        """One line that explains why a bucket has no samples."""
         return sources.nothing_fits(self._sources, bucket, "eval", self._data).removeprefix("data.buckets.")
 
     def batches(self, bucket: Bucket, batch: int) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
         """Streams the samples of a bucket.
 
+        A substitute for an unreadable file is omitted if it is also read for itself.
+
         Yields:
-          frames (B, T, H, W, 3) uint8, names 'path@start', and the places that `read` takes. Where a file was
-          unreadable, the one that stands in for it is left out if it is read elsewhere.
+          frames (B, T, H, W, 3) uint8, names 'path@start', and the indices that `read` takes.
         """
         seen = set()
         for part in read_batches(self._sampler(bucket), self.count(bucket), batch):
@@ -77,29 +83,29 @@ class Samples:
         return Sampler(self._sources, bucket, "eval", self._data)
 
     def label(self, name: str) -> str | None:
-        """The class of a sample: the folder of the first level that its file lies in; None if it has none."""
+        """The class of a sample 'path@start', or None; see `class_of`."""
         return class_of(name.rpartition("@")[0], self._folder) if self._folder else None
 
 
 def class_of(path: str, folder: str) -> str | None:
-    """The class of a file: the folder in `folder` that it lies in, however deep; None if it lies in none."""
+    """The class of a file: the name of the folder directly under `folder` that contains it, or None."""
     parts = pathlib.PurePath(os.path.relpath(path, folder)).parts
     return parts[0] if len(parts) > 1 and parts[0] != os.pardir else None
 
 
-def open_samples(name: str, data: ConfigDict, limit: int = 0) -> Samples:
-    """Opens what `--data` names.
+def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
+    """Opens the samples that `--data` names.
 
     Args:
-      name: FOLDER: every photo and clip in it that fits, once, cut from the middle; 'tfds:NAME': the
-        validation or test split of a prepared data set, or else the share that `data` holds out of it.
-      data: config.data; of it count fps, holdout (TFDS) and prefetch.
-      limit: samples a bucket, at most; 0 takes all.
+      name: FOLDER: every photo and clip that fits, once, cropped from the middle; 'tfds:NAME': the validation
+        or test split of a prepared data set, or the held-out share if it has neither.
+      data: config.data, of which fps, holdout (TFDS) and prefetch are used.
+      limit: maximum number of samples per bucket; 0 takes all.
 
     Raises:
       InputError: if there is nothing to read.
     """
-    data = ConfigDict(data.to_dict() | {"zoom": 1.0, "max_upscale": 1.0, "min_quality": 0})
+    data = dataclasses.replace(data, zoom=1.0, max_upscale=1.0, min_quality=0)
     if name.startswith("tfds:"):
         source = TfdsSource.open("data", 1.0, {"name": name.removeprefix("tfds:")}, data, "--data")
         return Samples([source], data, limit=limit)
@@ -107,5 +113,5 @@ def open_samples(name: str, data: ConfigDict, limit: int = 0) -> Samples:
     table = index.load_or_build(folder, name="--data")
     readable = from_index(table, 0.0, folder, everything="eval")
     if not len(readable):
-        raise InputError(f"--data = {name}: none of its files can be read; accepted: a folder of media")
+        raise InputError(f"--data = {name}: no readable files; accepted: a folder of photos or clips")
     return Samples([MediaSource("data", 1.0, readable)], data, folder, limit)

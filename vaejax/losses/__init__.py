@@ -1,1 +1,1 @@
-"""The training objective: reconstruction, latent and adversarial terms."""
+"""The training objective: reconstruction, perceptual, latent and adversarial terms."""

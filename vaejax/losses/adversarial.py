@@ -1,34 +1,37 @@
-"""The adversarial game: losses of both sides, what steadies them, and one forward pass for both gradients."""
+"""The adversarial loss: both sides' losses, their regularizers, and one forward pass for both gradients."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from vaejax.losses.glimpse import some_frames
-from vaejax.models.discriminator import Discriminator, power_iteration
+from vaejax.errors import InputError
+from vaejax.losses.crops import random_frames
+from vaejax.models.discriminator import Discriminator, DiscriminatorDesign, power_iteration
 
-Logits = jax.Array
-MEAN_DECAY = 0.999  # LeCam's averages, per update
-ACCURACY_DECAY = 0.95
+Logits = Float[Array, "..."]
+MEAN_DECAY = 0.999  # of LeCam's moving averages, per update
+ACCURACY_DECAY = 0.95  # of the accuracy's moving average, per update
 
 
-def hinge(real: Logits, fake: Logits) -> jax.Array:
-    """The discriminator's hinge loss (arXiv 1705.02894)."""
+def hinge(real: Logits, fake: Logits) -> Float[Array, ""]:
+    """Computes the discriminator's hinge loss (arXiv 1705.02894)."""
     return jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()
 
 
-def logistic(real: Logits, fake: Logits) -> jax.Array:
-    """The discriminator's cross-entropy (arXiv 1406.2661)."""
+def logistic(real: Logits, fake: Logits) -> Float[Array, ""]:
+    """Computes the discriminator's cross-entropy (arXiv 1406.2661)."""
     return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
 
 
-# name: (the discriminator's loss, the generator's); logistic's is linear, as VQGAN's (arXiv 2012.09841) is
+# name: (loss of the discriminator, loss of the generator). With 'logistic' the generator's loss is linear, as
+# in VQGAN (arXiv 2012.09841).
 LOSSES = {
     "hinge": (hinge, lambda fake: -fake.mean()),
     "logistic": (logistic, lambda fake: -fake.mean()),
@@ -36,214 +39,302 @@ LOSSES = {
 }
 
 
-def lecam(real: Logits, fake: Logits, real_mean: jax.Array, fake_mean: jax.Array) -> jax.Array:
-    """LeCam's regulariser (arXiv 2104.03310): logits must not leave the other side's average far behind."""
+def lecam(
+    real: Logits, fake: Logits, real_mean: Float[Array, ""], fake_mean: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Computes the LeCam regularizer (arXiv 2104.03310): the distance of logits to the other side's average.
+
+    Args:
+      real: logits of real samples, any shape.
+      fake: logits of reconstructions, any shape.
+      real_mean: () moving average of real logits.
+      fake_mean: () moving average of fake logits.
+    """
     above = jnp.square(jax.nn.relu(real - fake_mean)).mean()
     return above + jnp.square(jax.nn.relu(real_mean - fake)).mean()
 
 
-def r1(judge, x: jax.Array) -> jax.Array:
-    """R1 (arXiv 1801.04406) of a patch discriminator: |d(sum of logits)/dx|² / logits, averaged over B.
+def r1(discriminate: Callable[[jax.Array], jax.Array], x: Float[Array, "B T H W C"]) -> Float[Array, ""]:
+    """Computes the R1 penalty (arXiv 1801.04406) of a patch discriminator: |d(sum of logits)/dx|² / logits.
 
-    Divided by the number of logits a sample, a logit's penalty is the same at every shape; with one logit a
-    sample it is the paper's.
+    Dividing by the number of logits gives every logit the same penalty at every shape. With one logit per
+    sample the penalty equals the paper's.
+
+    Args:
+      discriminate: maps x to logits (B, ...).
+      x: (B, T, H, W, C) in [-1, 1].
+
+    Returns:
+      () mean over the batch.
     """
-    logits, pull = jax.vjp(judge, x)
+    logits, pull = jax.vjp(discriminate, x)
     (gradient,) = pull(jnp.ones_like(logits))
     return jnp.square(gradient).sum() / logits.size
 
 
 @flax.struct.dataclass
 class DiscriminatorState:
-    """The state of one discriminator.
+    """The training state of one discriminator. Checkpoints store the fields by these names.
 
     Attributes:
-      params, spectral: its variables.
+      params: its parameters.
+      spectral: singular vectors of its kernels, see `power_iteration`.
       optimizer: optax state.
-      real_mean, fake_mean: () LeCam's averages of its logits.
-      accuracy: () average share of logits on the right side of 0.
+      real_mean, fake_mean: () LeCam's moving averages of the logits.
+      accuracy: () moving average of the share of logits with the right sign.
     """
 
     params: Any
     spectral: Any
     optimizer: optax.OptState
-    real_mean: jax.Array
-    fake_mean: jax.Array
-    accuracy: jax.Array
+    real_mean: Float[Array, ""]
+    fake_mean: Float[Array, ""]
+    accuracy: Float[Array, ""]
 
 
 @flax.struct.dataclass
 class LogitStats:
-    """What an update has seen of one discriminator's logits, summed over its batches.
+    """Statistics of one discriminator's logits, summed over the batches of an update.
 
     Attributes:
-      real, fake, accuracy: () sums of the batches' means.
-      count: () batches.
+      real, fake: () sums of the batches' mean logits.
+      accuracy: () sum of the batches' accuracies.
+      count: () number of batches.
     """
 
-    real: jax.Array
-    fake: jax.Array
-    accuracy: jax.Array
-    count: jax.Array
+    real: Float[Array, ""]
+    fake: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    count: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
 class Adversary:
-    """The rules of the game.
+    """The discriminators and the settings of their training.
 
     Attributes:
-      discriminators: 'image' judges every frame alone, 'video' judges clips (not images).
+      discriminators: 'image' sees every frame alone, 'video' sees clips and skips images.
       optimizer: of every discriminator.
       loss: a key of LOSSES.
-      lecam, r1: weights in the discriminator's loss; 0 leaves them out.
-      frames: the most frames of a clip that 'image' sees, drawn anew each time.
-      pause_above: a discriminator of this accuracy waits until it is worse.
-      start: the first update at which the term counts for the generator.
-      warmup: updates before that in which the discriminators learn already.
-      ramp: updates in which its weight grows to the whole.
-      adaptive: the largest adaptive weight (`adaptive_weight`); 0 keeps the weight constant.
+      lecam, r1: weights of the regularizers in the discriminator's loss; 0 turns one off.
+      frames: the maximum number of frames per clip that 'image' sees, drawn anew for each batch.
+      pause_above: a discriminator pauses while its accuracy exceeds this.
+      start: the first update whose generator gradient includes the term.
+      warmup: number of updates before `start` in which discriminators already train.
+      ramp: number of updates over which the term's weight grows from 0 to its full value.
+      adaptive: upper bound of `adaptive_weight`; 0 keeps the weight constant.
     """
 
     discriminators: Mapping[str, Discriminator]
     optimizer: optax.GradientTransformation
-    loss: str = "hinge"
-    lecam: float = 0.0
-    r1: float = 0.0
-    frames: int = 4
-    pause_above: float = 1.0
-    start: int = 0
-    warmup: int = 0
-    ramp: int = 1
-    adaptive: float = 0.0
+    loss: str
+    lecam: float
+    r1: float
+    frames: int
+    pause_above: float
+    start: int
+    warmup: int
+    ramp: int
+    adaptive: float
 
-    def init(self, key: jax.Array) -> dict[str, DiscriminatorState]:
-        """The discriminators at the start, their singular vectors settled."""
-        opponents = {}
+    @classmethod
+    def of(cls, config: Any, buckets: Sequence[Any]) -> "Adversary | None":
+        """Builds the adversary of a run, without the discriminators that no bucket feeds.
+
+        Args:
+          config: the whole configuration.
+          buckets: the run's buckets; only `frames` of each is read.
+
+        Returns:
+          The adversary, or None if loss.weights.adversarial is 0.
+
+        Raises:
+          InputError: if no discriminator is left.
+        """
+        if not config.loss.weights.adversarial:
+            return None
+        settings = config.loss.adversarial
+        has_clips = any(bucket.frames > 1 for bucket in buckets)
+        names = [name for name in settings.discriminators if name == "image" or has_clips]
+        if not names:
+            raise InputError(
+                f"loss.adversarial.discriminators = {settings.discriminators}, but no bucket has clips;"
+                " accepted: ('image',)"
+            )
+        design = DiscriminatorDesign(settings.kind, settings.width, settings.spectral_norm)
+        return cls(
+            discriminators={name: Discriminator(design, temporal=name == "video") for name in names},
+            optimizer=optax.adam(settings.learning_rate, settings.b1, settings.b2),
+            loss=settings.loss,
+            lecam=settings.lecam,
+            r1=settings.r1,
+            frames=settings.frames,
+            pause_above=settings.pause_above,
+            start=settings.start,
+            warmup=settings.warmup,
+            ramp=settings.ramp,
+            adaptive=settings.adaptive,
+        )
+
+    def init(self, key: PRNGKeyArray) -> dict[str, DiscriminatorState]:
+        """Initializes every discriminator, with converged singular vectors."""
+        states = {}
         for name, module in self.discriminators.items():
             variables = module.init(key, jnp.zeros((1, 5 if module.temporal else 1, 32, 32, 3)))
             params, spectral = variables["params"], variables.get("spectral", {})
-            opponents[name] = DiscriminatorState(
-                params,
-                power_iteration(params, spectral, squarings=5),
-                self.optimizer.init(params),
-                jnp.zeros(()),
-                jnp.zeros(()),  # not the same array: donating one buffer twice is an error
-                jnp.full((), 0.5, jnp.float32),
+            states[name] = DiscriminatorState(
+                params=params,
+                spectral=power_iteration(params, spectral, squarings=5),
+                optimizer=self.optimizer.init(params),
+                real_mean=jnp.zeros(()),
+                fake_mean=jnp.zeros(()),  # not the same array: donating one buffer twice is an error
+                accuracy=jnp.full((), 0.5, jnp.float32),
             )
-        return opponents
+        return states
 
-    def plays(self, step: int) -> bool:
-        """Whether the discriminators take part at a step."""
+    def is_training(self, step: int) -> bool:
+        """Returns whether the discriminators train at a step."""
         return step >= self.start - self.warmup
 
-    def share(self, step: jax.Array) -> jax.Array:
-        """The share of the adversarial weight at a step: 0 before `start`, then up to 1 in `ramp` updates."""
+    def weight_fraction(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Returns the fraction of the term's weight at a step: 0 before `start`, then up to 1 over `ramp`."""
         return jnp.clip((step - self.start + 1) / self.ramp, 0.0, 1.0)
 
-    def zeros(self, opponents: Mapping[str, DiscriminatorState]) -> tuple[dict, dict[str, LogitStats]]:
-        """Gradients and observations of 0, to add to."""
-        gradients = {name: jax.tree.map(jnp.zeros_like, one.params) for name, one in opponents.items()}
-        observed = {name: LogitStats(*(jnp.zeros(()) for _ in range(4))) for name in opponents}
-        return gradients, observed
+    def zeros(self, states: Mapping[str, DiscriminatorState]) -> tuple[dict[str, Any], dict[str, LogitStats]]:
+        """Returns empty accumulators: zero gradients and zero statistics of every discriminator."""
+        gradients = {name: jax.tree.map(jnp.zeros_like, state.params) for name, state in states.items()}
+        stats = {name: LogitStats(*(jnp.zeros(()) for _ in range(4))) for name in states}
+        return gradients, stats
 
     def gradients(
-        self, opponents: Mapping[str, DiscriminatorState], x: jax.Array, x_hat: jax.Array, key: jax.Array
-    ):
-        """Lets every discriminator that takes this shape judge a batch.
+        self,
+        states: Mapping[str, DiscriminatorState],
+        x: Float[Array, "B T H W C"],
+        x_hat: Float[Array, "B T H W C"],
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, "B T H W C"], dict[str, Any], dict[str, LogitStats], dict[str, Float[Array, ""]]]:
+        """Computes both sides' gradients of a batch, for every discriminator that accepts its shape.
 
-        One forward pass over x and one over x_hat give both sides' gradients: each judgement is pulled back
-        once with the discriminator's cotangent, to its parameters, and once with the generator's, to x_hat.
+        Each discriminator runs forward once on x and once on x_hat. Two pullbacks of that pass give its
+        parameters' gradient from the discriminator's loss and x_hat's gradient from the generator's loss.
 
         Args:
-          opponents: the discriminators.
+          states: states of the discriminators by name.
           x: (B, T, H, W, 3) in [-1, 1].
-          x_hat: its reconstruction.
-          key: draws frames.
+          x_hat: its reconstruction, of the same shape.
+          key: draws the frames that 'image' sees.
 
         Returns:
-          d(sum of generator losses)/dx_hat; {name: gradient of its parameters}; {name: LogitStats};
-          terms, each (): 'adversarial_NAME' and 'discriminator_NAME', the generator's and the discriminator's
-          loss, and 'r1_NAME' where it counts.
+          d(sum of generator losses)/d(x_hat); gradients of each discriminator's parameters; statistics of
+          each one's logits; and terms, each (): 'adversarial_NAME' (generator's loss), 'discriminator_NAME'
+          (discriminator's loss) and, if on, 'r1_NAME'.
         """
-        total, gradients, observed, terms = jnp.zeros_like(x_hat), {}, {}, {}
+        total, gradients, stats, terms = jnp.zeros_like(x_hat), {}, {}, {}
         for name, module in self.discriminators.items():
             if module.temporal and x.shape[1] == 1:
                 continue
-            glimpse = None if module.temporal else some_frames(key, x.shape[1], self.frames)
-            sides = _judge(self, module, opponents[name], x, x_hat, glimpse)
-            dx_hat, gradients[name], observed[name], losses = sides
+            frames = None if module.temporal else random_frames(key, x.shape[1], self.frames)
+            of_one = self._gradients_of_one(module, states[name], x, x_hat, frames)
+            dx_hat, gradients[name], stats[name], losses = of_one
             total += dx_hat
             terms |= {f"{loss}_{name}": value for loss, value in losses.items()}
-        return total, gradients, observed, terms
+        return total, gradients, stats, terms
 
-    def update(self, one: DiscriminatorState, gradients: Any, observed: LogitStats) -> DiscriminatorState:
-        """One discriminator after an update: its step, unless it waits, its singular vectors and averages."""
-        seen = observed.count > 0
-        count = jnp.maximum(observed.count, 1)
+    def _gradients_of_one(
+        self,
+        module: Discriminator,
+        state: DiscriminatorState,
+        x: Float[Array, "B T H W C"],
+        x_hat: Float[Array, "B T H W C"],
+        frames: Int[Array, " n"] | None,
+    ) -> tuple[Float[Array, "B T H W C"], Any, LogitStats, dict[str, Float[Array, ""]]]:
+        """Computes `gradients` of one discriminator, on the given frames only."""
+
+        def discriminate(params: Any, x: jax.Array) -> Any:
+            x = x if frames is None else x[:, frames]
+            return module.apply({"params": params, "spectral": state.spectral}, x)
+
+        discriminator_loss, generator_loss = LOSSES[self.loss]
+
+        def loss(real, fake):
+            value = discriminator_loss(real, fake)
+            if self.lecam:
+                value += self.lecam * lecam(real, fake, state.real_mean, state.fake_mean)
+            return value
+
+        real, pull_real = jax.vjp(lambda params: discriminate(params, x), state.params)
+        fake, pull_fake = jax.vjp(discriminate, state.params, x_hat)
+        value, (d_real, d_fake) = jax.value_and_grad(loss, (0, 1))(real, fake)
+        gradients = jax.tree.map(jnp.add, pull_real(d_real)[0], pull_fake(d_fake)[0])
+        generator, d_fake = jax.value_and_grad(generator_loss)(fake)
+        dx_hat = pull_fake(d_fake)[1]
+        losses = {"adversarial": generator, "discriminator": value}
+        if self.r1:
+            penalty, d_params = jax.value_and_grad(
+                lambda params: r1(functools.partial(discriminate, params), x)
+            )(state.params)
+            gradients = jax.tree.map(lambda g, p: g + 0.5 * self.r1 * p, gradients, d_params)
+            losses["r1"] = penalty
+        accuracy = 0.5 * ((real > 0).mean() + (fake < 0).mean())
+        return dx_hat, gradients, LogitStats(real.mean(), fake.mean(), accuracy, jnp.ones(())), losses
+
+    def update(self, state: DiscriminatorState, gradients: Any, stats: LogitStats) -> DiscriminatorState:
+        """Updates one discriminator: its parameters unless it pauses, and its moving averages.
+
+        Args:
+          state: before the update.
+          gradients: of its parameters, summed over the update's batches.
+          stats: of its logits; a count of 0 leaves the whole state unchanged.
+
+        Returns:
+          The state after the update.
+        """
+        active = stats.count > 0
+        count = jnp.maximum(stats.count, 1)
 
         def average(old, total, decay):
-            return jnp.where(seen, decay * old + (1 - decay) * total / count, old)
+            return jnp.where(active, decay * old + (1 - decay) * total / count, old)
 
-        # Averages of 0 at the start would pull logits to 0 for long: the first updates count for more.
-        steps = optax.tree.get(one.optimizer, "count")
+        # The averages start at 0 and would pull logits there for long, so early updates weigh more.
+        steps = optax.tree.get(state.optimizer, "count")
         decay = jnp.minimum(MEAN_DECAY, (1.0 + steps) / (10.0 + steps))
-        accuracy = average(one.accuracy, observed.accuracy, ACCURACY_DECAY)
-        updates, optimizer = self.optimizer.update(gradients, one.optimizer, one.params)
-        params = optax.apply_updates(one.params, updates)
-        new = one.replace(params=params, spectral=power_iteration(params, one.spectral), optimizer=optimizer)
-        trains = seen & (one.accuracy <= self.pause_above)
-        new = jax.tree.map(functools.partial(jnp.where, trains), new, one)
-        return new.replace(
-            real_mean=average(one.real_mean, observed.real, decay),
-            fake_mean=average(one.fake_mean, observed.fake, decay),
+        accuracy = average(state.accuracy, stats.accuracy, ACCURACY_DECAY)
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = dataclasses.replace(
+            state, params=params, spectral=power_iteration(params, state.spectral), optimizer=optimizer
+        )
+        trains = active & (state.accuracy <= self.pause_above)
+        new = jax.tree.map(functools.partial(jnp.where, trains), new, state)
+        return dataclasses.replace(
+            new,
+            real_mean=average(state.real_mean, stats.real, decay),
+            fake_mean=average(state.fake_mean, stats.fake, decay),
             accuracy=accuracy,
         )
 
 
-def _judge(rules: Adversary, module: Discriminator, one: DiscriminatorState, x, x_hat, glimpse):
-    def judge(params, x):
-        x = x if glimpse is None else x[:, glimpse]
-        return module.apply({"params": params, "spectral": one.spectral}, x)
-
-    discriminator_loss, generator_loss = LOSSES[rules.loss]
-
-    def loss(real, fake):
-        value = discriminator_loss(real, fake)
-        if rules.lecam:
-            value += rules.lecam * lecam(real, fake, one.real_mean, one.fake_mean)
-        return value
-
-    real, pull_real = jax.vjp(lambda params: judge(params, x), one.params)
-    fake, pull_fake = jax.vjp(judge, one.params, x_hat)
-    value, (d_real, d_fake) = jax.value_and_grad(loss, (0, 1))(real, fake)
-    gradients = jax.tree.map(jnp.add, pull_real(d_real)[0], pull_fake(d_fake)[0])
-    generator, d_fake = jax.value_and_grad(generator_loss)(fake)
-    dx_hat = pull_fake(d_fake)[1]
-    losses = {"adversarial": generator, "discriminator": value}
-    if rules.r1:
-        penalty, more = jax.value_and_grad(lambda params: r1(functools.partial(judge, params), x))(one.params)
-        gradients = jax.tree.map(lambda g, m: g + 0.5 * rules.r1 * m, gradients, more)
-        losses["r1"] = penalty
-    right = 0.5 * ((real > 0).mean() + (fake < 0).mean())
-    return dx_hat, gradients, LogitStats(real.mean(), fake.mean(), right, jnp.ones(())), losses
-
-
-def adaptive_weight(reconstruction: jax.Array, adversarial: jax.Array, largest: float) -> jax.Array:
-    """VQGAN's weight (arXiv 2012.09841): |d rec| / |d adv|, the gradients at the last decoder layer.
+def adaptive_weight(
+    reconstruction: Float[Array, "..."], adversarial: Float[Array, "..."], limit: float
+) -> Float[Array, ""]:
+    """Computes VQGAN's adaptive weight (arXiv 2012.09841): |d rec| / |d adv| at the last decoder layer.
 
     Args:
       reconstruction: gradient of all other terms at the last layer's kernel.
-      adversarial: gradient of the adversarial term there.
-      largest: the most that it may be.
+      adversarial: gradient of the adversarial term at the same kernel.
+      limit: upper bound of the weight.
     """
     ratio = jnp.linalg.norm(reconstruction) / (jnp.linalg.norm(adversarial) + 1e-4)
-    return jnp.clip(ratio, 0.0, largest)
+    return jnp.clip(ratio, 0.0, limit)
 
 
 def alarm(name: str, accuracy: float) -> str | None:
-    """One line about a discriminator whose judgement has become worthless, or None."""
+    """Returns a one-line warning if a discriminator is too strong or has collapsed, else None."""
     if accuracy > 0.98:
-        return f"the {name} discriminator wins (accuracy above 0.98): lower loss.adversarial.learning_rate"
+        return (
+            f"the {name} discriminator is too strong (accuracy above 0.98): lower"
+            " loss.adversarial.learning_rate"
+        )
     if accuracy < 0.52:
-        return f"the {name} discriminator tells nothing (accuracy below 0.52): it may have collapsed"
+        return f"the {name} discriminator does not discriminate (accuracy below 0.52): it may have collapsed"
     return None

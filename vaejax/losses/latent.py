@@ -1,75 +1,93 @@
-"""Terms on the latent: what makes it easy to learn for a diffusion model, which no reconstruction tells."""
+"""Loss terms on the latent that make it easier for a diffusion model to learn."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSettings:
-    """How the latent's terms work; their weights stand with the others.
+    """Settings of the latent terms; `Objective.weights` holds their weights.
 
     Attributes:
-      outlier_radius: standard deviations from which a latent pixel is an outlier.
-      correlation: of neighbours, below which it costs.
-      scales: of the equivariance term; one is drawn for each batch.
-      rotate: the equivariance term also turns frames by a random multiple of 90 degrees (180 if not square).
-      mask: probability that a sample's latent keeps its first channels only.
+      outlier_radius: standard deviations beyond which a latent pixel is an outlier.
+      correlation: correlation of neighbors below which roughness is penalized.
+      scales: scale factors of the equivariance term; each batch draws one.
+      rotate: whether the equivariance term also rotates frames by a random multiple of 90 degrees; frames
+        that are not square rotate by 0 or 180.
+      mask: probability that a sample keeps only a prefix of its latent channels.
     """
 
-    outlier_radius: float = 3.0
-    correlation: float = 0.75
-    scales: tuple[float, ...] = (0.5,)
-    rotate: bool = False
-    mask: float = 0.0
+    outlier_radius: float
+    correlation: float
+    scales: tuple[float, ...]
+    rotate: bool
+    mask: float
+
+    @classmethod
+    def of(cls, settings: Any) -> "LatentSettings":
+        """Returns the settings of the configuration's section loss.latent."""
+        return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})
 
 
-def outliers(z: jax.Array, radius: float) -> jax.Array:
-    """Movie Gen's outlier penalty (arXiv 2410.13720, equation 1): what makes spots.
+def outliers(z: Float[Array, "b t h w c"], radius: float) -> Float[Array, ""]:
+    """Computes Movie Gen's outlier penalty against bright spots (arXiv 2410.13720, equation 1).
 
     Args:
       z: (b, t, h, w, c).
-      radius: r.
+      radius: r of the equation, in standard deviations.
 
     Returns:
-      () mean over frames and pixels of max(|z - mean| - r |std|, 0), norms over channels, mean and standard
-      deviation over the pixels of a frame.
+      () mean over frames and latent pixels of max(|z - mean| - r |std|, 0). Norms are over channels; mean and
+      standard deviation are over the pixels of a frame.
     """
     mean, variance = z.mean((2, 3), keepdims=True), z.var((2, 3), keepdims=True)
-    distance = jnp.sqrt(jnp.square(z - mean).sum(-1) + 1e-12)  # away from 0, where a root has no derivative
+    # The square root has no finite derivative at 0.
+    distance = jnp.sqrt(jnp.square(z - mean).sum(-1) + 1e-12)
     return jax.nn.relu(distance - radius * jnp.sqrt(variance.sum(-1) + 1e-12)).mean()
 
 
-def roughness(z: jax.Array, correlation: float) -> jax.Array:
-    """What neighbouring latent pixels lack of a correlation, after SSVAE (arXiv 2512.05394).
+def roughness(z: Float[Array, "b t h w c"], correlation: float) -> Float[Array, ""]:
+    """Computes a hinge on the correlation of neighboring latent pixels, after SSVAE (arXiv 2512.05394).
 
     Args:
       z: (b, t, h, w, c).
-      correlation: that costs nothing.
+      correlation: the target; correlations above it cost nothing.
 
     Returns:
-      () mean over samples, channels and axes (t, h, w longer than 1) of max(correlation - r, 0), r the
-      correlation of a channel with itself one place further.
+      () mean of max(correlation - r, 0) over samples, channels and those of the axes t, h, w longer than 1.
+      Here r is the correlation of a channel with itself shifted by one along the axis.
     """
-    centred = z - z.mean((1, 2, 3), keepdims=True)
-    variance = jnp.square(centred).mean((1, 2, 3)) + 1e-6
-    lacking = []
+    centered = z - z.mean((1, 2, 3), keepdims=True)
+    variance = jnp.square(centered).mean((1, 2, 3)) + 1e-6
+    penalties = []
     for axis in (1, 2, 3):
         size = z.shape[axis]
         if size > 1:
-            here = jax.lax.slice_in_dim(centred, 0, size - 1, axis=axis)
-            there = jax.lax.slice_in_dim(centred, 1, size, axis=axis)
-            lacking.append(jax.nn.relu(correlation - (here * there).mean((1, 2, 3)) / variance))
-    return jnp.stack(lacking).mean() if lacking else jnp.zeros(())
+            here = jax.lax.slice_in_dim(centered, 0, size - 1, axis=axis)
+            there = jax.lax.slice_in_dim(centered, 1, size, axis=axis)
+            penalties.append(jax.nn.relu(correlation - (here * there).mean((1, 2, 3)) / variance))
+    return jnp.stack(penalties).mean() if penalties else jnp.zeros(())
 
 
-def masked(key: jax.Array, z: jax.Array, probability: float) -> jax.Array:
-    """Channel-prefix masking: some samples keep 1 to c - 1 of their first channels, the rest set to 0.
+def masked(key: PRNGKeyArray, z: Float[Array, "b t h w c"], probability: float) -> Float[Array, "b t h w c"]:
+    """Masks random samples to a channel prefix: their first 1 to c - 1 channels stay, the others become 0.
 
-    The first channels come to hold what matters most, as in DC-AE 1.5 (arXiv 2508.00413) and SSVAE.
+    It concentrates the most important content in the first channels, as in DC-AE 1.5 (arXiv 2508.00413) and
+    SSVAE (arXiv 2512.05394).
+
+    Args:
+      key: draws the samples and the prefixes.
+      z: (b, t, h, w, c).
+      probability: probability that a sample is masked.
+
+    Returns:
+      (b, t, h, w, c).
     """
     key_which, key_kept = jax.random.split(key)
     b, c = z.shape[0], z.shape[-1]
@@ -80,22 +98,22 @@ def masked(key: jax.Array, z: jax.Array, probability: float) -> jax.Array:
 
 def equivariance(
     decode: Callable[[jax.Array], jax.Array],
-    z: jax.Array,
-    x: jax.Array,
-    key: jax.Array,
+    z: Float[Array, "b t h w c"],
+    x: Float[Array, "B T H W C"],
+    key: PRNGKeyArray,
     settings: LatentSettings,
-) -> jax.Array:
-    """The L1 distance of a transformed clip from what its equally transformed latent decodes to.
+) -> Float[Array, ""]:
+    """Computes the L1 distance between a transformed clip and the decoded, equally transformed latent.
 
-    With scales of 1/2 and 1/4 it is scale equivariance (Skorokhodov et al., arXiv 2502.14831), with scales
-    below 1 and `rotate` EQ-VAE's (arXiv 2502.09509).
+    Scales of 1/2 and 1/4 give scale equivariance (Skorokhodov et al., arXiv 2502.14831); scales below 1
+    together with `rotate` give EQ-VAE (arXiv 2502.09509).
 
     Args:
-      decode: (b, t, h', w', c) to pixels.
-      z: (b, t, h, w, c).
-      x: (B, T, H, W, 3), what z was encoded from.
+      decode: maps latents (b, t, h', w', c) to pixels.
+      z: (b, t, h, w, c), the latent of x.
+      x: (B, T, H, W, C) in [-1, 1].
       key: draws the transformation.
-      settings: which.
+      settings: the set of transformations.
 
     Returns:
       () mean per pixel value.
@@ -111,8 +129,8 @@ def equivariance(
     def distance(scale: float, z, x):
         h, w = (max(1, round(scale * size)) for size in z.shape[2:4])
         small = jax.image.resize(z, (*z.shape[:2], h, w, z.shape[-1]), "linear")
-        wanted = jax.image.resize(x, (*x.shape[:2], factor * h, factor * w, x.shape[-1]), "linear")
-        return jnp.abs(wanted - decode(small)).mean()
+        target = jax.image.resize(x, (*x.shape[:2], factor * h, factor * w, x.shape[-1]), "linear")
+        return jnp.abs(target - decode(small)).mean()
 
     branches = [functools.partial(distance, scale) for scale in settings.scales]
     return jax.lax.switch(jax.random.randint(key_scale, (), 0, len(branches)), branches, z, x)

@@ -1,42 +1,98 @@
-"""The loss of one bucket: every term normalised so that it means the same at every shape."""
+"""The training objective: every term but the adversarial one, normalized to mean the same at every shape."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from vaejax.losses import detail
 from vaejax.losses import latent as latent_terms
-from vaejax.losses.glimpse import window
+from vaejax.losses.crops import random_windows
 from vaejax.losses.latent import LatentSettings
 from vaejax.models.posterior import DiagonalGaussian
+from vaejax.models.resample import stem
 from vaejax.networks.lpips import lpips
 
 Terms = dict[str, jax.Array]
 
+NORMALIZATIONS = ("sum", "mean", "reference")
+HIGH_PASS_SIGMA = 1.0  # standard deviation of the Gaussian blur, in pixels
+CHARBONNIER_EPSILON = 1e-3
 
-def laplace_nll(x: jax.Array, x_hat: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """-log p(x | x_hat) of a Laplace distribution of scale exp(s), element by element, in nats."""
+
+def laplace_nll(
+    x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"], log_scale: Float[Array, ""]
+) -> Float[Array, "B T H W C"]:
+    """Returns -log p(x | x_hat) in nats per element, for a Laplace distribution of scale exp(log_scale)."""
     return jnp.abs(x - x_hat) * jnp.exp(-log_scale) + log_scale + math.log(2)
 
 
-def gaussian_nll(x: jax.Array, x_hat: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """-log p(x | x_hat) of a Gaussian of standard deviation exp(s), element by element, in nats."""
+def gaussian_nll(
+    x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"], log_scale: Float[Array, ""]
+) -> Float[Array, "B T H W C"]:
+    """Returns -log p(x | x_hat) in nats per element, for a Gaussian of standard deviation exp(log_scale)."""
     return 0.5 * jnp.square((x - x_hat) * jnp.exp(-log_scale)) + log_scale + 0.5 * math.log(2 * math.pi)
 
 
 LIKELIHOODS = {"laplace": laplace_nll, "gaussian": gaussian_nll}
-NORMALIZATIONS = ("sum", "mean", "reference")
-# Every term by the name of its weight; 'adversarial' is played in adversarial.py.
+
+
+def high_pass(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
+    """L1 distance of the high-pass filtered frames: each minus its Gaussian blur (LiteVAE, arXiv 2405.14477).
+
+    Args:
+      x: (B, T, H, W, C) in [-1, 1].
+      x_hat: its reconstruction, of the same shape.
+
+    Returns:
+      () mean per pixel value.
+    """
+    error = x - x_hat
+    return jnp.abs(error - _blur(error)).mean()
+
+
+def wavelet(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
+    """Charbonnier distance, sqrt(d² + ε²) - ε, of the high Haar bands of each frame (arXiv 2405.14477).
+
+    Args:
+      x: (B, T, H, W, C) in [-1, 1], H and W even.
+      x_hat: its reconstruction, of the same shape.
+
+    Returns:
+      () mean per wavelet coefficient.
+    """
+    bands = stem(x - x_hat, 2, "haar")[..., x.shape[-1] :]
+    return (jnp.sqrt(jnp.square(bands) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON).mean()
+
+
+def temporal(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
+    """L1 distance of the differences between successive frames: penalizes flicker and lost motion.
+
+    Args:
+      x: (B, T, H, W, C) in [-1, 1].
+      x_hat: its reconstruction, of the same shape.
+
+    Returns:
+      () mean per pixel value; 0 for images.
+    """
+    error = x - x_hat
+    return jnp.abs(jnp.diff(error, axis=1)).mean() if x.shape[1] > 1 else jnp.zeros(())
+
+
+# Terms that sharpen reconstructions beyond a pixelwise likelihood. A new one needs an entry here and a weight
+# in the configuration.
+DETAIL_TERMS = {"high_pass": high_pass, "wavelet": wavelet, "temporal": temporal}
+# Every term by the name of its weight; losses/adversarial.py computes 'adversarial'.
 TERMS = (
     "reconstruction",
     "kl",
     "perceptual",
     "adversarial",
-    *detail.TERMS,
+    *DETAIL_TERMS,
     "outliers",
     "roughness",
     "equivariance",
@@ -45,98 +101,121 @@ TERMS = (
 
 @flax.struct.dataclass
 class Outputs:
-    """What the generator gives for a batch x.
+    """The autoencoder's outputs for a batch x (B, T, H, W, C).
 
     Attributes:
       x_hat: (B, T, H, W, C), the reconstruction.
-      posterior: over (b, t, h, w, c).
-      z: a sample of it.
-      log_scale: () the likelihood's s.
-      equivariance: () see `latent_terms.equivariance`; 0 where it does not count.
+      posterior: over latents (b, t, h, w, c).
+      z: (b, t, h, w, c), a sample of the posterior.
+      log_scale: () learned log-scale of the likelihood.
+      equivariance: () value of `latent.equivariance`; 0 if the term is off.
     """
 
-    x_hat: jax.Array
+    x_hat: Float[Array, "B T H W C"]
     posterior: DiagonalGaussian
-    z: jax.Array
-    log_scale: jax.Array
-    equivariance: jax.Array
+    z: Float[Array, "b t h w c"]
+    log_scale: Float[Array, ""]
+    equivariance: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """L = scale(shape) · Σ_k w_k · term_k, each term a mean per pixel value or per frame, for every shape.
+    """L = scale(shape) · Σ_k w_k · term_k, where each term is a mean per pixel value, frame or latent.
 
-    scale(shape) is C·T·H·W times the factor of the normalisation. With 'sum', 1, a video outweighs an image
-    by its size; with 'mean', 1/(C·T·H·W), a pixel of an image outweighs a pixel of a video; with 'reference',
-    |S_ref|/(C·T·H·W), a bucket weighs what its own weight says and the loss keeps the magnitude of a sum over
-    one sample of the reference shape.
+    scale(shape) is C·T·H·W times the factor of the normalization:
+
+    - 'sum', factor 1: a video outweighs an image by its size.
+    - 'mean', factor 1/(C·T·H·W): a pixel of an image outweighs a pixel of a video.
+    - 'reference', factor |S_ref|/(C·T·H·W): only the bucket's weight matters, and the loss has the magnitude
+      of a sum over one sample of the reference shape.
 
     Attributes:
-      weights: of TERMS; one that is missing or 0 is not computed.
+      weights: weight of each of TERMS; a term with a missing or zero weight is not computed.
       likelihood: 'laplace' or 'gaussian', with one learned log-scale.
       normalization: 'sum', 'mean' or 'reference'.
       reference: (T, H, W) of S_ref.
-      perceptual_network: of LPIPS.
-      perceptual_frames, perceptual_side: the most frames of a clip, and pixels each way, that LPIPS sees.
-      perceptual_dtype: of its convolutions.
-      latent: settings of the latent's terms.
+      perceptual_network: LPIPS backbone, 'vgg16' or 'alexnet'.
+      perceptual_frames: the maximum number of frames per clip that LPIPS compares.
+      perceptual_side: the maximum side of the compared window in pixels; 0 compares whole frames.
+      perceptual_dtype: dtype of the LPIPS convolutions.
+      latent: settings of the latent terms.
     """
 
-    weights: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"reconstruction": 1.0, "kl": 1e-6}
-    )
-    likelihood: str = "laplace"
-    normalization: str = "reference"
-    reference: tuple[int, int, int] = (1, 64, 64)
-    perceptual_network: str = "vgg16"
-    perceptual_frames: int = 4
-    perceptual_side: int = 0
-    perceptual_dtype: str = "float32"
-    latent: LatentSettings = LatentSettings()  # noqa: RUF009 - frozen
+    weights: Mapping[str, float]
+    likelihood: str
+    normalization: str
+    reference: tuple[int, int, int]
+    perceptual_network: str
+    perceptual_frames: int
+    perceptual_side: int
+    perceptual_dtype: str
+    latent: LatentSettings
+
+    @classmethod
+    def of(cls, config: Any) -> "Objective":
+        """Returns the objective that a run's whole configuration describes."""
+        loss, perceptual = config.loss, config.loss.perceptual
+        return cls(
+            weights={name: getattr(loss.weights, name) for name in TERMS},
+            likelihood=loss.likelihood,
+            normalization=loss.normalization,
+            reference=tuple(loss.reference),
+            perceptual_network=perceptual.network,
+            perceptual_frames=perceptual.frames,
+            perceptual_side=perceptual.side,
+            perceptual_dtype=config.model.dtype,
+            latent=LatentSettings.of(loss.latent),
+        )
 
     def scale(self, shape: tuple[int, ...]) -> float:
-        """The factor on a mean over one sample of `shape` (T, H, W, C)."""
+        """Returns the factor on a mean over one sample of `shape` (T, H, W, C)."""
         size, reference = math.prod(shape), shape[-1] * math.prod(self.reference)
         return {"sum": size, "mean": 1.0, "reference": reference}[self.normalization]
 
     def uses(self, term: str) -> bool:
-        """Whether a term counts."""
+        """Returns whether a term has a positive weight."""
         return self.weights.get(term, 0.0) > 0
 
     def without(self, *terms: str) -> "Objective":
-        """The same without some terms."""
+        """Returns the same objective with some terms removed."""
         kept = {name: weight for name, weight in self.weights.items() if name not in terms}
         return dataclasses.replace(self, weights=kept)
 
     def likelihood_terms(
-        self, x: jax.Array, x_hat: jax.Array, posterior: DiagonalGaussian, log_scale: jax.Array
-    ) -> Terms:
-        """{'nll', 'kl'} of every sample, (B,), in nats a pixel value: sums over a sample over C·T·H·W."""
+        self,
+        x: Float[Array, "B T H W C"],
+        x_hat: Float[Array, "B T H W C"],
+        posterior: DiagonalGaussian,
+        log_scale: Float[Array, ""],
+    ) -> dict[str, Float[Array, " B"]]:
+        """Computes {'nll', 'kl'} of every sample, (B,), in nats per pixel value: sums over C·T·H·W."""
         nll = LIKELIHOODS[self.likelihood](x, x_hat, log_scale)
-        every = tuple(range(1, x.ndim))
-        kl = posterior.kl().sum((2, 3)).sum((1, 2))  # short sums of float32
-        return {"nll": nll.mean(every), "kl": kl / math.prod(x.shape[1:])}
+        all_but_batch = tuple(range(1, x.ndim))
+        kl = posterior.kl().sum((2, 3)).sum((1, 2))  # in two steps: short sums lose less in float32
+        return {"nll": nll.mean(all_but_batch), "kl": kl / math.prod(x.shape[1:])}
 
-    def __call__(self, x: jax.Array, out: Outputs, lpips_params: dict, key: jax.Array):
-        """The loss of one batch without its adversarial term.
+    def __call__(
+        self, x: Float[Array, "B T H W C"], out: Outputs, lpips_params: dict, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Computes the loss of one batch without its adversarial term.
 
         Args:
           x: (B, T, H, W, C) in [-1, 1].
-          out: what the generator makes of it.
-          lpips_params: of the perceptual network; {} where it does not count.
-          key: draws what LPIPS looks at.
+          out: the autoencoder's outputs for x.
+          lpips_params: parameters of LPIPS; {} if the perceptual term is off.
+          key: draws the frames and windows that LPIPS compares.
 
         Returns:
-          The loss, (), and its terms, each (): 'loss', their weighted sum, so the loss without its scale;
-          'nll' and 'kl' in nats a pixel value; the others by their names.
+          The loss, (), and its terms, each (): 'loss' is their weighted sum before scaling, 'nll' and 'kl'
+          are in nats per pixel value, the others have the names of TERMS.
         """
-        both = self.likelihood_terms(x, out.x_hat, out.posterior, out.log_scale)
-        terms = {"nll": both["nll"].mean(), "kl": both["kl"].mean()}
+        by_sample = self.likelihood_terms(x, out.x_hat, out.posterior, out.log_scale)
+        terms = {"nll": by_sample["nll"].mean(), "kl": by_sample["kl"].mean()}
         if self.uses("perceptual"):
-            seen = window(key, (x, out.x_hat), self.perceptual_frames, self.perceptual_side)
+            a, b = random_windows(key, (x, out.x_hat), self.perceptual_frames, self.perceptual_side)
             dtype = jnp.dtype(self.perceptual_dtype)
-            terms["perceptual"] = lpips(lpips_params, *seen, self.perceptual_network, dtype).mean()
-        for name, term in detail.TERMS.items():
+            terms["perceptual"] = lpips(lpips_params, a, b, self.perceptual_network, dtype).mean()
+        for name, term in DETAIL_TERMS.items():
             if self.uses(name):
                 terms[name] = term(x, out.x_hat)
         if self.uses("outliers"):
@@ -145,6 +224,19 @@ class Objective:
             terms["roughness"] = latent_terms.roughness(out.z, self.latent.correlation)
         if self.uses("equivariance"):
             terms["equivariance"] = out.equivariance
-        weighed = {"reconstruction" if name == "nll" else name: value for name, value in terms.items()}
-        total = sum(self.weights.get(name, 0.0) * value for name, value in weighed.items())
+        by_weight = {"reconstruction" if name == "nll" else name: value for name, value in terms.items()}
+        total: Any = sum(self.weights.get(name, 0.0) * value for name, value in by_weight.items())
         return self.scale(x.shape[1:]) * total, {"loss": total, **terms}
+
+
+def _blur(x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    """Blurs every frame with a Gaussian; border pixels are repeated."""
+    reach = round(3 * HIGH_PASS_SIGMA)
+    kernel = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / HIGH_PASS_SIGMA) ** 2)
+    kernel /= kernel.sum()
+    blurred: Any = x
+    for axis in (2, 3):
+        padding = [(reach, reach) if a == axis else (0, 0) for a in range(x.ndim)]
+        padded, size = jnp.pad(blurred, padding, mode="edge"), x.shape[axis]
+        blurred = sum(k * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i, k in enumerate(kernel))
+    return blurred

@@ -1,4 +1,4 @@
-"""The VAE: encoder, posterior, decoder, and its named sizes."""
+"""The VAE: its architecture, named sizes, encoder and decoder."""
 
 import dataclasses
 import functools
@@ -9,8 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from vaejax.models import dct_init as transform
+from vaejax.errors import InputError
+from vaejax.models import dct_init
 from vaejax.models.blocks import FrameAttention, ResidualBlock
 from vaejax.models.constraints import place
 from vaejax.models.conv import CausalConv, Triple
@@ -25,47 +27,70 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "base": {"stem_factor": 2, "widths": (144, 288, 576), "encoder_blocks": 2, "decoder_blocks": 3},
     "large": {"stem_factor": 2, "widths": (192, 384, 768), "encoder_blocks": 4, "decoder_blocks": 4},
 }
-LOG_VARIANCE_INIT = -8.0  # a posterior this narrow lets reconstruction start at once; the KL widens it
+LOG_VARIANCE_INIT = -8.0  # narrow, so that reconstruction can start at once; the KL term widens it
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What an autoencoder is made of.
+    """The hyperparameters of an autoencoder.
 
     Attributes:
-      widths: channels of each level, highest resolution first; the last is repeated if levels need more.
-      encoder_blocks, decoder_blocks: residual blocks a level.
+      widths: channels of each level, highest resolution first; further levels repeat the last width.
+      encoder_blocks, decoder_blocks: residual blocks per level.
       latent_channels: c of the latent.
-      spatial_factor: 4, 8 or 16 pixels a latent pixel, each way.
-      temporal_factor: 1, 2, 4 or 8 frames a latent frame.
+      spatial_factor: H/h = W/w: 4, 8 or 16.
+      temporal_factor: frames per latent frame: 1, 2, 4 or 8.
       stem: 'haar' or 'patch'.
-      stem_factor: pixels each way that the stem moves into channels: 1, 2 or 4.
-      conv: 'smc' or 'groupnorm'.
-      film: modulation by modality, see `blocks.Film`.
-      pixel_norm: RMS normalisation of pixels in every block.
-      attention: attention within each frame at the lowest resolution.
+      stem_factor: side of the pixel block that the stem moves into channels: 1, 2 or 4.
+      conv: 'smc' (self-modulated convolutions) or 'groupnorm'.
+      film: whether blocks are modulated by modality, see `blocks.Film`.
+      pixel_norm: whether every block starts with an RMS normalization of each pixel.
+      attention: whether the lowest resolution has attention within each frame.
       remat: levels (0 is the highest resolution) whose blocks are recomputed in the backward pass.
       dtype: compute dtype, 'float32' or 'bfloat16'; parameters are float32.
     """
 
-    widths: tuple[int, ...] = (96, 192, 384)
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
-    latent_channels: int = 16
-    spatial_factor: int = 8
-    temporal_factor: int = 4
-    stem: str = "haar"
-    stem_factor: int = 2
-    conv: str = "smc"
-    film: bool = False
-    pixel_norm: bool = False
-    attention: bool = False
-    remat: tuple[int, ...] = ()
-    dtype: str = "float32"
+    widths: tuple[int, ...]
+    encoder_blocks: int
+    decoder_blocks: int
+    latent_channels: int
+    spatial_factor: int
+    temporal_factor: int
+    stem: str
+    stem_factor: int
+    conv: str
+    film: bool
+    pixel_norm: bool
+    attention: bool
+    remat: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, model: Any) -> "Architecture":
+        """Builds the architecture of the configuration's section `model`.
+
+        Fields that are empty or 0 there take their values from the named size.
+
+        Raises:
+          InputError: for values that do not fit together.
+        """
+        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(cls)}
+        size = SIZES[model.size]
+        built = cls(**{name: value or size.get(name, value) for name, value in fields.items()})
+        if built.spatial_factor % built.stem_factor:
+            raise InputError(
+                f"model.stem_factor = {built.stem_factor}; accepted: divisors of {built.spatial_factor}"
+            )
+        if max(built.remat, default=0) > len(built.strides):
+            raise InputError(f"model.remat = {built.remat}; accepted: levels 0 to {len(built.strides)}")
+        if built.latent_channels > 3 * built.spatial_factor**2:
+            most = 3 * built.spatial_factor**2
+            raise InputError(f"model.latent_channels = {built.latent_channels}; accepted: at most {most}")
+        return built
 
     @property
     def strides(self) -> tuple[Triple, ...]:
-        """(st, sh, sw) from each level to the next; time is halved late, where features are cheap."""
+        """Strides (st, sh, sw) from each level to the next; late levels halve time, where it costs less."""
         spatial = int(math.log2(self.spatial_factor // self.stem_factor))
         temporal = int(math.log2(self.temporal_factor))
         count = max(spatial, temporal)
@@ -74,7 +99,7 @@ class Architecture:
         return tuple((t, s, s) for t, s in zip(time, space, strict=True))
 
     def width(self, level: int) -> int:
-        """Channels of a level."""
+        """Returns the number of channels of a level; level 0 has the highest resolution."""
         return self.widths[min(level, len(self.widths) - 1)]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -94,44 +119,63 @@ class Architecture:
 
 
 class Autoencoder(nn.Module):
-    """A causal 3D VAE of videos, images being videos of one frame."""
+    """A causal 3D VAE of videos; an image is a video of one frame."""
 
     architecture: Architecture
 
     def setup(self):
-        """Makes both halves."""
+        """Builds the encoder and the decoder."""
         self.encoder = Encoder(self.architecture)
         self.decoder = Decoder(self.architecture)
 
-    def encode(self, x: jax.Array, is_video: bool | None = None) -> DiagonalGaussian:
-        """Maps pixels (B, T, H, W, 3) in [-1, 1], T = 1 + ft·k, to a posterior over (b, 1 + k, h, w, c).
+    def encode(self, x: Float[Array, "B T H W 3"], is_video: bool | None = None) -> DiagonalGaussian:
+        """Encodes a clip, or the next chunk of a stream if the collection "cache" is mutable.
 
-        With the "cache" collection mutable, x is the next chunk of a stream: 1 + ft·k frames first, then any
-        multiples of ft. `is_video` matters to FiLM alone, for a stream whose first chunk is one frame.
+        Args:
+          x: pixels (B, T, H, W, 3) in [-1, 1], T = 1 + ft·k for a clip or first chunk, ft·k for a later one.
+          is_video: the modality for FiLM; by default T > 1, which is wrong for a stream's first frame alone.
+
+        Returns:
+          The posterior over latents (b, t, h, w, c), t = 1 + k, or k for a later chunk.
         """
         return DiagonalGaussian.from_moments(self.encoder(x, _is_video(x, is_video)))
 
-    def decode(self, z: jax.Array, is_video: bool | None = None) -> jax.Array:
-        """Maps latents (b, 1 + k, h, w, c) to float32 pixels (B, 1 + ft·k, H, W, 3), about [-1, 1].
+    def decode(self, z: Float[Array, "b t h w c"], is_video: bool | None = None) -> Float[Array, "B T H W 3"]:
+        """Decodes a latent, or the next chunk of a stream if the collection "cache" is mutable.
 
-        With the "cache" collection mutable, z is the next chunk of a stream, of any number of latent frames.
+        Args:
+          z: latents (b, t, h, w, c), t = 1 + k; a chunk may have any number of latent frames.
+          is_video: the modality for FiLM; by default t > 1.
+
+        Returns:
+          Float32 pixels (B, T, H, W, 3) of about [-1, 1], T = 1 + ft·k, or ft·t for a later chunk.
         """
         return self.decoder(z, _is_video(z, is_video))
 
-    def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, DiagonalGaussian]:
-        """Encodes, samples with `key` and decodes (B, T, H, W, 3): the reconstruction and the posterior."""
+    def __call__(
+        self, x: Float[Array, "B T H W 3"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "B T H W 3"], DiagonalGaussian]:
+        """Encodes a clip, samples the posterior with `key` and decodes the sample.
+
+        Args:
+          x: pixels (B, T, H, W, 3) in [-1, 1].
+          key: draws the posterior's sample.
+
+        Returns:
+          The reconstruction, of the same shape, and the posterior.
+        """
         posterior = self.encode(x)
         return self.decode(posterior.sample(key), _is_video(x, None)), posterior
 
 
 class Encoder(nn.Module):
-    """Pixels to the moments of the posterior."""
+    """Maps pixels to the moments of the posterior: a linear path plus a residual network."""
 
     architecture: Architecture
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_video: bool) -> jax.Array:
-        """Maps (B, T, H, W, 3) to (b, t, h, w, 2c) float32."""
+    def __call__(self, x: Float[Array, "B T H W 3"], is_video: bool) -> Float[Array, "b t h w moments"]:
+        """Maps pixels (B, T, H, W, 3) to float32 means and log-variances (b, t, h, w, 2c)."""
         a = self.architecture
         plain = functools.partial(CausalConv, modulated=False, dtype=jnp.dtype(a.dtype))
         block = (a.temporal_factor, a.spatial_factor, a.spatial_factor)
@@ -140,7 +184,7 @@ class Encoder(nn.Module):
             block,
             shortcut=False,
             modulated=False,
-            kernel_init=transform.analysis,
+            kernel_init=dct_init.analysis,
             name="linear",
         )(x)
         x = place(plain(a.width(0), name="conv_in")(stem(x, a.stem_factor, a.stem)))
@@ -159,13 +203,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels: the encoder's mirror."""
+    """Maps latents to pixels: the mirror image of the encoder."""
 
     architecture: Architecture
 
     @nn.compact
-    def __call__(self, z: jax.Array, is_video: bool) -> jax.Array:
-        """Maps (b, t, h, w, c) to (B, T, H, W, 3) float32."""
+    def __call__(self, z: Float[Array, "b t h w c"], is_video: bool) -> Float[Array, "B T H W 3"]:
+        """Maps latents (b, t, h, w, c) to float32 pixels (B, T, H, W, 3)."""
         a = self.architecture
         plain = functools.partial(CausalConv, modulated=False, dtype=jnp.dtype(a.dtype))
         block = (a.temporal_factor, a.spatial_factor, a.spatial_factor)
@@ -174,7 +218,7 @@ class Decoder(nn.Module):
             block,
             shortcut=False,
             modulated=False,
-            kernel_init=transform.synthesis(*block[:2]),
+            kernel_init=dct_init.synthesis(*block[:2]),
             name="linear",
         )(z)
         lowest = len(a.strides)
@@ -197,7 +241,10 @@ class Decoder(nn.Module):
 
 
 def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: bool) -> jax.Array:
-    """The residual blocks of a level, recomputed in the backward pass where asked; sows activation norms."""
+    """Applies the residual blocks of a level, recomputed in the backward pass if `remat` says so.
+
+    If the collection "activations" is mutable, it receives the norm of each pixel of the result.
+    """
     a = module.architecture
     block = functools.partial(ResidualBlock, a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype))
     differentiated = not module.is_initializing() and not module.is_mutable_collection("cache")

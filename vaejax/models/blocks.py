@@ -1,33 +1,35 @@
-"""Residual blocks, attention within a frame, and FiLM: what a level of the autoencoder is made of."""
+"""The building blocks of an autoencoder level: residual block, FiLM and attention within a frame."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from vaejax.models.conv import CausalConv
 from vaejax.models.norm import FrameGroupNorm, PixelNorm
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(SiLU(conv(SiLU(x)))), self-modulated; with 'groupnorm' each SiLU follows a normalisation.
+    """The residual block x + conv(SiLU(conv(SiLU(x)))).
 
     Attributes:
-      conv: 'smc' or 'groupnorm'.
-      film: modulate by modality (FiLM, arXiv 1709.07871): one learned scale and shift a channel for images
-        and one for videos, neutral at the start. It breaks "an image is a static video" on purpose.
-      pixel_norm: RMS-normalise each pixel at the block's entrance.
+      conv: 'smc' for self-modulated convolutions, 'groupnorm' for a normalization before each SiLU.
+      film: whether to modulate by modality, see `Film`.
+      pixel_norm: whether to RMS-normalize each pixel first.
       dtype: compute dtype.
     """
 
-    conv: str = "smc"
-    film: bool = False
-    pixel_norm: bool = False
-    dtype: jnp.dtype = jnp.float32
+    conv: str
+    film: bool
+    pixel_norm: bool
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_video: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T H W C"], is_video: bool) -> Float[Array, "B T H W C"]:
         """Maps (B, T, H, W, C) to the same shape."""
         conv = functools.partial(CausalConv, x.shape[-1], modulated=self.conv == "smc", dtype=self.dtype)
         norm = functools.partial(FrameGroupNorm, dtype=self.dtype) if self.conv == "groupnorm" else None
@@ -41,18 +43,25 @@ class ResidualBlock(nn.Module):
             y = norm(name="norm_1")(y)
         if self.film:
             y = Film(dtype=self.dtype, name="film")(y, is_video)
-        # The branch starts at 0, by its gain or its kernel, and the block as the identity.
-        start = {"kernel_init": nn.initializers.zeros} if norm else {"gain_init": 0.0}
+        # A gain or kernel of 0 makes the block start as the identity.
+        start: dict[str, Any] = {"kernel_init": nn.initializers.zeros} if norm else {"gain_init": 0.0}
         return x + conv(**start, name="conv_1")(nn.silu(y))
 
 
 class Film(nn.Module):
-    """Feature-wise linear modulation by modality: (1 + scale) · x + shift, of image or of video."""
+    """Feature-wise linear modulation by modality (FiLM, arXiv 1709.07871): (1 + scale) · x + shift.
 
-    dtype: jnp.dtype = jnp.float32
+    Images and videos each have a learned scale and shift per channel, both 0 at initialization. The module
+    deliberately breaks the rule that an image equals a static video.
+
+    Attributes:
+      dtype: compute dtype.
+    """
+
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_video: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T H W C"], is_video: bool) -> Float[Array, "B T H W C"]:
         """Maps (B, T, H, W, C) to the same shape."""
         table = self.param("modality", nn.initializers.zeros, (2, 2, x.shape[-1]))
         scale, shift = table[int(is_video)].astype(self.dtype)
@@ -60,16 +69,19 @@ class Film(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Single-head self-attention within each frame, queries and keys RMS-normalised (arXiv 2302.05442).
+    """Single-head self-attention within each frame, with RMS-normalized queries and keys (arXiv 2302.05442).
 
-    Without the normalisation its logits grow until a few pixels take all attention: the black dots that the
-    notes traced to this place at 360p and 720p. It never looks across time.
+    It never attends across time. Without the normalization the logits grow until a few pixels receive all
+    attention, which showed as black dots at 360p and 720p.
+
+    Attributes:
+      dtype: compute dtype.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         """Maps (B, T, H, W, C) to the same shape; memory grows with (H·W)²."""
         b, t, h, w, c = x.shape
         y = PixelNorm(dtype=self.dtype, name="norm")(x)

@@ -1,4 +1,4 @@
-"""Where activations lie among devices: models ask, and whoever has a mesh answers."""
+"""Sharding constraints of activations: models request them, and the code that has a mesh provides them."""
 
 import contextlib
 import contextvars
@@ -6,17 +6,18 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
+from jaxtyping import Array, Num
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The answers; by default there is one device.
+    """The implementations of this module's functions; the defaults suit a single device.
 
     Attributes:
-      frames: places an array as `place` says.
-      images: places an array as `place_images` says.
-      whole: does what `whole` says.
-      summed: does what `summed` says.
+      frames: implementation of `place`.
+      images: implementation of `place_images`.
+      whole: implementation of `whole`.
+      summed: implementation of `summed`.
     """
 
     frames: Callable[[jax.Array], jax.Array] = lambda x: x
@@ -28,36 +29,39 @@ class Placement:
 _placement = contextvars.ContextVar("placement", default=Placement())  # noqa: B039, frozen
 
 
-def place(x: jax.Array) -> jax.Array:
-    """Frames or latents (B, T, H, W, C) where they shall lie.
+def place(x: Num[Array, "B T H W C"]) -> Num[Array, "B T H W C"]:
+    """Constrains the sharding of frames or latents (B, T, H, W, C).
 
-    Left to itself XLA splits them as it likes, and behind an upsampling by fewer devices than there are.
+    Without the constraint XLA chooses the sharding, and behind an upsampling it leaves some devices unused.
     """
     return _placement.get().frames(x)
 
 
-def place_images(x: jax.Array) -> jax.Array:
-    """Images (N, H, W, C) too small to be worth splitting, each whole."""
+def place_images(x: Num[Array, "N H W C"]) -> Num[Array, "N H W C"]:
+    """Constrains images (N, H, W, C) to be sharded by N alone: they are too small to split."""
     return _placement.get().images(x)
 
 
-def whole(kernel: jax.Array) -> jax.Array:
-    """A kernel, which devices share out, gathered on each.
+def whole(kernel: Num[Array, "..."]) -> Num[Array, "..."]:
+    """Gathers a sharded kernel on every device.
 
-    Left to itself XLA shares out its convolution's channels too. Where frames are split by height the
-    gradient of its input then came out several times too large (JAX 0.10, test_convolve.py).
+    Without it XLA also splits the convolution's channels. If frames are split by height, the gradient with
+    respect to the input was then several times too large (JAX 0.10, see tests/unit/models/test_conv.py).
     """
     return _placement.get().whole(kernel)
 
 
 def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """f(*arrays), where f adds up over their first dimension: of each device's part, and then of all."""
+    """Computes f(*arrays) for an f that sums over the arrays' first dimension.
+
+    Each device applies f to its part; the results are then added up.
+    """
     return _placement.get().summed(f, *arrays)
 
 
 @contextlib.contextmanager
 def placing(placement: Placement) -> Iterator[None]:
-    """While tracing inside, these are the answers."""
+    """Applies these constraints to everything that is traced inside."""
     token = _placement.set(placement)
     try:
         yield

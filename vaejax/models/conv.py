@@ -1,26 +1,29 @@
-"""The one convolution of the house: causal in time, exactly 2D for an image, resumable for a stream."""
+"""The convolution behind every network: causal in time, 2D for images, resumable for streams."""
 
 import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from vaejax.models.constraints import summed, whole
 from vaejax.models.smc import modulate
 
 Triple = tuple[int, int, int]
-LANES = 128  # channels that a TPU fills up to
+LANES = 128  # TPUs pad channels to a multiple of this
 
 _image_path = contextvars.ContextVar("image_path", default=True)
 
 
 @contextlib.contextmanager
 def general_path() -> Iterator[None]:
-    """While tracing inside, an image takes the general 3D path: to measure what the 2D path saves."""
+    """Traces images through the general 3D path, to measure the savings of the 2D path."""
     token = _image_path.set(False)
     try:
         yield
@@ -28,23 +31,31 @@ def general_path() -> Iterator[None]:
         _image_path.reset(token)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1), same: bool = True) -> jax.Array:
-    """Convolves (B, T, H, W, C) with (kt, kh, kw, C, C'): valid in time, zero-padded in space if `same`.
+def convolve(
+    x: Float[Array, "B T H W C"],
+    kernel: Float[Array, "kt kh kw C features"],
+    strides: Triple = (1, 1, 1),
+    same: bool = True,
+) -> Float[Array, "B T_out H_out W_out features"]:
+    """Convolves a clip, without padding in time.
 
-    TPUs get XLA's own convolution and its own gradients, GPUs one 2D convolution of all frames that a kernel
-    sees. A CPU gets the same sums as 2D convolutions and matrix products, in float32 or wider: on two cores
-    the gradients of a whole autoencoder take a third of XLA's time on videos and half of it on images. The
-    choice falls when a program is lowered for a platform, so a program compiled for a TPU on a CPU host is
-    the TPU's.
+    Each platform has its own implementation of the same sums:
+
+    - TPU: XLA's convolution and its gradients.
+    - GPU: one 2D convolution over all frames that the kernel covers.
+    - CPU: 2D convolutions and matrix products, in float32 or wider. On two cores, the gradients of a whole
+      autoencoder take a third of the time of XLA's convolution on videos, and half of it on images.
+
+    The choice is made at lowering, so a program compiled for a TPU on a CPU host uses the TPU's version.
 
     Args:
       x: (B, T, H, W, C).
       kernel: (kt, kh, kw, C, C').
       strides: (st, sh, sw).
-      same: pad in space with zeros; without, the result is smaller: 1 + (H - kh) // sh.
+      same: whether to pad height and width with zeros.
 
     Returns:
-      (B, 1 + (T - kt) // st, H', W', C'), H' = H/sh where `same`.
+      (B, 1 + (T - kt) // st, H', W', C'): H' = H/sh if `same`, else 1 + (H - kh) // sh; W' likewise.
     """
     return _convolve(x, kernel, strides, same)
 
@@ -60,7 +71,7 @@ def _convolve_forward(x, kernel, strides, same):
 
 
 def _convolve_backward(strides, same, saved, dy):
-    # Each platform differentiates its own branch: differentiating the choice would save both's residuals.
+    # Each platform differentiates its own branch: differentiating the choice would save the residuals of all.
     def gradients(f):
         f = functools.partial(f, strides=strides, same=same)
         return lambda x, kernel, dy: jax.vjp(f, x, kernel)[1](dy)
@@ -74,16 +85,16 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _padding(kernel: jax.Array, strides: Triple, same: bool) -> list[tuple[int, int]]:
-    """(before, after) of height and width."""
+    """Returns the (before, after) padding of height and of width."""
     surplus = [(k - s) * same for k, s in zip(kernel.shape[1:3], strides[1:], strict=True)]
     return [(n // 2, n - n // 2) for n in surplus]
 
 
 def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """XLA's 3D convolution.
+    """Computes XLA's 3D convolution.
 
-    Where it is strided and has few channels, a stride's pixels become channels first: a TPU fills channels up
-    to 128, and keeps 43 times the memory of what has 3.
+    If it is strided and has few channels, the pixels of a stride become channels first. A TPU pads channels
+    to 128, so an input of 3 channels would occupy 43 times its size.
     """
     padding = [(0, 0), *_padding(kernel, strides, same)]
     dimensions = ("NDHWC", "DHWIO", "NDHWC")
@@ -98,17 +109,17 @@ def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax
 
 
 def _to_channels(x: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    """(B, T, H, W, C, ...) to (B, T, H/sh, W/sw, sh·sw·C, ...)."""
+    """Rearranges (B, T, H, W, C, ...) to (B, T, H/sh, W/sw, sh·sw·C, ...)."""
     (b, t, h, w, c, *rest), (sh, sw) = x.shape, strides
     x = jnp.moveaxis(x.reshape(b, t, h // sh, sh, w // sw, sw, c, *rest), 3, 4)
     return x.reshape(b, t, h // sh, w // sw, sh * sw * c, *rest)
 
 
 def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """The same as one 2D convolution, the frames that a kernel sees beside each other as channels.
+    """Computes the convolution as one 2D convolution, with the kernel's frames concatenated along channels.
 
-    3D convolutions of three frames and their gradients take 1.1 to 1.8 times as long in bfloat16 on an H100
-    (benchmarks/log/speed.md).
+    In bfloat16 on an H100, 3D convolutions over three frames and their gradients take 1.1 to 1.8 times as
+    long.
     """
     (b, t, *_), (kt, kh, kw, c, out) = x.shape, kernel.shape
     n = 1 + (t - kt) // strides[0]
@@ -123,9 +134,10 @@ def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Ar
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """The same by 2D convolutions and matrix products, in float32 or wider."""
+    """Computes the convolution by 2D convolutions and matrix products, in float32 or wider."""
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
+    y: Any
     b, t, h, w, _ = x.shape
     (kt, kh, kw), (st, sh, sw) = kernel.shape[:3], strides
     n = 1 + (t - kt) // st
@@ -143,9 +155,9 @@ def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Ar
 
 
 def _by_columns(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    """Convolves every frame of (B, T, H, W, C), valid, with (kh, kw, C, C') by one matrix product.
+    """Convolves every frame of (B, T, H, W, C), unpadded, with (kh, kw, C, C') by one matrix product.
 
-    XLA's own kernel gradient of a strided convolution takes 10 to 25 times as long.
+    XLA's kernel gradient of a strided convolution takes 10 to 25 times as long.
     """
     (kh, kw), (sh, sw) = kernel.shape[:2], strides
     high, wide = (x.shape[2] - kh) // sh * sh + 1, (x.shape[3] - kw) // sw * sw + 1
@@ -154,10 +166,10 @@ def _by_columns(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> ja
 
 
 def _frame_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Two output frames from four 2D convolutions in place of six, for a kernel of three frames.
+    """Convolves with a kernel of three frames, with four 2D convolutions per two output frames.
 
-    Winograd's F(2, 3) (arXiv 1509.09308) along time alone: 1.3 to 1.7 times as fast as three 2D
-    convolutions a frame, with an error below 1e-6 of the largest output, as theirs is.
+    This is Winograd's F(2, 3) (arXiv 1509.09308) along time alone. It is 1.3 to 1.7 times as fast as three
+    2D convolutions per frame, with the same error: below 1e-6 of the largest output.
 
     Returns:
       (B, n, H, W, C'), n = T - 2 rounded up to an even number.
@@ -199,11 +211,11 @@ _convolve_2d.defvjp(_convolve_2d_forward, _convolve_2d_backward)
 
 
 def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Gradient of the sum of dy · convolve_2d(x, kernel), one matrix product a frame.
+    """Computes the gradient of the sum of dy · convolve_2d(x, kernel), by one matrix product per frame.
 
-    XLA's takes dy for the kernel of a convolution and falls to 40-50 GFLOP/s on frames of 32x32 pixels or
-    more. Here x is shifted along the width and dy along the height, so the columns of both stay in cache:
-    170-210 GFLOP/s, where columns of x for all nine shifts gave 130.
+    XLA computes it as a convolution whose kernel is dy, at only 40-50 GFLOP/s on frames of 32x32 pixels or
+    more. Here x is shifted along the width and dy along the height, which keeps the columns of both in cache:
+    170-210 GFLOP/s. Shifting x alone, by all nine offsets, gave 130.
 
     Args:
       x: (N, H, W, C).
@@ -226,8 +238,8 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
     def of_frames(x, dy):
         return jax.lax.scan(add_frame, jnp.zeros((kw * c, kh * out), x.dtype), (x, dy))[0]
 
-    # Left to itself XLA lets every device do the whole of it, and devices exchange data in the loop: in no
-    # order with what they exchange outside, so that two CPU devices wait for each other for ever.
+    # Otherwise XLA makes every device do the whole computation, with collectives inside the loop. Those are
+    # not ordered with the collectives outside it, and two CPU devices deadlock.
     return summed(of_frames, x, dy).reshape(kw, c, kh, out).transpose(2, 0, 1, 3)
 
 
@@ -235,23 +247,30 @@ PLATFORMS = {"cpu": _cpu, "cuda": _gpu, "default": _native}
 
 
 def first_chunk(module: nn.Module) -> bool:
-    """Whether the module sees the start of a clip; a streaming call remembers that it was asked."""
+    """Returns whether the module's input starts a clip; a streaming call also marks the stream as started."""
     first = not module.has_variable("cache", "started")
-    if _remembers(module):
+    if _is_streaming(module):
         module.put_variable("cache", "started", jnp.ones((), bool))
     return first
 
 
-def _remembers(module: nn.Module) -> bool:
+def _is_streaming(module: nn.Module) -> bool:
     return module.is_mutable_collection("cache") and not module.is_initializing()
 
 
-def causal_convolve(module: nn.Module, x: jax.Array, kernel: jax.Array, strides: Triple) -> jax.Array:
+def causal_convolve(
+    module: nn.Module,
+    x: Float[Array, "B T H W C"],
+    kernel: Float[Array, "kt kh kw C features"],
+    strides: Triple,
+) -> Float[Array, "B T_out H_out W_out features"]:
     """Convolves a clip, or the next chunk of a stream, so that no output depends on a later frame.
 
-    A clip is preceded by copies of its first frame, so a static video gives a static result and an image is
-    a static video. With the "cache" collection mutable the last kt - st input frames are kept; with it
-    present they take the place of those copies, and chunks give what the whole clip would.
+    A clip is padded in front with copies of its first frame. A static video therefore gives a static result,
+    and an image equals a static video.
+
+    If the collection "cache" is mutable, the call stores the last kt - st input frames there. If it holds
+    frames of an earlier chunk, they replace the copies: chunks then give the same result as the whole clip.
 
     Args:
       module: the calling module, which owns the cache.
@@ -264,7 +283,8 @@ def causal_convolve(module: nn.Module, x: jax.Array, kernel: jax.Array, strides:
     """
     continues = module.has_variable("cache", "past")
     if x.shape[1] == 1 and not continues and _image_path.get():
-        y = convolve(x, sum(kernel)[None], (1, *strides[1:]))
+        summed_kernel: Any = sum(kernel)  # over time: every frame of the static video is the same
+        y = convolve(x, summed_kernel[None], (1, *strides[1:]))
         past = jnp.repeat(x, kernel.shape[0] - strides[0], axis=1)
     else:
         if continues:
@@ -274,21 +294,21 @@ def causal_convolve(module: nn.Module, x: jax.Array, kernel: jax.Array, strides:
         padded = jnp.concatenate([before, x], axis=1)
         y = convolve(padded, kernel, strides)
         past = padded[:, padded.shape[1] - (kernel.shape[0] - strides[0]) :]
-    if _remembers(module):
+    if _is_streaming(module):
         module.put_variable("cache", "past", past)
     return y
 
 
 class CausalConv(nn.Module):
-    """A causal 3D convolution with bias, its kernel self-modulated or plain.
+    """A causal 3D convolution with bias and a plain or self-modulated kernel.
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       kernel_size: (kt, kh, kw).
-      strides: (st, sh, sw): 1, or equal to the kernel size.
-      modulated: self-modulated kernel (smc.py) instead of a plain one.
-      gain_init: the modulation's gain at the start.
-      kernel_init: initialiser of the kernel.
+      strides: (st, sh, sw): all 1, or equal to the kernel size.
+      modulated: whether the kernel is self-modulated (smc.py).
+      gain_init: initial gain of the modulation.
+      kernel_init: initializer of the kernel.
       dtype: compute dtype; parameters are float32.
     """
 
@@ -298,15 +318,17 @@ class CausalConv(nn.Module):
     modulated: bool = True
     gain_init: float = 1.0
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, last: int = 0) -> jax.Array:
-        """Maps (B, T, H, W, C) to (B, T', H', W', features); see `causal_convolve`.
+    def __call__(
+        self, x: Float[Array, "B T H W C"], last: int = 0
+    ) -> Float[Array, "B T_out H_out W_out features"]:
+        """Maps (B, T, H, W, C) to (B, T', H', W', features), see `causal_convolve`.
 
         Args:
           x: the clip or chunk.
-          last: where not 0, only so many of the last output channels are computed.
+          last: if not 0, computes only the last `last` output channels.
         """
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)

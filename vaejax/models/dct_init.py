@@ -1,51 +1,61 @@
-"""The linear transform that an untrained autoencoder is: the low frequencies of a cosine transform.
+"""Initialization of the autoencoder's linear path: the low frequencies of a cosine transform.
 
-As JPEG's, but over a block of ft x s x s pixels. It initialises a learned linear path beside the deep
-network, so training spends its steps on what a linear transform cannot do.
+The transform resembles JPEG's, over blocks of ft x s x s pixels. It initializes a learned linear path beside
+the deep network, so that training improves on a good linear codec from its first step.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-LATENT_SCALE = 1 / 8  # brings the latent of natural media near unit variance
-# Orthonormal luma and two chroma axes, and the variance that the choice of functions takes each to have: at
-# (1, .1, .1) 16 functions of 8x8 reach 24.5 dB on the demo's photos, where principal components reach 24.9.
-COLOUR = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
-COLOUR_VARIANCE = (1.0, 0.1, 0.1)
+LATENT_SCALE = 1 / 8  # brings latents of natural media near unit variance
+# Orthonormal luma and chroma axes, and the variance assumed for each when basis functions are chosen. With
+# (1, .1, .1), 16 functions of 8x8 pixels reach 24.5 dB on the demo's photos; principal components reach 24.9.
+COLOR = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
+COLOR_VARIANCE = (1.0, 0.1, 0.1)
 
 
 def low_frequencies(channels: int, temporal: int, spatial: int) -> np.ndarray:
-    """The cosine functions that keep most of the variance of media with a 1/f² spectrum.
+    """Selects the cosine functions that retain the most variance of media with a 1/f² spectrum.
 
     Args:
-      channels: how many; at most 3·spatial².
+      channels: number of functions, at most 3·spatial².
       temporal: frames of the block.
-      spatial: its pixels each way.
+      spatial: height and width of the block in pixels.
 
     Returns:
-      (channels, temporal, spatial, spatial, 3), orthonormal, constant in time.
+      (channels, temporal, spatial, spatial, 3), orthonormal and constant in time.
     """
     n = np.arange(spatial)
     cosines = np.cos(np.pi * np.outer(n, n + 0.5) / spatial) * np.sqrt(2 / spatial)
     cosines[0] /= np.sqrt(2)
-    variance = np.multiply.outer(COLOUR_VARIANCE, 1 / (1 + np.add.outer(n**2, n**2)))
+    variance = np.multiply.outer(COLOR_VARIANCE, 1 / (1 + np.add.outer(n**2, n**2)))
     order = np.argsort(-variance, axis=None, kind="stable")[:channels]
-    colour, v, u = np.unravel_index(order, variance.shape)
-    basis = np.einsum("kh,kw,kc->khwc", cosines[v], cosines[u], COLOUR[colour])
+    color, v, u = np.unravel_index(order, variance.shape)
+    basis = np.einsum("kh,kw,kc->khwc", cosines[v], cosines[u], COLOR[color])
     return np.repeat(basis[:, None], temporal, axis=1) / np.sqrt(temporal)
 
 
-def analysis(key, shape, dtype=jnp.float32) -> jnp.ndarray:
-    """Initialises a kernel (ft, s, s, 3, c) that takes pixel blocks to latents."""
+def analysis(key: Any, shape: Any, dtype: Any = jnp.float32) -> Float[Array, "ft s s 3 c"]:
+    """Initializes a kernel (ft, s, s, 3, c) that maps pixel blocks to latents; `key` is not used."""
     basis = low_frequencies(shape[-1], *shape[:2]) * LATENT_SCALE
     return jnp.asarray(basis.transpose(1, 2, 3, 4, 0), dtype)
 
 
 def synthesis(temporal: int, spatial: int) -> nn.initializers.Initializer:
-    """Initialises a kernel (1, 1, 1, c, ft·s·s·3) that takes latents to pixel blocks: `analysis` inverted."""
+    """Returns an initializer of a kernel (1, 1, 1, c, ft·s·s·3) from latents to pixel blocks.
 
-    def init(key, shape, dtype=jnp.float32) -> jnp.ndarray:
+    The kernel inverts that of `analysis`.
+
+    Args:
+      temporal: ft, frames of the block.
+      spatial: s, height and width of the block in pixels.
+    """
+
+    def init(key: Any, shape: Any, dtype: Any = jnp.float32) -> Float[Array, "1 1 1 c phases"]:
         basis = low_frequencies(shape[-2], temporal, spatial) / LATENT_SCALE
         return jnp.asarray(basis.reshape(shape), dtype)
 

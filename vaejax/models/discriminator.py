@@ -1,4 +1,4 @@
-"""Discriminators: real or reconstructed, patch by patch (PatchGAN) or pixel by pixel (UNet)."""
+"""Discriminators between real and reconstructed media, per patch (PatchGAN) or per pixel (UNet)."""
 
 import dataclasses
 from typing import Any
@@ -6,44 +6,45 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from vaejax.models.constraints import place
 from vaejax.models.conv import Triple, convolve
 
 
 @dataclasses.dataclass(frozen=True)
-class Discrimination:
-    """What a discriminator is made of.
+class DiscriminatorDesign:
+    """The hyperparameters of a discriminator.
 
-    It computes in float32 whatever the autoencoder does: it lives on small differences, and in bfloat16 its
-    logits drift away from those of float32 (docs/decisions.md).
+    A discriminator always computes in float32: it depends on small differences, and in bfloat16 its logits
+    drift away.
 
     Attributes:
-      kind: 'patch' (PatchGAN, arXiv 1611.07004: a logit for every 8x8 pixels) or 'unet' (arXiv 2002.12655,
-        its per-pixel half: a logit for every pixel).
-      width: channels of the first level; they double at each of the next two.
-      spectral_norm: divide every kernel by its largest singular value (arXiv 1802.05957).
+      kind: 'patch' (PatchGAN, arXiv 1611.07004: one logit per 8x8 pixels) or 'unet' (the per-pixel half of
+        arXiv 2002.12655: one logit per pixel).
+      width: channels of the first level; each of the next two levels doubles them.
+      spectral_norm: whether every kernel is divided by its largest singular value (arXiv 1802.05957).
     """
 
-    kind: str = "patch"
-    width: int = 64
-    spectral_norm: bool = True
+    kind: str
+    width: int
+    spectral_norm: bool
 
 
 class Discriminator(nn.Module):
-    """Logits of clips, or of frames one by one.
+    """A network that scores clips, or each frame alone, as real or reconstructed.
 
     Attributes:
-      design: its parts.
-      temporal: sees motion by kernels of three frames; otherwise every frame is judged alone.
+      design: its hyperparameters.
+      temporal: whether kernels span three frames; otherwise every frame is scored alone.
     """
 
-    design: Discrimination
+    design: DiscriminatorDesign
     temporal: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps pixels (B, T, H, W, 3) to float32 logits, (B, T, ...), above 0 for real."""
+    def __call__(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T_out h w"]:
+        """Maps pixels (B, T, H, W, 3) in [-1, 1] to float32 logits (B, T', h, w), positive for real."""
         d, frames = self.design, 3 if self.temporal else 1
 
         def conv(y, features, size, stride, name):
@@ -69,8 +70,14 @@ class Discriminator(nn.Module):
 class NormalizedConv(nn.Module):
     """A convolution whose kernel is divided by its largest singular value.
 
-    The singular vectors lie in the collection "spectral" and are constants here: `power_iteration` moves them
-    once an update, for all the batches that the update sees, since they depend on the kernel alone.
+    The singular vectors are stored in the collection "spectral" and are constant here. They depend on the
+    kernel alone, so `power_iteration` refines them once per update, for all of its batches.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: (kt, kh, kw).
+      strides: (st, sh, sw).
+      spectral_norm: whether to divide the kernel; False leaves it as it is.
     """
 
     features: int
@@ -79,10 +86,10 @@ class NormalizedConv(nn.Module):
     spectral_norm: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T_out H_out W_out features"]:
         """Maps (B, T, H, W, C) to (B, T', H', W', features).
 
-        Borders are repeated, so that what a discriminator says of a flat frame does not depend on its size.
+        Border pixels are repeated, so that the logits of a uniform frame do not depend on its size.
         """
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_in", "normal"), shape)
@@ -100,16 +107,16 @@ class NormalizedConv(nn.Module):
 
 
 def power_iteration(params: Any, spectral: Any, squarings: int = 0) -> Any:
-    """Moves every kernel's singular vectors towards those of its largest singular value.
+    """Runs a step of power iteration for the largest singular value of every kernel.
 
     Args:
-      params: of a discriminator.
+      params: parameters of a discriminator.
       spectral: its collection "spectral".
-      squarings: n for 2^n steps before the one that an update takes, all at once: one after the other they
-        took longer to compile than the rest of a start.
+      squarings: if n > 0, 2^n steps precede, computed at once by squaring a matrix n times. Unrolled, they
+        took longer to compile than the rest of the initialization.
 
     Returns:
-      The new collection, float32 unit vectors.
+      The new collection: float32 unit vectors.
     """
     if "left" not in spectral:
         return {name: power_iteration(params[name], vectors, squarings) for name, vectors in spectral.items()}

@@ -1,4 +1,4 @@
-"""Conversion between 8-bit pixels and the range [-1, 1] of models; NumPy and JAX arrays alike."""
+"""Conversion between 8-bit pixels and the models' range [-1, 1], for NumPy and JAX arrays."""
 
 from typing import Any, TypeVar
 
@@ -10,11 +10,11 @@ Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 
 def from_uint8(frames: Pixels) -> Pixels:
-    """uint8 pixels as float32 in [-1, 1], any shape."""
+    """Converts uint8 pixels of any shape to float32 in [-1, 1]."""
     return frames.astype(np.float32) / 127.5 - 1.0
 
 
 def to_uint8(x: Pixels) -> Pixels:
-    """Values in [-1, 1], clipped to that range, as the nearest uint8 pixels, any shape."""
+    """Converts values of any shape, clipped to [-1, 1], to the nearest uint8 pixels."""
     xp: Any = jnp if isinstance(x, jax.Array) else np
     return xp.round((xp.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,36 +1,37 @@
-"""The encoder's answer: a diagonal Gaussian over latents (VAE, arXiv 1312.6114)."""
+"""The posterior over latents: a diagonal Gaussian (VAE, arXiv 1312.6114)."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-LOG_VARIANCE_RANGE = (-30.0, 20.0)
+LOG_VARIANCE_RANGE = (-30.0, 20.0)  # exp stays finite in float32
 
 
 @flax.struct.dataclass
 class DiagonalGaussian:
-    """q(z|x) = N(mean, exp(log_variance)), element by element, in float32.
+    """The elementwise Gaussian q(z|x) = N(mean, exp(log_variance)), in float32.
 
     Attributes:
       mean: (b, t, h, w, c).
       log_variance: (b, t, h, w, c), natural logarithm.
     """
 
-    mean: jax.Array
-    log_variance: jax.Array
+    mean: Float[Array, "b t h w c"]
+    log_variance: Float[Array, "b t h w c"]
 
     @classmethod
-    def from_moments(cls, moments: jax.Array) -> "DiagonalGaussian":
-        """Splits (b, t, h, w, 2c) into mean and log-variance; the latter is clipped so exp stays finite."""
+    def from_moments(cls, moments: Float[Array, "*latent moments"]) -> "DiagonalGaussian":
+        """Splits (b, t, h, w, 2c) into mean and log-variance, clipped to LOG_VARIANCE_RANGE."""
         mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return cls(mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draws z of shape (b, t, h, w, c)."""
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*latent"]:
+        """Draws a sample z (b, t, h, w, c)."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
-    def kl(self) -> jax.Array:
-        """KL(q || N(0, 1)) of every latent element, (b, t, h, w, c) nats (1312.6114, appendix B)."""
+    def kl(self) -> Float[Array, "*latent"]:
+        """Computes KL(q || N(0, 1)) of each latent element, (b, t, h, w, c) in nats (appendix B)."""
         variance = jnp.exp(self.log_variance)
         return 0.5 * (jnp.square(self.mean) + variance - 1.0 - self.log_variance)

@@ -1,4 +1,4 @@
-"""Rematerialisation: what part of a network computes is not kept for the backward pass but computed again."""
+"""Rematerialization: the backward pass recomputes part of a network instead of storing it."""
 
 import functools
 from collections.abc import Callable
@@ -9,11 +9,16 @@ import jax
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def recomputed(f: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array) -> jax.Array:
-    """f(params, x), of which only params and x are kept.
+    """Computes f(params, x) and stores only params and x for the backward pass.
 
-    `jax.checkpoint` does the same up to one thing: XLA may put off the gradients of parameters, which nobody
-    waits for, and keep what they need until the end, on a TPU as much as rematerialisation saved. Here the
-    gradient of x waits for those of the parameters.
+    `jax.checkpoint` differs in one point. With it XLA may postpone the parameters' gradients and keep their
+    inputs alive until the end: on a TPU that costs as much memory as rematerialization saves. Here the
+    gradient of x waits for the gradients of the parameters.
+
+    Args:
+      f: maps (params, x) to an array.
+      params: any pytree.
+      x: any array.
     """
     return f(params, x)
 
@@ -23,7 +28,7 @@ def _forward(f, params, x):
 
 
 def _backward(f, kept, dy):
-    # Behind a barrier XLA cannot see that this was computed before.
+    # The barrier keeps XLA from reusing the forward pass's activations.
     params, x, dy = jax.lax.optimization_barrier((*kept, dy))
     return jax.lax.optimization_barrier(jax.vjp(f, params, x)[1](dy))
 

@@ -1,30 +1,32 @@
-"""Changes of resolution: Haar and patch stems, averaging shortcuts, down- and up-sampling."""
+"""Changes of resolution: Haar and patch stems, averaging shortcuts, downsampling and upsampling."""
 
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from vaejax.models.conv import CausalConv, Triple, first_chunk
 
 
-def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
-    """(B, T, H, W, C) to (B, T, H/f, W/f, f·f·C), the pixel's place before its channel."""
+def space_to_depth(x: Float[Array, "B T H W C"], factor: int) -> Float[Array, "B T h w c"]:
+    """Rearranges (B, T, H, W, C) to (B, T, H/f, W/f, f·f·C), with pixel positions before channels."""
     b, t, h, w, c = x.shape
     x = x.reshape(b, t, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h // factor, w // factor, factor * factor * c)
 
 
-def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
-    """The inverse of `space_to_depth`."""
+def depth_to_space(x: Float[Array, "B T h w c"], factor: int) -> Float[Array, "B T H W C"]:
+    """Rearranges (B, T, h, w, f·f·C) to (B, T, h·f, w·f, C): the inverse of `space_to_depth`."""
     b, t, h, w, c = x.shape
     x = x.reshape(b, t, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h * factor, w * factor, c // factor**2)
 
 
 def _haar_matrix(factor: int) -> jax.Array:
-    """(f·f, f·f) orthonormal 2D Haar transform of a patch, log2(f) levels, low band first."""
+    """Returns the orthonormal 2D Haar transform of a patch, (f·f, f·f), log2(f) levels, low band first."""
     rows = jnp.ones((1, 1))
     while rows.shape[0] < factor:
         low = jnp.kron(rows, jnp.array([[1.0, 1.0]]))
@@ -33,16 +35,16 @@ def _haar_matrix(factor: int) -> jax.Array:
     return jnp.kron(rows, rows)
 
 
-def stem(x: jax.Array, factor: int, kind: str) -> jax.Array:
-    """Moves f x f pixels into channels before the first convolution: f² less work at full resolution.
+def stem(x: Float[Array, "B T H W C"], factor: int, kind: str) -> Float[Array, "B T h w c"]:
+    """Moves f x f pixels into channels, so that the first convolution does f² times less work.
 
     Args:
       x: (B, T, H, W, C).
-      factor: 1, 2, 4 or 8.
-      kind: 'haar' for the orthonormal wavelet's bands, 'patch' for the bare pixels.
+      factor: f: 1, 2, 4 or 8.
+      kind: 'haar' for the bands of the orthonormal wavelet, 'patch' for the plain pixels.
 
     Returns:
-      (B, T, H/f, W/f, f·f·C), of the same energy.
+      (B, T, H/f, W/f, f·f·C), with the same sum of squares.
     """
     x = space_to_depth(x, factor)
     if kind == "patch" or factor == 1:
@@ -53,8 +55,8 @@ def stem(x: jax.Array, factor: int, kind: str) -> jax.Array:
     ).reshape(x.shape)
 
 
-def unstem(x: jax.Array, factor: int, kind: str) -> jax.Array:
-    """The exact inverse of `stem`."""
+def unstem(x: Float[Array, "B T h w c"], factor: int, kind: str) -> Float[Array, "B T H W C"]:
+    """Moves channels (B, T, h, w, f·f·C) back to pixels (B, T, h·f, w·f, C): the exact inverse of `stem`."""
     if kind == "haar" and factor > 1:
         bands = x.reshape(*x.shape[:-1], factor**2, -1)
         x = jnp.einsum(
@@ -63,16 +65,16 @@ def unstem(x: jax.Array, factor: int, kind: str) -> jax.Array:
     return depth_to_space(x, factor)
 
 
-def average_channels(x: jax.Array, features: int) -> jax.Array:
-    """A parameter-free change of channel count, for shortcuts (DC-AE, arXiv 2410.10733).
+def average_channels(x: Float[Array, "... C"], features: int) -> Float[Array, "... features"]:
+    """Changes the number of channels without parameters, for shortcuts (DC-AE, arXiv 2410.10733).
 
-    Channel j of the result is the mean of the channels congruent to j modulo `features`, after the channels
-    were repeated as a block to the least common multiple. With places before channels, as `space_to_depth`
-    orders them, that averages one channel over places, or gives every place all channels.
+    The channels are first repeated as a block, up to the least common multiple of C and `features`. Channel j
+    of the result is then the mean of the channels congruent to j modulo `features`. In the channel order of
+    `space_to_depth`, this averages each channel over positions, or copies all channels to each position.
 
     Args:
       x: (..., C).
-      features: channels of the result.
+      features: number of channels of the result.
 
     Returns:
       (..., features).
@@ -83,14 +85,15 @@ def average_channels(x: jax.Array, features: int) -> jax.Array:
 
 
 class Downsample(nn.Module):
-    """Reduces space and time: a convolution of kernel = stride beside an averaging shortcut.
+    """Reduces space and time by a convolution whose kernel equals its stride, plus an averaging shortcut.
 
-    Frames are grouped 0 | 1 2 | 3 4 ...: the first stands alone, which keeps an image an image.
+    Frames are grouped as 0 | 1 2 | 3 4 ... (for st = 2). The first frame is a group of its own, so an image
+    stays an image.
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       strides: (st, s, s).
-      shortcut: whether the shortcut is there.
+      shortcut: whether to add the shortcut.
       modulated, kernel_init, dtype: see `CausalConv`.
     """
 
@@ -99,10 +102,10 @@ class Downsample(nn.Module):
     shortcut: bool = True
     modulated: bool = True
     kernel_init: nn.initializers.Initializer = CausalConv.kernel_init
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w features"]:
         """Maps (B, 1 + st·k, H, W, C) to (B, 1 + k, H/s, W/s, features)."""
         st, s, _ = self.strides
         y = CausalConv(
@@ -125,15 +128,15 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarges space and time: a pointwise convolution into phases beside a repeating shortcut.
+    """Enlarges space and time by a pointwise convolution into phases, plus a repeating shortcut.
 
-    Frame j becomes frames st·(j - 1) + 1 ... st·j; those before frame 0 do not exist, so the first frame
-    gives one frame, an image stays an image, and no output depends on a later latent.
+    Input frame j becomes output frames st·(j - 1) + 1 ... st·j, without those before frame 0. The first frame
+    thus gives one frame, an image stays an image, and no output depends on a later latent.
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       strides: (st, s, s).
-      shortcut: whether the shortcut is there.
+      shortcut: whether to add the shortcut.
       modulated, kernel_init, dtype: see `CausalConv`; the kernel's outputs are ordered (st, s, s, features).
     """
 
@@ -142,15 +145,15 @@ class Upsample(nn.Module):
     shortcut: bool = True
     modulated: bool = True
     kernel_init: nn.initializers.Initializer = CausalConv.kernel_init
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b T H W features"]:
         """Maps (b, 1 + k, h, w, c) to (b, 1 + st·k, h·s, w·s, features)."""
         st, s, _ = self.strides
         phases = st * s * s * self.features
         first = first_chunk(self)
-        # An image needs only the last phase in time: it must not pay for frames that do not exist.
+        # An image needs only the last phase in time, so the others are not computed.
         last = phases // st if first and x.shape[1] == 1 else phases
         y = CausalConv(
             phases,

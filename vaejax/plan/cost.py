@@ -1,4 +1,4 @@
-"""What one program costs, found by compiling it; kept, so that the same program is compiled once."""
+"""The cost of one program, measured by compiling it. Costs are cached, so each program compiles once."""
 
 import dataclasses
 import functools
@@ -16,6 +16,7 @@ import jax
 from jax.stages import Traced
 
 import vaejax
+from vaejax import files
 from vaejax.plan import hlo
 from vaejax.plan.topology import Topology
 from vaejax.runtime import cache, flops
@@ -23,16 +24,19 @@ from vaejax.runtime import cache, flops
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One program, on one chip where nothing else is said.
+    """The cost of one program; all numbers but the FLOPs are per chip.
 
     Attributes:
-      flops: operations of all chips together, recomputation among them.
-      model_flops: the same without what rematerialisation computes again.
-      memory_traffic: bytes read from and written to memory; 0 where it does not fit.
-      collectives: bytes sent to other chips, by kind.
-      output, aliased, temporary, code: bytes; the output's aliased part lies in the arguments.
-      fits: whether the compiler found room; if not, `temporary` is what it needs in all, with its arguments.
-      seconds: that compilation took.
+      flops: operations over all chips, recomputation included.
+      model_flops: operations over all chips, without those that rematerialization repeats.
+      memory_traffic: bytes read from and written to memory; 0 if the program does not fit.
+      collectives: bytes sent to other chips, by kind of collective.
+      output: bytes of the outputs.
+      aliased: bytes of the outputs that reuse the memory of donated arguments.
+      temporary: bytes of temporaries; the total, arguments included, if the program does not fit.
+      code: bytes of the compiled code.
+      fits: whether the compiler could fit the program in memory.
+      seconds: compilation time.
     """
 
     flops: int
@@ -48,52 +52,52 @@ class Cost:
 
     @property
     def sent(self) -> float:
-        """Bytes sent to other chips."""
+        """Bytes sent to other chips, over all kinds of collectives."""
         return sum(self.collectives.values())
 
 
 class Costs:
-    """Costs of programs for a topology, kept in $XDG_CACHE_HOME/vaejax/plan (~/.cache/vaejax/plan).
+    """The costs of programs for a topology, cached in $XDG_CACHE_HOME/vaejax/plan (~/.cache/vaejax/plan).
 
-    Two keys lead to a cost: what a program is made from (configuration, sources and versions), which is known
-    at once, and its own text, which is known when it has been traced. Under the first lie the operations,
-    counted from the trace, under the second what was read from the compiled program.
+    The cache has two kinds of key. A program's sources (configuration, vaejax and versions) are known at once
+    and lead to its operations, counted from the trace. Its HLO text is known once it is traced and leads to
+    the numbers of the compiled program.
 
     Args:
-      topology: to compile for.
-      told: hears what is compiled, and how long it took.
+      topology: the topology to compile for.
+      report: receives one line when a program is traced, compiled or done.
     """
 
-    def __init__(self, topology: Topology, told: Callable[[str], None] = lambda line: None):
-        self._topology, self._told = topology, told
+    def __init__(self, topology: Topology, report: Callable[[str], None] = lambda line: None):
+        self._topology, self._report = topology, report
         self._folder = cache.folder() / "plan"
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def of(
         self, name: str, made_from: object, trace: Callable[[], Traced], model_flops: Callable[[], int]
     ) -> Cost:
-        """The cost of a program.
+        """The cost of a program, from the cache or by compiling it.
 
         Args:
-          name: for people.
-          made_from: JSON of all that the program depends on beside vaejax's sources and the topology.
-          trace: gives the program.
-          model_flops: counts its operations without rematerialisation.
+          name: the program's name in reports.
+          made_from: JSON value of all that the program depends on, except the topology and vaejax.
+          trace: returns the traced program.
+          model_flops: counts its operations without rematerialization.
         """
         source = self._key("made from", _sources(), json.dumps(made_from, sort_keys=True))
         known = self._read(source)
         if known and (compiled := self._read(known["program"])):
             return Cost(**known["operations"], **compiled)
-        self._told(f"tracing {name} ...")
+        self._report(f"tracing {name} ...")
         traced = trace()
         operations = {"flops": flops.count(traced.jaxpr), "model_flops": model_flops()}
         lowered = traced.lower(lowering_platforms=(self._topology.platform,))
         program = self._key("program", lowered.as_text())
         compiled = self._read(program)
         if not compiled:
-            self._told(f"compiling {name} ...")
+            self._report(f"compiling {name} ...")
             compiled = _compiled(lowered)
-            self._told(f"compiled {name} in {compiled['seconds']:.0f} s")
+            self._report(f"compiled {name} in {compiled['seconds']:.0f} s")
             self._write(program, compiled)
         self._write(source, {"program": program, "operations": operations})
         return Cost(**operations, **compiled)
@@ -102,23 +106,21 @@ class Costs:
         made_by = {package: _version(package) for package in ("jax", "jaxlib", "libtpu")}
         made_by |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
         fields = [field.name for field in dataclasses.fields(Cost)]
-        whole = json.dumps([self._topology.name, made_by, _reading(), fields, *parts])
+        whole = json.dumps([self._topology.name, made_by, _reader(), fields, *parts])
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def _read(self, key: str) -> dict | None:
         try:
-            return json.loads((self._folder / f"{key}.json").read_text())
+            return files.read_json(self._folder / f"{key}.json")
         except (OSError, ValueError):
             return None
 
     def _write(self, key: str, value: dict) -> None:
-        partial = self._folder / f"{key}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(value))
-        partial.replace(self._folder / f"{key}.json")
+        files.write_json(self._folder / f"{key}.json", value)
 
 
 def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
-    """All of a `Cost` but the operations."""
+    """Compiles a program; every field of its `Cost` except the operations."""
     begin = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -126,10 +128,12 @@ def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
         needed = needed_by(str(error))
         if not needed:
             raise
-        found = dict.fromkeys(("output", "aliased", "code"), 0) | {"memory_traffic": 0.0, "collectives": {}}
-        found["temporary"] = needed
-        return found | {"fits": False, "seconds": time.monotonic() - begin}
-    memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
+        unknown = dict.fromkeys(("output", "aliased", "code"), 0) | {"memory_traffic": 0.0, "collectives": {}}
+        return unknown | {"temporary": needed, "fits": False, "seconds": time.monotonic() - begin}
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    if memory is None or text is None:
+        raise RuntimeError("the compiler reports neither the memory nor the text of a program")
+    moved = hlo.traffic(text)
     return {
         "memory_traffic": moved.memory,
         "collectives": moved.collectives,
@@ -143,14 +147,14 @@ def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
 
 
 def needed_by(message: str) -> int:
-    """Bytes that a program needs in all, of libtpu's message that it does not fit; 0 of another message."""
-    found = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT])\b", message)
-    return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))) if found else 0
+    """The total bytes that a program needs, from libtpu's out-of-memory message; 0 for any other message."""
+    match = re.search(r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT])\b", message)
+    return int(float(match[1]) * 2 ** (10 * (1 + "KMGT".index(match[2])))) if match else 0
 
 
 @functools.cache
 def _sources() -> str:
-    """A digest of vaejax itself, any change of which may change a program."""
+    """A digest of vaejax without vaejax.plan; any change there may change a program."""
     digest = hashlib.sha256()
     root = pathlib.Path(vaejax.__file__).parent
     for path in sorted(root.rglob("*.py")):
@@ -160,8 +164,8 @@ def _sources() -> str:
 
 
 @functools.cache
-def _reading() -> str:
-    """A digest of what reads a compiled program's text."""
+def _reader() -> str:
+    """A digest of the module that reads compiled programs, because it determines the numbers."""
     return hashlib.sha256(pathlib.Path(hlo.__file__).read_bytes()).hexdigest()
 
 

@@ -1,6 +1,7 @@
-"""What a compiled program moves, read from its text: bytes of memory, bytes between chips.
+"""The memory traffic and communication of a compiled program, counted from its HLO text.
 
-XLA's own count of bytes takes a loop's body once, and everything that stays in a TPU's fast memory as well.
+XLA's own count of bytes is not used: it counts a loop's body once, and it includes data that stays in a TPU's
+fast memory.
 """
 
 import collections
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 SIZES = {"f64": 8, "s64": 8, "u64": 8, "c64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2}
 SIZES |= {"u16": 2, "s8": 1, "u8": 1, "pred": 1, "f8e4m3fn": 1, "f8e5m2": 1}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# What moves nothing: names for what is there, and what is counted inside.
+# Operations that move no data themselves; loops and calls are counted through the computations they run.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "partition-id"}
 FREE |= {"while", "conditional", "call", "after-all", "add-dependency", "opt-barrier", "replica-id"}
 
@@ -23,7 +24,13 @@ _LEAF = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line, `name = shape opcode(arguments), rest`; operands are the names among the arguments."""
+    """One line of HLO, `name = shape opcode(arguments), rest`.
+
+    Attributes:
+      name, shape, opcode, arguments, rest: parts of the line.
+      operands: instruction names in the arguments.
+      is_root: whether it is the result of its computation.
+    """
 
     name: str
     shape: str
@@ -36,34 +43,35 @@ class Instruction:
 
 @dataclasses.dataclass
 class Traffic:
-    """What one chip moves in one run of a program.
+    """The bytes that one chip moves in one run of a program.
 
     Attributes:
-      memory: bytes read from and written to its memory.
-      collectives: bytes that it sends to others, by kind of collective.
+      memory: bytes read from and written to the chip's memory.
+      collectives: bytes sent to other chips, by kind of collective.
     """
 
     memory: float = 0.0
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Traffic", times: float = 1.0) -> None:
-        """Adds another's, so many times."""
+        """Adds `times` times another traffic, in place."""
         self.memory += times * other.memory
         for kind, value in other.collectives.items():
             self.collectives[kind] = self.collectives.get(kind, 0.0) + times * value
 
 
 def traffic(text: str) -> Traffic:
-    """The traffic of `jax.stages.Compiled.as_text()`, which tells of one chip of many."""
+    """The traffic per chip of a program, from `jax.stages.Compiled.as_text()`."""
     computations, entry = _parse(text)
     known: dict[str, Traffic] = {}
 
     def of(name: str) -> Traffic:
         if name not in known:
-            total, shapes, begun = Traffic(), {i.name: i.shape for i in computations[name]}, set()
+            total, shapes = Traffic(), {i.name: i.shape for i in computations[name]}
+            seen_channels: set[str] = set()
             for instruction in computations[name]:
                 total.add(_alone(instruction, shapes, computations))
-                total.add(_sent_inside(instruction, computations, begun))
+                total.add(_sent_inside(instruction, computations, seen_channels))
                 for callee, times in _called(instruction, computations):
                     total.add(of(callee), times)
             known[name] = total
@@ -73,6 +81,7 @@ def traffic(text: str) -> Traffic:
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The instructions of every computation by its name, and the name of the entry computation."""
     computations, entry, current = collections.defaultdict(list), "", ""
     for line in text.splitlines():
         header = _HEADER.match(line)
@@ -91,7 +100,7 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-    """Its first word, or what stands between its first parenthesis and the one that closes it; the rest."""
+    """Splits off the first word, or the leading group in balanced parentheses; returns it and the rest."""
     if not text.startswith("("):
         word, _, rest = text.partition(" ")
         return word, rest
@@ -104,37 +113,37 @@ def _balanced(text: str) -> tuple[str, str]:
 
 
 def size(shape: str, anywhere: bool = False) -> int:
-    """Bytes of a shape, a TPU's tiles filled up and a tuple's parts together.
+    """Bytes of a shape or tuple of shapes, including the padding of TPU tiles.
 
     Args:
-      shape: as HLO writes it, layout and all.
-      anywhere: counts what lies in a TPU's fast memory too.
+      shape: HLO shape with its layout.
+      anywhere: also count arrays in a TPU's fast memory.
     """
     leaves = (leaf for leaf in _LEAF.findall(shape) if leaf[0] in SIZES)
     return sum(_leaf_size(*leaf) for leaf in leaves if anywhere or "S(" not in leaf[2])
 
 
 def _leaf_size(dtype: str, dims: str, layout: str) -> int:
-    dims = [int(dim) for dim in dims.split(",") if dim]
+    lengths = [int(dim) for dim in dims.split(",") if dim]
     tiled = re.match(r"\{([\d,]+):T\(([\d,]+)\)", layout)
     if tiled:
         order, tile = ([int(n) for n in part.split(",")] for part in tiled.groups())
         for dim, unit in zip(order, reversed(tile), strict=False):
-            dims[dim] += -dims[dim] % unit
-    return math.prod(dims) * SIZES[dtype]
+            lengths[dim] += -lengths[dim] % unit
+    return math.prod(lengths) * SIZES[dtype]
 
 
 def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) -> Traffic:
-    """Of an instruction, without loops and branches that it runs."""
+    """The traffic of one instruction, without the computations that it calls."""
     opcode, kind = instruction.opcode, instruction.opcode.removesuffix("-start")
     if opcode in FREE or opcode.endswith("-done"):
         return Traffic()
     if kind in COLLECTIVES:
-        sent, given = _sent(instruction, shapes)
-        return Traffic(2 * given, sent)
-    if opcode == "copy-start":  # (to, from, token): one of them in fast memory
+        sent, operands = _sent(instruction, shapes)
+        return Traffic(2 * operands, sent)
+    if opcode == "copy-start":  # shape (to, from, token): one of the two is in fast memory, not counted
         return Traffic(size(instruction.shape))
-    if opcode == "slice-start":  # ((from), to, token)
+    if opcode == "slice-start":  # shape ((from), to, token)
         return Traffic(size(_balanced(instruction.shape[1:])[1], anywhere=True))
     if opcode in ("slice", "dynamic-slice", "gather"):
         return Traffic(2 * size(instruction.shape))
@@ -148,43 +157,43 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
 
 
 def _sent(collective: Instruction, shapes: Mapping[str, str]) -> tuple[dict[str, float], int]:
-    """What a collective sends, and the bytes of what it is given."""
+    """The bytes that a collective sends, by kind, and the bytes of its operands."""
     kind = collective.opcode.removesuffix("-start")
-    given = sum(size(shapes.get(name, ""), anywhere=True) for name in collective.operands)
-    return {kind: given * _share_sent(kind, collective.rest)}, given
+    operands = sum(size(shapes.get(name, ""), anywhere=True) for name in collective.operands)
+    return {kind: operands * _share_sent(kind, collective.rest)}, operands
 
 
-def _sent_inside(instruction: Instruction, computations, begun: set[str]) -> Traffic:
-    """What a fusion sends beside its computing.
+def _sent_inside(instruction: Instruction, computations, seen_channels: set[str]) -> Traffic:
+    """The communication of the collectives inside a fusion.
 
-    A TPU spreads a collective over several fusions: its start, its end and what computes meanwhile all name
-    it, with one channel.
+    On TPUs a collective is spread over several fusions: its start, its end, and the computation between them
+    all contain it, with the same channel. It is counted once per channel.
 
     Args:
-      instruction: a fusion, or any other.
+      instruction: any instruction; only fusions have something inside.
       computations: of the program.
-      begun: the channels met so far in the instruction's computation; grows.
+      seen_channels: channels already counted in the instruction's computation; updated in place.
     """
     total, inner = Traffic(), _fused(instruction, computations)
     shapes = {i.name: i.shape for i in inner}
     for one in inner:
         if one.opcode.removesuffix("-start") in COLLECTIVES:
             channel = re.search(r"channel_id=(\d+)", one.rest)
-            if channel and channel[1] not in begun:
-                begun.add(channel[1])
+            if channel and channel[1] not in seen_channels:
+                seen_channels.add(channel[1])
                 total.add(Traffic(0, _sent(one, shapes)[0]))
-        total.add(_sent_inside(one, computations, begun))
+        total.add(_sent_inside(one, computations, seen_channels))
     return total
 
 
 def _fused(instruction: Instruction, computations) -> list[Instruction]:
-    """What a fusion is made of; nothing for any other instruction."""
+    """The instructions inside a fusion; [] for any other instruction."""
     called = re.search(r"calls=%?([\w.-]+)", instruction.rest) if instruction.opcode == "fusion" else None
     return computations.get(called[1], []) if called else []
 
 
 def _read_inside(fusion: list[Instruction], number: int) -> float:
-    """Bytes of its parameter of that number that a fusion reads, where it reads but slices."""
+    """Bytes that a fusion reads of parameter `number` if it reads only slices of it; otherwise infinity."""
     for parameter in fusion:
         if parameter.opcode == "parameter" and parameter.arguments == str(number):
             names, read = {parameter.name}, 0.0
@@ -202,7 +211,7 @@ def _read_inside(fusion: list[Instruction], number: int) -> float:
 
 
 def _written_inside(fusion: list[Instruction]) -> float:
-    """Bytes that a fusion writes, where it but updates a slice."""
+    """Bytes that a fusion writes if it only updates a slice; otherwise infinity."""
     by_name = {instruction.name: instruction for instruction in fusion}
     root = next((instruction for instruction in fusion if instruction.is_root), None)
     while root and root.opcode == "bitcast":
@@ -213,7 +222,7 @@ def _written_inside(fusion: list[Instruction]) -> float:
 
 
 def _share_sent(kind: str, rest: str) -> float:
-    """What a chip sends for each byte of its operand, round a ring."""
+    """Bytes that a chip sends per byte of its operand, by ring algorithms."""
     if kind == "collective-permute":
         return 1.0
     n = _group_size(rest)
@@ -223,6 +232,7 @@ def _share_sent(kind: str, rest: str) -> float:
 
 
 def _group_size(rest: str) -> int:
+    """The number of chips in each group of a collective; 1 if it names no groups."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
@@ -234,12 +244,12 @@ def _group_size(rest: str) -> int:
 
 
 def _called(instruction: Instruction, computations) -> Iterator[tuple[str, float]]:
-    """The computations that an instruction runs as programs of their own, and how often."""
+    """The computations that a loop, branch or call runs, and how often."""
     if instruction.opcode == "while":
         names = dict(re.findall(r"(condition|body)=%?([\w.-]+)", instruction.rest))
-        told = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
+        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
         bounds = [int(i.arguments) for i in computations[names["condition"]] if _is_count(i)]
-        yield names["body"], int(told[1]) if told else max(bounds, default=1)
+        yield names["body"], int(trips[1]) if trips else max(bounds, default=1)
     elif instruction.opcode == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
         names = re.findall(r"%?([\w.-]+)", branches[1]) if branches else []

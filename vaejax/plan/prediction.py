@@ -1,4 +1,4 @@
-"""From the costs of programs to memory, time and throughput: a roofline."""
+"""A roofline: memory, time and throughput of an update from the costs of its programs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,22 @@ from vaejax.runtime.chips import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What an update needs on every chip, and how long it takes.
+    """The memory that an update needs on every chip, and the time that it takes.
 
-    XLA's own estimate of a program's time is negative for large ones, so time is predicted from what it does:
-    the longer of computing at the chip's peak and of moving its memory traffic, and then its collectives, as
-    if nothing hid them and each went along one dimension of the slice, by that one's links alone. Chips are
-    taken to share the operations evenly: what several of them repeat is not seen. A real run is slower: no
-    kernel reaches the peak.
+    XLA's own estimate of a large program's time is negative, so time is predicted from the program's work.
+    It is the longer of computation at peak FLOP/s and memory traffic at full bandwidth, plus the collectives.
+    Collectives are assumed to overlap with nothing and to use the links of one dimension of the slice. The
+    operations are assumed to be split evenly, so work that several chips repeat is missed. A real run is
+    slower, because no kernel reaches the peak.
 
     Attributes:
       buckets: of the run.
-      costs: of each bucket's gradients, by name, and of 'update', the optimiser's step.
-      parameters: bytes a chip, of the autoencoder and the discriminators.
-      state: bytes a chip of parameters, averages, optimisers, discriminators and gathered gradients.
-      chips: of the topology.
-      chip: their kind; None where no data sheet is known: then there is no time.
-      shape: of the slice, chips in each dimension.
+      costs: of the gradients of each bucket, by its name, and of the optimizer step, 'update'.
+      parameters: bytes per chip of the autoencoder and the discriminators.
+      state: bytes per chip of parameters, EMA, optimizer states, discriminators and accumulated gradients.
+      chips: number of chips.
+      chip: data sheet of one chip; None if it is unknown, and then there are no times.
+      shape: chips along each dimension of the slice.
     """
 
     buckets: Sequence[Bucket]
@@ -38,62 +38,68 @@ class Prediction:
 
     @property
     def code(self) -> int:
-        """Bytes a chip of all programs of an update, which stay there together."""
+        """Bytes per chip of the code of all programs, which stay loaded together."""
         return sum(cost.code for cost in self.costs.values())
 
     def work(self, name: str) -> int:
-        """Bytes a chip that one program needs beside the state and code: activations above all."""
+        """Bytes per chip that one program needs beside state and code, mostly activations."""
         cost = self.costs[name]
         if not cost.fits:
             return max(0, cost.temporary - self.state)
         return cost.temporary + cost.output - cost.aliased
 
     def needed(self, name: str) -> int:
-        """Bytes a chip while one program runs, the others' code beside it."""
+        """Bytes per chip in use while one program runs, including the code of all programs."""
         return self.state + self.code + self.work(name)
 
     @property
     def room(self) -> float:
-        """Bytes a chip that programs may use."""
+        """Bytes per chip that programs may use; infinite if the chip is unknown."""
         return self.chip.memory if self.chip else float("inf")
 
     def fits(self, name: str) -> bool:
-        """Whether there is room for a program."""
+        """Whether a program fits in memory."""
         return self.costs[name].fits and self.needed(name) <= self.room
 
     @property
     def all_fit(self) -> bool:
-        """Whether there is room for every program."""
+        """Whether every program fits in memory."""
         return all(map(self.fits, self.costs))
 
     def seconds(self, name: str) -> dict[str, float]:
-        """Of a program: 'compute', 'memory', 'links', and the 'total' predicted."""
-        cost = self.costs[name]
+        """Predicted seconds of one program: 'compute', 'memory', 'links' and 'total'."""
+        cost, chip = self.costs[name], self._known_chip
         parts = {
-            "compute": cost.flops / self.chips / self.chip.flops,
-            "memory": cost.memory_traffic / self.chip.bandwidth,
-            "links": cost.sent / self.chip.link(self.shape),
+            "compute": cost.flops / self.chips / chip.flops,
+            "memory": cost.memory_traffic / chip.bandwidth,
+            "links": cost.sent / chip.link(self.shape),
         }
         return parts | {"total": max(parts["compute"], parts["memory"]) + parts["links"]}
 
     @property
     def update_seconds(self) -> float:
-        """Of an update, on average over the schedule."""
+        """Predicted seconds per update, averaged over the bucket schedule."""
         gradients = sum(self.seconds(b.name)["total"] / b.every for b in self.buckets)
         return gradients + self.seconds("update")["total"]
 
     @property
     def samples_per_second(self) -> float:
-        """Images and clips together."""
+        """Predicted images and clips per second, over all chips."""
         return sum(b.batch / b.every for b in self.buckets) / self.update_seconds
 
     @property
-    def utilisation(self) -> float:
-        """Of the model's operations, recomputation left out, as a share of the peak."""
+    def utilization(self) -> float:
+        """Share of the peak FLOP/s that the model's operations use; recomputation does not count."""
         flops = sum(self.costs[b.name].model_flops / b.every for b in self.buckets)
-        return flops / self.update_seconds / self.chips / self.chip.flops
+        return flops / self.update_seconds / self.chips / self._known_chip.flops
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends to others in an update, on average."""
+        """Bytes that a chip sends to other chips per update, averaged over the bucket schedule."""
         return sum(self.costs[b.name].sent / b.every for b in self.buckets) + self.costs["update"].sent
+
+    @property
+    def _known_chip(self) -> Chip:
+        if self.chip is None:
+            raise ValueError("times are predicted only for a chip with a data sheet")
+        return self.chip

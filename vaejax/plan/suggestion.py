@@ -1,4 +1,4 @@
-"""A search for the batch size and the mesh with the most predicted samples a second that fit."""
+"""A search for the batch sizes and mesh with the most predicted samples per second."""
 
 import dataclasses
 import itertools
@@ -7,94 +7,100 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vaejax.config import Config, builders
-from vaejax.data.bucket import Bucket
+from vaejax.config import Config
+from vaejax.data.bucket import Bucket, buckets_of
 from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
-SCALES = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of all batches alike
-TRIES = 4  # estimates that are compiled
-WORTH = 1.02  # times as many samples a second as the best so far, for which one is
-GATHERED = 2  # times that an update gathers parameters: for the forward and for the backward pass
+SCALES = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # common factors of all batch sizes
+TRIES = 4  # plans compiled at most, after the first
+WORTH = 1.02  # an estimate is compiled if it is this many times as fast as the best plan so far
+GATHERS = 2  # all-gathers of the parameters per update: one forward, one backward
 
 
 class Key(NamedTuple):
-    """How a configuration differs from the one that was asked about."""
+    """A candidate: the mesh axes to replace and the factor to multiply all batch sizes by."""
 
     fsdp: int
     space: int
     scale: float
 
 
-def best(config: Config, where: Topology, plan: Callable[[Config], Prediction]) -> Config:
-    """The best configuration that differs in mesh.fsdp, mesh.space and the scale of all batches.
+def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction]) -> Config:
+    """The fastest configuration that fits, over mesh.fsdp, mesh.space and a common factor of all batches.
 
-    The first plan that is compiled is of the configuration or, where that does not suit the topology, of the
-    nearest that does. All others are estimated from a plan whose programs fit: work and activations are in
-    proportion to a chip's share of the samples, however the mesh cuts them. The best estimate is compiled and
-    the rest are estimated anew, until none promises more than the best that was compiled and fits.
+    The first plan compiles the configuration itself, or the nearest candidate that suits the topology. All
+    others are estimated from a plan whose programs fit. The estimate assumes that work and activations are
+    proportional to the samples per chip, whatever the mesh. The best estimate is compiled and the others are
+    estimated again, until none promises more than the best plan that fits.
 
     Raises:
-      InputError: where nothing that was tried fits, or the topology's chips are not known.
+      InputError: if no compiled plan fits, no candidate suits the topology, or its chips are unknown.
     """
-    if where.chip is None:
-        raise InputError(f"--suggest with --topology={where.name}; accepted: a TPU's, whose limits are known")
-    chips = len(where.devices)
+    if topology.chip is None:
+        raise InputError(f"--suggest with --topology={topology.name}; accepted: a TPU slice, e.g. v5e:4x4")
+    chips = len(topology.devices)
     powers = [2**i for i in range(12) if 2**i <= chips]
     keys = [Key(*key) for key in itertools.product(powers, powers[:4], SCALES) if key[0] * key[1] <= chips]
-    every = {key: _changed(config, key) for key in keys}
-    every = {key: changed for key, changed in every.items() if _suits(changed, config, chips)}
+    candidates = {key: _changed(config, key) for key in keys}
+    candidates = {key: one for key, one in candidates.items() if _suits(one, config, chips)}
     first = Key(config.mesh.fsdp, config.mesh.space, 1)
     if _suits(config, config, chips):
-        every[first] = config
-    elif every:
-        first = min(every, key=lambda key: (abs(math.log(key.scale)), key.space, -key.fsdp))
+        candidates[first] = config
+    elif candidates:
+        first = min(candidates, key=lambda key: (abs(math.log(key.scale)), key.space, -key.fsdp))
     else:
         raise InputError(
-            f"--suggest: no scale of these batches suits {chips} chips; accepted: batches, or up to"
-            f" {SCALES[-1]} times as many, that the mesh divides"
+            f"--suggest: no multiple of these batch sizes suits {chips} chips; accepted: batch sizes that the"
+            f" mesh divides after multiplying them by {SCALES[0]:g} to {SCALES[-1]}"
         )
-    basis, tried = first, {first: plan(every[first])}
+    basis, tried = first, {first: plan(candidates[first])}
     for _ in range(TRIES):
-        promised = _promised(basis, tried, every)
+        promised = _promised(basis, tried, candidates)
         if not promised:
             break
         key = max(promised, key=lambda key: (promised[key], -key.space, -key.fsdp, -key.scale))
         print(
-            f"trying fsdp {key.fsdp}, space {key.space}, {_batches(every[key])}:"
-            f" {promised[key]:,.0f} samples/s by an estimate",
+            f"trying fsdp {key.fsdp}, space {key.space}, batches {_batches(candidates[key])}:"
+            f" estimated {promised[key]:,.0f} samples/s",
             file=sys.stderr,
         )
-        tried[key] = plan(every[key])
+        tried[key] = plan(candidates[key])
         if all(cost.fits for cost in tried[key].costs.values()):
             basis = key
     speeds = _speeds(tried)
     if not speeds:
         raise InputError(
-            f"--suggest: none of the {len(tried)} that were tried fits; accepted: a smaller model, more of"
-            " model.remat, more chips"
+            f"--suggest: none of the {len(tried)} compiled plans fits; accepted: a smaller model, more levels"
+            " in model.remat, or more chips"
         )
-    found = every[max(speeds, key=speeds.__getitem__)]
-    flags = [f"--config.mesh.{axis}={getattr(found.mesh, axis)}" for axis in ("data", "fsdp", "space")]
-    flags += [f"--config.data.buckets.{name}.batch={n}" for name, n in _batches(found).items()]
-    print("suggested: " + " ".join(flags))
-    return found
+    fastest = candidates[max(speeds, key=speeds.__getitem__)]
+    print("suggested: " + " ".join(flags(fastest)))
+    return fastest
+
+
+def flags(config: Config) -> list[str]:
+    """The command-line flags that set the mesh and the batch sizes of a configuration."""
+    mesh = [f"--config.mesh.{axis}={getattr(config.mesh, axis)}" for axis in ("data", "fsdp", "space")]
+    return mesh + [f"--config.data.buckets.{name}.batch={n}" for name, n in _batches(config).items()]
 
 
 def _speeds(tried: Mapping[Key, Prediction]) -> dict[Key, float]:
-    """Samples a second of what fits."""
-    return {key: found.samples_per_second for key, found in tried.items() if found.all_fit}
+    """Predicted samples per second of the compiled plans that fit."""
+    return {key: one.samples_per_second for key, one in tried.items() if one.all_fit}
 
 
-def _promised(basis: Key, tried: Mapping[Key, Prediction], every: Mapping[Key, Config]) -> dict[Key, float]:
-    """Estimated samples a second of what may fit and be worth compiling."""
+def _promised(
+    basis: Key, tried: Mapping[Key, Prediction], candidates: Mapping[Key, Config]
+) -> dict[Key, float]:
+    """Estimated samples per second of the candidates that may fit and are worth compiling."""
     speeds, promised = _speeds(tried), {}
     too_large = [key for key in tried if key not in speeds]
-    for key in every.keys() - tried.keys():
+    for key in candidates.keys() - tried.keys():
         if any(key.scale >= large.scale and key.fsdp <= large.fsdp for large in too_large):
             continue
-        estimate = _estimated(tried[basis], every[basis], every[key])
+        estimate = _estimated(tried[basis], candidates[basis], candidates[key])
         if estimate.all_fit and estimate.samples_per_second > WORTH * max(speeds.values(), default=0.0):
             promised[key] = estimate.samples_per_second
     return promised
@@ -114,7 +120,7 @@ def _batches(config: Config) -> dict[str, int]:
 
 
 def _suits(changed: Config, config: Config, chips: int) -> bool:
-    """Whether so many chips can have that mesh and those batches, none of which became 0."""
+    """Whether the chips can form the mesh and hold the batches, with no batch of the configuration now 0."""
     mesh = changed.mesh
     if (mesh.data or chips // (mesh.fsdp * mesh.space)) * mesh.fsdp * mesh.space != chips:
         return False
@@ -125,15 +131,15 @@ def _suits(changed: Config, config: Config, chips: int) -> bool:
 
 
 def _buckets(config: Config, chips: int) -> Sequence[Bucket]:
-    return builders.buckets(config, chips // config.mesh.space, config.mesh.space)
+    return buckets_of(config, chips // config.mesh.space, config.mesh.space)
 
 
 def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
-    """What another mesh and other batches would need."""
+    """The prediction of a configuration with another mesh and other batches, scaled from a compiled plan."""
     mesh, buckets = changed.mesh, _buckets(changed, base.chips)
     before = {b.name: b.batch for b in base.buckets}
     links = _exchanged(config.mesh.fsdp, base.chips)
-    links = links and _exchanged(mesh.fsdp, base.chips) / links  # none where there is one chip
+    links = links and _exchanged(mesh.fsdp, base.chips) / links  # a single chip exchanges nothing
     shard, update = config.mesh.fsdp / mesh.fsdp, base.costs["update"]
     costs = {
         "update": dataclasses.replace(
@@ -163,6 +169,6 @@ def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
 
 
 def _exchanged(fsdp: int, chips: int) -> float:
-    """Bytes that a chip sends for each byte of the gradients, which fsdp shards and the rest share."""
+    """Bytes that a chip sends per byte of gradients, sharded over `fsdp` and reduced over the other chips."""
     rest = chips // fsdp
-    return (GATHERED + 1) * (fsdp - 1) / fsdp + 2 * (rest - 1) / rest / fsdp
+    return (GATHERS + 1) * (fsdp - 1) / fsdp + 2 * (rest - 1) / rest / fsdp

@@ -1,151 +1,211 @@
-"""A plan for people and for programs."""
+"""A plan as a table for the console and as numbers for JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from vaejax.config import Config, builders
+from vaejax.config import Config
 from vaejax.data.bucket import Bucket
+from vaejax.models.autoencoder import Architecture
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
 GB = 1e9
-PARTS = ("compute", "memory", "links", "total")
+PARTS = ("compute", "memory", "links", "total")  # of the predicted time, in this order
+COLUMNS = ("batch", "work GB", "needs GB", "TFLOP", "moved GB", "sent MB")
+COLUMNS += (*(f"{part} ms" for part in PARTS), "samples/s", "MFU")
+LEGEND = "per chip: work = activations and temporaries; needs = work, state and code; moved = memory traffic;"
+LEGEND += " sent = to other chips"
+TIMES_LEGEND = "; MFU = share of peak FLOP/s"
 
 
-def numbers(config: Config, where: Topology, found: Prediction, samples: int = 0, price: float = 0) -> dict:
-    """All numbers, as JSON: bytes and FLOPs a chip, seconds.
+def numbers(
+    config: Config, topology: Topology, prediction: Prediction, samples: float = 0, price: float = 0
+) -> dict[str, Any]:
+    """All numbers of a plan, ready for JSON: bytes and FLOPs per chip, times in seconds.
 
     Args:
-      config: that was planned.
-      where: for which.
-      found: the prediction.
-      samples: to train on; 0 takes those of config.steps updates.
-      price: of a chip for an hour.
+      config: the planned configuration.
+      topology: the topology of the plan.
+      prediction: the plan.
+      samples: samples to train on; 0 means those of config.steps updates.
+      price: price of one chip for an hour.
     """
     mesh, programs = config.mesh, {}
-    for name, cost in found.costs.items():
+    for name, cost in prediction.costs.items():
         programs[name] = {
-            "fits": found.fits(name),
+            "fits": prediction.fits(name),
             "bytes": {
-                "needed": found.needed(name),
-                "activations": found.work(name),
+                "needed": prediction.needed(name),
+                "activations": prediction.work(name),
                 "code": cost.code,
                 "traffic": cost.memory_traffic,
                 "sent": cost.collectives,
             },
-            "flops": cost.flops / found.chips,
-            "model_flops": cost.model_flops / found.chips,
+            "flops": cost.flops / prediction.chips,
+            "model_flops": cost.model_flops / prediction.chips,
             "compile_seconds": cost.seconds,
         }
-        if found.chip and cost.fits:
-            programs[name]["seconds"] = found.seconds(name)
-    whole = {
-        "topology": where.name,
-        "chips": found.chips,
-        "mesh": {"data": found.chips // (mesh.fsdp * mesh.space), "fsdp": mesh.fsdp, "space": mesh.space},
-        "batches": {b.name: b.batch for b in found.buckets},
+        if prediction.chip and cost.fits:
+            programs[name]["seconds"] = prediction.seconds(name)
+    plan = {
+        "topology": topology.name,
+        "chips": prediction.chips,
+        "mesh": {
+            "data": prediction.chips // (mesh.fsdp * mesh.space),
+            "fsdp": mesh.fsdp,
+            "space": mesh.space,
+        },
+        "batches": {b.name: b.batch for b in prediction.buckets},
         "bytes": {
-            "room": found.room if found.chip else None,
-            "parameters": found.parameters,
-            "state": found.state,
-            "code": found.code,
+            "room": prediction.room if prediction.chip else None,
+            "parameters": prediction.parameters,
+            "state": prediction.state,
+            "code": prediction.code,
         },
         "programs": programs,
     }
-    if found.chip and all(cost.fits for cost in found.costs.values()):
-        samples = samples or config.steps * sum(b.batch / b.every for b in found.buckets)
-        hours = samples / found.samples_per_second / 3600
-        whole["update"] = {
-            "seconds": found.update_seconds,
-            "samples_per_second": found.samples_per_second,
-            "flop_utilisation": found.utilisation,
-            "bytes_sent": found.sent,
+    if prediction.chip and all(cost.fits for cost in prediction.costs.values()):
+        samples = samples or config.steps * sum(b.batch / b.every for b in prediction.buckets)
+        hours = samples / prediction.samples_per_second / 3600
+        plan["update"] = {
+            "seconds": prediction.update_seconds,
+            "samples_per_second": prediction.samples_per_second,
+            "flop_utilisation": prediction.utilization,
+            "bytes_sent": prediction.sent,
         }
-        whole["run"] = {"samples": samples, "hours": hours, "cost": hours * found.chips * price}
-    return whole
+        plan["run"] = {"samples": samples, "hours": hours, "cost": hours * prediction.chips * price}
+    return plan
 
 
-def text(config: Config, where: Topology, found: Prediction, samples: int = 0, price: float = 0) -> str:
-    """The same as a table; arguments as `numbers`."""
-    told = numbers(config, where, found, samples, price)
-    mesh = told["mesh"]
+def text(
+    config: Config, topology: Topology, prediction: Prediction, samples: float = 0, price: float = 0
+) -> str:
+    """The plan as a table, with remedies for programs that do not fit; arguments as for `numbers`."""
+    plan = numbers(config, topology, prediction, samples, price)
+    mesh, chip = plan["mesh"], prediction.chip
     lines = [
-        f"{where.name}: {found.chips} chips, mesh data {mesh['data']} x fsdp {mesh['fsdp']} x space"
-        f" {mesh['space']}; a chip holds {found.state / GB:.2f} GB of state"
-        f" ({found.parameters / GB:.2f} of parameters) and {found.code / GB:.2f} GB of programs"
-        + (f", of {found.room / GB:.1f} GB" if found.chip else ""),
+        f"{topology.name}: {prediction.chips} chips as a mesh of data {mesh['data']} x fsdp {mesh['fsdp']} x"
+        f" space {mesh['space']}",
+        f"memory per chip: state {prediction.state / GB:.2f} GB (parameters"
+        f" {prediction.parameters / GB:.2f} GB), code {prediction.code / GB:.2f} GB"
+        + (f", available {prediction.room / GB:.1f} GB" if chip else ", available: unknown for CPUs"),
         "",
-        _columns("", "", "GB", "GB", "TFLOP", "GB", "MB", "ms", "ms", "ms", "ms", "samples", "FLOP"),
-        _columns("of a chip", "batch", "work", "in all", "", "moved", "sent", *PARTS, "/s", "use"),
+        *_table(prediction),
+        LEGEND + (TIMES_LEGEND if chip else ""),
+        *_remedies(config, prediction),
     ]
-    buckets = {b.name: b for b in found.buckets}
-    for name in [*buckets, "update"]:
-        lines.append(_row(name, buckets.get(name), found))
-    lines += _problems(config, found)
-    if "update" in told:
-        update, run = told["update"], told["run"]
+    if "update" in plan:
+        update, run = plan["update"], plan["run"]
         lines += [
             "",
-            f"an update: {update['seconds']:.3f} s, {update['samples_per_second']:,.0f} samples/s,"
-            f" {100 * update['flop_utilisation']:.0f}% of the peak FLOP/s,"
-            f" {update['bytes_sent'] / 1e6:,.0f} MB sent by a chip",
+            f"one update: {update['seconds']:.3f} s, {update['samples_per_second']:,.0f} samples/s,"
+            f" {100 * update['flop_utilisation']:.0f}% of peak FLOP/s,"
+            f" {update['bytes_sent'] / 1e6:,.0f} MB sent per chip",
             f"{run['samples']:,.0f} samples: {run['hours']:,.1f} hours"
-            + (f", {run['cost']:,.0f} at {price:g} a chip-hour" if price else ""),
-            "(a roofline: real kernels are slower; all buckets alike; updates alone, not evaluation)",
+            + (f", {run['cost']:,.0f} at {price:g} per chip-hour" if price else ""),
+            "(A roofline: real kernels are slower. Only updates are counted, not evaluation or checkpoints.)",
         ]
     return "\n".join(lines)
 
 
-def _row(name: str, bucket: Bucket | None, found: Prediction) -> str:
-    cost, batch = found.costs[name], bucket.batch if bucket else ""
-    cells = [batch, f"{found.work(name) / GB:.2f}", f"{found.needed(name) / GB:.2f}"]
-    cells.append(f"{cost.flops / found.chips / 1e12:.2f}")
+def last_words(topology: Topology, prediction: Prediction, arguments: Sequence[str], suggested: bool) -> str:
+    """The summary of a plan: what was planned, whether it fits, and the next command.
+
+    Args:
+      topology: the topology of the plan.
+      prediction: the plan.
+      arguments: the --config flags of the planned configuration.
+      suggested: whether the plan is already the best that --suggest found.
+    """
+    count = len(prediction.buckets)
+    too_large = [name for name in prediction.costs if not prediction.fits(name)]
+    flags = " ".join(arguments)
+    if not too_large:
+        verdict = "everything fits" if prediction.chip else "memory limits are unknown for CPUs"
+        command = f"python -m vaejax.main {flags} --workdir=DIR"
+    else:
+        verdict = f"does not fit: {', '.join(too_large)}"
+        more = "" if suggested else " --suggest"
+        command = f"python -m vaejax.plan {flags} --topology={topology.name}{more}"
+    buckets = f"{count} bucket{'s' * (count != 1)} and the optimizer step"
+    return f"planned {buckets} for {topology.name}: {verdict}\nnext: {command}"
+
+
+def _table(prediction: Prediction) -> Iterator[str]:
+    """A row for each program under headers; columns that are empty in every row are left out."""
+    buckets: dict[str, Bucket | None] = {b.name: b for b in prediction.buckets}
+    rows = {name: _cells(name, bucket, prediction) for name, bucket in (buckets | {"update": None}).items()}
+    shown = [column for column in COLUMNS if any(column in cells for cells in rows.values())]
+    yield _line("program", shown, shown)
+    for name, cells in rows.items():
+        line = _line(name, shown, [cells.get(column, "") for column in shown])
+        yield line + ("" if prediction.fits(name) else "  does not fit")
+
+
+def _line(name: str, columns: Sequence[str], cells: Sequence[str]) -> str:
+    width = zip(columns, cells, strict=True)
+    return f"{name:20}" + "".join(f"  {cell:>{max(6, len(column))}}" for column, cell in width)
+
+
+def _cells(name: str, bucket: Bucket | None, prediction: Prediction) -> dict[str, str]:
+    """The cells of a program's row by column."""
+    cost, chip = prediction.costs[name], prediction.chip
+    cells = {
+        "work GB": f"{prediction.work(name) / GB:.2f}",
+        "needs GB": f"{prediction.needed(name) / GB:.2f}",
+        "TFLOP": f"{cost.flops / prediction.chips / 1e12:.2f}",
+    }
+    if bucket:
+        cells["batch"] = str(bucket.batch)
     if cost.fits:
-        cells += [f"{cost.memory_traffic / GB:.1f}", f"{cost.sent / 1e6:.0f}"]
-    if cost.fits and found.chip:
-        seconds = found.seconds(name)
-        cells += [f"{1e3 * seconds[part]:.1f}" for part in PARTS]
+        cells |= {"moved GB": f"{cost.memory_traffic / GB:.1f}", "sent MB": f"{cost.sent / 1e6:.0f}"}
+    if cost.fits and chip:
+        seconds = prediction.seconds(name)
+        cells |= {f"{part} ms": f"{1e3 * seconds[part]:.1f}" for part in PARTS}
         if bucket:
-            use = cost.model_flops / found.chips / found.chip.flops / seconds["total"]
-            cells += [f"{batch / seconds['total']:,.0f}", f"{100 * use:.0f}%"]
-    return _columns(name, *cells) + ("" if found.fits(name) else "  does not fit")
+            mfu = cost.model_flops / prediction.chips / chip.flops / seconds["total"]
+            cells |= {"samples/s": f"{bucket.batch / seconds['total']:,.0f}", "MFU": f"{100 * mfu:.0f}%"}
+    return cells
 
 
-def _columns(name: str, *cells) -> str:
-    return f"{name:20}" + "".join(f" {cell!s:>7}" for cell in cells)
-
-
-def _problems(config: Config, found: Prediction) -> Iterator[str]:
-    """Of each bucket that does not fit, what may do, estimated from what it needs now."""
-    if not found.fits("update"):
+def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
+    """Settings that may make each program fit that does not, estimated from what it needs now."""
+    room, last_resort = prediction.room, "a smaller model, or chips with more memory"
+    if not prediction.fits("update"):
+        more = _more_fsdp(config, prediction.chips)
         yield (
-            f"the update needs {found.needed('update') / GB:.1f} GB of {found.room / GB:.1f}; what may do:"
-            + (f" {more}," if (more := _more_fsdp(config, found.chips)) else "")
-            + " a smaller model, or chips with more memory"
+            f"update needs {prediction.needed('update') / GB:.1f} GB of {room / GB:.1f} GB;"
+            f" try {more + ', ' if more else ''}{last_resort}"
         )
-    for bucket in found.buckets:
-        if found.fits(bucket.name):
+    for bucket in prediction.buckets:
+        if prediction.fits(bucket.name):
             continue
-        needed, left = found.needed(bucket.name), max(0.0, found.room - found.state - found.code)
-        remedies = [*_smaller(bucket, left / max(1, found.work(bucket.name)), config, found.chips)]
-        levels = tuple(range(len(builders.architecture(config.model).strides) + 1))
+        left = max(0.0, room - prediction.state - prediction.code)
+        share = left / max(1, prediction.work(bucket.name))
+        remedies = [*_smaller(bucket, share, config, prediction.chips)]
+        levels = tuple(range(len(Architecture.of(config.model).strides) + 1))
         if set(levels) - set(config.model.remat):
             remedies.append(f"--config.model.remat='{levels}'")
-        if found.state > 0.2 * found.room and (more := _more_fsdp(config, found.chips)):
+        if prediction.state > 0.2 * room and (more := _more_fsdp(config, prediction.chips)):
             remedies.append(more)
         yield (
-            f"{bucket.name} needs {needed / GB:.1f} GB of {found.room / GB:.1f}; what may do: "
-            + (", or ".join(remedies) or "a smaller model, or chips with more memory")
+            f"{bucket.name} needs {prediction.needed(bucket.name) / GB:.1f} GB of {room / GB:.1f} GB;"
+            f" try {', or '.join(remedies) or last_resort}"
         )
 
 
 def _more_fsdp(config: Config, chips: int) -> str:
-    """The flag of twice as many parts of the state; '' where the chips do not make such a mesh."""
+    """The flag that doubles mesh.fsdp; '' if the chips cannot form that mesh."""
     mesh = config.mesh
     return "" if mesh.data or chips % (2 * mesh.fsdp * mesh.space) else f"--config.mesh.fsdp={2 * mesh.fsdp}"
 
 
 def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
-    """A batch of that share, with more parts of a frame's height where there would be too few samples."""
+    """The flags of a batch reduced to `share`, at most one.
+
+    If the mesh cannot divide the smaller batch, mesh.space is doubled until it can; then the height of frames
+    is split instead.
+    """
     mesh, factor = config.mesh, config.model.spatial_factor
     for doublings in range(1 if mesh.data else 8):
         space = mesh.space * 2**doublings

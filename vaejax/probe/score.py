@@ -209,7 +209,7 @@ class Probe:
         count = self._preset.train_samples if split == "train" else self._preset.samples
         with self._bar(count, task, " samples") as bar:
             batches = self.media.batches(split, count)
-            for frames, labels in distributed.in_step(batches, lambda batch: batch[0]):
+            for frames, labels in distributed.lockstep(batches, lambda batch: batch[0]):
                 yield frames, labels
                 self._advance(bar, len(frames))
 

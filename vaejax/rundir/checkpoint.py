@@ -58,7 +58,7 @@ class Checkpoints:
 
     def latest_on_all_hosts(self) -> int | None:
         """Process 0's latest step: hosts may see a shared file system at different times."""
-        return distributed.gathered(self.latest())[0]
+        return distributed.all_gather(self.latest())[0]
 
     def save(
         self,
@@ -89,7 +89,7 @@ class Checkpoints:
 
     def config(self, step: int) -> dict[str, Any]:
         """The configuration that a checkpoint was trained with, as JSON has it."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
     def restore(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
         """Reads the items of a checkpoint, sharded as their targets are, whatever mesh saved them.

@@ -1,12 +1,12 @@
-"""What the console shows: one plain line per log, and the parameters at the start.
+"""Console lines: the introduction of a run, and one plain line per log.
 
-Lines go to stderr by print and not through absl's logging: absl hides them until a program has parsed its
-flags (a notebook never does), and its prefix takes half the width of a terminal. A plain line is as good in
-a log file as on a terminal.
+They go to stderr by print, not through absl's logging. absl hides lines until a program has parsed its flags,
+which a notebook never does, and its prefix takes half the width of a terminal.
 """
 
 import collections
 import contextlib
+import dataclasses
 import statistics
 import sys
 import time
@@ -14,10 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from clu import parameter_overview as clu_overview
+from clu import parameter_overview
 from flax.core import meta
 
+from vaejax import files
+from vaejax.config import Config
+from vaejax.data.bucket import Bucket
 from vaejax.losses.objective import TERMS
+from vaejax.rundir.folder import RunFolder
 
 _SHOWN = (
     "loss",
@@ -40,8 +44,8 @@ class Cost(NamedTuple):
     """The size of an update, over all processes.
 
     Attributes:
-      samples: images and clips.
-      pixels: sum of B·T·H·W.
+      samples: number of images and clips.
+      pixels: sum of B·T·H·W over its batches.
       flops: operations of the model, without rematerialization; 0 if they are not counted.
     """
 
@@ -56,20 +60,100 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-class Progress:
-    """Times the steps of a run and prints where it stands.
+def introduce(
+    folder: RunFolder, config: Config, buckets: Sequence[Bucket], start: int, params: Mapping[str, Any]
+) -> None:
+    """Prints the setup, schedule and size of a run, and writes DIR/parameters.txt.
 
-    Call `tick` at the end of every step and `log` whenever a line is due. The first step is not timed (it
-    compiles), nor is what happens inside `paused()` (evaluation, checkpoints), and the estimate of the time
-    left is from the median of recent intervals between logs: later compilations and hiccups do not spoil it.
-    It counts training steps only.
+    Args:
+      folder: folder of the run.
+      config: its configuration.
+      buckets: its buckets.
+      start: the step that it starts or resumes from.
+      params: parameters or shapes of the autoencoder.
+    """
+    table, total = parameter_table(params)
+    if jax.process_index() == 0:
+        files.write_text(folder.parameters, f"{table}\n{total}\n")
+    for line in (setup_line(config, buckets, start), *schedule_lines(config), total):
+        say(line)
+
+
+def setup_line(config: Config, buckets: Sequence[Bucket], start: int) -> str:
+    """Devices, data type, samples per update, first and last step of a run in one line."""
+    counts = []
+    for kind, noun in (("image", "images"), ("video", "clips")):
+        if samples := sum(b.batch / b.every for b in buckets if b.kind == kind):
+            counts.append(f"{samples:g} {noun}")
+    average = " on average" if any(b.every > 1 for b in buckets) else ""
+    if start:
+        begin = f"resuming at step {start}"
+    else:
+        begin = f"starting from {config.init}" if config.init else "starting"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return (
+        f"{devices}, {config.model.dtype}, {' + '.join(counts)} per update{average}, {begin},"
+        f" ends at step {config.steps}"
+    )
+
+
+def schedule_lines(config: Config) -> list[str]:
+    """The phases of the loss in one line, then a warning for each term that starts after the last update."""
+    weights, game = dataclasses.asdict(config.loss.weights), config.loss.adversarial
+    terms = [name for name in TERMS if weights.get(name)]
+    # Key of the setting, what starts, and the first update, counted from 0.
+    late = []
+    if "perceptual" in terms:
+        late.append(("loss.perceptual.start", "perceptual", config.loss.perceptual.start))
+    if "adversarial" in terms:
+        late.append(("loss.adversarial.start", "adversarial", game.start))
+        if game.warmup:
+            late.append(("loss.adversarial.start", "discriminators", game.start - game.warmup))
+    phases: dict[int, list[str]] = {0: [term for term in terms if term not in {name for _, name, _ in late}]}
+    for _, name, first in sorted(late, key=lambda item: item[2]):
+        if first < config.steps:
+            phases.setdefault(first, []).append(name)
+    steps = [*sorted(phases), config.steps]
+    parts = [f"updates 0-{steps[1] - 1}: {', '.join(phases[0])}"]
+    parts += [f"from {step}: {', '.join(phases[step])}" for step in steps[1:-1]]
+    return ["; ".join(parts)] + [
+        f"warning: {key} = {first} is not below steps = {config.steps}: the {name} term never counts"
+        for key, name, first in late
+        if first >= config.steps and name != "discriminators"
+    ]
+
+
+def parameter_table(params: Mapping[str, Any]) -> tuple[str, str]:
+    """A table of all parameters, and a line with the totals of encoder, decoder and the rest.
+
+    Args:
+      params: a nested dictionary of arrays or shapes, partitioned or not, with or without 'params' on top.
+    """
+    params = meta.unbox(params)
+    if set(params) == {"params"}:
+        params = params["params"]
+    totals = collections.Counter()
+    for name, module in params.items():
+        part = next((part for part in ("encoder", "decoder") if name.startswith(part)), "other")
+        totals[part] += sum(leaf.size for leaf in jax.tree.leaves(module))
+    parts = ", ".join(f"{part} {totals[part]:,}" for part in ("encoder", "decoder", "other"))
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    return table.rpartition("\n")[0], f"parameters: {totals.total():,} ({parts})"
+
+
+class Progress:
+    """Times the updates of a run and prints its progress.
+
+    Call `tick` after every update and `log` whenever a line is due. The first update is not timed, because it
+    compiles, and neither is time inside `paused()` (evaluation, checkpoints). The remaining time is estimated
+    from the median of recent intervals between logs, which ignores later compilations and hiccups.
 
     Args:
       total_steps: the step at which the run ends.
-      start_step: the step it starts or resumes from.
-      shown: the names of the metrics to print, in this order; others are passed over.
-      is_main: other processes print nothing.
-      peak_flops: operations a second of all devices together, at most; 0 where it is not known.
+      start_step: the step that it starts or resumes from.
+      shown: names of the metrics to print, in this order.
+      is_main: print; False on all processes but 0.
+      peak_flops: peak operations per second of all devices together; 0 if unknown.
     """
 
     def __init__(
@@ -82,17 +166,17 @@ class Progress:
     ):
         self._total, self._start, self._shown, self._is_main = total_steps, start_step, tuple(shown), is_main
         self._first, self._peak_flops = True, peak_flops
-        self._recent = collections.deque(maxlen=21)  # seconds a step, of the latest intervals
+        self._recent = collections.deque(maxlen=21)  # seconds per update in the latest intervals
         self._begin_interval()
 
     def tick(self, samples: int, pixels: int, waited: float = 0.0, flops: float = 0.0) -> None:
-        """Counts one step.
+        """Counts one update.
 
         Args:
-          samples: images and clips in the step, over all processes.
-          pixels: B·T·H·W of the step, over all processes and buckets.
-          waited: seconds of the step spent waiting for data.
-          flops: operations of the step's model (without rematerialisation), over all processes.
+          samples: images and clips of the update, over all processes.
+          pixels: sum of B·T·H·W, over all processes and buckets.
+          waited: seconds spent waiting for data.
+          flops: operations of the model, without rematerialization, over all processes.
         """
         if self._first:
             self._first = False
@@ -106,7 +190,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside this context time does not count as training."""
+        """A context whose time does not count as training."""
         begin = time.monotonic()
         try:
             yield
@@ -114,17 +198,16 @@ class Progress:
             self._begin += time.monotonic() - begin
 
     def log(self, step: int, scalars: Mapping[str, Any]) -> dict[str, float]:
-        """Prints one line and starts the next interval.
+        """Prints one line and begins the next interval.
 
         Args:
-          step: the number of steps done.
-          scalars: numbers keyed `split/bucket/name`.
+          step: number of updates done.
+          scalars: numbers by `split/bucket/name`.
 
         Returns:
-          The speeds since the last call, as scalars to write beside the others: step_seconds,
-          samples_per_second, megapixels_per_second, data_wait (a share, 0 to 1) and, where the peak is
-          known, flop_utilisation (a share of the bfloat16 peak), under train/all/. Empty when no step was
-          timed since.
+          The speeds since the last call, by train/all/NAME: step_seconds, samples_per_second,
+          megapixels_per_second, data_wait (a share, 0 to 1) and, if the peak is known, flop_utilisation (a
+          share of the bfloat16 peak). {} if no update was timed since.
         """
         line = f"step {step:>{len(str(self._total))}}/{self._total} {100 * step / self._total:5.1f}%"
         speeds = {}
@@ -137,14 +220,15 @@ class Progress:
                 "train/all/megapixels_per_second": self._pixels / 1e6 / seconds,
                 "train/all/data_wait": min(self._waited / seconds, 1.0),
             }
-            # The lower median: of two intervals, one of them slow, believe the fast one.
+            # The lower median: of a fast and a slow interval it takes the fast one.
             left = statistics.median_low(self._recent) * (self._total - step)
             step_seconds, samples, megapixels, wait = speeds.values()
             line += f"  eta {duration(left)}  {step_seconds:.3g} s/step  {_compact(samples)} samples/s"
             line += f"  {_compact(megapixels)} Mpx/s  data wait {100 * wait:.0f}%"
             if self._peak_flops:
-                utilisation = speeds["train/all/flop_utilisation"] = self._flops / seconds / self._peak_flops
-                line += f"  MFU {100 * utilisation:.1f}%"
+                utilization = self._flops / seconds / self._peak_flops
+                speeds["train/all/flop_utilisation"] = utilization
+                line += f"  MFU {100 * utilization:.1f}%"
             self._begin_interval()
         for bucket, numbers in self._by_bucket(scalars).items():
             line += f" | {bucket} ".replace("all ", "") + " ".join(f"{n} {float(v):.4g}" for n, v in numbers)
@@ -157,8 +241,8 @@ class Progress:
         self._waited = self._flops = 0.0
 
     def _by_bucket(self, scalars: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-        """The shown metrics of every bucket, those of 'all' last."""
-        buckets = collections.defaultdict(dict)
+        """The metrics to show by bucket, 'all' last."""
+        buckets: dict[str, dict[str, Any]] = collections.defaultdict(dict)
         for key, value in scalars.items():
             _, bucket, name = key.split("/", 2)
             if name in self._shown:
@@ -168,33 +252,14 @@ class Progress:
 
 
 def _compact(number: float) -> str:
-    """Three digits, and never an exponent: 0.0123, 1.23, 12.3, 1,230."""
+    """A number with three digits and without an exponent: 0.0123, 1.23, 12.3, 1,230."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """3d02h, 2h14m, 5m07s or 42s."""
+    """A duration as 3d02h, 2h14m, 5m07s or 42s."""
     seconds = max(round(seconds), 0)
     for size, unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
         if seconds >= size:
             return f"{seconds // size}{unit}{seconds % size // small:02d}{small_unit}"
     return f"{seconds}s"
-
-
-def parameter_overview(params: Mapping[str, Any]) -> str:
-    """A table of all parameters, then one line with the totals of encoder, decoder and the rest.
-
-    Args:
-      params: the parameters, a nested dictionary of arrays or of shapes, partitioned or not; what is above
-        the modules ('params') may be there.
-    """
-    params = meta.unbox(params)
-    if set(params) == {"params"}:
-        params = params["params"]
-    totals = collections.Counter()
-    for name, module in params.items():
-        part = next((part for part in ("encoder", "decoder") if name.startswith(part)), "other")
-        totals[part] += sum(leaf.size for leaf in jax.tree.leaves(module))
-    parts = ", ".join(f"{part} {totals[part]:,}" for part in ("encoder", "decoder", "other"))
-    table = clu_overview.get_parameter_overview(params, include_stats=False)
-    return f"{table.rpartition(chr(10))[0]}\nparameters: {totals.total():,} ({parts})"

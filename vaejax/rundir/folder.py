@@ -13,14 +13,14 @@ from vaejax.runtime import distributed
 
 
 class RunFolder:
-    """The files of a run, DIR/...
+    """The folder of a run, DIR, and the paths of its files.
 
     Args:
-      name: 'DIR' or 'DIR/checkpoints/STEP'.
+      name: DIR, or DIR/checkpoints/STEP.
 
     Attributes:
       path: DIR.
-      step: STEP; None if the name is 'DIR'.
+      step: STEP; None if the name is DIR.
     """
 
     def __init__(self, name: str | pathlib.Path):
@@ -34,13 +34,28 @@ class RunFolder:
         """Creates the folder of a run if it is missing.
 
         Raises:
-          InputError: if it cannot be written, or is not the same folder on every host.
+          InputError: if it cannot be written, or is not the same folder on all hosts.
         """
         if "://" in workdir:
             raise InputError(f"--workdir={workdir}; accepted: a folder of a local or mounted file system")
         folder = cls(cli.made_folder(workdir, "--workdir"))
         distributed.check_shared(folder.path)
         return folder
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """Numbers by step, split and bucket (rundir/metrics.py)."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        """TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def parameters(self) -> pathlib.Path:
+        """The table of all parameters."""
+        return self.path / "parameters.txt"
 
     @property
     def bad_steps(self) -> pathlib.Path:
@@ -58,15 +73,15 @@ class RunFolder:
         return self.path / "profile"
 
     def write_config(self, config: Config) -> None:
-        """Writes config.json, on process 0."""
+        """Writes config.json on process 0."""
         if jax.process_index() == 0:
             files.write_text(self.path / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
     def read_config(self) -> Config:
-        """The configuration of the run, whatever version of vaejax trained it.
+        """Reads config.json, written by any version of vaejax.
 
         Raises:
-          InputError: if the folder has no run.
+          InputError: if there is no usable config.json.
         """
         path = self.path / "config.json"
         try:

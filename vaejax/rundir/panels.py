@@ -1,8 +1,8 @@
 """Panels of original, reconstruction and error, as PNG, and as MP4 for videos.
 
-The error is the maximum over R, G, B of |original - reconstruction|, amplified four times. Its color scale
-goes from black (none) through red and yellow to white (a quarter of the range or more), so a spot in one
-channel is as visible as a gray one.
+The error is the maximum over R, G, B of |original - reconstruction|, amplified four times. A spot in one
+channel is therefore as visible as a gray one. The color scale goes from black (no error) through red and
+yellow to white (a quarter of the range or more).
 """
 
 import math
@@ -90,14 +90,6 @@ def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
     # Black, red, yellow, white: each third of the range fills one of R, G, B.
     heat = 3 * ERROR_GAIN * error - np.array([0, 255, 510], np.int16)
     return np.clip(heat, 0, 255).astype(np.uint8)
-
-
-def frame_strip(video: np.ndarray, frames: int = 8) -> np.ndarray:
-    """Frames spread over a video (T, H, W, C) or videos (N, T, H, W, C), side by side; videos are rows."""
-    videos = video if video.ndim == 5 else video[None]
-    length = videos.shape[1]
-    chosen = np.linspace(0, length - 1, min(frames, length)).round().astype(int)
-    return np.concatenate([np.concatenate(list(v[chosen]), axis=1) for v in videos], axis=0)
 
 
 def _folder(workdir: str | os.PathLike, step: int) -> Path:

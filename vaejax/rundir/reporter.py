@@ -1,7 +1,6 @@
 """The reporter of a run: metrics.jsonl, TensorBoard, panels and console lines, silent off process 0."""
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -11,21 +10,22 @@ import numpy as np
 from vaejax.config import Config
 from vaejax.losses import adversarial
 from vaejax.losses.objective import Terms
-from vaejax.rundir import metrics, panels
+from vaejax.rundir import console, panels
 from vaejax.rundir.console import Cost, Progress
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
 
 SETTLING = 100  # updates before a discriminator's accuracy may raise an alarm
 
 
 class Reporter:
-    """Reports a run from step `start` on; later lines of an earlier run are dropped.
+    """Reports a run from step `start` on, on process 0; later lines of an earlier run are dropped.
 
     Args:
-      folder: of the run.
-      config: of the run.
+      folder: folder of the run.
+      config: its configuration.
       start: number of updates done.
-      peak_flops: operations per second of all devices at most; 0 if unknown.
+      peak_flops: peak operations per second of all devices together; 0 if unknown.
 
     Attributes:
       progress: speed, waiting time and remaining time.
@@ -33,8 +33,11 @@ class Reporter:
 
     def __init__(self, folder: RunFolder, config: Config, start: int, peak_flops: float = 0.0):
         self._folder, self._config, self._is_main = folder, config, jax.process_index() == 0
-        self._writer = metrics.writers(folder.path, start, self._is_main)
-        self._writer.write_hparams(config.to_dict())
+        self._sinks: list[JsonlWriter | TensorboardWriter] = []
+        if self._is_main:
+            self._tensorboard = TensorboardWriter(folder.tensorboard, start)
+            self._tensorboard.write_hparams(config.to_dict())
+            self._sinks = [JsonlWriter(folder.metrics, start), self._tensorboard]
         self.progress = Progress(config.steps, start, is_main=self._is_main, peak_flops=peak_flops)
         self._terms: dict[str, Terms] = {}
         self._alarms: dict[str, str | None] = {}
@@ -45,49 +48,49 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        for sink in self._sinks:
+            sink.close()
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Time inside does not count as training."""
+        """A context whose time does not count as training."""
         return self.progress.paused()
 
     def say(self, line: str) -> None:
-        """Prints a line."""
-        if self._is_main:
-            print(line, file=sys.stderr, flush=True)
+        """Prints a line to stderr."""
+        console.say(line)
 
     def update(self, terms: Mapping[str, Terms], cost: Cost, waited: float) -> None:
         """Counts an update and keeps its metrics, on the devices, for the next log line.
 
         Args:
           terms: metrics by bucket and 'all'.
-          cost: of the update.
+          cost: size of the update.
           waited: seconds spent waiting for samples.
         """
         self._terms |= terms
         self.progress.tick(cost.samples, cost.pixels, waited, cost.flops)
 
     def log(self, step: int, extra: Mapping[str, float]) -> None:
-        """Logs the latest metrics of every bucket, and numbers 'train/BUCKET/NAME' beside them."""
+        """Logs the latest metrics of every bucket, and the numbers `extra` by 'train/BUCKET/NAME'."""
         latest = jax.device_get(self._terms)
         self._terms = {}
         scalars = {
             f"train/{b}/{k}": v for b, terms in latest.items() for k, v in terms.items() if k != "finite"
         }
         scalars |= extra
-        self._writer.write_scalars(step, scalars | self.progress.log(step, scalars))
+        self._write_scalars(step, scalars | self.progress.log(step, scalars))
         self._check_discriminators(step, scalars)
 
     def scores(self, step: int, scores: Mapping[str, float], text: str) -> None:
-        """Reports evaluation scores, 'BUCKET/NAME' to value, and prints their table."""
-        self._writer.write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
+        """Writes evaluation scores by 'BUCKET/NAME' and prints `text`, their table."""
+        self._write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
         self.say(text)
 
     def picture(self, step: int, bucket: str, name: str, picture: np.ndarray) -> None:
-        """Writes panels/STEP/BUCKET_NAME.png, (H, W, 3) uint8."""
+        """Writes a picture, (H, W, 3) uint8, as panels/STEP/BUCKET_NAME.png."""
         if self._is_main:
             panels.write_picture(self._folder.path, step, f"{bucket}_{name}", picture)
-            self._writer.write_images(step, {f"eval/{bucket}/{name}": picture})
+            self._tensorboard.write_images(step, {f"eval/{bucket}/{name}": picture})
 
     def panels(
         self,
@@ -102,14 +105,19 @@ class Reporter:
             panel = panels.write_panels(
                 self._folder.path, step, bucket, original, reconstruction, linear, self._config.data.fps
             )
-            self._writer.write_images(step, {f"eval/{bucket}/panel": panel[None]})
+            self._tensorboard.write_images(step, {f"eval/{bucket}/panel": panel[None]})
 
     def flush(self) -> None:
         """Writes buffered metrics to disk."""
-        self._writer.flush()
+        for sink in self._sinks:
+            sink.flush()
+
+    def _write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink.write_scalars(step, scalars)
 
     def _check_discriminators(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Warns when a discriminator wins or collapses, once until that changes."""
+        """Warns once when a discriminator wins or collapses; a repeated alarm is silent until it changes."""
         game = self._config.loss.adversarial
         if step < max(game.start, game.start - game.warmup + SETTLING):
             return

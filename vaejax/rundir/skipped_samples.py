@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from vaejax.files import read_json_lines, write_json_lines
-from vaejax.runtime.distributed import gathered
+from vaejax.runtime.distributed import all_gather
 
 
 class SkippedSamples:
@@ -40,7 +40,7 @@ class SkippedSamples:
 
     def write(self) -> None:
         """Writes the file if any process skipped a sample since the last call; a collective call."""
-        new = [(path, reason) for of_host in gathered(self._new) for path, reason in of_host]
+        new = [(path, reason) for of_host in all_gather(self._new) for path, reason in of_host]
         self._new = []
         self._counts.update(new)
         if new:

@@ -1,4 +1,4 @@
-"""The cache: compiled programs, and indexes of read-only media; everything in it can be made again."""
+"""The cache of compiled programs and of indexes of read-only media; it may be deleted at any time."""
 
 import os
 import pathlib
@@ -13,14 +13,14 @@ def folder() -> pathlib.Path:
 
 
 def share(workdir: str) -> None:
-    """Moves the cache to the folder of a run, where all its hosts share it."""
+    """Moves the cache into the folder of a run, which all its hosts share."""
     global _of_run
     _of_run = pathlib.Path(workdir).expanduser() / "cache"
 
 
 def keep_compiled() -> None:
     """Keeps compiled programs for the next command, in $JAX_COMPILATION_CACHE_DIR or the cache."""
-    import jax  # imported here because commands that only read files do without it
+    import jax  # here, because commands that only read files start faster without it
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(folder() / "xla"))

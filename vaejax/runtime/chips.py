@@ -1,4 +1,4 @@
-"""What accelerators can do at most, by their makers' data sheets, and of TPUs' memory by their compiler."""
+"""Peak performance of accelerators by data sheet, and the usable memory of TPUs by their compiler."""
 
 import dataclasses
 import re
@@ -11,12 +11,12 @@ class Chip:
     """One TPU chip.
 
     Attributes:
-      flops: bfloat16 operations a second, dense.
-      memory: bytes that programs may use, as libtpu tells where one does not fit; the runtime keeps the rest.
-      bandwidth: of the memory, bytes a second.
-      interconnect: to other chips, all links together, bytes a second each way.
-      dimensions: of the torus that the links make, each having its share of them.
-      ring: a dimension of a slice is a ring where its length is a multiple of this, else a line.
+      flops: peak dense bfloat16 operations per second.
+      memory: bytes for programs, as libtpu reports when one does not fit; the runtime keeps the rest.
+      bandwidth: bytes per second of the memory.
+      interconnect: bytes per second, each way, of all links to other chips together.
+      dimensions: number of dimensions of the torus of chips; each has an equal share of the links.
+      ring: a dimension of a slice is a ring if its length is a multiple of this, else a line.
     """
 
     flops: float
@@ -27,16 +27,20 @@ class Chip:
     ring: int
 
     def link(self, shape: Sequence[int]) -> float:
-        """Bytes a second that a chip of a slice receives along one dimension, the slowest of them.
+        """Bytes per second that a chip of a slice receives along its slowest dimension.
 
-        Both ways round a ring; on a line the ends have one neighbour, and the others wait for them.
+        In a ring it receives from both sides. The ends of a line have one neighbor, and the other chips wait
+        for them.
+
+        Args:
+          shape: number of chips along each dimension of the slice.
         """
         rings = all(length % self.ring == 0 for length in shape)
         return self.interconnect / self.dimensions / (1 if rings else 2)
 
 
 GIB = 2**30
-# By a word, or words, of JAX's device kind.
+# By whole words of JAX's device kind.
 TPUS = {
     "TPU v4": Chip(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4),
     "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16),
@@ -57,17 +61,17 @@ GPU_FLOPS = {
 
 
 def chip(kind: str) -> Chip | None:
-    """The TPU of `jax.Device.device_kind`; None where it is none whose data sheet is here."""
+    """The TPU chip of a `jax.Device.device_kind`; None if it is not listed here."""
     return _named(kind, TPUS)
 
 
-def flops(kind: str) -> float:
-    """bfloat16 operations a second at most, dense, of a TPU or GPU; 0 where no data sheet is here."""
+def peak_flops(kind: str) -> float:
+    """Peak dense bfloat16 operations per second of a TPU or GPU; 0 if it is not listed here."""
     tpu = chip(kind)
     return tpu.flops if tpu else _named(kind, GPU_FLOPS) or 0.0
 
 
 def _named(kind: str, known: Mapping[str, Any]) -> Any:
-    """What stands under the longest name that is a part of `kind`, in whole words: an L40 is no L4."""
+    """The value of the longest name that is part of `kind`, in whole words: an L40 is not an L4."""
     names = [name for name in known if re.search(rf"\b{re.escape(name)}\b", kind)]
     return known[max(names, key=len)] if names else None

@@ -1,4 +1,4 @@
-"""Several processes, one run: how they find each other, and what they tell each other."""
+"""Distributed runs: start-up, agreement and communication of several processes."""
 
 import contextlib
 import faulthandler
@@ -22,64 +22,64 @@ from vaejax.errors import FAILED, STOPPED, InputError, TrainingFailed, one_line
 T = TypeVar("T")
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-FINDING = 300  # seconds in which all processes must have started
-MEETING = 24 * 3600 * 1000  # milliseconds; the watchdog looks after who does not come
-# Seconds without a sign of life after which a process counts as dead, and JAX ends the others. Signs come
-# every half of it: who stops right before its next one counts as dead after the other half.
+START_SECONDS = 300  # within which all processes must have started
+BARRIER_MILLISECONDS = 24 * 3600 * 1000  # the watchdog reports late processes long before
+# Seconds without a heartbeat after which JAX aborts the other processes. Heartbeats come twice as often, so a
+# process that stops just before one is detected after half of it.
 HEARTBEAT = 60
 
 
-def one_cpu_program_at_a_time() -> None:
-    """Before JAX sees its devices: CPUs wait for one program before they begin the next.
+def serialize_cpu_programs() -> None:
+    """Makes CPU devices finish one program before the next; call it before JAX initializes its devices.
 
-    Several CPU devices exchange data in the order in which they come to it, and two programs at once come to
-    it in any order; accelerators keep the order of programs by themselves.
+    CPU collectives are matched by their order of arrival, which two concurrent programs would mix up.
+    Accelerators order programs themselves.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def initialize() -> None:
-    """Joins the processes of a run.
+    """Connects the processes of a run.
 
-    Explicit environment variables come first: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without them JAX asks what started it: Slurm, Open MPI, the metadata
-    of a TPU pod, GKE. A process that is alone on its host drives all its GPUs, as JAX_LOCAL_DEVICE_IDS may
-    change.
+    The variables JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID take
+    precedence. Without them JAX asks the launcher: Slurm, Open MPI, the metadata of a TPU pod, or GKE. The
+    only process on a host uses all its GPUs, unless JAX_LOCAL_DEVICE_IDS says otherwise.
 
     Raises:
-      InputError: where neither tells who the others are.
-      TrainingFailed: where they cannot be reached.
+      InputError: if neither names the other processes.
+      TrainingFailed: if they cannot be reached.
     """
-    told = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
     arguments: dict[str, Any] = {}
-    if told:
-        arguments = _explicit(told)
-    if _alone_on_its_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-        arguments["local_device_ids"] = []  # all: JAX takes one GPU a process under Slurm and Open MPI
-    terminated = signal.getsignal(signal.SIGTERM)
+    if variables:
+        arguments = _explicit(variables)
+    if _is_alone_on_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        arguments["local_device_ids"] = []  # all; under Slurm and Open MPI JAX takes one per process
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
-            **arguments, initialization_timeout=FINDING, heartbeat_timeout_seconds=HEARTBEAT
+            **arguments, initialization_timeout=START_SECONDS, heartbeat_timeout_seconds=HEARTBEAT
         )
     except (ValueError, NotImplementedError) as error:
         raise InputError(
-            f"--multihost: nothing says who the other processes are ({one_line(error)}); accepted: Slurm,"
+            f"--multihost: the other processes are unknown ({one_line(error)}); accepted: Slurm,"
             f" Open MPI, a TPU pod, GKE, or the environment {', '.join(EXPLICIT)}"
         ) from error
     except RuntimeError as error:
-        where = told.get("JAX_COORDINATOR_ADDRESS", "the first process")
-        raise TrainingFailed(f"--multihost: {where} cannot be reached: {one_line(error)}") from error
-    # JAX aborts while threads run, where another process is gone: to tell of all of them can crash instead.
+        address = variables.get("JAX_COORDINATOR_ADDRESS", "process 0")
+        raise TrainingFailed(f"--multihost: {address} cannot be reached: {one_line(error)}") from error
+    # If another process dies, JAX aborts while threads run, and dumping all of them can crash instead.
     faulthandler.enable(all_threads=False)
-    # JAX listens for it from here on, and before training does too (preemption.py) nobody would act on it.
-    signal.signal(signal.SIGTERM, terminated)
+    # JAX has caught SIGTERM, but nothing acts on it until training listens (preemption.py).
+    signal.signal(signal.SIGTERM, sigterm_handler)
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Ends one process of several at once where what is inside fails.
+def exiting_at_once() -> Iterator[None]:
+    """Exits at once if the block fails in one of several processes.
 
-    Python would first say goodbye to the others, and wait for them while they wait for this one.
+    A normal exit would disconnect from the other processes first and wait for them, while they wait for this
+    one.
     """
     try:
         yield
@@ -90,79 +90,80 @@ def leaving_at_once() -> Iterator[None]:
         if not isinstance(error, SystemExit):
             traceback.print_exception(error)
             print(
-                f"error: process {jax.process_index()}: {one_line(error)} (no process can go on without the"
-                " others); run the same command on all to go on from the last checkpoint",
+                f"error: process {jax.process_index()}: {one_line(error)} (the others cannot continue alone);"
+                " run the same command on all to continue from the last checkpoint",
                 file=sys.stderr,
             )
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code if isinstance(code, int) else FAILED)
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises InputError where a folder is not the same one for all processes."""
+    """Raises InputError if a folder is not the same one on all processes."""
     if jax.process_count() == 1:
         return
-    token = folder / f".shared-{gathered(secrets.token_hex(8))[0]}"
+    token = folder / f".shared-{all_gather(secrets.token_hex(8))[0]}"
     if jax.process_index() == 0:
         token.touch()
-    gathered("made")
-    found = gathered(token.exists())
+    all_gather("created")
+    found = all_gather(token.exists())
     if jax.process_index() == 0:
         token.unlink()
     if not all(found):
-        without = ", ".join(str(number) for number, there in enumerate(found) if not there)
+        without = ", ".join(str(process) for process, exists in enumerate(found) if not exists)
         raise InputError(
-            f"--workdir={folder}: process {without} has another folder there than process 0; accepted: one"
-            " that all hosts mount"
+            f"--workdir={folder}: on process {without} this is not the folder of process 0; accepted: a"
+            " folder that all hosts mount"
         )
 
 
-def first_alone(make: Callable[[], T]) -> T:
-    """What every process makes, process 0 before the others: what it leaves on a shared disk they find there.
+def main_process_first(make: Callable[[], T]) -> T:
+    """Calls `make` on process 0, then on the others, which find its files on a shared disk.
 
     Raises:
-      InputError: on all of them, where it fails in process 0.
+      InputError: on all processes, if process 0 raises it.
     """
     if jax.process_count() == 1:
         return make()
-    made, problem = None, ""
+    made: list[T] = []
+    problem = ""
     if jax.process_index() == 0:
         try:
-            made = make()
+            made = [make()]
         except InputError as error:
             problem = str(error)
-    if problem := gathered(problem)[0]:
+    if problem := all_gather(problem)[0]:
         raise InputError(problem)
-    return made if jax.process_index() == 0 else make()
+    return made[0] if made else make()
 
 
 def check_same(what: str, digest: Callable[[], Any]) -> None:
-    """Raises TrainingFailed, on all processes, where one of them finds another digest than process 0.
+    """Raises TrainingFailed on all processes if the digest of one differs from that of process 0.
 
-    No mistake as such: files may have come or gone between two looks.
+    It is not an InputError, because files may have come or gone between two scans.
     """
     if jax.process_count() == 1:
         return
-    said = gathered(digest())
-    for number, other in enumerate(said):
-        if other != said[0]:
+    digests = all_gather(digest())
+    for process, other in enumerate(digests):
+        if other != digests[0]:
             raise TrainingFailed(
-                f"process {number} finds other {what} than process 0; they must be the same on all hosts"
+                f"process {process} finds other {what} than process 0; they must be the same on all hosts"
             )
 
 
-def in_step(items: Iterable[T], frames: Callable[[T], np.ndarray] = lambda item: item) -> Iterator[T]:
-    """Goes through items that all processes must have alike, on all of them together.
+def lockstep(items: Iterable[T], frames: Callable[[T], Any] = lambda item: item) -> Iterator[T]:
+    """Iterates in lockstep over items that must be identical on all processes.
 
-    One that can't read an item would leave the others waiting for it at the next computation.
+    If one process alone failed to read an item, the others would wait for it at the next computation.
 
     Args:
-      items: as many on every process, whose reading may raise InputError.
-      frames: of an item, the array that must be the same.
+      items: the items; reading one may raise InputError.
+      frames: maps an item to the array to compare.
 
     Raises:
-      InputError: on all of them, where one fails, or has other frames than process 0.
+      InputError: on all processes, if one raises it or has other frames than process 0.
     """
     if jax.process_count() == 1:
         yield from items
@@ -174,71 +175,73 @@ def in_step(items: Iterable[T], frames: Callable[[T], np.ndarray] = lambda item:
             item = next(items, None)
         except InputError as error:
             problem = f"process {jax.process_index()}: {error}"
-        digest = None if item is None else zlib.crc32(np.ascontiguousarray(frames(item)))
-        said = gathered([problem, digest])
-        if problem := next((problem for problem, _ in said if problem), ""):
+        digest = None if item is None else zlib.crc32(np.ascontiguousarray(frames(item)).data)
+        answers = all_gather([problem, digest])
+        if problem := next((problem for problem, _ in answers if problem), ""):
             raise InputError(problem)
-        for number, (_, other) in enumerate(said):
-            if other != said[0][1]:
-                raise InputError(f"process {number} read other frames than process 0")
+        for process, (_, other) in enumerate(answers):
+            if other != answers[0][1]:
+                raise InputError(f"process {process} read other frames than process 0")
         if item is None:
             return
         yield item
 
 
-def store() -> Any:
-    """JAX's keys, values and barriers, which all processes share; None where there is one process."""
+def key_value_store() -> Any:
+    """JAX's key-value store and barriers of all processes; None in a run of one process."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
-def meet(where: str) -> None:
-    """Waits for all processes at a place that each comes to once.
+def barrier(name: str) -> None:
+    """Waits for all processes; each name is used once.
 
-    Where they first exchange data, devices wait for late ones for a while only: Gloo, once one process has
-    compiled half a minute longer than another, for ever after.
+    The first exchange of data must not begin while another process still compiles. Devices wait for a late
+    one only for a limited time, and Gloo hangs forever if one process compiles half a minute longer.
     """
     if jax.process_count() > 1:
-        store().wait_at_barrier(f"vaejax/{where}", timeout_in_ms=MEETING)
+        key_value_store().wait_at_barrier(f"vaejax/{name}", timeout_in_ms=BARRIER_MILLISECONDS)
 
 
-def gathered(value: Any) -> list[Any]:
-    """What all processes say, in their order; all must ask together.
+def all_gather(value: Any) -> list[Any]:
+    """The values of all processes in their order, on all of them; a collective call.
 
     Args:
-      value: of this process, as JSON has it.
+      value: JSON value of this process.
     """
     if jax.process_count() == 1:
         return [value]
-    said = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([len(said)]))
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(data)])))
     padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(said)] = said
-    everything = multihost_utils.process_allgather(padded)
-    return [json.loads(row[: int(n)].tobytes()) for row, n in zip(everything, lengths.ravel(), strict=True)]
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[: int(n)].tobytes()) for row, n in zip(rows, lengths.ravel(), strict=True)]
 
 
-def _alone_on_its_host() -> bool:
-    """Whether whoever started this process started no other on this machine; True where nobody says."""
-    # '2', '1(x4)', '2,1(x3)'. Open MPI first: mpirun's processes inherit what Slurm says of mpirun.
+def _is_alone_on_host() -> bool:
+    """Whether the launcher started only this process on this host; True if unknown."""
+    # '2', '1(x4)', '2,1(x3)'. Open MPI first: its processes inherit the variables that Slurm set for mpirun.
     for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         if tasks := os.environ.get(name):
             return all(int(part.partition("(")[0]) == 1 for part in tasks.split(","))
     return True
 
 
-def _explicit(told: dict[str, str]) -> dict[str, Any]:
-    missing = [name for name in EXPLICIT if name not in told]
+def _explicit(variables: dict[str, str]) -> dict[str, Any]:
+    """The arguments of jax.distributed.initialize in the environment variables EXPLICIT."""
+    missing = [name for name in EXPLICIT if name not in variables]
     if missing:
         raise InputError(
-            f"{', '.join(missing)} missing beside {', '.join(told)}; accepted: all three or none"
+            f"{', '.join(missing)} missing beside {', '.join(variables)}; accepted: all three or none"
         )
-    address, count, number = (told[name] for name in EXPLICIT)
-    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+    address, count, process = (variables[name] for name in EXPLICIT)
+    if not (count.isdecimal() and process.isdecimal() and int(process) < int(count)):
         raise InputError(
-            f"JAX_NUM_PROCESSES={count} JAX_PROCESS_ID={number}; accepted: a whole number N, and one below it"
+            f"JAX_NUM_PROCESSES={count} JAX_PROCESS_ID={process}; accepted: a whole number N, and a number"
+            " from 0 to N - 1"
         )
     if not address.rpartition(":")[2].isdecimal():
         raise InputError(f"JAX_COORDINATOR_ADDRESS={address}; accepted: HOST:PORT of process 0")
-    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
+    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(process)}

@@ -1,7 +1,8 @@
-"""Floating-point operations of a traced computation: those of its convolutions and matrix products."""
+"""Floating-point operations of the convolutions and matrix products of a traced computation."""
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -9,16 +10,16 @@ from jax.interpreters import partial_eval
 
 
 def count(traced: ClosedJaxpr | Jaxpr) -> int:
-    """Operations of all devices together, a multiplication and an addition counting two.
+    """The operations of all devices together; a multiplication and an addition count as two.
 
-    Counted before XLA sees the program, for XLA counts the body of a loop once. What nothing depends on is
-    left out, and so are zeros that padding and dilation put between values. Of a choice by platform the
-    accelerators' branch counts, of another the costliest.
+    XLA's own count is no substitute: it counts the body of a loop once. Dead code is left out, and so are
+    products with the zeros of padding and dilation. A choice by platform counts as its accelerator branch,
+    another choice as its most expensive branch.
 
     Args:
-      traced: `jax.jit(f).trace(...).jaxpr`, or what `jax.make_jaxpr` gives.
+      traced: `jax.jit(f).trace(...).jaxpr` or the result of `jax.make_jaxpr(f)(...)`.
     """
-    jaxpr = getattr(traced, "jaxpr", traced)
+    jaxpr: Any = getattr(traced, "jaxpr", traced)
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(map(_operations, needed.eqns))
 
@@ -36,7 +37,7 @@ def _operations(eqn: JaxprEqn) -> int:
 
 
 def _inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
-    """The computations that an equation calls, or chooses from."""
+    """The computations that an equation calls or chooses from."""
     params = dict(eqn.params)
     platforms = params.pop("branches_platforms", None)
     if platforms and None in platforms:
@@ -44,23 +45,29 @@ def _inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
     for value in params.values():
         for part in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(part, (Jaxpr, ClosedJaxpr)):
-                yield getattr(part, "jaxpr", part)
+                jaxpr: Any = getattr(part, "jaxpr", part)
+                yield jaxpr
 
 
 def _convolution(eqn: JaxprEqn) -> int:
-    (lhs, rhs), out, p = (v.aval.shape for v in eqn.invars), eqn.outvars[0].aval.shape, eqn.params
+    (lhs, rhs), out, p = map(_shape, eqn.invars), _shape(eqn.outvars[0]), eqn.params
     lhs_spec, rhs_spec, out_spec = p["dimension_numbers"]
-    pairs = 1  # of an output's place and a kernel's that meet a value
+    pairs = 1  # of output and kernel positions that meet at a value and not at a zero
     for i, (low, _) in enumerate(p["padding"]):
         size, kernel, outputs = lhs[lhs_spec[2 + i]], rhs[rhs_spec[2 + i]], out[out_spec[2 + i]]
-        at = np.arange(outputs)[:, None] * p["window_strides"][i] - low
-        at = at + np.arange(kernel) * p["rhs_dilation"][i]
-        apart = p["lhs_dilation"][i]
-        pairs *= int(((at >= 0) & (at <= (size - 1) * apart) & (at % apart == 0)).sum())
+        position = np.arange(outputs)[:, None] * p["window_strides"][i] - low
+        position = position + np.arange(kernel) * p["rhs_dilation"][i]
+        spacing = p["lhs_dilation"][i]
+        inside = (position >= 0) & (position <= (size - 1) * spacing)
+        pairs *= int((inside & (position % spacing == 0)).sum())
     return 2 * pairs * out[out_spec[0]] * out[out_spec[1]] * rhs[rhs_spec[1]]
 
 
 def _product(eqn: JaxprEqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    lhs = eqn.invars[0].aval.shape
-    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracted)
+    lhs = _shape(eqn.invars[0])
+    return 2 * math.prod(_shape(eqn.outvars[0])) * math.prod(lhs[i] for i in contracted)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

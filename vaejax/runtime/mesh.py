@@ -1,14 +1,14 @@
 """The device mesh and every sharding rule; no other file names an axis.
 
-`data` splits the batch; `fsdp` splits the batch too, and parameters, optimiser state and EMA with it
-(ZeRO-3); `space` splits the batch as well where it is large enough, and otherwise the height of frames and
-activations, with halo exchange left to XLA.
+`data` splits the batch. `fsdp` splits the batch, parameters, optimizer state and EMA (ZeRO-3). `space` splits
+the batch too if it is large enough, otherwise the height of frames and activations; XLA exchanges the halos.
 """
 
 import bisect
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,18 +21,21 @@ from vaejax.errors import InputError
 from vaejax.models.constraints import Placement, placing
 
 AXES = ("data", "fsdp", "space")
-BATCH = AXES[:2]  # what every batch is split by
-SAMPLES = P(AXES)  # of B T H W C, and b t h w c: whole frames on every device
-HEIGHT = P(BATCH, None, "space")  # where there are fewer samples than devices
-SMALLEST_SHARDED = 2**14  # elements: below it a collective costs more than the memory it saves
+BATCH = AXES[:2]  # axes that split any batch
+SAMPLES = P(AXES)  # of B T H W C and b t h w c: whole samples on every device
+HEIGHT = P(BATCH, None, "space")  # of the same, if there are fewer samples than devices
+SMALLEST_SHARDED = 2**14  # elements; below it a collective costs more than the memory it saves
 
 
-def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of all devices of all processes.
+def make_mesh(
+    config: MeshConfig,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
+    """Creates the mesh of all devices of all processes.
 
     Args:
-      config: config.mesh with sizes data, fsdp and space; data = 0 takes the devices that the others leave.
-      devices: others than those, of a topology that need not be there.
+      config: sizes data, fsdp and space; data = 0 takes the remaining devices.
+      devices: other devices, e.g. of a topology that is only described.
 
     Raises:
       InputError: if the sizes do not multiply to the number of devices.
@@ -42,37 +45,42 @@ def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mes
     sizes = (data, config.fsdp, config.space)
     if math.prod(sizes) != count:
         raise InputError(
-            f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not make the"
-            f" {count} devices there are; accepted: sizes whose product is {count} (data=0: the rest)"
+            f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not match the"
+            f" {count} devices; accepted: sizes whose product is {count} (data=0 takes the rest)"
         )
-    # An axis of the mesh may be a part of one of a pod's: space = 8 on 4 x 4 x 4 chips.
+    # A mesh axis may split an axis of the pod: space = 8 on 4 x 4 x 4 chips.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    # Auto: under Explicit axes linen's partitioning and the kernel gradient of a 3D convolution fail.
+    # Auto, because with Explicit axes Linen's partitioning and the kernel gradient of 3D convolutions fail.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def over_height(devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh of these devices along `space`: one clip that all of them share."""
+def over_height(devices: Sequence[jax.Device]) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
+    """A mesh that splits the height of each clip over all of these devices."""
     return Mesh(np.array(devices).reshape(1, 1, -1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """How many parts any batch is split into."""
+    """The number of parts that any batch is split into."""
     return _parts(mesh, BATCH)
 
 
 def height_parts(mesh: Mesh) -> int:
-    """How many parts the height of frames is split into where there are few samples."""
+    """The number of parts that the height is split into if there are fewer samples than devices."""
     return mesh.shape["space"]
 
 
 def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
-    """Of so many samples of frames or latents: whole where every device gets some, else split by height."""
+    """The sharding of frames or latents: whole samples if all devices get some, else split by height.
+
+    Args:
+      mesh: the mesh.
+      batch: number of samples.
+    """
     return NamedSharding(mesh, SAMPLES if batch % mesh.size == 0 else HEIGHT)
 
 
 def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """While tracing inside, activations of models are split as their batch is."""
+    """A context for tracing models, whose activations are then sharded like their batch."""
 
     def frames(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, frames_sharding(mesh, len(x)))
@@ -95,7 +103,7 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:
-    """The axes by which so many samples are split where none may be cut."""
+    """The axes that can split `count` images without cutting one."""
     return next(axes for axes in (AXES, BATCH, ()) if count % _parts(mesh, axes) == 0)
 
 
@@ -103,49 +111,49 @@ def _parts(mesh: Mesh, axes: Sequence[str]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def rows(mesh: Mesh, batch: int) -> list[int]:
-    """The samples of a batch of which this process's devices hold a part, in order.
+def local_rows(mesh: Mesh, batch: int) -> list[int]:
+    """The indices of the samples of a batch that this process's devices hold at least in part, in order.
 
-    Which these are depends on where the mesh puts a host's devices: on a pod they need not lie together.
+    They depend on the place of the host's devices in the mesh and need not be contiguous on a pod.
     """
     shape = (batch, 1, mesh.shape["space"])
     parts = frames_sharding(mesh, batch).addressable_devices_indices_map(shape).values()
-    return sorted({row for part in parts for row in range(batch)[part[0]]})
+    return sorted({row for part in parts if part for row in range(batch)[part[0]]})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of scalars and keys."""
+    """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
-def everywhere(mesh: Mesh, tree):
-    """A tree of arrays whole on every device: sharded ones, or such as are the same in every process."""
-    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Replicates a tree of arrays, sharded or equal on all processes, to every device."""
+    return jax.jit(_identity, out_shardings=replicated(mesh))(tree)
 
 
-def _same(tree):
+def _identity(tree: Any) -> Any:
     return tree
 
 
-def state_shardings(mesh: Mesh, shapes):
-    """A NamedSharding for every leaf of a tree of shapes: parameters, optimiser state, EMA alike."""
+def state_shardings(mesh: Mesh, shapes: Any) -> Any:
+    """The sharding of each leaf of a tree of shapes, e.g. of parameters, optimizer state or EMA."""
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"])), shapes
     )
 
 
-def placed(shapes, shardings):
-    """A tree of shapes, each with its sharding."""
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes with the shardings of another tree."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def device_bytes(placed) -> int:
-    """Bytes of a tree of placed shapes, or arrays, on one device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(placed))
+def device_bytes(tree: Any) -> int:
+    """The bytes on one device of a tree of arrays, or of shapes with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
-    """Splits the last dimension that `fsdp` divides (output channels first); small leaves are replicated."""
+    """Splits the last dimension that `fsdp` divides, usually output channels; small leaves are replicated."""
     if fsdp > 1 and math.prod(shape) >= SMALLEST_SHARDED:
         for dim in reversed(range(len(shape))):
             if shape[dim] % fsdp == 0:
@@ -153,18 +161,18 @@ def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
     return P()
 
 
-def shared(mesh: Mesh, batch: np.ndarray) -> jax.Array:
-    """The global batch, (B, T, H, W, C), that every process holds whole."""
+def shard_batch(mesh: Mesh, batch: np.ndarray) -> jax.Array:
+    """The global array of a batch, (B, T, H, W, C), that every process holds whole."""
     return global_frames(mesh, batch, range(len(batch)), len(batch))
 
 
 def global_frames(mesh: Mesh, frames: np.ndarray, held: Sequence[int], batch: int) -> jax.Array:
-    """The global batch, (B, T, H, W, C).
+    """The global array of a batch, (B, T, H, W, C), from the samples that each process holds.
 
     Args:
-      mesh: of all processes.
-      frames: (B / processes, T, H, W, C), what this process holds of it.
-      held: the place of each in the batch, `rows` at least, in order.
+      mesh: the mesh of all processes.
+      frames: samples of this process, (n, T, H, W, C).
+      held: index of each in the batch, ascending; includes `local_rows`.
       batch: B.
     """
 

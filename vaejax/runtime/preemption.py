@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: remembered here, acted on between two updates."""
+"""Signals that stop a run: recorded when they arrive, acted on between two updates."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ import jax
 
 from vaejax.runtime import distributed
 
-AGREE_SECONDS = 5  # approximate time between two exchanges of several processes
+AGREE_SECONDS = 5  # approximate interval of exchanges between processes
 
 
 class Preemption:
-    """Remembers SIGTERM and SIGINT once it listens; a second SIGINT interrupts at once.
+    """Records SIGTERM and SIGINT once it listens; a second SIGINT interrupts at once.
 
-    Leaving the context restores the former signal handlers.
+    Leaving the context restores the previous signal handlers.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Preemption:
         return self
 
     def listen(self) -> None:
-        """Catches signals from here on."""
+        """Starts to catch signals."""
         if not self._handlers:
             self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
 
@@ -48,16 +48,16 @@ class Preemption:
         self._received = True
 
     def received(self) -> bool:
-        """Whether any process was asked to stop; a collective call with the same answer everywhere."""
-        self._agreed = self._agreed or any(distributed.gathered(self._received))
+        """Whether any process received a signal; a collective call."""
+        self._agreed = self._agreed or any(distributed.all_gather(self._received))
         return self._agreed
 
     def requested(self, step: int) -> bool:
-        """Whether any process was asked to stop, with the same answer on all processes.
+        """Whether any process received a signal, with the same answer on all processes.
 
-        The exchange waits for the devices, so several processes do it only every few seconds. They agree on
-        the next step to exchange at from the pace of the slowest. They always exchange at the first step,
-        and at the first step after a rollback.
+        An exchange waits for the devices, so several processes exchange only every few seconds. They choose
+        the step of the next exchange by the pace of the slowest. They always exchange at the first step and
+        at the first step after a rollback.
         """
         if jax.process_count() == 1:
             return self._received
@@ -67,7 +67,7 @@ class Preemption:
         passed = step - self._step if 0 <= self._step < step else 1
         seconds = (now - self._asked_at) / passed
         self._asked_at, self._step = now, step
-        received, seconds = zip(*distributed.gathered([self._received, seconds]), strict=True)
+        received, seconds = zip(*distributed.all_gather([self._received, seconds]), strict=True)
         self._next = step + max(1, min(100, int(AGREE_SECONDS / max(*seconds, 1e-3))))
         self._agreed = any(received)
         return self._agreed

@@ -1,4 +1,4 @@
-"""XProf traces of chosen updates: DIR/profile, for `xprof --logdir` or TensorBoard's profile plugin."""
+"""XProf traces of chosen updates, for `xprof --logdir` or the profile plugin of TensorBoard."""
 
 import contextlib
 import os
@@ -9,22 +9,22 @@ import jax
 
 
 class Profile:
-    """Traces `count` updates from `first` on, counted from 0; leaving the context writes an open trace.
+    """Traces a range of updates; leaving the context ends an open trace.
 
     Args:
-      directory: for traces.
-      updates: (first, count); a count of 0 traces nothing.
+      directory: folder of the traces.
+      updates: (first, count), counted from 0; a count of 0 disables tracing.
     """
 
     def __init__(self, directory: str | os.PathLike, updates: Sequence[int]):
         self._directory, (first, count) = os.fspath(directory), updates
-        # Other processes only annotate their updates.
+        # Processes other than 0 only annotate their updates.
         self._steps = range(first, first + count if jax.process_index() == 0 else first)
         self._tracing = False
 
     @contextlib.contextmanager
     def update(self, step: int) -> Iterator[None]:
-        """The host's work for one update."""
+        """A context for the host's work on one update."""
         if step in self._steps and not self._tracing:
             jax.profiler.start_trace(self._directory)
             self._tracing = True
@@ -32,7 +32,7 @@ class Profile:
             yield
 
     def done(self, step: int, results: Any) -> None:
-        """Ends the trace after its last update, when the devices have computed `results`."""
+        """Ends the trace after its last update, once the devices have computed `results`."""
         if self._tracing and step + 1 >= self._steps.stop:
             jax.block_until_ready(results)
             self._close()

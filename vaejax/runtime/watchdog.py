@@ -1,4 +1,4 @@
-"""Ends a run that does not get on, and says which host stalls in what."""
+"""The watchdog: aborts a stalled run and reports which host is stuck, at which step, doing what."""
 
 import concurrent.futures
 import dataclasses
@@ -9,96 +9,106 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from types import TracebackType
 
 import jax
 
-from vaejax.runtime import distributed as multihost
+from vaejax.errors import FAILED
+from vaejax.runtime import distributed
 
-TOLD_EVERY = 5  # seconds between what a host tells the others
-# Seconds after which process 0 names one that tells nothing, before JAX ends all.
-SILENCE = multihost.HEARTBEAT // 4
-KEY = "vaejax/doing/"
-UPDATE = "waiting for the devices"
+REPORT_SECONDS = 5  # interval of each process's reports to the others
+# Seconds without a report after which process 0 names a process, before JAX ends all of them.
+SILENCE = distributed.HEARTBEAT // 4
+KEY = "vaejax/activity/"  # of the reports in JAX's key-value store
+WAITING_FOR_DEVICES = "waiting for the devices"
 DONE = "done"
-PATIENCE = 10  # times as long for what compiles, evaluates or writes what is left
+PATIENCE = 10  # factor of the time limit while a process compiles, evaluates or saves
 
 
 @dataclasses.dataclass(frozen=True)
-class Doing:
-    """What a process is at.
+class Activity:
+    """What a process is doing, as it reports it.
 
     Attributes:
-      process: its index.
-      host: name of its machine.
-      what: in a few words.
-      step: of the update.
-      since: of its machine's clock, seconds.
-      told: when it last said so, seconds of its machine's clock.
-      patient: nobody knows how long it takes.
+      process: index of the process.
+      host: name of its host.
+      name: of the activity, in a few words.
+      step: number of updates done.
+      since: start of the activity, in seconds of the host's clock.
+      reported: time of the report, in seconds of the host's clock.
+      patient: the activity may take PATIENCE times as long.
     """
 
     process: int
     host: str
-    what: str
+    name: str
     step: int
     since: float
-    told: float
+    reported: float
     patient: bool = False
 
 
 class Watchdog:
-    """While entered, watches that the process gets from one thing to the next.
+    """While entered, aborts the process if one activity takes too long.
 
     Args:
-      seconds: after which a process stalls, PATIENCE times as many where it is patient; 0 watches nothing.
+      seconds: time limit of an activity; 0 disables the watchdog.
     """
 
     def __init__(self, seconds: float):
         self._seconds, self._closed = seconds, threading.Event()
         self._process, self._host = jax.process_index(), socket.gethostname()
-        self._now: Doing | None = None
-        self._excused = 0.0  # when another was last seen at something that takes its time
-        # Asking the others can block, where the process that keeps the answers hangs.
-        self._asking = concurrent.futures.ThreadPoolExecutor(1, "watchdog-asking")
-        self._silent = Silent()
+        self._activity: Activity | None = None
+        self._excused = 0.0  # when another process was last seen in a patient activity
+        # A thread of its own, because the key-value store blocks if process 0, which holds it, hangs.
+        self._exchange = concurrent.futures.ThreadPoolExecutor(1, "watchdog-exchange")
+        self._silence = SilenceDetector()
 
-    def doing(self, what: str, step: int, patient: bool = False) -> None:
-        """Says what begins now; `patient` where nobody knows how long it takes."""
+    def begin(self, name: str, step: int, patient: bool = False) -> None:
+        """Marks the start of an activity; `patient` allows PATIENCE times as long."""
         now = time.time()
-        self._now = Doing(self._process, self._host, what, step, now, now, patient)
+        self._activity = Activity(self._process, self._host, name, step, now, now, patient)
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
             threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._closed.set()
-        if self._now and exception[0] is None:  # who waits for the others to end is not silent
-            self._asking.submit(_tell, dataclasses.replace(self._now, what=DONE, told=time.time()))
-        self._asking.shutdown(wait=False)
+        if self._activity and kind is None:  # a process that waits for the others to exit is not silent
+            done = dataclasses.replace(self._activity, name=DONE, reported=time.time())
+            self._exchange.submit(_report, done)
+        self._exchange.shutdown(wait=False)
 
     def _watch(self) -> None:
-        asked = self._asking.submit(list)
-        while not self._closed.wait(min(TOLD_EVERY, self._seconds / 4)):
-            now = self._now
-            if asked.done() and now:
-                for one in [] if asked.exception() else self._silent.since(asked.result(), time.monotonic()):
+        answer: concurrent.futures.Future[list[Activity]] = self._exchange.submit(list)
+        while not self._closed.wait(min(REPORT_SECONDS, self._seconds / 4)):
+            activity = self._activity
+            if activity is None:
+                continue
+            if answer.done():
+                known = [] if answer.exception() else answer.result()
+                for other in self._silence.newly_silent(known, time.monotonic()):
                     print(
-                        f"process {one.process} on {one.host} has told nothing for {SILENCE} s; the last was:"
-                        f" step {one.step}, {one.what}",
+                        f"process {other.process} on {other.host} has not reported for {SILENCE} s; its last"
+                        f" report: step {other.step}, {other.name}",
                         file=sys.stderr,
                     )
-                asked = self._asking.submit(_tell, dataclasses.replace(now, told=time.time()))
-            if now and time.time() - max(now.since, self._excused) > _limit(now, self._seconds):
-                self._end(dataclasses.replace(now, told=time.time()))
+                answer = self._exchange.submit(_report, dataclasses.replace(activity, reported=time.time()))
+            if time.time() - max(activity.since, self._excused) > _limit(activity, self._seconds):
+                self._abort(dataclasses.replace(activity, reported=time.time()))
 
-    def _end(self, now: Doing) -> None:
+    def _abort(self, own: Activity) -> None:
+        """Ends this process with a report, unless another process is still within a patient activity."""
         try:
-            others = self._asking.submit(_everyone).result(TOLD_EVERY)
+            activities = self._exchange.submit(_activities).result(REPORT_SECONDS)
         except (concurrent.futures.TimeoutError, RuntimeError):
-            others = []
-        lines = findings(now, others, self._seconds)
+            activities = []
+        lines = diagnose(own, activities, self._seconds)
         if not lines:
             self._excused = time.time()
             return
@@ -106,76 +116,87 @@ class Watchdog:
             print(f"error: {line}", file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(FAILED)
 
 
-class Silent:
-    """Who tells nothing any more, by the clock of the one who listens."""
+class SilenceDetector:
+    """Detects processes that stopped reporting, by the listener's clock."""
 
     def __init__(self):
-        self._heard: dict[int, tuple[float, float]] = {}  # what each told last, and when that came
+        self._heard: dict[int, tuple[float, float]] = {}  # by process: its latest report, and when it arrived
         self._named: set[int] = set()
 
-    def since(self, everyone: list[Doing], now: float) -> list[Doing]:
-        """Those whom SILENCE seconds have passed over, each once until it is heard of again."""
-        named = []
-        for one in everyone:
-            told, at = self._heard.get(one.process, (None, now))
-            if told != one.told:
-                self._heard[one.process] = one.told, now
-                self._named.discard(one.process)
-            elif now - at >= SILENCE and one.what != DONE and one.process not in self._named:
-                self._named.add(one.process)
-                named.append(one)
-        return named
+    def newly_silent(self, activities: Sequence[Activity], now: float) -> list[Activity]:
+        """The processes silent for SILENCE seconds, each once until it reports again.
+
+        Args:
+          activities: latest reports of all processes.
+          now: seconds of the listener's clock.
+        """
+        silent = []
+        for activity in activities:
+            reported, arrived = self._heard.get(activity.process, (None, now))
+            if reported != activity.reported:
+                self._heard[activity.process] = activity.reported, now
+                self._named.discard(activity.process)
+            elif now - arrived >= SILENCE and activity.name != DONE and activity.process not in self._named:
+                self._named.add(activity.process)
+                silent.append(activity)
+        return silent
 
 
-def findings(mine: Doing, others: list[Doing], seconds: float) -> list[str]:
-    """One line a process that stalls, by what all said last; none while one compiles or evaluates in time.
+def diagnose(own: Activity, activities: Sequence[Activity], seconds: float) -> list[str]:
+    """One line for each stuck process; none while a process is within the limit of a patient activity.
 
-    The processes go in step: those that wait for a device wait for the ones that do not get there.
+    Processes run in lockstep: one that waits for its devices waits for those that do not get there. Stuck are
+    the processes that stopped reporting, else those at an earlier step, else those not waiting for devices.
 
     Args:
-      mine: of this process.
-      others: of all processes, this one too; empty where process 0, which keeps them, does not answer.
-      seconds: after which a process stalls.
+      own: activity of this process.
+      activities: latest reports of all processes, this one included; empty if process 0, which holds them,
+        does not respond.
+      seconds: time limit of an activity.
     """
-    if jax.process_count() > 1 and not others:
-        return [f"process 0 does not answer; {_line(mine)}"]
-    others = [one for one in others if one.what != DONE] or [mine]
-    latest = max(one.told for one in others)
-    silent = [one for one in others if latest - one.told > max(seconds / 2, 2 * TOLD_EVERY)]
-    in_time = [one for one in others if one.told - one.since < _limit(one, seconds) and one not in silent]
-    if any(one.patient for one in in_time):
+    if jax.process_count() > 1 and not activities:
+        return [f"process 0 does not respond; {_line(own, 'is')}"]
+    running = [activity for activity in activities if activity.name != DONE] or [own]
+    latest = max(activity.reported for activity in running)
+    silent = [a for a in running if latest - a.reported > max(seconds / 2, 2 * REPORT_SECONDS)]
+    in_time = [a for a in running if a.reported - a.since < _limit(a, seconds) and a not in silent]
+    if any(activity.patient for activity in in_time):
         return []
-    behind = [one for one in others if one.step < max(other.step for other in others)]
-    elsewhere = [one for one in others if one.what != UPDATE]
-    stalling = silent or behind or elsewhere or others
-    return [("does not answer: " if one in silent else "") + _line(one) for one in stalling]
+    last_step = max(activity.step for activity in running)
+    behind = [activity for activity in running if activity.step < last_step]
+    elsewhere = [activity for activity in running if activity.name != WAITING_FOR_DEVICES]
+    stuck = silent or behind or elsewhere or running
+    return [_line(a, "does not respond and is" if a in silent else "is") for a in stuck]
 
 
-def _limit(one: Doing, seconds: float) -> float:
-    return seconds * (PATIENCE if one.patient else 1)
+def _limit(activity: Activity, seconds: float) -> float:
+    return seconds * (PATIENCE if activity.patient else 1)
 
 
-def _line(one: Doing) -> str:
+def _line(activity: Activity, verb: str) -> str:
     return (
-        f"process {one.process} on {one.host} stalls at step {one.step}, {one.what} for"
-        f" {time.time() - one.since:.0f} s; the last checkpoint is whole, run the same command to go on"
+        f"process {activity.process} on {activity.host} {verb} stuck at step {activity.step},"
+        f" {activity.name} for {time.time() - activity.since:.0f} s; the last checkpoint is complete, run"
+        " the same command to continue"
     )
 
 
-def _tell(doing: Doing) -> list[Doing]:
-    """Tells the others; process 0, which keeps what is told, gets what all have."""
-    store = multihost.store()
+def _report(activity: Activity) -> list[Activity]:
+    """Stores an activity for all processes; returns the activities of all on process 0, else []."""
+    store = distributed.key_value_store()
     if store is None:
         return []
-    store.key_value_set(f"{KEY}{doing.process}", json.dumps(dataclasses.asdict(doing)), allow_overwrite=True)
-    return _everyone() if doing.process == 0 else []
+    value = json.dumps(dataclasses.asdict(activity))
+    store.key_value_set(f"{KEY}{activity.process}", value, allow_overwrite=True)
+    return _activities() if activity.process == 0 else []
 
 
-def _everyone() -> list[Doing]:
-    store = multihost.store()
+def _activities() -> list[Activity]:
+    """The latest reports of all processes; [] in a run of one process."""
+    store = distributed.key_value_store()
     if store is None:
         return []
-    return [Doing(**json.loads(value)) for _, value in store.key_value_dir_get(KEY)]
+    return [Activity(**json.loads(value)) for _, value in store.key_value_dir_get(KEY)]

@@ -1,10 +1,10 @@
-"""The evaluations of a run: scores and panels of held-out samples, and the diffusion probe."""
+"""Evaluation during training: scores and panels of held-out samples, and the diffusion probe."""
 
 from collections.abc import Callable
 
-from vaejax.config import builders
 from vaejax.errors import Stopped
-from vaejax.evaluate.during_training import HeldOut
+from vaejax.evaluate.during_training import TrainingEvaluation
+from vaejax.networks.lpips import load_configured
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir.reporter import Reporter
 from vaejax.runtime.preemption import Preemption
@@ -15,22 +15,22 @@ from vaejax.train.state import TrainState
 
 
 class Evaluators:
-    """Evaluates what is due; compiled once per run.
+    """Runs the evaluations that are due. Their programs are compiled once per run, at first use.
 
     Args:
       setup: of the run.
-      watchdog: hears of every batch.
-      preemption: a signal ends an evaluation early, except the one after the last update.
+      watchdog: notified before every batch.
+      preemption: a signal ends an evaluation early; only the scoring after the last update always completes.
     """
 
     def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
         config, programs = setup.config, setup.programs
         self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
         self._step = 0
-        networks = {"alexnet": builders.load_lpips("alexnet")}
+        networks = {"alexnet": load_configured("alexnet")}
         if programs.lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
             networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
-        self._held_out = HeldOut(
+        self._held_out = TrainingEvaluation(
             setup.sources,
             setup.buckets,
             config,
@@ -52,13 +52,13 @@ class Evaluators:
             )
 
     def run(self, due: Due, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
-        """Evaluates what is due and reports it.
+        """Runs the evaluations that are due and reports their results.
 
         Returns:
-          Scores, 'BUCKET/NAME' or 'mean/NAME' to value; {} for what a signal or an error ended early.
+          Scores, 'BUCKET/NAME' or 'mean/NAME' to value, without those of an evaluation that ended early.
         """
         self._step = step
-        self._watchdog.doing("evaluating", step, patient=True)
+        self._watchdog.begin("evaluating", step, patient=True)
         scores = self.score(step, state, report) if due.score else {}
         if due.probe and self._probe:
             scores |= self._run_probe(self._probe, step, state, report)
@@ -67,7 +67,7 @@ class Evaluators:
         return scores
 
     def score(self, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
-        """Scores the held-out samples of every bucket."""
+        """Scores and reports the held-out samples of every bucket; {} if a signal ended it early."""
         self._step = step
         try:
             scores = self._held_out.evaluate(state.ema, state.params)
@@ -88,16 +88,16 @@ class Evaluators:
 
     def _show(self, step: int, state: TrainState, report: Reporter) -> None:
         try:
-            for name, *columns in self._held_out.panels(state.ema):
-                report.panels(step, name, *columns)
+            for name, original, reconstruction, linear in self._held_out.panels(state.ema):
+                report.panels(step, name, original, reconstruction, linear)
         except Stopped:
             pass
 
     def _stopping(self, what: str, last_finishes: bool) -> Callable[[], bool]:
-        """Asked between batches, by all processes together: whether to give up."""
+        """A function that all processes call together before each batch; it returns whether to stop early."""
 
         def stopping() -> bool:
-            self._watchdog.doing(what, self._step, patient=True)
+            self._watchdog.begin(what, self._step, patient=True)
             return self._preemption.received() and not (last_finishes and self._step == self._steps)
 
         return stopping

@@ -1,4 +1,4 @@
-"""The end of a run: the statistics of its latents, and a summary."""
+"""The end of a run: latent statistics and the summary on the console."""
 
 import jax
 
@@ -13,11 +13,11 @@ from vaejax.train.setup import Setup
 
 
 def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
-    """Keeps the statistics of the training latents, which diffusion models normalize by, with the run.
+    """Computes and stores the statistics of the training latents, by which diffusion models normalize.
 
     Args:
       setup: of the run.
-      folder: its last checkpoint is complete.
+      folder: of the run; its last checkpoint must be complete.
       ema: EMA parameters of the autoencoder.
     """
     config = setup.config
@@ -29,7 +29,7 @@ def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
 def complete(folder: RunFolder, step: int, config: Config) -> None:
     """Computes the latent statistics of a finished run that lacks them, e.g. because it was killed."""
     missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
-    if any(distributed.gathered(missing)):
+    if any(distributed.all_gather(missing)):
         latent_statistics.of_run(VaeCodec.open(str(folder.path)), str(folder.path), step)
 
 

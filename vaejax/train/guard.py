@@ -1,4 +1,4 @@
-"""The step guard: counts non-finite updates, records them in DIR/bad_steps.jsonl and rolls the run back."""
+"""The step guard: counts non-finite updates, records them in DIR/bad_steps.jsonl and decides on rollbacks."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,8 +19,8 @@ class Pending(NamedTuple):
 
     Attributes:
       step: of the update, counted from 0.
-      batches: its batches by bucket, this process's parts.
-      terms: its metrics by bucket and 'all', on the devices.
+      batches: this process's part of each bucket's batch, by bucket.
+      terms: metrics of each bucket and of 'all', still on the devices.
     """
 
     step: int
@@ -29,7 +29,7 @@ class Pending(NamedTuple):
 
 
 class StepGuard:
-    """Counts skipped updates and rollbacks. All processes keep the same counts; process 0 writes them.
+    """Counts skipped updates and rollbacks. All processes hold the same counts; process 0 writes them.
 
     bad_steps.jsonl has a line {"step", "samples": {bucket: names}} for each skipped update, and a line
     {"step", "back_to", "positions"} for each rollback.
@@ -37,8 +37,8 @@ class StepGuard:
     Args:
       folder: of the run; counting continues from an earlier run's file.
       config: config.recovery.
-      start: the step from which the run starts. Skipped updates of later steps are dropped, because the run
-        will meet them again. Rollbacks are kept, because their data positions stay valid.
+      start: the step at which the run starts or resumes. Skipped updates from this step on are dropped,
+        because the run will repeat them. Rollbacks are kept, because their data positions stay valid.
 
     Attributes:
       total: updates skipped so far.
@@ -49,9 +49,9 @@ class StepGuard:
 
     def __init__(self, folder: RunFolder, config: RecoveryConfig, start: int):
         self._path, self._config = folder.bad_steps, config
-        # Process 0's version: hosts may see a shared file at different times.
+        # All use process 0's version, because hosts may see a shared file at different times.
         lines = files.read_json_lines(self._path) if jax.process_index() == 0 else []
-        self._lines: list[dict] = distributed.gathered(lines)[0]
+        self._lines: list[dict] = distributed.all_gather(lines)[0]
         last_rollback = max((i for i, line in enumerate(self._lines) if "back_to" in line), default=-1)
         kept = [line for line in self._lines[last_rollback + 1 :] if line["step"] < start]
         self._lines = self._lines[: last_rollback + 1] + kept
@@ -65,27 +65,27 @@ class StepGuard:
             self._write()
 
     def positions(self, start: int) -> dict[str, int]:
-        """Data positions after a rollback to step `start`; {} if there is none, or a later checkpoint."""
+        """Data positions to continue from at `start`; {} unless the latest rollback led to that step."""
         rollbacks = [line for line in self._lines if "back_to" in line]
         return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
 
     def check(self, pending: Pending | None) -> None:
-        """Reads whether an update was finite, which waits for the devices, and counts it."""
+        """Waits for an update and counts it as skipped if it was not finite."""
         if pending is None:
             return
         if bool(pending.terms["all"]["finite"]):
             self.in_row = 0
             return
-        # If each bucket is finite but their sum is not, all of them are recorded.
+        # If every bucket is finite but the update is not, all buckets are recorded.
         bad = [name for name in pending.batches if not pending.terms[name]["finite"]]
         self.count(pending.step, {name: pending.batches[name] for name in bad or pending.batches})
 
     def count(self, step: int, batches: Mapping[str, Batch]) -> None:
-        """Records the update of `step` as skipped because of these batches, this process's parts."""
+        """Records a skipped update and its batches, given this process's part of each."""
         self.total, self.in_row = self.total + 1, self.in_row + 1
         parts = {name: dict(zip(batch.rows, batch.names, strict=True)) for name, batch in batches.items()}
         samples: dict[str, dict[int, str]] = {name: {} for name in parts}
-        for of_host in distributed.gathered({name: list(part.items()) for name, part in parts.items()}):
+        for of_host in distributed.all_gather({name: list(part.items()) for name, part in parts.items()}):
             for name, part in of_host.items():
                 samples[name] |= dict(map(tuple, part))
         in_order = {name: [part[row] for row in sorted(part)] for name, part in samples.items()}
@@ -98,7 +98,7 @@ class StepGuard:
         return self.in_row >= self._config.bad_steps
 
     def roll_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:
-        """Records a rollback from `step` to a checkpoint; training continues from these data positions.
+        """Records a rollback from `step` to a checkpoint, and the data positions to continue from.
 
         Raises:
           TrainingFailed: after config.recovery.rollbacks rollbacks to the same checkpoint.

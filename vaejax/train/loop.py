@@ -1,4 +1,4 @@
-"""The training loop, from configuration to checkpoint, read from top to bottom."""
+"""The training loop, from the configuration to the last checkpoint; read it from top to bottom."""
 
 import enum
 import json
@@ -18,7 +18,7 @@ from vaejax.rundir.skipped_samples import SkippedSamples
 from vaejax.runtime import chips
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.profiler import Profile
-from vaejax.runtime.watchdog import UPDATE, Watchdog
+from vaejax.runtime.watchdog import WAITING_FOR_DEVICES, Watchdog
 from vaejax.train import finish, resume
 from vaejax.train.evaluators import Evaluators
 from vaejax.train.guard import Pending, StepGuard
@@ -44,26 +44,26 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     Args:
       config: a ConfigDict with the keys of vaejax.config.schema.
       workdir: DIR, created if missing.
-      inject: faults that a test injects (train/step.py).
+      inject: faults for tests; see train/step.py.
 
     Returns:
-      True when done, False when a signal stopped the run after saving.
+      True if the run is complete, False if a signal stopped it; then it has saved.
 
     Raises:
-      InputError: for a configuration or an input that cannot be used.
-      TrainingFailed: if updates stay non-finite whatever the samples.
+      InputError: if the configuration or an input cannot be used.
+      TrainingFailed: if updates stay non-finite after all rollbacks.
     """
-    config = check(config)
-    with Watchdog(config.recovery.stall) as watchdog:
+    checked = check(config)
+    with Watchdog(checked.recovery.stall) as watchdog:
         folder = RunFolder.create(workdir)
-        setup = Setup.of(config, inject)
-        watchdog.doing("starting", 0, patient=True)
-        with Checkpoints(folder.path, config.checkpoint.keep, config.checkpoint.best) as checkpoints:
+        setup = Setup.of(checked, inject)
+        watchdog.begin("starting", 0, patient=True)
+        with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
             start = checkpoints.latest_on_all_hosts() or 0
-            resume.check_networks(checkpoints, start, config)
-            if start >= config.steps:
-                console.say(f"already at step {start} of {config.steps}; nothing to do")
-                finish.complete(folder, start, config)
+            resume.check_networks(checkpoints, start, checked)
+            if start >= checked.steps:
+                console.say(f"already at step {start} of {checked.steps}; nothing to do")
+                finish.complete(folder, start, checked)
                 return True
             with Preemption() as preemption:
                 run = Run(setup, folder, checkpoints, watchdog, preemption, start)
@@ -74,19 +74,19 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
                 saved = checkpoints.latest() or 0
                 console.say(f"stopped by a signal, saved at step {saved}; run the same command to continue")
                 return False
-            watchdog.doing("measuring latents", config.steps, patient=True)
+            watchdog.begin("measuring latents", checked.steps, patient=True)
             finish.keep_latent_statistics(setup, folder, run.ema)
-            console.say(finish.last_words(folder, config, run.scores, run.seconds))
+            console.say(finish.last_words(folder, checked, run.scores, run.seconds))
             return True
 
 
 class Run:
-    """A run after its setup. It outlives rollbacks, so a rollback compiles nothing.
+    """The parts of a run that survive a rollback, compiled programs included: a rollback compiles nothing.
 
     Attributes:
       guard: counts skipped updates and rollbacks.
-      ema: the EMA parameters of the finished run; {} until then.
-      scores: of the last evaluation.
+      ema: EMA parameters of the autoencoder once the run is done; {} until then.
+      scores: scores of the latest evaluation.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Run:
         self.schedule = Schedule(config)
         self.skipped = SkippedSamples(folder.bad_samples, writes=jax.process_index() == 0)
         self.skipped.add_unreadable(file for source in setup.sources for file in source.unreadable)
-        self.peak_flops = chips.flops(jax.devices()[0].device_kind) * setup.mesh.size
+        self.peak_flops = chips.peak_flops(jax.devices()[0].device_kind) * setup.mesh.size
         self.update = Update(programs, setup.buckets, config.seed + 1, counts_flops=bool(self.peak_flops))
         self.evaluators = Evaluators(setup, watchdog, preemption)
         self.learning_rate = learning_rate(config.optim, config.steps)
@@ -113,13 +113,13 @@ class Run:
         self.scores: dict[str, float] = {}
         self._began = time.monotonic()
         folder.write_config(config)
-        console.say(console.parameter_overview(programs.state.params["autoencoder"]))
+        console.introduce(folder, config, setup.buckets, start, programs.state.params["autoencoder"])
 
     def train_from(self, start: int) -> Outcome:
-        """Trains from a checkpoint, or from the beginning, to the end, a stop or a rollback."""
+        """Trains from step `start`, 0 or a checkpoint, until the run is done, stopped or rolled back."""
         config, guard, watchdog = self.setup.config, self.guard, self.watchdog
         state, positions = resume.restore(self.setup, self.checkpoints, guard, start)
-        self.preemption.listen()  # late on purpose: before the first update Ctrl-C interrupts at once
+        self.preemption.listen()  # late on purpose: until here Ctrl-C interrupts at once
         with (
             Reporter(self.folder, config, start, self.peak_flops) as report,
             self.checkpoints.completing(),
@@ -128,14 +128,14 @@ class Run:
         ):
             pending = None
             if config.init and not start:
-                self.evaluators.score(0, state, report)  # what the run starts from
+                self.evaluators.score(0, state, report)  # the scores of the other run, for comparison
             for step in range(start, config.steps):
                 with report.paused():
                     self.update.prepare(step, watchdog)  # compiles when a phase of the loss begins
                 with profile.update(step):
-                    watchdog.doing("waiting for samples", step)
+                    watchdog.begin("waiting for samples", step)
                     batches, waited = _next(stream)
-                    watchdog.doing(UPDATE, step)
+                    watchdog.begin(WAITING_FOR_DEVICES, step)
                     state, terms = self.update(state, batches)
                     guard.check(pending)  # ORDER MATTERS: read update N-1 while the devices run N
                 profile.done(step, terms)
@@ -158,7 +158,7 @@ class Run:
                         scores = self.evaluators.run(due, step + 1, state, report)
                         self.scores = scores or self.scores
                         stopping = stopping or self.preemption.received()
-                    # While updates are skipped the state may be the reason: the last checkpoint is better.
+                    # While updates are skipped the state may be the cause, so the last checkpoint is better.
                     if due.last or ((stopping or due.save) and not guard.in_row):
                         self._save(step + 1, state, positions, scores, report)
                 if due.last:
@@ -170,22 +170,22 @@ class Run:
                     back = guard.restart_step
                     report.say(f"step {step + 1}: rolled back to step {back}; continuing with new samples")
                     return Outcome.ROLLED_BACK
-            watchdog.doing("writing the last checkpoint", config.steps, patient=True)
+            watchdog.begin("writing the last checkpoint", config.steps, patient=True)
         return Outcome.DONE
 
     @property
     def seconds(self) -> float:
-        """Seconds since the setup."""
+        """Seconds since this object was created."""
         return time.monotonic() - self._began
 
     def _count(self, batches: Mapping[str, Batch], positions: dict[str, int]) -> None:
-        """Advances the data positions and counts the samples that were replaced."""
+        """Advances the data positions and records unreadable samples that were replaced."""
         for name, batch in batches.items():
             positions[name] += 1
             self.skipped.add_skipped(batch.skipped)
 
     def _numbers(self, step: int) -> dict[str, float]:
-        """Numbers of the update of `step` to log beside its metrics."""
+        """Values to log beside the metrics of the update of `step`."""
         numbers = {f"train/{name}/compile_seconds": s for name, s in self.update.compile_seconds.items()}
         self.update.compile_seconds.clear()
         numbers["train/all/learning_rate"] = jax.device_get(self.learning_rate(step))
@@ -200,7 +200,7 @@ class Run:
         scores: Mapping[str, float],
         report: Reporter,
     ) -> None:
-        self.watchdog.doing("saving a checkpoint", step, patient=True)
+        self.watchdog.begin("saving a checkpoint", step, patient=True)
         report.flush()
         config = json.loads(json.dumps(self.setup.config.to_dict()))
         self.checkpoints.save(step, to_items(state), positions, config, scores)

@@ -1,21 +1,21 @@
-"""The optimiser: adaptive gradient clipping, Adam(W) and the learning-rate schedule."""
+"""The optimizer: adaptive gradient clipping, AdamW and the learning-rate schedule."""
 
 import jax
 import optax
 
 from vaejax.config.schema import OptimConfig
 
-# The likelihood's log-scale must travel from 0 to about -3 while Adam moves a parameter by one learning rate
-# a step; a faster one lets the NLL, and with it the weight of the KL, settle early in a run.
+# The likelihood's log-scale must fall from 0 to about -3, but Adam moves a parameter by at most about one
+# learning rate per update. With a higher rate the NLL, and so the relative weight of the KL, settles early.
 LOG_SCALE_RATE = 10.0
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then cosine decay to `final_fraction` of the peak at `steps`, or constant.
+    """Linear warm-up, then cosine decay to `final_fraction` of the peak at `steps`, or a constant rate.
 
     Args:
       config: config.optim.
-      steps: length of the run, in updates.
+      steps: length of the run in updates.
     """
     peak = config.learning_rate
     if config.schedule == "constant":
@@ -26,10 +26,11 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def clipping(config: OptimConfig) -> optax.GradientTransformation:
-    """Adaptive gradient clipping (NFNets, arXiv 2102.06171, equation 3) of every output unit.
+    """Adaptive gradient clipping per output unit (NFNets, arXiv 2102.06171, equation 3).
 
-    g is scaled by min(1, λ·max(|w|, 1e-3) / |g|), norms over the fan-in. Exempt are the decoder's last
-    convolution, the likelihood's scale and, unless `agc_scales`, the scales and gains of modulated kernels.
+    The gradient g of a unit with weights w is scaled by min(1, λ·max(|w|, 1e-3) / |g|), with norms over the
+    fan-in and λ = config.agc; 0 turns clipping off. Exempt are the decoder's last convolution, the
+    likelihood's log-scale and, unless config.agc_scales, the scales and gains of modulated kernels.
     """
 
     def mask(params):
@@ -39,13 +40,13 @@ def clipping(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The whole chain: clipping, Adam, weight decay of kernels, schedule.
+    """The chain of clipping, Adam, weight decay of kernels and learning rate.
 
-    Its state has one structure whatever the settings, so that a run may be resumed with others.
+    The structure of its state does not depend on the settings, so a run can resume with other settings.
 
     Args:
       config: config.optim.
-      steps: length of the run, in updates.
+      steps: length of the run in updates.
     """
 
     def kernels(params):

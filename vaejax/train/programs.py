@@ -1,4 +1,4 @@
-"""The programs of an update: the gradients of each bucket, and the step; compiled phase by phase."""
+"""The programs of an update: each bucket's gradients and the optimizer step, compiled per loss phase."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,13 @@ import optax
 from jax.sharding import Mesh
 from jax.stages import Traced
 
-from vaejax.config import Config, builders
+from vaejax.config import Config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.losses.adversarial import Adversary
 from vaejax.losses.objective import Objective, Terms
-from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.networks.lpips import load_for
 from vaejax.rundir.console import Cost
 from vaejax.runtime import distributed, flops
 from vaejax.runtime import mesh as sharding
@@ -31,11 +32,11 @@ from vaejax.train.state import TrainState
 
 
 class Phase(NamedTuple):
-    """The terms of the loss that are on.
+    """A phase of the loss: the terms that are on at a step.
 
     Attributes:
-      perceptual: the perceptual term counts.
-      adversarial: the discriminators learn.
+      perceptual: whether the perceptual term is on.
+      adversarial: whether the discriminators train.
     """
 
     perceptual: bool
@@ -46,15 +47,15 @@ class Phase(NamedTuple):
 class Programs:
     """The uncompiled programs of one update; the devices of the mesh may be absent.
 
-    A term that starts later costs nothing before: each phase has its own programs.
+    Each phase has its own programs, so a term costs nothing before it starts.
 
     Attributes:
       state: shape and sharding of every array of the state.
       mesh: of the run.
       model, objective, adversary, optimizer, clipping, ema_decay: see train/step.py.
-      lpips_params: of the perceptual network, arrays or shapes; {} if the term is off.
+      lpips_params: parameters of the perceptual network, or their shapes; {} if the term is off.
       perceptual_start: the first step with the perceptual term.
-      inject: faults that a test injects.
+      inject: faults for tests; see train/step.py.
     """
 
     state: TrainState
@@ -73,20 +74,20 @@ class Programs:
     def of(
         cls, config: Config, buckets: Sequence[Bucket], mesh: Mesh, inject: steps.Inject | None = None
     ) -> "Programs":
-        """The programs of a configuration.
+        """Builds the programs of a configuration.
 
         Raises:
-          InputError: for a configuration whose parts do not fit together.
+          InputError: if a bucket, weight file or discriminator does not suit the configuration.
         """
-        model = Autoencoder(builders.architecture(config.model))
-        adversary = builders.adversary(config, buckets)
+        model = Autoencoder(Architecture.of(config.model))
+        adversary = Adversary.of(config, buckets)
         optimizer = optim.optimizer(config.optim, config.steps)
-        lpips_params = builders.lpips_params(config.loss, buckets)
+        lpips_params = load_for(config.loss, buckets)
         return cls(
             states.shapes(model, optimizer, adversary, mesh),
             mesh,
             model,
-            builders.objective(config),
+            Objective.of(config),
             adversary,
             optimizer,
             optim.clipping(config.optim),
@@ -101,13 +102,13 @@ class Programs:
         return Phase(step >= self.perceptual_start, self.adversary is not None and self.adversary.plays(step))
 
     def zeros(self, phase: Phase) -> Traced:
-        """Maps a state to an empty accumulator."""
+        """The program that maps a state to an empty accumulator."""
         zeros = functools.partial(steps.zeros, adversary=self._adversary(phase))
         places = jax.tree.map(lambda x: x.sharding, self.accumulated(phase))
         return jax.jit(zeros, out_shardings=places).trace(self.state)
 
     def gradients(self, phase: Phase, bucket: Bucket) -> Traced:
-        """Maps state, accumulator, frames, key and perceptual network to the accumulator and metrics."""
+        """The program from state, accumulator, frames, key and LPIPS parameters to accumulator, metrics."""
         accumulated = self.accumulated(phase)
         step = functools.partial(
             steps.bucket_gradients,
@@ -130,7 +131,7 @@ class Programs:
             return step.trace(self.state, accumulated, frames, key, lpips_params)
 
     def apply(self, phase: Phase) -> Traced:
-        """Maps state and accumulator to the next state and its norms."""
+        """The program that maps state and accumulator to the next state and its metrics."""
         apply = functools.partial(
             steps.apply_gradients,
             adversary=self._adversary(phase),
@@ -143,13 +144,13 @@ class Programs:
         return apply.trace(self.state, self.accumulated(phase))
 
     def model_flops(self, phase: Phase, bucket: Bucket) -> int:
-        """Operations of the gradients of a batch, without those that rematerialization repeats."""
+        """FLOPs of the gradients of one batch, without those that rematerialization repeats."""
         architecture = dataclasses.replace(self.model.architecture, remat=())
         once = dataclasses.replace(self, model=self.model.clone(architecture=architecture))
         return flops.count(once.gradients(phase, bucket).jaxpr)
 
     def accumulated(self, phase: Phase) -> steps.Accumulated:
-        """Shapes and shardings of the accumulator: gradients are sharded as their parameters are."""
+        """Shapes and shardings of the accumulator; gradients are sharded like their parameters."""
         adversary = self._adversary(phase)
         accumulated = jax.eval_shape(functools.partial(steps.zeros, adversary=adversary), self.state)
         states_of = self.state.discriminators if adversary else {}
@@ -158,41 +159,41 @@ class Programs:
         whole = jax.tree.map(
             lambda _: sharding.replicated(self.mesh), (accumulated.logits, accumulated.finite)
         )
-        return sharding.placed(accumulated, steps.Accumulated(*places, *whole))
+        return sharding.with_shardings(accumulated, steps.Accumulated(*places, *whole))
 
     def _adversary(self, phase: Phase) -> Adversary | None:
         return self.adversary if phase.adversarial else None
 
 
 class Update:
-    """One compiled update of a run: maps state and batches to state and metrics.
+    """The compiled update of a run: maps a state and batches to the next state and metrics.
 
     Args:
       programs: of the run.
       buckets: of the run.
-      seed: of the noise.
-      counts_flops: count `cost(...).flops`, for which each program is traced twice.
+      seed: seed of the noise.
+      counts_flops: whether `cost(...).flops` is counted, which traces each bucket's program once more.
 
     Attributes:
-      compile_seconds: of each bucket's program, by name, until a caller clears it.
+      compile_seconds: compilation time of each bucket's program, by name, until a caller clears it.
     """
 
     def __init__(self, programs: Programs, buckets: Sequence[Bucket], seed: int, counts_flops: bool = False):
         self._programs, self._counts_flops = programs, counts_flops
         self._buckets = {b.name: b for b in buckets}
-        self._key, self._lpips = sharding.everywhere(
+        self._key, self._lpips = sharding.replicate(
             programs.mesh, (jax.random.key(seed), programs.lpips_params)
         )
         self._phase: Phase | None = None
         self._compiled: tuple = ()
-        self._changes = 0  # of the phase
+        self._phases = 0  # compiled so far
         self._flops: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}
 
     def prepare(self, step: int, watchdog: Watchdog) -> None:
-        """Compiles the programs of the phase of `step`, unless they are compiled.
+        """Compiles the programs for the phase of `step`, unless the devices hold them already.
 
-        The device holds the programs of one phase at a time: those of a large run take gigabytes.
+        The devices hold the programs of one phase at a time, because those of a large run take gigabytes.
         """
         phase = self._programs.phase(step)
         if phase == self._phase:
@@ -209,16 +210,17 @@ class Update:
             self.compile_seconds[name] = took()
             if self._counts_flops:
                 self._flops[name] = self._programs.model_flops(phase, bucket)
-        self._changes += 1
-        distributed.meet(f"compiled {self._changes}")
+        self._phases += 1
+        distributed.barrier(f"compiled {self._phases}")
         self._phase, self._compiled = phase, (zeros, gradients, apply)
 
     def __call__(
         self, state: TrainState, batches: Mapping[str, Batch]
     ) -> tuple[TrainState, dict[str, Terms]]:
-        """The state after an update of the phase prepared last, and the metrics of every bucket and of 'all'.
+        """Runs one update of the phase prepared last; `state` is donated.
 
-        `state` is donated.
+        Returns:
+          The next state, and the metrics of every bucket and of 'all'.
         """
         zeros, gradients, apply = self._compiled
         accumulated, terms = zeros(state), {}
@@ -231,7 +233,7 @@ class Update:
         return state, terms
 
     def cost(self, batches: Mapping[str, Batch]) -> Cost:
-        """The size of an update of these batches."""
+        """The samples, pixels and FLOPs of an update on these batches, over all processes."""
         drawn = [self._buckets[name] for name in batches]
         return Cost(
             sum(b.batch for b in drawn),
@@ -241,8 +243,8 @@ class Update:
 
     @contextlib.contextmanager
     def _timed(self, what: str, step: int, watchdog: Watchdog) -> Iterator:
-        """Reports the compilation inside and its time; gives a function for the seconds so far."""
-        watchdog.doing(f"compiling {what}", step, patient=True)
+        """Reports the compilation in the block and its time; yields a function for the seconds so far."""
+        watchdog.begin(f"compiling {what}", step, patient=True)
         is_main = jax.process_index() == 0
         if is_main:
             print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)

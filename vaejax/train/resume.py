@@ -1,5 +1,6 @@
-"""Start and resume: the state and the data positions at a step, from a checkpoint or from another run."""
+"""The state and data positions that a run starts from: fresh, from another run, or from a checkpoint."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from vaejax.train.setup import Setup
 from vaejax.train.state import TrainState
 
 HARMLESS = ("remat", "dtype")  # keys of config.model that change no parameter
-DESIGN = ("discriminators", "kind", "width", "spectral_norm")  # keys that discriminators depend on
+DESIGN = ("discriminators", "kind", "width", "spectral_norm")  # keys that define the discriminators
 
 
 def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None:
@@ -40,12 +41,20 @@ def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None
 def restore(
     setup: Setup, checkpoints: Checkpoints, guard: StepGuard, step: int
 ) -> tuple[TrainState, dict[str, int]]:
-    """The state and the data positions, batches drawn per bucket, after `step` updates.
+    """The state and the data positions after `step` updates.
 
-    A rollback restores by this function as well; the guard then knows which samples come next.
+    A rollback uses this function too: its data positions come from the guard, so new samples follow.
+
+    Args:
+      setup: of the run.
+      checkpoints: of the run.
+      guard: of the run; records rollbacks.
+      step: a completed checkpoint, or 0 to start, from config.init if there is one.
+
+    Returns:
+      The state, and the number of batches drawn per bucket.
     """
-    config, programs = setup.config, setup.programs
-    state = states.create(programs.model, programs.optimizer, programs.adversary, setup.mesh, config.seed)
+    config, state = setup.config, setup.initialize()
     positions = {b.name: bucket.draws(b, config.seed, step) for b in setup.buckets}
     if step:
         items, saved = checkpoints.restore(step, states.to_items(state))
@@ -57,12 +66,12 @@ def restore(
 
 
 def _from_other_run(name: str, state: TrainState) -> TrainState:
-    """The initial state of a run whose parameters are the EMA parameters of another run."""
+    """The state with the EMA parameters of another run's latest checkpoint as parameters and EMA."""
     with Checkpoints(name, read_only=True) as source:
-        items = states.to_items(state.replace(discriminators={}))
+        items = states.to_items(dataclasses.replace(state, discriminators={}))
         restored, _ = source.restore(_latest(source, name), items)
     average = restored["state"]["ema"]
-    return state.replace(params=average, ema=jax.tree.map(jnp.copy, average))
+    return dataclasses.replace(state, params=average, ema=jax.tree.map(jnp.copy, average))
 
 
 def _latest(source: Checkpoints, name: str) -> int:
@@ -73,7 +82,7 @@ def _latest(source: Checkpoints, name: str) -> int:
 
 
 def _check_same(saved: Mapping[str, Any], config: Config, where: str, discriminators: bool = False) -> None:
-    """Compares the keys that a checkpoint's parameters depend on; a key that no longer exists is ignored."""
+    """Raises an InputError if a key that parameters depend on differs; keys unknown to either are ignored."""
     now = config.to_dict()
     sections = [("model", saved["model"], now["model"])]
     if discriminators and saved["loss"]["weights"].get("adversarial"):

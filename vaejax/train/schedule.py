@@ -1,4 +1,4 @@
-"""The schedule: what is due after each update."""
+"""The schedule of logging, evaluation and checkpoints."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from vaejax.config import Config
 
 
 class Due(NamedTuple):
-    """What is due after an update.
+    """The tasks that are due after an update.
 
     Attributes:
       log: metrics are logged.
@@ -44,6 +44,7 @@ class Schedule:
         )
 
     def due(self, step: int) -> Due:
-        """What is due once `step` updates are done; everything after the last one."""
+        """The tasks due once `step` updates are done; after the last one, all that are not off."""
         last = step == self._steps
-        return Due(*(bool(every and (step % every == 0 or last)) for every in self._every), last)
+        log, score, probe, show, save = (bool(every and (step % every == 0 or last)) for every in self._every)
+        return Due(log, score, probe, show, save, last)

@@ -1,35 +1,37 @@
-"""The setup of a run: everything that is built from the configuration before there are arrays."""
+"""The setup of a run: everything that is built from the configuration before any array exists."""
 
 import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
 
-from vaejax.config import Config, builders
+from vaejax.config import Config
 from vaejax.data import pipeline, sources
-from vaejax.data.bucket import Bucket
+from vaejax.data.bucket import Bucket, buckets_of
 from vaejax.data.pipeline import TrainStream
 from vaejax.data.table import Source
 from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
+from vaejax.train import state as states
 from vaejax.train.programs import Programs
+from vaejax.train.state import TrainState
 from vaejax.train.step import Inject
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The mesh, buckets, samples and programs of a run; all processes build the same.
+    """The mesh, buckets, data sources and programs of a run, identical on all processes.
 
     Attributes:
       config: of the run.
-      mesh: of all devices.
-      buckets: of the run.
+      mesh: mesh of all devices.
+      buckets: buckets of the configuration.
       sources: opened data sources.
-      inject: faults that a test injects (train/step.py); None outside of tests.
+      inject: faults for tests (see train/step.py), or None.
     """
 
     config: Config
@@ -40,15 +42,15 @@ class Setup:
 
     @classmethod
     def of(cls, config: Config, inject: Inject | None = None) -> "Setup":
-        """Builds the mesh, parses the buckets and opens the sources, process 0 first.
+        """Builds the mesh and buckets and opens the sources; process 0 opens them first and indexes media.
 
         Raises:
-          InputError: for a configuration or media that cannot be used.
+          InputError: if the configuration or the media cannot be used.
           TrainingFailed: if the hosts see different media.
         """
-        mesh = sharding.make(config.mesh)
+        mesh = sharding.make_mesh(config.mesh)
         buckets = bucket_list(config, mesh)
-        opened = distributed.first_alone(lambda: sources.open_sources(config.data))
+        opened = distributed.main_process_first(lambda: sources.open_sources(config.data))
         distributed.check_same("photos and clips", lambda: sources.digest(opened))
         sources.check_buckets(opened, buckets, config.data)
         if jax.process_index() == 0:
@@ -61,15 +63,23 @@ class Setup:
         """The uncompiled programs of an update."""
         return Programs.of(self.config, self.buckets, self.mesh, self.inject)
 
+    @functools.cached_property
+    def initialize(self) -> Callable[[], TrainState]:
+        """Initializes the train state; compiled at the first call, so a rollback compiles nothing."""
+        programs = self.programs
+        return states.initializer(
+            programs.model, programs.optimizer, programs.adversary, self.mesh, self.config.seed
+        )
+
     @contextlib.contextmanager
     def batches(self, start: int, positions: Mapping[str, int]) -> Iterator[TrainStream]:
         """The batches of the updates from `start` on; worker processes end with the block.
 
         Args:
-          start: number of updates done.
-          positions: batches drawn of every bucket.
+          start: number of updates already done.
+          positions: number of batches already drawn per bucket.
         """
-        rows = {b.name: sharding.rows(self.mesh, b.batch) for b in self.buckets}
+        rows = {b.name: sharding.local_rows(self.mesh, b.batch) for b in self.buckets}
         stream = pipeline.train_stream(
             self.sources,
             self.buckets,
@@ -87,4 +97,4 @@ class Setup:
 
 def bucket_list(config: Config, mesh: Mesh) -> tuple[Bucket, ...]:
     """The buckets of a configuration on a mesh."""
-    return builders.buckets(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
+    return buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))

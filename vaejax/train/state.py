@@ -1,5 +1,6 @@
 """The train state, its sharded initialization and its form in a checkpoint."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from vaejax.losses.adversarial import Adversary, DiscriminatorState
 from vaejax.models.autoencoder import Autoencoder
@@ -20,13 +22,13 @@ class TrainState:
 
     Attributes:
       step: () int32, number of updates, skipped ones included.
-      params: {'autoencoder': ..., 'likelihood': {'log_scale': ()}}, float32.
-      ema: moving average of params, same tree.
-      optimizer: optax state.
-      discriminators: by name; {} without an adversarial term.
+      params: float32 tree {'autoencoder': ..., 'likelihood': {'log_scale': ()}}.
+      ema: exponential moving average of params, same tree.
+      optimizer: optax state of the autoencoder's optimizer.
+      discriminators: states by name; {} without an adversarial term.
     """
 
-    step: jax.Array
+    step: Int[Array, ""]
     params: dict
     ema: dict
     optimizer: optax.OptState
@@ -40,10 +42,21 @@ def create(
     mesh: Mesh,
     seed: int,
 ) -> TrainState:
-    """Initializes a state, every shard on its own device."""
+    """Initializes a state from a seed; every shard is created on its own device."""
+    return initializer(model, optimizer, adversary, mesh, seed)()
+
+
+def initializer(
+    model: Autoencoder,
+    optimizer: optax.GradientTransformation,
+    adversary: Adversary | None,
+    mesh: Mesh,
+    seed: int,
+) -> Callable[[], TrainState]:
+    """The jitted function behind `create`, for callers that initialize more than once."""
     init = _init(model, optimizer, adversary, seed)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
-    return jax.jit(init, out_shardings=shardings)()
+    return jax.jit(init, out_shardings=shardings)
 
 
 def shapes(
@@ -51,11 +64,11 @@ def shapes(
 ) -> TrainState:
     """The shape and sharding of every array of a state; the devices of the mesh may be absent."""
     state = jax.eval_shape(_init(model, optimizer, adversary, 0))
-    return sharding.placed(state, sharding.state_shardings(mesh, state))
+    return sharding.with_shardings(state, sharding.state_shardings(mesh, state))
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint; each discriminator is an item, so a run may gain or lose one later."""
+    """The items of a checkpoint. Each discriminator is its own item, so a run may gain or lose one later."""
     main = {"step": state.step, "params": state.params, "ema": state.ema, "optimizer": state.optimizer}
     main["opponents"] = {}  # part of the format since version 0.1
     return {"state": main} | {_item(name): one for name, one in state.discriminators.items()}
@@ -65,7 +78,7 @@ def from_items(state: TrainState, items: Mapping[str, Any]) -> TrainState:
     """A state with the arrays of a checkpoint; a discriminator that it lacks keeps its initial state."""
     found = {name: items[_item(name)] for name in state.discriminators if _item(name) in items}
     main = {name: value for name, value in items["state"].items() if name != "opponents"}
-    return state.replace(**main, discriminators=state.discriminators | found)
+    return dataclasses.replace(state, **main, discriminators=state.discriminators | found)
 
 
 def _item(discriminator: str) -> str:

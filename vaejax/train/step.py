@@ -1,11 +1,17 @@
-"""One update: the gradients of every bucket, summed by weight, then one step of both sides. Pure."""
+"""One update as pure functions: the weighted sum of all buckets' gradients, then one optimizer step.
 
+The autoencoder and the discriminators step together.
+"""
+
+import dataclasses
 from collections.abc import Callable
+from typing import Any, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from vaejax.losses import latent as latent_terms
 from vaejax.losses.adversarial import Adversary, LogitStats, adaptive_weight
@@ -13,19 +19,21 @@ from vaejax.losses.objective import Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.ema import ema
 from vaejax.models.pixels import from_uint8
+from vaejax.models.posterior import DiagonalGaussian
 from vaejax.train.state import TrainState
 
-# (bucket, place, step, batch x, y) to y or a broken y; place is 'data', 'generator' or 'discriminator'.
-Inject = Callable[[str, str, jax.Array, jax.Array, jax.Array], jax.Array]
+# Faults for tests: maps (bucket, place, step, batch x, y) to y or to a broken y. Places: 'data' (y is x),
+# 'generator' (y is x_hat) and 'discriminator' (y is the x_hat that the discriminators see).
+Inject = Callable[[str, str, Array, Array, Array], Array]
 
 
 @flax.struct.dataclass
 class Accumulated:
-    """The gradients that the buckets of an update add up to.
+    """Gradients accumulated over the buckets of one update.
 
     Attributes:
-      generator: gradients, tree like state.params.
-      discriminators: gradients of each discriminator's parameters, by name.
+      generator: weighted sum of gradients, tree like state.params.
+      discriminators: weighted sums of the gradients of each discriminator's parameters, by name.
       logits: statistics of each discriminator's logits, by name.
       finite: () whether every loss and gradient so far is finite.
     """
@@ -33,7 +41,7 @@ class Accumulated:
     generator: dict
     discriminators: dict
     logits: dict[str, LogitStats]
-    finite: jax.Array
+    finite: Bool[Array, ""]
 
 
 def zeros(state: TrainState, adversary: Adversary | None) -> Accumulated:
@@ -43,16 +51,24 @@ def zeros(state: TrainState, adversary: Adversary | None) -> Accumulated:
 
 
 def reconstruct(
-    model: Autoencoder, objective: Objective, params: dict, x: jax.Array, key: jax.Array
+    model: Autoencoder, objective: Objective, params: dict, x: Float[Array, "B T H W C"], key: PRNGKeyArray
 ) -> Outputs:
-    """Encodes, samples and decodes a batch (B, T, H, W, C) in [-1, 1]."""
+    """Encodes a batch, samples its posterior and decodes the sample.
+
+    Args:
+      model: the autoencoder.
+      objective: its latent terms say what is masked and whether equivariance is computed.
+      params: as state.params.
+      x: (B, T, H, W, C) in [-1, 1].
+      key: noise of the sample, the mask and the equivariance term.
+    """
     key_z, key_mask, key_equivariance = jax.random.split(key, 3)
     variables, is_video = {"params": params["autoencoder"]}, x.shape[1] > 1
 
-    def decode(z):
+    def decode(z: Array) -> Any:
         return model.apply(variables, z, is_video, method="decode")
 
-    posterior = model.apply(variables, x, method="encode")
+    posterior = cast(DiagonalGaussian, model.apply(variables, x, method="encode"))
     z = posterior.sample(key_z)
     settings, term = objective.latent, jnp.zeros(())
     kept = latent_terms.masked(key_mask, z, settings.mask) if settings.mask else z
@@ -64,32 +80,32 @@ def reconstruct(
 def bucket_gradients(
     state: TrainState,
     accumulated: Accumulated,
-    frames: jax.Array,
-    key: jax.Array,
+    frames: UInt8[Array, "B T H W C"],
+    key: PRNGKeyArray,
     lpips_params: dict,
     weight: float,
     *,
     model: Autoencoder,
     objective: Objective,
     adversary: Adversary | None = None,
-    inject: Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+    inject: Callable[[str, Array, Array, Array], Array] | None = None,
 ) -> tuple[Accumulated, Terms]:
-    """Adds weight · ∇L of one bucket's batch, and the gradients of the discriminators' losses.
+    """Adds weight · ∇L of one bucket's batch, and the weighted gradients of the discriminators' losses.
 
-    The generator runs forward once. The cotangents of its reconstruction from all terms, the adversarial one
-    included, are added and pulled back together.
+    The autoencoder runs forward once. The cotangents of its reconstruction from all terms, including the
+    adversarial one, are summed and pulled back through it once.
 
     Args:
-      state: its params are differentiated.
-      accumulated: gradients of the buckets so far.
-      frames: (B, T, H, W, C) uint8, the whole batch over all devices.
+      state: the state before the update.
+      accumulated: gradients of the update's earlier buckets.
+      frames: (B, T, H, W, C) uint8, the global batch.
       key: noise key of the run; step and shape are folded in here, so noise never repeats.
-      lpips_params: of the perceptual network; {} if the term is off.
-      weight: of the bucket.
+      lpips_params: parameters of the perceptual network; {} if the term is off.
+      weight: weight of the bucket.
       model: the autoencoder.
-      objective: the loss.
+      objective: the loss without its adversarial term.
       adversary: None omits the adversarial term.
-      inject: faults of this bucket; see `Inject`.
+      inject: faults for tests, `Inject` with its bucket bound.
 
     Returns:
       The accumulated gradients, and the bucket's metrics, each ().
@@ -102,7 +118,7 @@ def bucket_gradients(
     clean = from_uint8(frames)
     x = inject("data", state.step, clean, clean)
     out, pull = jax.vjp(lambda params: reconstruct(model, objective, params, x, key), state.params)
-    out = out.replace(x_hat=inject("generator", state.step, clean, out.x_hat))
+    out = dataclasses.replace(out, x_hat=inject("generator", state.step, clean, out.x_hat))
 
     def loss(out):
         return objective(x, out, lpips_params, key_crop)
@@ -117,15 +133,15 @@ def bucket_gradients(
         scale = objective.scale(x.shape[1:])
         share = adversary.share(state.step) * objective.weights["adversarial"]
         if adversary.adaptive:
-            at_last_layer = [
+            other, adversarial = (
                 pull(_only_x_hat(out, each))[0]["autoencoder"]["decoder"]["conv_out"]["kernel"]
                 for each in (cotangents.x_hat, scale * dx_hat)
-            ]
-            more["adaptive_weight"] = adaptive_weight(*at_last_layer, adversary.adaptive)
+            )
+            more["adaptive_weight"] = adaptive_weight(other, adversarial, adversary.adaptive)
             share *= more["adaptive_weight"]
         # 0 * inf is NaN, so mask the term while its share is 0.
         added = jnp.where(share > 0, share * scale * dx_hat, 0.0)
-        cotangents = cotangents.replace(x_hat=cotangents.x_hat + added)
+        cotangents = dataclasses.replace(cotangents, x_hat=cotangents.x_hat + added)
         logits = logits | {n: jax.tree.map(jnp.add, logits[n], one) for n, one in seen.items()}
         terms |= more
     (new,) = pull(cotangents)
@@ -152,17 +168,25 @@ def apply_gradients(
     ema_decay: float,
     adversary: Adversary | None = None,
 ) -> tuple[TrainState, Terms]:
-    """Clips, steps and averages; the discriminators step too. If anything is not finite, nothing changes.
+    """Clips the gradients, steps the optimizers and updates the EMA.
 
-    The decision depends on numbers that all devices share, so all of them skip the same update; only the step
-    number advances.
+    If any loss, gradient or norm is not finite, the update is skipped: only the step number advances. The
+    decision depends on values that are identical on all devices, so all of them skip the same update.
+
+    Args:
+      state: the state before the update.
+      accumulated: gradients of all buckets.
+      optimizer: of the autoencoder; it clips too.
+      clipping: the optimizer's clipping alone, for the norm of the clipped gradients.
+      ema_decay: limit of the EMA's decay.
+      adversary: None if there are no discriminators yet.
 
     Returns:
-      The state; norms that show a run's health, each (), and 'finite'.
+      The next state, and metrics, each (): norms that show the health of the run, and 'finite'.
     """
     gradients = accumulated.generator
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(dict, optax.apply_updates(state.params, updates))
     # The optimizer clips too; XLA merges this second, stateless computation with its own.
     clipped, _ = clipping.update(gradients, clipping.init(state.params), state.params)
     norms = {
@@ -186,12 +210,13 @@ def apply_gradients(
         norms |= {f"accuracy_{name}": one.accuracy for name, one in discriminators.items()}
     new = TrainState(state.step, params, average, optimizer_state, discriminators)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    return kept.replace(step=state.step + 1), norms | {"finite": finite}
+    return dataclasses.replace(kept, step=state.step + 1), norms | {"finite": finite}
 
 
-def _only_x_hat(out: Outputs, x_hat: jax.Array) -> Outputs:
-    return jax.tree.map(jnp.zeros_like, out).replace(x_hat=x_hat)
+def _only_x_hat(out: Outputs, x_hat: Float[Array, "B T H W C"]) -> Outputs:
+    """Cotangents that are zero except for the reconstruction's."""
+    return dataclasses.replace(jax.tree.map(jnp.zeros_like, out), x_hat=x_hat)
 
 
-def _no_fault(place: str, step: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def _no_fault(place: str, step: Array, x: Array, y: Array) -> Array:
     return y

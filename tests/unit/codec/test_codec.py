@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     averages = {step: jax.tree.map(lambda x, s=step: x * (1 - s / 20), randomised()[1]) for step in (3, 7)}
     params = {"autoencoder": randomised()[1], "likelihood": {"log_scale": jnp.zeros(())}}
     state = TrainState(jnp.zeros((), jnp.int32), params, params, optax.adam(1e-3).init(params), {})
-    mesh = sharding.make(ConfigDict({"data": 4, "fsdp": 2, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 4, "fsdp": 2, "space": 1}))
     state = jax.device_put(state, sharding.state_shardings(mesh, state))
     with Checkpoints(folder, keep=2) as checkpoints:
         for step, average in averages.items():
@@ -79,7 +79,7 @@ def test_a_run_is_the_autoencoder_with_its_averaged_parameters(run):
 
 
 def test_devices_that_share_a_batch_change_nothing(run):
-    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     frames = pans(3, 5, 16, 24)  # fewer than devices
     one, eight = open_codec(str(run[0])), open_codec(str(run[0]), mesh=mesh)
     latents = one.encode(frames)

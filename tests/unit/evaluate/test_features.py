@@ -12,7 +12,7 @@ from skimage import data
 
 from vaejax.data import media
 from vaejax.errors import InputError
-from vaejax.evaluate.features import SHORTEST_CLIP, Features, prepared, prepared_for_fid
+from vaejax.evaluate.features import SHORTEST_CLIP, Features, resized, resized_for_fid
 from vaejax.networks import efficientnet, i3d, inception, weights
 
 
@@ -248,15 +248,15 @@ def test_frames_are_resized_as_pillow_does():
     for photo in (data.chelsea()[:200, :120], data.astronaut()[:300, :500]):
         floats = np.float32(photo / 127.5 - 1)
         channels = [Image.fromarray(floats[..., c]).resize((224, 224), Image.BILINEAR) for c in range(3)]
-        np.testing.assert_allclose(prepared(photo[None])[0], np.stack(channels, -1), atol=1e-4)
-        np.testing.assert_allclose(prepared(floats[None]), prepared(photo[None]), atol=1e-5)
+        np.testing.assert_allclose(resized(photo[None])[0], np.stack(channels, -1), atol=1e-4)
+        np.testing.assert_allclose(resized(floats[None]), resized(photo[None]), atol=1e-5)
 
 
 def test_fid_sees_8_bit_pictures():
     photo = data.coffee()[None, :100, :150]
     noise = np.random.default_rng(0).uniform(-0.4, 0.4, photo.shape)
     float_frames = np.float32((photo + noise) / 127.5 - 1)
-    np.testing.assert_allclose(prepared_for_fid(float_frames), prepared_for_fid(photo), atol=1e-6)
+    np.testing.assert_allclose(resized_for_fid(float_frames), resized_for_fid(photo), atol=1e-6)
 
 
 def test_features_do_not_depend_on_the_batch(features):

@@ -29,7 +29,7 @@ def mixed(count=6, t=2, h=8, w=12, seed=0):
 
 
 def of(*batches):
-    moments = latents.Moments()
+    moments = latents.LatentMoments()
     for batch in batches:
         moments.add(batch)
     return moments.statistics()
@@ -99,7 +99,7 @@ def test_constant_latents_have_statistics_too():
 def test_kl_a_channel_is_the_posteriors():
     rng = np.random.default_rng(0)
     mean, log_variance = mixed(), rng.uniform(-9, 1, (6, 2, 8, 12, 4)).astype(np.float32)
-    moments = latents.Moments()
+    moments = latents.LatentMoments()
     moments.add(mean[:4], log_variance[:4])
     moments.add(mean[4:], log_variance[4:])
     wanted = DiagonalGaussian(jnp.asarray(mean), jnp.asarray(log_variance)).kl().mean((0, 1, 2, 3))
@@ -185,32 +185,35 @@ def test_equivariance_errors_are_those_of_the_transformed_clip():
 @pytest.fixture
 def run(tmp_path):
     """A run with a checkpoint at step 3, and how to restore it."""
-    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     model, _ = randomised()
-    state, shardings = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
+    state = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 3, {"image_16x16": 7}, {"seed": 1}, {})
-    return tmp_path, state, shardings
+        checkpoints.save(3, train_state.to_items(state), {"image_16x16": 7}, {"seed": 1}, {})
+    return tmp_path, state
 
 
 def test_statistics_stay_with_a_checkpoint_that_orbax_still_reads(run):
-    workdir, state, shardings = run
+    workdir, state = run
     assert latent_statistics.load(workdir, 3) is None
     statistics = of(mixed()) | {"outlier": float("inf")}
     latent_statistics.store(workdir, 3, statistics)
     assert latent_statistics.load(workdir, 3) == statistics | {"outlier": "Infinity"}
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest() == 3 and checkpoints.config(3) == {"seed": 1}
-        restored, positions = checkpoints.restore(3, state, shardings)
+        items, positions = checkpoints.restore(3, train_state.to_items(state))
+        restored = train_state.from_items(state, items)
         jax.tree.map(np.testing.assert_array_equal, restored, state)
         assert positions == {"image_16x16": 7}
-        checkpoints.save(state, 4, {}, {}, {})  # keeps one: the statistics go with their checkpoint
+        checkpoints.save(
+            4, train_state.to_items(state), {}, {}, {}
+        )  # keeps one: the statistics go with their checkpoint
     assert not (workdir / "checkpoints" / "3").exists() and latent_statistics.load(workdir, 3) is None
     assert latent_statistics.load(workdir, 4) is None
 
 
 def test_what_cannot_be_kept_or_read_is_told_in_one_line(run):
-    workdir, _, _ = run
+    workdir, _ = run
     with pytest.raises(InputError, match=r"checkpoints/9/latents.json: No such file"):
         latent_statistics.store(workdir, 9, {})
     latent_statistics.store(workdir, 3, {"mean": [0.5]})

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 import vaejax
 from tests.support import media_files
 from tests.support.frames import pans
-from tests.support.models import SMALL, randomised
+from tests.support.models import SMALL, architecture, randomised
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import TrainedVAE, flatten, load_vae
 from vaejax.configs import demo
@@ -30,7 +30,6 @@ from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.export import __main__ as export
 from vaejax.export import stablehlo, verify
-from vaejax.models.autoencoder import Architecture
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.train.state import TrainState
@@ -348,12 +347,12 @@ def test_an_invalid_shape_is_refused(text):
     with pytest.raises(
         InputError, match=re.escape(f"--stablehlo={text}; accepted: TxHxW such as 17x256x256")
     ):
-        stablehlo.parse_shapes([text], Architecture())
+        stablehlo.parse_shapes([text], architecture())
 
 
 def test_shapes_follow_the_architecture():
     assert stablehlo.parse_shapes(
-        ["4x16x20", "1x16x16", "4x16x20"], Architecture(spatial_factor=4, temporal_factor=1)
+        ["4x16x20", "1x16x16", "4x16x20"], architecture(spatial_factor=4, temporal_factor=1)
     ) == [
         (4, 16, 20),
         (1, 16, 16),

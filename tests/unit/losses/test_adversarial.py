@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from tests.support.models import SMALL
+from tests.support import losses
+from tests.support.models import SMALL, architecture
 from vaejax.config import schema as config
 from vaejax.losses import adversarial
-from vaejax.losses.adversarial import LOSSES, Adversary
-from vaejax.losses.objective import Objective
-from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.discriminator import Discrimination, Discriminator, power_iteration
+from vaejax.losses.adversarial import LOSSES
+from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.discriminator import power_iteration
 from vaejax.runtime import mesh as sharding
 from vaejax.train import optimizer as optim
 from vaejax.train import state as train_state
@@ -24,18 +24,17 @@ from vaejax.train import step as train_step
 FRAMES = np.random.default_rng(0).integers(256, size=(2, 5, 16, 16, 3), dtype=np.uint8)
 
 
-def game(names=("image", "video"), design=None, **rules):
-    design = design or Discrimination(width=8)
-    modules = {name: Discriminator(design, name == "video") for name in names}
-    return Adversary(modules, optax.adam(1e-3, 0.5, 0.9), frames=9, **rules)
+def small_adversary(names=("image", "video"), **settings):
+    settings = {"frames": 9, "pause_above": 1.0} | settings
+    return losses.adversary(names, optimizer=optax.adam(1e-3, 0.5, 0.9), **settings)
 
 
 def moved(adversary):
-    """Opponents whose averages are not at their start."""
-    opponents = jax.jit(adversary.init)(jax.random.key(3))
+    """Discriminator states whose averages have moved away from their start."""
+    states = jax.jit(adversary.init)(jax.random.key(3))
     return {
         n: one.replace(real_mean=0.3 + one.real_mean, fake_mean=-0.2 + one.fake_mean)
-        for n, one in opponents.items()
+        for n, one in states.items()
     }
 
 
@@ -62,14 +61,16 @@ def test_lecam_is_that_of_the_formula():
     rng = np.random.default_rng(0)
     real, fake = rng.normal(size=20), rng.normal(size=20)
     expected = (np.maximum(real + 0.2, 0) ** 2).mean() + (np.maximum(0.3 - fake, 0) ** 2).mean()
-    np.testing.assert_allclose(adversarial.lecam(real, fake, 0.3, -0.2), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        adversarial.lecam(real, fake, jnp.float32(0.3), jnp.float32(-0.2)), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("temporal", [False, True])
 def test_the_discriminator_and_its_r1_are_those_of_torch(temporal):
     """The patch discriminator rebuilt in PyTorch, spectral norm by singular value decomposition."""
     torch = pytest.importorskip("torch")
-    module = Discriminator(Discrimination(width=4), temporal)
+    module = losses.discriminator("video" if temporal else "image", width=4)
     x = np.random.default_rng(0).normal(size=(2, 5, 32, 24, 3)).astype(np.float32)
     variables = jax.jit(module.init)(jax.random.key(0), x)
     spectral = jax.lax.fori_loop(
@@ -114,7 +115,7 @@ def test_power_iteration_finds_the_largest_singular_value():
     found = start
     for _ in range(2**4 + 1):
         found = power_iteration({"kernel": kernel}, found)
-    assert value(found) < largest * (1 - 1e-5)  # which so many steps do not reach yet
+    assert value(found) < largest * (1 - 1e-5)  # 17 steps do not converge
     few = power_iteration({"kernel": kernel}, start, squarings=4)
     np.testing.assert_allclose(found["right"], few["right"], atol=1e-5)
     np.testing.assert_allclose(found["left"], few["left"], atol=1e-5)
@@ -129,18 +130,16 @@ def test_power_iteration_finds_the_largest_singular_value():
     ],
 )
 def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
-    adversary = game(loss=loss, lecam=0.1, r1=penalty)
-    opponents = moved(adversary)
+    adversary = small_adversary(loss=loss, lecam=0.1, r1=penalty)
+    states = moved(adversary)
     x = train_step.pixels(jnp.array(FRAMES))
     x_hat = x + 0.3 * jax.random.normal(jax.random.key(1), x.shape)
-    dx_hat, gradients, observed, terms = jax.jit(adversary.gradients)(opponents, x, x_hat, jax.random.key(2))
+    dx_hat, gradients, stats, terms = jax.jit(adversary.gradients)(states, x, x_hat, jax.random.key(2))
     discriminator_loss, generator_loss = LOSSES[loss]
 
     @functools.partial(jax.jit, static_argnums=0)
     def judge(name, params, x):
-        return adversary.discriminators[name].apply(
-            {"params": params, "spectral": opponents[name].spectral}, x
-        )
+        return adversary.discriminators[name].apply({"params": params, "spectral": states[name].spectral}, x)
 
     def plain(params, name):
         real, fake = judge(name, params, x), judge(name, params, jax.lax.stop_gradient(x_hat))
@@ -152,7 +151,7 @@ def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
         gradient = jax.grad(lambda x: judge(name, params, x).sum())(x)
         return value + penalty / 2 * jnp.square(gradient).sum() / real.size
 
-    for name, one in opponents.items():
+    for name, one in states.items():
         expected = jax.jit(jax.grad(plain), static_argnums=1)(one.params, name)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()),
@@ -161,15 +160,15 @@ def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
         )
         real, fake = judge(name, one.params, x), judge(name, one.params, x_hat)
         np.testing.assert_allclose(
-            [observed[name].real, observed[name].fake, observed[name].count],
+            [stats[name].real, stats[name].fake, stats[name].count],
             [real.mean(), fake.mean(), 1],
             rtol=1e-4,
         )
         right = ((real > 0).mean() + (fake < 0).mean()) / 2
-        np.testing.assert_allclose(observed[name].accuracy, right, rtol=1e-5)
+        np.testing.assert_allclose(stats[name].accuracy, right, rtol=1e-5)
 
     def generator(x_hat):
-        return sum(generator_loss(judge(n, one.params, x_hat)) for n, one in opponents.items())
+        return sum(generator_loss(judge(n, one.params, x_hat)) for n, one in states.items())
 
     expected = jax.jit(jax.grad(generator))(x_hat)
     np.testing.assert_allclose(dx_hat, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
@@ -181,10 +180,10 @@ def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
 def trained():
     """A model, its adversary and everything that an update needs."""
     settings = config.defaults()
-    adversary = game(start=2, ramp=4)
-    model = Autoencoder(Architecture(**SMALL))
+    adversary = small_adversary(start=2, ramp=4)
+    model = Autoencoder(architecture(**SMALL))
     optimizer = optim.optimizer(settings.optim, 10)
-    mesh = sharding.make(settings.mesh)
+    mesh = sharding.make_mesh(settings.mesh)
     state = train_state.create(model, optimizer, adversary, mesh, 0)
     return model, adversary, jax.device_get(state)
 
@@ -195,12 +194,14 @@ def gradients(trained):
     model, adversary, state = trained
     adaptive = dataclasses.replace(adversary, adaptive=1e4)
     adversaries = {"none": None, "constant": adversary, "adaptive": adaptive}
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.5}, normalization="mean")
+    objective = losses.objective(
+        {"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.5}, normalization="mean"
+    )
 
     @functools.partial(jax.jit, static_argnums=0)
     def of(kind, state):
         adversary = adversaries[kind]
-        gathered = train_step.zeros(state, adversary)
+        gathered = train_step.nothing_gathered(state, adversary)
         key = jax.random.key(5)
         return train_step.bucket_gradients(
             state, gathered, FRAMES, key, {}, 1.0, model=model, objective=objective, adversary=adversary
@@ -217,7 +218,7 @@ def gradients(trained):
 def test_the_generator_gets_the_gradient_of_the_whole_loss(trained, gradients):
     """Against one loss written plainly, of the same noise, differentiated as a whole."""
     model, adversary, state = trained
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6}, normalization="mean")
+    objective = losses.objective(normalization="mean")
     key = jax.random.key(5)
     for number in (2, 5, 16, 16):
         key = jax.random.fold_in(key, number)
@@ -228,7 +229,7 @@ def test_the_generator_gets_the_gradient_of_the_whole_loss(trained, gradients):
         out = train_step.generate(model, objective, params, x, key)
         value = objective(x, out, {}, key)[0]
         for name, module in adversary.discriminators.items():
-            one = state.discriminators[name]
+            one = state.opponents[name]
             logits = module.apply({"params": one.params, "spectral": one.spectral}, out.x_hat)
             value += 0.25 * 0.5 * -logits.mean()  # a quarter of the ramp, times the weight
         return value
@@ -248,8 +249,14 @@ def test_before_its_start_the_adversary_learns_but_does_not_count(trained, gradi
     before, _ = gradients("constant", 1)
     without, _ = gradients("none", 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, without)
-    assert not adversary.plays(1) and adversary.plays(2) and game(start=9, warmup=4).plays(5)
-    np.testing.assert_allclose([adversary.share(s) for s in range(8)], [0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
+    assert (
+        not adversary.gradientss(1)
+        and adversary.gradientss(2)
+        and small_adversary(start=9, warmup=4).is_training(5)
+    )
+    np.testing.assert_allclose(
+        [adversary.weight_fraction(s) for s in jnp.arange(8)], [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    )
 
 
 def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(gradients):
@@ -272,30 +279,30 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(gradien
 
 
 def test_a_discriminator_that_is_too_good_waits_and_one_not_asked_stays_as_it_is():
-    adversary = game(names=("image",), pause_above=0.9)
+    adversary = small_adversary(names=("image",), pause_above=0.9)
     one = jax.jit(adversary.init)(jax.random.key(0))["image"]
-    learn = jax.jit(adversary.update)
+    update = jax.jit(adversary.update)
     gradient = jax.tree.map(jnp.ones_like, one.params)
-    seen = adversarial.Observed(*map(jnp.float32, (1.0, -1.0, 0.8, 1.0)))
-    learned = learn(one, gradient, seen)
+    seen = adversarial.LogitStats(*map(jnp.float32, (1.0, -1.0, 0.8, 1.0)))
+    learned = update(one, gradient, seen)
     assert not np.array_equal(learned.params["logit"]["kernel"], one.params["logit"]["kernel"])
     np.testing.assert_allclose(learned.accuracy, 0.95 * 0.5 + 0.05 * 0.8, rtol=1e-5)
     np.testing.assert_allclose(learned.real_mean, 0.9, rtol=1e-5)  # the first update counts for much
 
     good = one.replace(accuracy=jnp.float32(0.95))
-    waited = learn(good, gradient, seen)
+    waited = update(good, gradient, seen)
     for field in ("params", "spectral", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(waited, field), getattr(good, field))
     assert waited.accuracy < 0.95  # it gets its turn again
 
-    nothing = adversarial.Observed(*map(jnp.float32, (0.0, 0.0, 0.0, 0.0)))
-    jax.tree.map(np.testing.assert_array_equal, learn(one, gradient, nothing), one)
+    unused = adversarial.LogitStats(*map(jnp.float32, (0.0, 0.0, 0.0, 0.0)))
+    jax.tree.map(np.testing.assert_array_equal, update(one, gradient, unused), one)
 
 
 @pytest.mark.parametrize("kind", ["patch", "unet"])
 @pytest.mark.parametrize("temporal", [False, True])
 def test_a_frame_is_judged_alone_and_a_clip_by_its_motion(kind, temporal):
-    module = Discriminator(Discrimination(kind, 4), temporal)
+    module = losses.discriminator("video" if temporal else "image", kind=kind, width=4)
     x = jax.random.normal(jax.random.key(0), (1, 5, 32, 40, 3))
     variables = jax.jit(module.init)(jax.random.key(1), x)
     logits = jax.jit(module.apply)(variables, x)
@@ -307,18 +314,18 @@ def test_a_frame_is_judged_alone_and_a_clip_by_its_motion(kind, temporal):
 
 def test_a_generator_is_told_apart_after_some_updates():
     """The game is played the right way round: the discriminator learns to tell noise from photos."""
-    adversary = game(names=("image",))
-    opponents = jax.jit(adversary.init)(jax.random.key(0))
+    adversary = small_adversary(names=("image",))
+    states = jax.jit(adversary.init)(jax.random.key(0))
     rng = jax.random.key(1)
 
     @jax.jit
     def update(one, key):
         x = jnp.broadcast_to(jnp.linspace(-1, 1, 32)[:, None, None], (8, 1, 32, 32, 1)) + jnp.zeros(3)
         x_hat = x + 0.3 * jax.random.normal(key, x.shape)
-        _, gradients, observed, terms = adversary.gradients({"image": one}, x, x_hat, key)
-        return adversary.update(one, gradients["image"], observed["image"]), terms
+        _, gradients, stats, terms = adversary.gradients({"image": one}, x, x_hat, key)
+        return adversary.update(one, gradients["image"], stats["image"]), terms
 
-    one, first = opponents["image"], None
+    one, first = states["image"], None
     for key in jax.random.split(rng, 40):
         one, terms = update(one, key)
         first = first or terms
@@ -330,13 +337,13 @@ def test_a_generator_is_told_apart_after_some_updates():
 def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
     model, adversary, state = trained
     x = train_step.pixels(jnp.array(FRAMES))
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.5})
+    objective = losses.objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.5})
 
     def flops(f, *arguments):
         # As an accelerator would get it: a CPU's program has loops, whose bodies are counted once.
         return jax.jit(f).trace(*arguments).lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
 
-    gathered = train_step.zeros(state, adversary)
+    gathered = train_step.nothing_gathered(state, adversary)
     step = flops(
         lambda s, g, frames: train_step.bucket_gradients(
             s, g, frames, jax.random.key(0), {}, 1.0, model=model, objective=objective, adversary=adversary
@@ -350,7 +357,7 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
             s, g, frames, jax.random.key(0), {}, 1.0, model=model, objective=objective.without("adversarial")
         ),
         state,
-        train_step.zeros(state, None),
+        train_step.nothing_gathered(state, None),
         FRAMES,
     )
 
@@ -358,10 +365,10 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
         total = 0.0
         for name, module in adversary.discriminators.items():
             for side in (x, x_hat):
-                variables = {"params": params[name], "spectral": state.discriminators[name].spectral}
+                variables = {"params": params[name], "spectral": state.opponents[name].spectral}
                 total += jax.nn.relu(1 + module.apply(variables, side)).mean()
         return total
 
-    params = {name: one.params for name, one in state.discriminators.items()}
+    params = {name: one.params for name, one in state.opponents.items()}
     discriminators = flops(jax.grad(both_sides, argnums=(0, 2)), params, x, x + 0.1)
     assert step <= 1.25 * (without + discriminators), step / (without + discriminators)

@@ -1,3 +1,5 @@
+"""Every loss term against its formula, SciPy, PyTorch or NumPy, and their balance over shapes."""
+
 import functools
 
 import jax
@@ -6,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from vaejax.losses import detail
+from tests.support import losses
 from vaejax.losses import latent as latent_terms
 from vaejax.losses.adversarial import LOSSES
-from vaejax.losses.glimpse import window
-from vaejax.losses.objective import Objective, Outputs
-from vaejax.models.discriminator import Discrimination, Discriminator, power_iteration
+from vaejax.losses.crops import random_windows
+from vaejax.losses.objective import Outputs, high_pass, temporal, wavelet
+from vaejax.models.discriminator import power_iteration
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.networks import lpips as perceptual
 
@@ -28,7 +30,10 @@ def flat_posterior(*latent):
 
 
 def weighed(likelihood, normalization, kl=1e-6, **more):
-    return Objective({"reconstruction": 1.0, "kl": kl, **more}, likelihood, normalization, REFERENCE)
+    weights = {"reconstruction": 1.0, "kl": kl, **more}
+    return losses.objective(
+        weights, likelihood=likelihood, normalization=normalization, reference=REFERENCE, perceptual_side=0
+    )
 
 
 def batch(shape):
@@ -131,7 +136,9 @@ def alexnet():
 def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
     """A grey clip, wrong by 0.1 everywhere, whose latent has the same KL in every element."""
     weights = {"reconstruction": 1.0, "kl": 0.5, "perceptual": 2.0, "high_pass": 1.0, "wavelet": 1.0}
-    objective = Objective(weights, "laplace", "reference", REFERENCE, "alexnet", 4, 32)
+    objective = losses.objective(
+        weights, reference=REFERENCE, perceptual_network="alexnet", perceptual_frames=4, perceptual_side=32
+    )
     h, w = size
     x = jnp.full((2, frames, h, w, 3), 0.2)
     latent = (2, 1 + (frames - 1) // 4, h // 8, w // 8, 16)
@@ -150,7 +157,7 @@ def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
     per_pixel = terms["nll"] + 0.5 * terms["kl"] + 2 * terms["perceptual"]
     np.testing.assert_allclose([terms["loss"], loss], [per_pixel, per_pixel * 3 * 64], rtol=1e-5)
 
-    judge = Discriminator(Discrimination(width=8), temporal=False)
+    judge = losses.discriminator()
     variables = jax.jit(judge.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
     settle = jax.jit(functools.partial(power_iteration, squarings=5))
     variables |= {"spectral": settle(variables["params"], variables["spectral"])}
@@ -168,15 +175,13 @@ def test_the_extra_reconstruction_terms_are_those_of_scipy_and_numpy():
     error = x - x_hat
     blurred = ndimage.gaussian_filter(error, (0, 0, 1, 1, 0), mode="nearest", truncate=3)
     x, x_hat = jnp.float32(x), jnp.float32(x_hat)
-    np.testing.assert_allclose(detail.high_pass(x, x_hat), np.abs(error - blurred).mean(), rtol=1e-5)
-    np.testing.assert_allclose(
-        detail.temporal(x, x_hat), np.abs(error[:, 1:] - error[:, :-1]).mean(), rtol=1e-5
-    )
+    np.testing.assert_allclose(high_pass(x, x_hat), np.abs(error - blurred).mean(), rtol=1e-5)
+    np.testing.assert_allclose(temporal(x, x_hat), np.abs(error[:, 1:] - error[:, :-1]).mean(), rtol=1e-5)
     a, b, c, d = (error[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1))
     bands = np.stack([a - b + c - d, a + b - c - d, a - b - c + d]) / 2
     expected = (np.sqrt(bands**2 + 1e-6) - 1e-3).mean()
-    np.testing.assert_allclose(detail.wavelet(x, x_hat), expected, rtol=1e-4)
-    assert detail.temporal(x[:, :1], x_hat[:, :1]) == 0
+    np.testing.assert_allclose(wavelet(x, x_hat), expected, rtol=1e-4)
+    assert temporal(x[:, :1], x_hat[:, :1]) == 0
 
 
 def test_the_outlier_penalty_is_that_of_the_formula():
@@ -213,7 +218,7 @@ def test_masking_keeps_a_prefix_of_the_channels_of_some_samples():
 @pytest.mark.parametrize(("scales", "rotate"), [((0.5, 0.25), False), ((1.0,), True)])
 def test_a_decoder_that_is_equivariant_costs_nothing(scales, rotate):
     """Nearest-neighbour upsampling commutes with rotation, and with scaling of what is linear in place."""
-    settings = latent_terms.LatentSettings(scales=scales, rotate=rotate)
+    settings = losses.latent_settings(scales=scales, rotate=rotate)
 
     def decode(z):
         return jnp.repeat(jnp.repeat(z, 8, axis=2), 8, axis=3)
@@ -230,9 +235,9 @@ def test_a_decoder_that_is_equivariant_costs_nothing(scales, rotate):
     assert min(tilted) > 0.1  # what no decoder of z shows
 
 
-def test_a_glimpse_is_the_same_window_of_both_clips():
+def test_both_clips_get_the_same_random_window():
     clip = jnp.arange(2 * 9 * 40 * 48 * 3.0).reshape(2, 9, 40, 48, 3)
-    a, b = window(jax.random.key(0), (clip, clip + 1), 4, 32)
+    a, b = random_windows(jax.random.key(0), (clip, clip + 1), 4, 32)
     assert a.shape == (8, 32, 32, 3)
     np.testing.assert_array_equal(a + 1, b)
     whole = np.lib.stride_tricks.sliding_window_view(np.asarray(clip), (32, 32), axis=(2, 3))

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.models import clip, randomised
-from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
+from tests.support.models import architecture, clip, randomised
+from vaejax.models.autoencoder import SIZES, Autoencoder
 from vaejax.models.conv import general_path
 from vaejax.models.dct_init import LATENT_SCALE, low_frequencies
 
@@ -85,7 +85,7 @@ def test_the_image_path_has_the_gradients_of_the_general_path():
 
 
 def test_the_image_path_does_at_most_0_4_of_the_work():
-    model = Autoencoder(Architecture(**SIZES["tiny"]))
+    model = Autoencoder(architecture(size="tiny"))
     x, key = jax.ShapeDtypeStruct((1, 1, 64, 64, 3), jnp.float32), jax.random.key(0)
     params = jax.eval_shape(model.init, key, jnp.zeros((1, 5, 32, 32, 3)), key)
 
@@ -206,7 +206,7 @@ def test_bfloat16_is_near_float32():
 
 
 def test_an_untrained_autoencoder_is_a_cosine_transform_codec():
-    model = Autoencoder(Architecture(**SIZES["tiny"]))
+    model = Autoencoder(architecture(size="tiny"))
     x, key = clip(1, 32, 32), jax.random.key(0)
     params = jax.jit(model.init)(key, clip(5, 32, 32), key)
     assert params.keys() == {"params"}  # nothing of a stream, nor of the monitors
@@ -223,7 +223,7 @@ def test_an_untrained_autoencoder_is_a_cosine_transform_codec():
 
 def test_the_sizes_are_those_named():
     def millions(size):
-        model = Autoencoder(Architecture(**SIZES[size]))
+        model = Autoencoder(architecture(size=size))
         key = jax.random.key(0)
         shapes = jax.eval_shape(model.init, key, jnp.zeros((1, 5, 32, 32, 3)), key)
         return sum(x.size for x in jax.tree.leaves(shapes)) / 1e6

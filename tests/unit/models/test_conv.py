@@ -33,7 +33,7 @@ FEATURES = 4
 
 @pytest.fixture(params=["_cpu", "_native"])
 def path(request, monkeypatch):
-    """What a CPU computes, and what a TPU does."""
+    """The implementation of CPUs, then that of TPUs."""
     monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, request.param))
     return request.param
 
@@ -83,7 +83,7 @@ def with_gradients(f, x, kernel, dy):
     [*(case for case in CASES if max(case[2][1:]) > 1), ((1, 2, 7, 9, 3), (1, 4, 4), (1, 2, 2))],
 )
 def test_a_strided_convolution_of_few_channels_is_that_of_their_patches(shape, size, strides):
-    """What accelerators get, a stride's pixels as channels, and its gradients."""
+    """The implementation of TPUs moves a stride's pixels into channels; its gradients agree too."""
     x, kernel = arrays(shape, size)
 
     def value_and_gradients(f):
@@ -241,7 +241,7 @@ def compare_shardings():
     from vaejax.runtime import mesh as sharding
 
     conv.PLATFORMS["cpu"] = getattr(conv, sys.argv[1])
-    mesh = sharding.make(ConfigDict({"data": 2, "fsdp": 2, "space": 2}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "space": 2}))
     frames = NamedSharding(mesh, sharding.HEIGHT)
     for shape, size, features in (
         ((4, 7, 8, 8, 6), (3, 3, 3), 4),

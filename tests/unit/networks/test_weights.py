@@ -64,7 +64,7 @@ def test_anything_else_is_refused(tmp_path, tree, reason):
 def test_a_pickle_that_executes_code_is_refused_before_it_does(tmp_path):
     sprung = tmp_path / "sprung"
     path = write(tmp_path / "trap", {"a": Trap(sprung)})
-    with pytest.raises(weights.BadWeights, match="NumPy arrays only"):
+    with pytest.raises(weights.BadWeights, match="a pickle of NumPy arrays only"):
         weights.load(path, SHAPES)
     assert not sprung.exists()
     with open(path, "rb") as file:
@@ -91,6 +91,6 @@ def test_the_configuration_names_the_key(tmp_path):
     bucket = Bucket(1, 64, 64, 2)
     settings.perceptual.weights = str(write(tmp_path / "other", GOOD))
     with pytest.raises(InputError, match=r"loss\.perceptual\.weights = .*other.*accepted"):
-        config.lpips_params(settings, [bucket])
+        perceptual.load_for(settings, [bucket])
     with pytest.raises(InputError, match=re.escape("data.buckets.image_16x24 is too small")):
-        config.lpips_params(settings, [bucket, Bucket(1, 16, 24, 2)])
+        perceptual.load_for(settings, [bucket, Bucket(1, 16, 24, 2)])

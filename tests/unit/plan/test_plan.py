@@ -1,4 +1,4 @@
-"""The plan: what is read from compiled programs, against programs whose numbers are known."""
+"""Plans: traffic read from compiled programs of known size, predictions, tables and suggestions."""
 
 import dataclasses
 import importlib.util
@@ -14,9 +14,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.support.processes import ROOT
-from vaejax.config import builders
+from vaejax.config import check
 from vaejax.configs import demo
-from vaejax.data.bucket import Bucket, parse_buckets
+from vaejax.data.bucket import Bucket, buckets_of, parse_buckets
 from vaejax.errors import InputError
 from vaejax.plan import __main__ as planning
 from vaejax.plan import hlo, suggestion, table
@@ -37,19 +37,19 @@ def on_four(f, *shapes_and_specs):
     return jax.jit(f, out_shardings=NamedSharding(mesh, P())).lower(*arguments).compile()
 
 
-def test_a_loop_moves_what_its_body_moves_as_often_as_it_runs():
+def test_a_loop_moves_its_bodys_traffic_once_per_iteration():
     def times(n):
         x, w = jnp.zeros((256, 256)), jnp.zeros((n, 256, 256))
         program = jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
         return hlo.traffic(program.lower(x, w).compile().as_text()).memory
 
     few, many = times(4), times(20)
-    # Each turn reads a slice of w and x, and writes the product, tanh and x: not the whole of w.
+    # An iteration reads x and a slice of w and writes the product, tanh and x; it does not read all of w.
     assert 3 * 256 * 256 * 4 <= (many - few) / 16 <= 10 * 256 * 256 * 4
 
 
-def test_what_is_sent_to_other_devices_is_counted():
-    size = 4 * 1024 * 64  # bytes of an array of which each device has a quarter
+def test_bytes_sent_to_other_devices_are_counted():
+    size = 4 * 1024 * 64  # bytes of an array; each device has a quarter
 
     def sent(f, spec):
         return hlo.traffic(on_four(f, ((1024, 64), spec)).as_text()).collectives
@@ -62,8 +62,8 @@ def test_what_is_sent_to_other_devices_is_counted():
     assert 0 < halo["collective-permute"] <= 4 * 2 * 64 * 4  # a row, not the array
 
 
-def test_sizes_are_a_tpus():
-    """Tiles filled up; what lies in fast memory apart."""
+def test_sizes_are_those_of_a_tpu():
+    """Tiles are padded; arrays in fast memory are counted only on request."""
     assert hlo.size("f32[3,5]{1,0}") == 60
     assert hlo.size("bf16[17,96,160,3]{3,2,1,0:T(8,128)(2,1)}") == 17 * 96 * 160 * 128 * 2
     assert hlo.size("(f32[8]{0:T(128)}, s32[]{:T(128)S(6)}, pred[2]{0})") == 128 * 4 + 2
@@ -93,12 +93,12 @@ ENTRY %main (x: bf16[8,32]) -> bf16[8,128] {
 """
 
 
-def test_what_a_tpu_sends_beside_its_computing_is_counted_once():
+def test_a_collective_spread_over_fusions_is_counted_once():
     assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
 
 
 CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4)
-WHERE = Topology("v5e:2x2", [], "tpu", CHIP)
+TOPOLOGY = Topology("v5e:2x2", [], "tpu", CHIP)
 
 
 def cost(**more):
@@ -131,53 +131,76 @@ def predicted(**more):
 def test_a_prediction_adds_up():
     found = predicted()
     assert found.seconds("image_64x64") == {"compute": 2.0, "memory": 1.0, "links": 1.0, "total": 3.0}
-    assert dataclasses.replace(found, shape=(2, 2)).seconds("image_64x64")["links"] == 2.0  # lines, no rings
+    assert dataclasses.replace(found, shape=(2, 2)).seconds("image_64x64")["links"] == 2.0  # lines, not rings
     assert found.update_seconds == 3.0 / 2 + 0.5
     assert found.samples_per_second == 4 / 2.0
-    assert found.utilisation == pytest.approx(600 / 2 / 2.0 / 4 / 100)
+    assert found.utilization == pytest.approx(600 / 2 / 2.0 / 4 / 100)
     assert found.needed("image_64x64") == 200 + 20 + 400
-    config = demo.get_config()
-    told = table.numbers(config, WHERE, found, samples=7200, price=2.0)
-    assert told["run"] == {"samples": 7200, "hours": 1.0, "cost": 8.0}
-    assert "8 at 2 a chip-hour" in table.text(config, WHERE, found, samples=7200, price=2.0)
+    config = check(demo.get_config())
+    plan = table.numbers(config, TOPOLOGY, found, samples=7200, price=2.0)
+    assert plan["run"] == {"samples": 7200, "hours": 1.0, "cost": 8.0}
+    assert "8 at 2 per chip-hour" in table.text(config, TOPOLOGY, found, samples=7200, price=2.0)
 
 
-def test_what_does_not_fit_is_named_with_what_may_do():
-    text = table.text(demo.get_config(), WHERE, predicted(temporary=1500))
-    (line,) = (line for line in text.splitlines() if "needs" in line)
+def test_the_table_has_only_columns_that_are_known():
+    config = check(demo.get_config())
+    header, *rows = table.text(config, TOPOLOGY, predicted()).splitlines()[3:6]
+    assert header.split()[-4:] == ["total", "ms", "samples/s", "MFU"]
+    assert [row.split()[0] for row in rows] == ["image_64x64", "update"]
+    on_cpus = dataclasses.replace(predicted(), chip=None)
+    text = table.text(config, Topology("cpu:4", [], "cpu", None), on_cpus)
+    assert text.splitlines()[3].split()[-2:] == ["sent", "MB"]
+    assert " ms" not in text and "MFU" not in text and "samples/s" not in text
+
+
+def test_the_last_words_say_what_fits_and_what_to_do_next():
+    flags = ["--config=demo", "--config.mesh.fsdp=2"]
+    fits = table.last_words(TOPOLOGY, predicted(), flags, suggested=False).splitlines()
+    assert fits[0] == "planned 1 bucket and the optimizer step for v5e:2x2: everything fits"
+    assert fits[1] == f"next: python -m vaejax.main {' '.join(flags)} --workdir=DIR"
+    large = table.last_words(TOPOLOGY, predicted(temporary=1500), flags, suggested=False).splitlines()
+    assert large[0].endswith("does not fit: image_64x64")
+    assert large[1] == f"next: python -m vaejax.plan {' '.join(flags)} --topology=v5e:2x2 --suggest"
+
+
+def test_a_bucket_that_does_not_fit_is_named_with_remedies():
+    text = table.text(check(demo.get_config()), TOPOLOGY, predicted(temporary=1500))
+    (line,) = (line for line in text.splitlines() if "GB of" in line)
     assert line.startswith("image_64x64 needs") and "--config.data.buckets.image_64x64.batch=4" in line
     assert "--config.model.remat='(0, 1, 2)'" in line
     assert "does not fit" in text and "samples/s" not in text.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("mesh", "told"),
+    ("mesh", "expected"),
     [
         ({"fsdp": 2, "space": 1}, ["--config.mesh.fsdp=4", "--config.mesh.space=2 and "]),
-        ({"fsdp": 2, "space": 2}, []),  # all four chips have a part
+        ({"fsdp": 2, "space": 2}, []),  # the mesh has no chips left
         ({"data": 2, "fsdp": 2}, []),
     ],
 )
-def test_only_meshes_that_the_chips_make_are_proposed(mesh, told):
+def test_only_meshes_that_the_chips_can_form_are_proposed(mesh, expected):
     config = demo.get_config()
     config.mesh.update(mesh)
     config.data.buckets.image_64x64.batch = 8
     prediction = dataclasses.replace(predicted(temporary=1000), state=500)
-    (line,) = (line for line in table.text(config, WHERE, prediction).splitlines() if "needs" in line)
+    (line,) = (
+        line for line in table.text(check(config), TOPOLOGY, prediction).splitlines() if "GB of" in line
+    )
     found = [flag for flag in ("--config.mesh.fsdp=4", "--config.mesh.space=2 and ") if flag in line]
-    assert found == told, line
+    assert found == expected, line
     assert "--config.mesh.space=4" not in line and "--config.mesh.fsdp=8" not in line
 
 
-def test_an_update_that_does_not_fit_is_told_too():
+def test_an_update_that_does_not_fit_is_reported_too():
     prediction = predicted()
     costs = dict(prediction.costs, update=cost(flops=0, temporary=1500))
-    text = table.text(demo.get_config(), WHERE, dataclasses.replace(prediction, costs=costs))
-    assert "the update needs 0.0 GB of 0.0; what may do: --config.mesh.fsdp=2" in text
+    text = table.text(check(demo.get_config()), TOPOLOGY, dataclasses.replace(prediction, costs=costs))
+    assert "update needs 0.0 GB of 0.0 GB; try --config.mesh.fsdp=2, a smaller model" in text
 
 
-def test_what_a_program_that_does_not_fit_needs_is_read_from_libtpus_message():
-    """Its total, of which the state is a part; messages of libtpu 0.0.52 and of other releases."""
+def test_the_memory_that_a_program_lacks_is_read_from_libtpus_message():
+    """The total includes the state; messages of libtpu 0.0.52 and of other releases."""
     new = "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries"
     assert needed_by(f"{new} (74.58G) exceeds available HBM (15.75G).") == int(74.58 * 2**30)
     old = "Ran out of memory in memory space hbm. Used 1.5T of 15.75G hbm. Exceeded hbm capacity by 1.4T."
@@ -188,27 +211,27 @@ def test_what_a_program_that_does_not_fit_needs_is_read_from_libtpus_message():
 
 
 def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed):
-    """What is suggested where a sample takes a byte of a chip's share, and the plans that took.
+    """The suggestion's console output and the compiled plans, if a sample takes one byte of its chip.
 
-    `really` makes of the batch of images and a program's memory what it needs when it is compiled.
+    `really` maps the batch of images and a program's estimated memory to the memory that it needs.
     """
-    where = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory))
+    topology = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory))
     plans = []
 
     def plan(config):
         plans.append(config)
-        buckets = builders.buckets(config, chips // config.mesh.space, config.mesh.space)
+        buckets = buckets_of(config, chips // config.mesh.space, config.mesh.space)
         costs = {}
         for b in buckets:
-            needed = round(really(config.data.buckets.image_64x64.batch, b.batch / chips))
+            needed = round(really(config.data.buckets["image_64x64"]["batch"], b.batch / chips))
             costs[b.name] = cost(temporary=needed, flops=100 * b.batch)
             if needed > memory:
                 unknown = {"collectives": {}, "memory_traffic": 0.0, "code": 0, "fits": False}
                 costs[b.name] = dataclasses.replace(costs[b.name], **unknown)
         costs["update"] = cost(flops=0, temporary=0, memory_traffic=1000.0)
-        return Prediction(buckets, costs, 0, 0, chips, where.chip)
+        return Prediction(buckets, costs, 0, 0, chips, topology.chip)
 
-    suggestion.best(config, where, plan)
+    suggestion.best(check(config), topology, plan)
     return capsys.readouterr().out, plans
 
 
@@ -235,11 +258,11 @@ def test_an_estimate_that_was_too_low_leads_to_the_largest_batch_below_it(capsys
         return needed * (1.5 if batch >= 256 else 1)
 
     out, plans = suggested(of_sixteen(64, 16), 16, 30 + 16.0, capsys, really)
-    assert [config.data.buckets.image_64x64.batch for config in plans] == [64, 256, 128, 192]
+    assert [config.data.buckets["image_64x64"]["batch"] for config in plans] == [64, 256, 128, 192]
     assert "--config.data.buckets.image_64x64.batch=192" in out
 
 
-def test_where_nothing_else_fits_the_configuration_itself_is_suggested(capsys):
+def test_if_nothing_else_fits_the_configuration_itself_is_suggested(capsys):
     def really(batch, needed):
         return needed * (20 if batch > 64 else 1)
 
@@ -247,34 +270,34 @@ def test_where_nothing_else_fits_the_configuration_itself_is_suggested(capsys):
     assert len(plans) > 1 and "--config.data.buckets.image_64x64.batch=64" in out
 
 
-def test_from_what_does_not_fit_a_smaller_batch_is_suggested(capsys):
+def test_for_a_configuration_that_does_not_fit_a_smaller_batch_is_suggested(capsys):
     out, plans = suggested(of_sixteen(1024, 256), 16, 30 + 32.0, capsys)
-    assert plans[0].data.buckets.image_64x64.batch == 1024
+    assert plans[0].data.buckets["image_64x64"]["batch"] == 1024
     assert "--config.data.buckets.image_64x64.batch=512" in out and len(plans) <= 3
-    with pytest.raises(InputError, match="none of the 1 that were tried fits"):
+    with pytest.raises(InputError, match="none of the 1 compiled plans fits"):
         suggested(of_sixteen(1024, 256), 16, 1.0, capsys)
 
 
-def test_one_chip_gets_a_suggestion_too_and_what_suits_none_is_one_line(capsys):
+def test_one_chip_gets_a_suggestion_too_and_batches_that_suit_no_mesh_are_refused(capsys):
     config = demo.get_config()
     assert "suggested" in suggested(config, 1, memory=1e6, capsys=capsys)[0]
     config.data.buckets.image_64x64.batch = 7
-    with pytest.raises(InputError, match="no scale of these batches suits 1009 chips"):
+    with pytest.raises(InputError, match="no multiple of these batch sizes suits 1009 chips"):
         suggested(config, 1009, memory=1e6, capsys=capsys)
 
 
-def test_a_cost_is_that_of_the_buckets_that_are_there():
-    """Without clips there is no discriminator of clips, so the programs of images are others."""
-    config, where, keys = demo.get_config("tiny"), Topology("cpu:1", jax.devices()[:1], "cpu", None), []
+def test_the_key_of_a_cost_depends_on_the_buckets_of_the_run():
+    """Without clips there is no discriminator of clips, so the programs of images differ."""
+    config, topology, keys = demo.get_config("tiny"), Topology("cpu:1", jax.devices()[:1], "cpu", None), []
 
     class Keys:
         def of(self, name, made_from, trace, model_flops):
             keys.append((name, json.dumps(made_from)))
             return cost()
 
-    planning.plan(config, where, Keys())
+    planning.plan(check(config), topology, Keys())
     config.data.buckets.video_9x64x64.batch = 0
-    planning.plan(config, where, Keys())
+    planning.plan(check(config), topology, Keys())
     assert len(keys) == 3 + 2 and not set(keys[:3]) & set(keys[3:])
 
 
@@ -291,7 +314,7 @@ def command(*arguments, cache):
     )
 
 
-def test_a_topology_that_is_none_is_one_line(tmp_path):
+def test_an_unknown_topology_is_one_line(tmp_path):
     found = command("--config=configs/demo.py", "--topology=v9:4", cache=tmp_path)
     assert found.returncode == 2 and "--topology=v9:4; accepted: v5e:16x16" in found.stderr.splitlines()[-1]
 
@@ -301,16 +324,17 @@ def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path, as_the
     arguments = ["--config=configs/demo.py", "--topology=cpu:8", "--config.mesh.space=4"]
     found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
     assert found.returncode == 0, found.stderr
-    told = json.loads((tmp_path / "plan.json").read_text())
+    plan = json.loads((tmp_path / "plan.json").read_text())
     config = demo.get_config()
     config.mesh.space = 4
-    mesh = sharding.make(config.mesh)
+    config = check(config)
+    mesh = sharding.make_mesh(config.mesh)
     buckets = parse_buckets(config.data.buckets, 8, 4, shards=2, space=4)
     programs = Programs.of(config, buckets, mesh)
     phase = programs.phase(config.steps - 1)
     for bucket in buckets:
         real = programs.gradients(phase, bucket).lower().compile().memory_analysis()
-        planned = told["programs"][bucket.name]["bytes"]["activations"]
+        planned = plan["programs"][bucket.name]["bytes"]["activations"]
         assert planned == pytest.approx(real.temp_size_in_bytes, rel=0.1)
     again = command(*arguments, cache=tmp_path)
     assert again.stdout == found.stdout and "compiling" not in again.stderr
@@ -318,14 +342,14 @@ def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path, as_the
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
-def test_a_tpu_slice_that_is_not_there_can_be_planned_for(tmp_path, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS")  # those of CPUs, which a TPU's compiler does not know
+def test_a_tpu_slice_that_is_absent_can_be_planned_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # flags of CPUs, which the TPU compiler does not know
     arguments = ["--config=configs/demo.py:tiny", "--topology=v5e:4x4", "--config.mesh.fsdp=2"]
     arguments += ["--config.data.buckets.image_64x64.batch=16", "--config.data.buckets.video_9x64x64.batch=0"]
     arguments += ["--config.loss.weights.perceptual=0.", "--config.loss.weights.adversarial=0."]
     found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
     assert found.returncode == 0, found.stderr
-    told = json.loads((tmp_path / "plan.json").read_text())
-    assert told["chips"] == 16 and 0 < told["update"]["flop_utilisation"] < 1
-    assert told["programs"]["image_64x64"]["bytes"]["sent"]["all-reduce"] > 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["chips"] == 16 and 0 < plan["update"]["flop_utilisation"] < 1
+    assert plan["programs"]["image_64x64"]["bytes"]["sent"]["all-reduce"] > 0
     assert "suggest" not in found.stdout and "samples/s" in found.stdout

@@ -84,7 +84,7 @@ def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, confi
 def test_a_probe_stops_with_the_run(run, config, monkeypatch):
     """It stops while it reads samples and while it learns."""
     monkeypatch.setattr(during_training, "PRESETS", {"cpu": TINY})
-    codec, mesh = VaeCodec.open(str(run)), sharding.make(config.mesh)
+    codec, mesh = VaeCodec.open(str(run)), sharding.make_mesh(config.mesh)
     asked, last = 0, 10**9
 
     def stopping():
@@ -127,7 +127,7 @@ def test_a_failed_probe_does_not_end_the_run(run, config, monkeypatch, capsys):
     monkeypatch.setattr(Probe, "score", fail)
     codec = VaeCodec.open(str(run))
     probe = during_training.TrainingProbe(
-        *opened(config), config, codec.model, sharding.make(config.mesh), lambda: False
+        *opened(config), config, codec.model, sharding.make_mesh(config.mesh), lambda: False
     )
     assert probe.evaluate({"autoencoder": codec.params}) == ({}, None)
     assert f"{NAME} is not probed: features of 1 of 9" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_training_times_are_logit_normal():
 
 
 def smooth_latents(count=64, classes=1):
-    """Latents (count, 1, 8, 8, 2), nearly constant over space at a level that the class sets, or a random one."""
+    """Latents (count, 1, 8, 8, 2), nearly constant over space; the level is random or by class."""
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype=np.int32) % classes
     level = 2.0 * labels - 1 if classes > 1 else rng.normal(size=count)

@@ -1,14 +1,18 @@
-"""The console tells the truth about speed and time left."""
+"""Console lines: speed, remaining time, metrics, and the introduction of a run."""
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import linen as nn
 
+from vaejax.config import check, defaults
+from vaejax.data.bucket import Bucket
 from vaejax.rundir import console
+from vaejax.rundir.folder import RunFolder
 
 
 class Clock:
-    """Time that passes only when told to."""
+    """A clock that advances only by assignment."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -21,7 +25,7 @@ def run(clock, progress, first, last, seconds, waited=0.0):
         progress.tick(samples=6, pixels=3_000_000, waited=waited)
 
 
-def test_progress_tells_speed_and_waiting(monkeypatch, capsys):
+def test_progress_reports_speed_and_waiting_time(monkeypatch, capsys):
     clock = Clock(monkeypatch)
     progress = console.Progress(total_steps=1000)
     run(clock, progress, 1, 1, seconds=90)  # compiles
@@ -35,14 +39,14 @@ def test_progress_tells_speed_and_waiting(monkeypatch, capsys):
     }
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    for told in ("11/1000", "1.1%", "eta 32m58s", "2 s/step", "3 samples/s", "1.5 Mpx/s", "data wait 25%"):
-        assert told in line  # 989 steps of 2 s: 32m58s
+    for part in ("11/1000", "1.1%", "eta 32m58s", "2 s/step", "3 samples/s", "1.5 Mpx/s", "data wait 25%"):
+        assert part in line  # 989 steps of 2 s: 32m58s
 
 
-def test_neither_compilation_nor_evaluation_spoils_the_time_left(monkeypatch, capsys):
+def test_neither_compilation_nor_evaluation_distorts_the_remaining_time(monkeypatch, capsys):
     clock = Clock(monkeypatch)
     progress = console.Progress(total_steps=1000, start_step=500)
-    for first, compilation in ((501, 90), (511, 40), (521, 0), (531, 0)):  # 511: a bucket not seen before
+    for first, compilation in ((501, 90), (511, 40), (521, 0), (531, 0)):  # 511: a new phase of the loss
         clock.now += compilation
         run(clock, progress, first, first + 9, seconds=1)
         with progress.paused():
@@ -85,6 +89,76 @@ def test_the_overview_counts_encoder_and_decoder():
             return nn.Dense(3, name="decoder")(x) * scale
 
     shapes = jax.eval_shape(Codec().init, jax.random.key(0), jnp.zeros((1, 3)))
-    text = console.parameter_overview(shapes)
-    assert text.splitlines()[-1] == "parameters: 39 (encoder 20, decoder 18, other 1)"
-    assert "encoder/kernel" in text and "(3, 5)" in text
+    table, total = console.parameter_table(shapes)
+    assert total == "parameters: 39 (encoder 20, decoder 18, other 1)"
+    assert "encoder/kernel" in table and "(3, 5)" in table
+
+
+def small(**settings):
+    config = defaults()
+    config.data.buckets = {"image_32x32": {"batch": 8}}
+    config.steps = 900
+    config.loss.weights.update({"perceptual": 1.0, "adversarial": 0.05})
+    config.loss.perceptual.start = 650
+    config.loss.adversarial.update({"start": 700, "warmup": 50})
+    config.update_from_flattened_dict(settings)
+    return check(config)
+
+
+BUCKETS = [Bucket(1, 32, 32, batch=8), Bucket(9, 32, 32, batch=2, every=4)]
+
+
+def test_the_setup_line_names_devices_samples_and_steps():
+    line = console.setup_line(small(**{"model.dtype": "float32"}), BUCKETS[:1], start=0)
+    assert line == "8 x cpu, float32, 8 images per update, starting, ends at step 900"
+    line = console.setup_line(small(), BUCKETS, start=61)
+    assert line.endswith("8 images + 0.5 clips per update on average, resuming at step 61, ends at step 900")
+    assert "starting from runs/images," in console.setup_line(small(init="runs/images"), BUCKETS, start=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {},
+            [
+                "updates 0-649: reconstruction, kl; from 650: perceptual, discriminators;"
+                " from 700: adversarial"
+            ],
+        ),
+        (
+            {"loss.weights.perceptual": 0.0, "loss.weights.adversarial": 0.0},
+            ["updates 0-899: reconstruction, kl"],
+        ),
+        (
+            {"loss.weights.perceptual": 0.0, "loss.adversarial.start": 0, "loss.adversarial.warmup": 0},
+            ["updates 0-899: reconstruction, kl, adversarial"],
+        ),
+        (
+            {"steps": 120},
+            [
+                "updates 0-119: reconstruction, kl",
+                "warning: loss.perceptual.start = 650 is not below steps = 120:"
+                " the perceptual term never counts",
+                "warning: loss.adversarial.start = 700 is not below steps = 120:"
+                " the adversarial term never counts",
+            ],
+        ),
+    ],
+    ids=["two late terms", "no late term", "from the beginning", "too short a run"],
+)
+def test_the_schedule_names_each_phase_and_terms_that_never_count(settings, expected):
+    assert console.schedule_lines(small(**settings)) == expected
+
+
+def test_a_run_introduces_itself_and_keeps_the_parameter_table_in_a_file(tmp_path, capsys, monkeypatch):
+    params = {"encoder": {"kernel": jnp.zeros((3, 5))}}
+    console.introduce(RunFolder(tmp_path), small(), BUCKETS, 0, params)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and lines[-1] == "parameters: 15 (encoder 15, decoder 0, other 0)"
+    table = (tmp_path / "parameters.txt").read_text()
+    assert "encoder/kernel" in table and table.endswith(lines[-1] + "\n")
+
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    console.introduce(RunFolder(tmp_path / "other"), small(), BUCKETS, 0, params)
+    assert capsys.readouterr().err == "" and not (tmp_path / "other").exists()

@@ -1,4 +1,4 @@
-"""Panels decode to the pixels they were given."""
+"""Panels decode to the pixels of their columns."""
 
 import av
 import numpy as np
@@ -36,21 +36,21 @@ def test_large_frames_are_shown_pixel_for_pixel(tmp_path):
     np.testing.assert_array_equal(png[24:57, 4:204], original[0, 0])
 
 
-def test_the_error_grows_from_black_to_white_and_sees_a_spot_of_one_colour():
-    grey = np.full((5, 3), 100, np.uint8)
-    off = grey.copy()
+def test_the_error_grows_from_black_to_white_and_sees_a_spot_of_one_color():
+    gray = np.full((5, 3), 100, np.uint8)
+    off = gray.copy()
     off[:, 2] += np.array([0, 10, 21, 42, 64], np.uint8)  # blue only
-    heat = panels.error_map(grey, off)
+    heat = panels.error_map(gray, off)
     np.testing.assert_array_equal(heat[0], 0)
     np.testing.assert_array_equal(heat[1], [120, 0, 0])  # 3 x 4 x 10
     np.testing.assert_array_equal(heat[-1], 255)
     assert (np.diff(heat.sum(-1).astype(int)) > 0).all()
-    np.testing.assert_array_equal(panels.error_map(off, grey), heat)  # no sign, no wrap-around
+    np.testing.assert_array_equal(panels.error_map(off, gray), heat)  # no sign, no wrap-around
 
 
 def test_a_video_panel_is_an_mp4_that_browsers_play(tmp_path):
     brighter = np.linspace(0, 100, 9).astype(np.uint8).reshape(1, 9, 1, 1, 1)
-    red = np.array([150, 0, 40], np.uint8)  # saturated: a wrong colour matrix shows
+    red = np.array([150, 0, 40], np.uint8)  # saturated: makes a wrong color matrix visible
     original = np.broadcast_to(brighter + red, (2, 9, 33, 47, 3))
     png = panels.write_panels(tmp_path, 5, "video", original, original, fps=12.5)
     with av.open(str(tmp_path / "panels" / "5" / "video.mp4")) as container:

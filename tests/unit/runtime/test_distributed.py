@@ -1,4 +1,4 @@
-"""What processes of a run agree on, as two real ones, and how they find their devices."""
+"""Agreement of two real processes, and the devices of a process."""
 
 import json
 import os
@@ -12,24 +12,26 @@ import pytest
 from tests.support import processes
 
 
-def test_two_processes_stop_go_on_and_refuse_together(tmp_path):
+def test_two_processes_stop_continue_and_refuse_together(tmp_path):
     started = processes.start(2, 1, [str(tmp_path)], tmp_path, module="tests.support.agreeing")
     codes = processes.finish(started, 120)
     logs = [process.log.read_text() for process in started]
     assert codes == [0, 0], logs
-    told = [json.loads(next(line for line in log.splitlines() if line.startswith("{"))) for log in logs]
-    assert [one.pop("first alone") for one in told] == [0, 1]  # how many had made it before
-    first, second = (one.pop("waited") for one in told)
-    assert first > 1 > second  # the late one was waited for
-    assert told[0] == told[1]
-    assert told[0]["alike"] == [3, None]
-    assert told[0]["one fails"] == [1, "process 1: photo.jpg: no such file"]
-    assert told[0]["one reads other frames"] == [2, "process 1 read other frames than process 0"]
-    assert told[0]["one has fewer"] == [2, "process 1 read other frames than process 0"]
-    assert told[0]["first refused"] == "process 0 has no such folder"
-    assert told[0]["another table"].startswith("process 1 finds other photos than process 0")
-    assert told[0]["heard after a resume"] < 10  # not 100, as if 50,000 steps had taken a second
-    assert told[0]["heard after a return"] == 0
+    results = [json.loads(next(line for line in log.splitlines() if line.startswith("{"))) for log in logs]
+    assert [result.pop("process 0 first") for result in results] == [0, 1]  # number of earlier calls
+    first, second = (result.pop("waited") for result in results)
+    assert first > 1 > second  # process 0 waited for the late process 1
+    assert results[0] == results[1]
+    assert results[0]["identical items"] == [3, None]
+    assert results[0]["one fails"] == [1, "process 1: photo.jpg: no such file"]
+    assert results[0]["other frames"] == [2, "process 1 read other frames than process 0"]
+    assert results[0]["fewer items"] == [2, "process 1 read other frames than process 0"]
+    assert results[0]["process 0 refused"] == "process 0 has no such folder"
+    assert results[0]["other digest"].startswith("process 1 finds other photos than process 0")
+    assert (
+        results[0]["steps to agree after a resume"] < 10
+    )  # not 100, as if 50,000 steps had passed in a second
+    assert results[0]["steps to agree after a rollback"] == 0
 
 
 def free_port():
@@ -47,10 +49,10 @@ def free_port():
         ("1(x4)", "2", "1"),
         ("2(x4)", "1", "all"),
     ],
-    ids=["alone", "two", "two on some", "two of mpirun's", "alone of mpirun's"],
+    ids=["alone", "two", "two on some", "two of mpirun", "alone of mpirun"],
 )
-def test_a_task_that_is_alone_on_its_node_sees_all_of_its_gpus(tasks, local, visible):
-    """JAX itself shows a task one GPU, its place on the node; mpirun's tasks inherit Slurm's variables."""
+def test_the_only_task_on_a_node_sees_all_of_its_gpus(tasks, local, visible):
+    """JAX alone would show a task one GPU; the tasks of mpirun inherit the variables of Slurm."""
     program = "import jax; from vaejax.runtime import distributed; distributed.initialize();"
     program += "print(jax.config.values['jax_cuda_visible_devices'])"
     environment = dict(os.environ, JAX_PLATFORMS="cpu", SLURM_JOB_ID="7", SLURM_STEP_NODELIST="localhost")
@@ -63,8 +65,8 @@ def test_a_task_that_is_alone_on_its_node_sees_all_of_its_gpus(tasks, local, vis
     assert found.stdout.split() == [visible]
 
 
-def test_a_signal_before_training_listens_ends_a_process():
-    """JAX would take it and go on."""
+def test_a_signal_before_training_listens_terminates_the_process():
+    """JAX alone would catch the signal and continue."""
     program = "import sys, time; from vaejax.runtime import distributed; distributed.initialize();"
     program += "print('joined', flush=True); time.sleep(60)"
     environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_PROCESSES="1", JAX_PROCESS_ID="0")

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.support.models import clip
-from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
+from tests.support.models import architecture, clip
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import flops
 
 
@@ -28,9 +28,9 @@ def test_convolutions_and_their_gradients_count_as_xla_counts_them(strides, padd
         assert flops.count(jax.make_jaxpr(f)(*arguments)) == expected
 
 
-def test_an_autoencoder_costs_three_passes_and_its_recomputed_blocks_one_convolution_more():
+def test_gradients_cost_three_forward_passes_and_rematerialization_half_of_another():
     def counts(**options):
-        model, key = Autoencoder(Architecture(**SIZES["small"], **options)), jax.random.key(0)
+        model, key = Autoencoder(architecture(size="small", **options)), jax.random.key(0)
         x = clip(5, 64, 64)
         params = jax.eval_shape(model.init, key, x, key)
 
@@ -44,7 +44,7 @@ def test_an_autoencoder_costs_three_passes_and_its_recomputed_blocks_one_convolu
     assert 0.4 * forward < counts(remat=(0, 1, 2))[1] - both < 0.6 * forward
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_the_body_of_a_loop_counts_once_per_iteration():
     def twice(x):
         return jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)[0]
 

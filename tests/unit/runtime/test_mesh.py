@@ -2,24 +2,21 @@ import functools
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from tests.support import losses
 from tests.support.faults import Fault, injecting
-from tests.support.models import SMALL
+from tests.support.models import SMALL, architecture
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.errors import InputError
-from vaejax.losses.adversarial import Adversary
-from vaejax.losses.objective import Objective
 from vaejax.models import conv
-from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.plan import hlo
-from vaejax.runtime import mesh as sharding
+from vaejax.runtime.mesh import AXES, make_mesh, parameter_spec, placing_frames, replicated, shard_batch
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
 from vaejax.train import programs as compiled
@@ -28,7 +25,7 @@ from vaejax.train import step as train_step
 
 
 def check_that_no_loop_exchanges(text):
-    """XLA runs a CPU's collectives in the program's order, but in no order with those inside a loop."""
+    """XLA orders the collectives of a CPU program, but not with those inside a loop."""
     for line in text.splitlines():
         if line.endswith("{") and " -> " in line:
             computation = line
@@ -40,26 +37,25 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     """Terms, gradients and parameters after one update of an image and a video bucket on a mesh."""
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
-    mesh = jax.sharding.Mesh(grid, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    model = Autoencoder(Architecture(**SMALL))
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}, "gaussian")
-    design = Discrimination(width=8)
-    modules = {name: Discriminator(design, name == "video") for name in ("image", "video")}
-    adversary = Adversary(modules, optax.adam(1e-3), lecam=0.1)
+    mesh = jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    model = Autoencoder(architecture(**SMALL))
+    weights = {"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}
+    objective = losses.objective(weights, likelihood="gaussian")
+    adversary = losses.adversary(("image", "video"), lecam=0.1)
     settings = config.defaults().optim
     settings.update({"warmup": 0, "agc": 0.01})
     optimizer = optim.optimizer(settings, 10)
     state = train_state.create(model, optimizer, adversary, mesh, 0)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     gathered = train_step.zeros(state, adversary)
-    key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
     rng, terms = np.random.default_rng(0), {}
     for shape in ((images, 1, 32, 16, 3), (8, 5, 16, 16, 3)):  # 4 on 8 devices are split by height
-        frames = sharding.shared(mesh, rng.integers(256, size=shape, dtype=np.uint8))
+        frames = shard_batch(mesh, rng.integers(256, size=shape, dtype=np.uint8))
         step = functools.partial(
             train_step.bucket_gradients, weight=0.7, model=model, objective=objective, adversary=adversary
         )
-        with sharding.placing_frames(mesh):
+        with placing_frames(mesh):
             program = jax.jit(step).lower(state, gathered, frames, key, {}).compile()
         check_that_no_loop_exchanges(program.as_text())
         gathered, terms[f"{shape[1]} frames"] = program(state, gathered, frames, key, {})
@@ -83,8 +79,8 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
         pytest.param((4, 2, 1), 8, conv._cpu, id="data 4 fsdp 2 of CPUs"),
     ],
 )
-def test_eight_devices_do_what_one_does(monkeypatch, sizes, images, convolution):
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
+def test_eight_devices_compute_the_same_as_one(monkeypatch, sizes, images, convolution):
+    monkeypatch.setattr("vaejax.runtime.mesh.SMALLEST_SHARDED", 1)
     monkeypatch.setitem(conv.PLATFORMS, "cpu", convolution)
     (expected, _), (sharded, state) = one_update(1, 1, 1, 1, images), one_update(8, *sizes, images)
     for (path, a), b in zip(
@@ -97,42 +93,40 @@ def test_eight_devices_do_what_one_does(monkeypatch, sizes, images, convolution)
 
 
 def test_parameters_are_split_by_output_channel_first():
-    assert sharding.parameter_spec((3, 3, 3, 64, 96), 8) == P(None, None, None, None, "fsdp")
-    assert sharding.parameter_spec((3, 3, 3, 64, 97), 8) == P(None, None, None, "fsdp")
-    assert sharding.parameter_spec((3, 3, 3, 63, 97), 8) == P()
-    assert sharding.parameter_spec((64,), 8) == P()
-    assert sharding.parameter_spec((3, 3, 3, 64, 96), 1) == P()
+    assert parameter_spec((3, 3, 3, 64, 96), 8) == P(None, None, None, None, "fsdp")
+    assert parameter_spec((3, 3, 3, 64, 97), 8) == P(None, None, None, "fsdp")
+    assert parameter_spec((3, 3, 3, 63, 97), 8) == P()
+    assert parameter_spec((64,), 8) == P()
+    assert parameter_spec((3, 3, 3, 64, 96), 1) == P()
 
 
-def test_the_mesh_takes_the_devices_that_are_left_or_says_what_it_accepts():
-    assert dict(sharding.make(ConfigDict({"data": 0, "fsdp": 2, "space": 1})).shape) == {
+def test_the_mesh_takes_the_remaining_devices_or_names_the_accepted_sizes():
+    assert dict(make_mesh(ConfigDict({"data": 0, "fsdp": 2, "space": 1})).shape) == {
         "data": 4,
         "fsdp": 2,
         "space": 1,
     }
-    with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices .* product is 8"):
-        sharding.make(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
+    with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices; .* product is 8"):
+        make_mesh(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
 
 
 def test_no_leaf_of_a_new_state_is_weakly_typed():
     """A weak type becomes strong in the first update, and everything compiles twice."""
-    mesh = sharding.make(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
-    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
+    mesh = make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     optimizer = optim.optimizer(config.defaults().optim, 10)
-    model, adversary = Autoencoder(Architecture(**SMALL)), Adversary(modules, optax.adam(1e-3))
+    model, adversary = Autoencoder(architecture(**SMALL)), losses.adversary()
     state = train_state.create(model, optimizer, adversary, mesh, 0)
     assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
 
 
-def spoiled(place, devices):
-    """A state before and after an update in which one sample of a batch of eight meets a NaN."""
-    mesh = sharding.make(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
+def train_with_nan(place, devices):
+    """States of three updates and whether each was finite; one sample of the second has a NaN."""
+    mesh = make_mesh(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
     model, objective = (
-        Autoencoder(Architecture(**SMALL)),
-        Objective({"reconstruction": 1.0, "adversarial": 0.1}),
+        Autoencoder(architecture(**SMALL)),
+        losses.objective({"reconstruction": 1.0, "adversarial": 0.1}),
     )
-    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
-    adversary = Adversary(modules, optax.adam(1e-3))
+    adversary = losses.adversary()
     settings = config.defaults().optim
     optimizer, clipping = optim.optimizer(settings, 10), optim.clipping(settings)
     state = train_state.create(model, optimizer, adversary, mesh, 0)
@@ -162,8 +156,8 @@ def spoiled(place, devices):
         pytest.param("discriminator", marks=pytest.mark.slow),
     ],
 )
-def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothing(place):
-    states, finite = spoiled(place, 8)
+def test_a_nan_on_one_device_makes_all_devices_skip_the_update(place):
+    states, finite = train_with_nan(place, 8)
     assert finite == [(True, True), (False, False), (True, True)]
     before, skipped, after = states
     assert (before.step, skipped.step, after.step) == (1, 2, 3)
@@ -174,4 +168,4 @@ def test_a_nan_on_one_device_makes_all_of_them_skip_the_update_and_changes_nothi
         pairs = zip(
             jax.tree.leaves(getattr(before, part)), jax.tree.leaves(getattr(after, part)), strict=True
         )
-        assert any((a != b).any() for a, b in pairs), part  # and the run goes on
+        assert any((a != b).any() for a, b in pairs), part  # training continues

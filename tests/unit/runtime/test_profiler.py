@@ -1,4 +1,4 @@
-"""Traces: which updates they hold, read back from the file that XProf reads."""
+"""Traces: the updates in them, read back from the files of XProf."""
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +36,13 @@ def run(profile, steps):
 @pytest.mark.parametrize(
     ("updates", "steps", "expected"),
     [
-        pytest.param((2, 3), range(7), [2, 3, 4], id="amid a run"),
-        pytest.param((2, 3), range(3, 7), [3, 4], id="resumed amid them"),
+        pytest.param((2, 3), range(7), [2, 3, 4], id="within a run"),
+        pytest.param((2, 3), range(3, 7), [3, 4], id="resumed within the range"),
         pytest.param((2, 3), range(4), [2, 3], id="a run that ends first"),
-        pytest.param((0, 0), range(3), [], id="nothing asked for"),
+        pytest.param((0, 0), range(3), [], id="disabled"),
     ],
 )
-def test_a_trace_holds_the_chosen_updates_and_what_they_ran(tmp_path, updates, steps, expected):
+def test_a_trace_holds_the_chosen_updates_and_their_programs(tmp_path, updates, steps, expected):
     run(Profile(tmp_path, updates), steps)
     found, programs = traced(tmp_path)
     assert found == expected

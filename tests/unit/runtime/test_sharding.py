@@ -1,4 +1,4 @@
-"""Where every parameter lies, and what that leaves to a device."""
+"""The sharding of every parameter, and the memory of a device."""
 
 import pathlib
 
@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from tests.support.models import clip
-from vaejax.config import builders
+from tests.support.models import architecture, clip
 from vaejax.configs import joint
 from vaejax.data.bucket import Bucket
+from vaejax.losses.adversarial import Adversary
 from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.runtime import mesh as sharding
+from vaejax.runtime.mesh import AXES, device_bytes, frames_sharding, make_mesh, placing_frames, replicate
 from vaejax.train import optimizer as optim
 from vaejax.train import state as train_state
 
@@ -23,11 +23,11 @@ GOLDEN = pathlib.Path(__file__).parent / "flagship_on_16x16.txt"
 
 
 def flagship(data, fsdp):
-    """The shapes and shardings of its state, discriminators and all."""
-    mesh = AbstractMesh((data, fsdp, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    """The shapes and shardings of its state, with discriminators."""
+    mesh = AbstractMesh((data, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     config = joint.get_config()
-    model = Autoencoder(builders.architecture(config.model))
-    adversary = builders.adversary(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
+    model = Autoencoder(Architecture.of(config.model))
+    adversary = Adversary.of(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
     return train_state.shapes(model, optim.optimizer(config.optim, config.steps), adversary, mesh)
 
 
@@ -37,41 +37,41 @@ def lines(tree):
         yield f"{name} {leaf.dtype}{list(leaf.shape)} {tuple(leaf.sharding.spec)}"
 
 
-def test_every_parameter_of_the_flagship_lies_where_the_golden_file_says():
+def test_every_parameter_of_the_flagship_is_sharded_as_in_the_golden_file():
     state = flagship(16, 16)
     parameters = {
         "params": state.params,
         "opponents": {n: one.params for n, one in state.discriminators.items()},
     }
     assert list(lines(parameters)) == GOLDEN.read_text().splitlines()
-    # Averages and moments lie with their parameters.
+    # EMA and moments are sharded like their parameters.
     for tree in (state.ema, optax.tree.get(state.optimizer, "mu"), optax.tree.get(state.optimizer, "nu")):
         assert list(lines(tree)) == list(lines(state.params))
     for one in state.discriminators.values():
         assert list(lines(optax.tree.get(one.optimizer, "mu"))) == list(lines(one.params))
 
 
-def test_a_devices_share_of_the_state_is_its_part_of_fsdp():
-    shares = [sharding.device_bytes(flagship(1, fsdp)) for fsdp in (1, 2, 4, 8)]
+def test_fsdp_divides_the_state_evenly_among_devices():
+    shares = [device_bytes(flagship(1, fsdp)) for fsdp in (1, 2, 4, 8)]
     for share, fsdp in zip(shares, (1, 2, 4, 8), strict=True):
-        assert share * fsdp == pytest.approx(shares[0], rel=0.01)  # what is small is whole everywhere
+        assert share * fsdp == pytest.approx(shares[0], rel=0.01)  # small leaves are replicated
 
 
 @pytest.mark.slow
 def test_two_devices_share_the_activations_of_a_clip():
     """17 x 256 x 256, split by height: two thirds of the memory at most, and the same gradients."""
-    model, x = Autoencoder(Architecture(widths=(32, 64), stem_factor=2)), clip(17, 256, 256)
+    model, x = Autoencoder(architecture(widths=(32, 64), stem_factor=2)), clip(17, 256, 256)
     key = jax.random.key(0)
     params = jax.jit(model.init)(key, clip(5, 32, 32), key)
 
     def gradients(devices):
-        mesh = sharding.make(ConfigDict({"data": 1, "fsdp": 1, "space": devices}), jax.devices()[:devices])
+        mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": devices}), jax.devices()[:devices])
 
         def loss(params, x):
-            with sharding.placing_frames(mesh):
+            with placing_frames(mesh):
                 return jnp.square(model.apply(params, x, key)[0] - x).mean()
 
-        arguments = sharding.everywhere(mesh, params), jax.device_put(x, sharding.frames_sharding(mesh, 1))
+        arguments = replicate(mesh, params), jax.device_put(x, frames_sharding(mesh, 1))
         program = jax.jit(jax.grad(loss)).lower(*arguments).compile()
         return program.memory_analysis().temp_size_in_bytes, jax.device_get(program(*arguments))
 

@@ -2,17 +2,14 @@ import gc
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from tests.support.models import SMALL
+from tests.support import losses
+from tests.support.models import SMALL, architecture
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
-from vaejax.losses.adversarial import Adversary
-from vaejax.losses.objective import Objective
-from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.discriminator import Discrimination, Discriminator
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import mesh as sharding
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
@@ -21,10 +18,9 @@ from vaejax.train import state as train_state
 
 
 def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
-    mesh = sharding.make(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
-    modules = {"image": Discriminator(Discrimination(width=8), temporal=False)}
-    adversary = Adversary(modules, optax.adam(1e-3), start=2)
-    model = Autoencoder(Architecture(**SMALL))
+    mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
+    adversary = losses.adversary(start=2)
+    model = Autoencoder(architecture(**SMALL))
     settings = config.defaults().optim
     optimizer = optim.optimizer(settings, 10)
     state = train_state.create(model, optimizer, adversary, mesh, 0)
@@ -32,7 +28,7 @@ def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
         train_state.shapes(model, optimizer, adversary, mesh),
         mesh,
         model,
-        Objective({"reconstruction": 1.0, "adversarial": 0.1}),
+        losses.objective({"reconstruction": 1.0, "adversarial": 0.1}),
         adversary,
         optimizer,
         optim.clipping(settings),

