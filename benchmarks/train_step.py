@@ -31,6 +31,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vaejax.config import schema
 from vaejax.losses.objective import Objective, Outputs
 from vaejax.models.autoencoder import LOG_VARIANCE_INIT, SIZES, Architecture, Autoencoder
+from vaejax.models.pixels import from_uint8
 from vaejax.models.posterior import LOG_VARIANCE_RANGE
 from vaejax.train import step as train_step
 from vaejax.train.state import TrainState
@@ -235,7 +236,7 @@ class JaxTrainer:
         self.state = TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), {})
 
         def update(state, batches, key):
-            gathered = train_step.nothing_gathered(state, None)
+            gathered = train_step.zeros(state, None)
             for frames in batches.values():
                 gathered, _ = train_step.bucket_gradients(
                     state, gathered, frames, key, {}, 1.0, model=model, objective=objective
@@ -260,7 +261,7 @@ def check(
     key, differences = jax.random.key(1), {}
     for name, frames in batches.items():
         frames = frames[:1]
-        x = train_step.pixels(jnp.asarray(frames))
+        x = from_uint8(jnp.asarray(frames))
 
         def loss(params, x=x):
             x_hat, posterior = model.apply({"params": params}, x, key)

@@ -54,6 +54,40 @@ def key():
     return jax.random.key(0)
 
 
+# A default test should take little CPU time: 10 s are reported, 20 s fail. Marked tests may take longer.
+REPORTED, FAILING = 10, 20
+MARKS = {"runs", "hosts", "variants", "tpu"}
+
+
+def cpu_seconds():
+    """CPU time of this process and its finished children."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Measures a test without its fixtures."""
+    begin = cpu_seconds()
+    result = yield
+    used = cpu_seconds() - begin
+    if not MARKS & {mark.name for mark in item.iter_markers()}:
+        item.user_properties.append(("cpu_seconds", used))
+        if used > FAILING:
+            pytest.fail(f"{used:.0f} CPU-seconds; a test above {FAILING} needs a mark", pytrace=False)
+    return result
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Lists the unmarked tests that take long."""
+    slow = {}
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        seconds = dict(getattr(report, "user_properties", ())).get("cpu_seconds", 0)
+        if seconds > REPORTED and report.when == "call":
+            slow[report.nodeid] = seconds
+    for name, seconds in sorted(slow.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{seconds:5.1f} CPU-seconds: {name}")
+
+
 def pytest_collection_modifyitems(items):
     """Whole runs come first: at the end one core would wait for the other."""
-    items.sort(key=lambda item: item.path.stem not in ("test_train", "test_recovery", "test_mesh"))
+    items.sort(key=lambda item: item.path.parent.name != "runs")

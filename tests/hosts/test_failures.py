@@ -12,7 +12,7 @@ import pytest
 from tests.hosts.test_hosts import SMALL, steps_done, wait_for
 from tests.support import media_files, processes
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.hosts
 
 ARGUMENTS = [*SMALL, "--config.steps=60", "--config.checkpoint.every=3", "--config.checkpoint.keep=99"]
 

@@ -16,7 +16,7 @@ from tests.support import processes
 from vaejax.errors import InputError
 from vaejax.runtime import distributed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.hosts
 
 JOINT = ["--config=configs/joint.py:tiny", "--config.data.sources={'demo': {'kind': 'demo'}}"]
 JOINT += ["--config.log_every=1", "--config.mesh.fsdp=2", "--config.data.workers=0"]

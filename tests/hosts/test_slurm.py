@@ -20,7 +20,7 @@ MISSING = [
     name for name in (*DAEMONS, "sbatch") if not shutil.which(name, path="/usr/sbin:" + os.environ["PATH"])
 ]
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.hosts,
     pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed (Debian: slurm-wlm munge)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd and munged must be started by root"),
 ]

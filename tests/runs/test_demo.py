@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.slow  # takes 15 minutes
+@pytest.mark.runs  # takes 15 minutes
 def test_the_demo_beats_the_best_linear_codec(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     subprocess.run(

@@ -35,7 +35,7 @@ def pictures(notebook):
                 yield np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("L"), float)
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 @pytest.mark.parametrize(("name", "figures"), [("quickstart", 2), ("latents", 4)])
 def test_a_notebook_runs_from_top_to_bottom(checkout, name, figures):
     path = checkout / "colab" / f"{name}.ipynb"

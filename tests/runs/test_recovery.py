@@ -80,7 +80,7 @@ def test_one_bad_update_is_skipped_counted_and_named(media, tmp_path):
     assert np.isfinite(logged(tmp_path, "grad_norm")[7])
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_consecutive_bad_updates_roll_back_and_continue_past_their_samples(media, tmp_path):
     """The fault is in the samples, not the steps: those of the first pass of steps 5 to 7."""
     clean = tmp_path / "clean"
@@ -105,7 +105,6 @@ def test_consecutive_bad_updates_roll_back_and_continue_past_their_samples(media
 
 
 @pytest.mark.runs
-@pytest.mark.slow
 def test_a_rollback_compiles_nothing(media, tmp_path, monkeypatch):
     """Updates from step 5 on fail: the run rolls back from 8 to 4, evaluates at 8 again and gives up."""
     compiled, before = [], []
@@ -133,7 +132,7 @@ def test_a_rollback_compiles_nothing(media, tmp_path, monkeypatch):
     assert len(compiled) == before[0]
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_run_that_rollbacks_do_not_help_ends_with_a_clear_error_and_its_counts(media, tmp_path):
     config = settings(media, adversarial=True)
     fault = Fault("discriminator", "image_32x32", lambda step, x: step >= 5)
@@ -153,7 +152,7 @@ def test_a_run_that_rollbacks_do_not_help_ends_with_a_clear_error_and_its_counts
     )  # the updates after the last rollback were repeated and finite
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_signal_during_bad_updates_does_not_save_their_state(media, tmp_path):
     def strikes(step, x):
         jax.debug.callback(lambda s: os.kill(os.getpid(), signal.SIGTERM) if s == 6 else None, step)
@@ -167,7 +166,7 @@ def test_a_signal_during_bad_updates_does_not_save_their_state(media, tmp_path):
     assert position(tmp_path, 12) == {"image_32x32": 12} and logged(tmp_path, "bad_steps")[12] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_discriminators_can_join_a_run_and_are_saved_with_it(media, tmp_path):
     assert train.fit(settings(media, steps=4), str(tmp_path))
     assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))
@@ -177,7 +176,7 @@ def test_discriminators_can_join_a_run_and_are_saved_with_it(media, tmp_path):
     assert saved["accuracy"] != 0.5 and saved["real_mean"] != 0
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_run_can_start_from_the_ema_of_another(media, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.fit(settings(media, steps=4), str(one))
@@ -190,7 +189,7 @@ def test_a_run_can_start_from_the_ema_of_another(media, tmp_path):
         train.fit(settings(media, init=str(tmp_path / "nowhere")), str(tmp_path / "three"))
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_discriminator_may_join_another(tmp_path):
     """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
     mesh = make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))

@@ -168,7 +168,7 @@ def stop(workdir, media, number, step, *flags):
     return process.returncode, stderr
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_run_stopped_in_every_way_and_resumed_ends_in_the_same_bits(tmp_path, media, straight):
     """Killed after a checkpoint, resumed with other workers, stopped by either signal, which saves."""
     stop(tmp_path, media, signal.SIGKILL, 8)
@@ -195,7 +195,7 @@ def test_another_model_in_the_same_workdir_is_refused(straight, media):
     assert "model.latent_channels = 4" in done.stderr and "16" in done.stderr
 
 
-@pytest.mark.slow  # the test of launch/slurm.sbatch does the same
+@pytest.mark.runs  # the test of launch/slurm.sbatch does the same
 def test_the_flagship_shrunk_trains_images_and_videos_in_one_update(tmp_path, media):
     run(
         tmp_path,

@@ -28,7 +28,7 @@ PATIENCE = 10  # factor of the time limit while a process compiles, evaluates or
 
 @dataclasses.dataclass(frozen=True)
 class Activity:
-    """What a process is doing, as it reports it.
+    """The activity that a process reports.
 
     Attributes:
       process: index of the process.

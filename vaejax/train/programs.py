@@ -99,7 +99,9 @@ class Programs:
 
     def phase(self, step: int) -> Phase:
         """The phase of a step."""
-        return Phase(step >= self.perceptual_start, self.adversary is not None and self.adversary.plays(step))
+        return Phase(
+            step >= self.perceptual_start, self.adversary is not None and self.adversary.is_training(step)
+        )
 
     def zeros(self, phase: Phase) -> Traced:
         """The program that maps a state to an empty accumulator."""

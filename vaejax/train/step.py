@@ -131,7 +131,7 @@ def bucket_gradients(
             state.discriminators, x, seen_x_hat, key_frames
         )
         scale = objective.scale(x.shape[1:])
-        share = adversary.share(state.step) * objective.weights["adversarial"]
+        share = adversary.weight_fraction(state.step) * objective.weights["adversarial"]
         if adversary.adaptive:
             other, adversarial = (
                 pull(_only_x_hat(out, each))[0]["autoencoder"]["decoder"]["conv_out"]["kernel"]

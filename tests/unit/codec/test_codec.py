@@ -182,7 +182,8 @@ def test_a_folder_that_is_no_run_gets_one_line(run, tmp_path):
     for text in ("{", "{}", '{"model": {"widths": "wide"}}', '{"model": {"size": "vast"}}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(
-            InputError, match=r"config\.json:? (does not describe an autoencoder|describes no run)|model.size"
+            InputError,
+            match=r"config\.json:? (does not describe an autoencoder|not a run's configuration)|model.size",
         ) as error:
             open_codec(str(tmp_path))
         assert "\n" not in str(error.value)

@@ -289,7 +289,7 @@ def clips(folder, count, length):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_two_jobs_at_once_leave_each_other_alone(model, tmp_path):
     source, out = clips(tmp_path / "in", 3, 9), tmp_path / "out"
     with process(model, "reconstruct", source, out) as one:
@@ -327,7 +327,7 @@ def test_ctrl_c_ends_in_one_line_at_any_moment(model, tmp_path):
         assert not out.exists() or not list(out.glob(".*"))
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_killing_a_job_tears_nothing_and_it_goes_on(model, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
@@ -354,7 +354,7 @@ def test_killing_a_job_tears_nothing_and_it_goes_on(model, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_memory_does_not_grow_with_a_clip(model, tmp_path):
     def peak(seconds):
         path = write_clip(tmp_path / f"{seconds}.mp4", (pan(25, 128, 128) * seconds), 25)

@@ -21,7 +21,7 @@ from vaejax.errors import InputError
 
 LENGTHS = [
     *((n, film) for n in (1, 2, 5, 16, 33, 81) for film in (False, True) if n < 3 or not film),
-    *(pytest.param(n, False, marks=pytest.mark.slow) for n in (3, 17, 31)),
+    *(pytest.param(n, False, marks=pytest.mark.variants) for n in (3, 17, 31)),
 ]
 MEAN, STD = np.float32([0.5, -1.0, 0.0, 2.0]), np.float32([0.5, 2.0, 1.0, 0.1])
 
@@ -199,7 +199,7 @@ def test_tiles_are_the_whole_frame():
     assert np.abs(codec.decode(latent, dtype="float32") - pixels).max() > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_tiles_of_a_large_frame_are_the_whole_frame():
     frames = np.tile(data.astronaut(), (2, 1, 1, 1))
     (at_once, *_), (codec, *_) = opened(), opened(tile=256)

@@ -116,7 +116,7 @@ def twice(run, folder, tmp_path_factory):
     return folders
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_two_runs_give_the_same_bytes_but_for_the_time(twice):
     contents = [json.loads((out / "results.json").read_bytes()) for out in twice]
     assert [results.pop("time")["seconds"] > 0 for results in contents] == [True, True]
@@ -126,7 +126,7 @@ def test_two_runs_give_the_same_bytes_but_for_the_time(twice):
     assert pages[0] == pages[1]
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_results_hold_every_score_with_its_count_and_settings(twice, run, folder):
     text = (twice[0] / "results.json").read_text()
     results = json.loads(text, parse_constant=pytest.fail)  # strict JSON
@@ -151,7 +151,7 @@ def test_results_hold_every_score_with_its_count_and_settings(twice, run, folder
     assert results["settings"]["cut"]["fps"] == 25 and results["settings"]["data"] == str(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_the_statistics_of_training_latents_are_kept_with_the_checkpoint(twice, run):
     stored = latent_statistics.load(run, 7)
     results = json.loads((twice[0] / "results.json").read_bytes())

@@ -78,7 +78,7 @@ def test_i3d_names_a_clip_rightly(features):
     assert best == {271, 267}  # 'riding mountain bike', 'riding a bike'
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 @pytest.mark.parametrize("frames", [9, 10])  # odd and even lengths are padded differently
 def test_i3d_is_that_of_its_flax_module(frames):
     x = np.random.default_rng(0).uniform(-1, 1, (1, frames, 224, 224, 3)).astype(np.float32)

@@ -134,7 +134,7 @@ def test_a_codec_that_breaks_on_one_clip_keeps_its_other_scores(capsys):
     assert np.isfinite(found["bits_per_pixel"]["value"])
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_batch_and_devices_change_no_score(codec):
     frames, labels = clips(), ["a", "b", "a", "b", "a", "b", None]
     wanted = evaluated(codec, frames, 2, frame_scorer(lpips=True), labels)

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 import vaejax
 from tests.support import media_files
 from tests.support.frames import pans
-from tests.support.models import SMALL, architecture, randomised
+from tests.support.models import SMALL, randomised
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import TrainedVAE, flatten, load_vae
 from vaejax.configs import demo
@@ -30,9 +30,10 @@ from vaejax.errors import InputError, TrainingFailed
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.export import __main__ as export
 from vaejax.export import stablehlo, verify
+from vaejax.models.autoencoder import Architecture
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.train.state import TrainState
+from vaejax.train.state import TrainState, to_items
 
 STATISTICS = {"mean": [0.25, -0.5, 0.0, 1.5], "std": [0.5, 2.0, 1.25, 0.75]}
 SHAPE = 5, 16, 24
@@ -52,7 +53,7 @@ def saved_run(folder, statistics, media="nowhere"):
     ema = params | {"autoencoder": jax.tree.map(lambda x: 0.75 * x, randomised()[1])}
     state = TrainState(jnp.zeros((), jnp.int32), params, ema, optax.adam(1e-3).init(params), {})
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(state, STEP, {}, json.loads(config.to_json_best_effort()), {})
+        checkpoints.save(STEP, to_items(state), {}, json.loads(config.to_json_best_effort()), {})
     if statistics:
         latent_statistics.store(folder, STEP, statistics)
     return folder
@@ -240,7 +241,7 @@ def test_a_damaged_export_is_refused_in_one_line(whole, tmp_path, damage, messag
     assert "\n" not in str(error.value) and str(tmp_path / "out") in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_only_an_earlier_export_is_replaced(run, whole, tmp_path, capsys):
     def refused(out, message):
         before = sorted(path.name for path in out.iterdir()) if out.is_dir() else out.read_bytes()
@@ -289,7 +290,7 @@ def test_a_killed_export_leaves_the_earlier_one_intact(run, whole, tmp_path):
     assert json.loads((out / "config.json").read_text())["weights"]["dtype"] == "bfloat16"
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_verification_reports_every_difference(run, whole, params):
     source, exported = load_vae(str(run)), load_vae(str(whole))
     verify.check_weights(source, exported, whole / "checkpoint", "float32")
@@ -322,7 +323,7 @@ def test_verification_reports_every_difference(run, whole, params):
             verify.check_programs(codec, encode, decode, entry)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 @pytest.mark.parametrize(
     "options",
     [{"dtype": "bfloat16"}, {"attention": True, "film": True}],
@@ -352,7 +353,7 @@ def test_an_invalid_shape_is_refused(text):
 
 def test_shapes_follow_the_architecture():
     assert stablehlo.parse_shapes(
-        ["4x16x20", "1x16x16", "4x16x20"], architecture(spatial_factor=4, temporal_factor=1)
+        ["4x16x20", "1x16x16", "4x16x20"], Architecture(spatial_factor=4, temporal_factor=1)
     ) == [
         (4, 16, 20),
         (1, 16, 16),
@@ -369,7 +370,7 @@ def test_missing_statistics_are_computed(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["latents"] == kept
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_without_statistics_latents_are_not_normalized(tmp_path, capsys):
     run = saved_run(tmp_path / "run", None)
     assert export.main([str(run), str(tmp_path / "out"), "--stablehlo=1x16x24"]) == 0
@@ -382,7 +383,7 @@ def test_without_statistics_latents_are_not_normalized(tmp_path, capsys):
     np.testing.assert_allclose(encode(frames), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_path, capsys):
     (tmp_path / "my photos").mkdir()
     media_files.write_photos(tmp_path / "my photos", 4)

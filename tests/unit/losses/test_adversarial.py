@@ -16,6 +16,7 @@ from vaejax.losses import adversarial
 from vaejax.losses.adversarial import LOSSES
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.discriminator import power_iteration
+from vaejax.models.pixels import from_uint8
 from vaejax.runtime import mesh as sharding
 from vaejax.train import optimizer as optim
 from vaejax.train import state as train_state
@@ -125,14 +126,14 @@ def test_power_iteration_finds_the_largest_singular_value():
     ("loss", "penalty"),
     [
         ("hinge", 0.5),
-        pytest.param("logistic", 0.0, marks=pytest.mark.slow),
-        pytest.param("non_saturating", 0.0, marks=pytest.mark.slow),
+        pytest.param("logistic", 0.0, marks=pytest.mark.variants),
+        pytest.param("non_saturating", 0.0, marks=pytest.mark.variants),
     ],
 )
 def test_one_forward_pass_gives_the_gradients_of_two_plain_steps(loss, penalty):
     adversary = small_adversary(loss=loss, lecam=0.1, r1=penalty)
     states = moved(adversary)
-    x = train_step.pixels(jnp.array(FRAMES))
+    x = from_uint8(jnp.array(FRAMES))
     x_hat = x + 0.3 * jax.random.normal(jax.random.key(1), x.shape)
     dx_hat, gradients, stats, terms = jax.jit(adversary.gradients)(states, x, x_hat, jax.random.key(2))
     discriminator_loss, generator_loss = LOSSES[loss]
@@ -201,7 +202,7 @@ def gradients(trained):
     @functools.partial(jax.jit, static_argnums=0)
     def of(kind, state):
         adversary = adversaries[kind]
-        gathered = train_step.nothing_gathered(state, adversary)
+        gathered = train_step.zeros(state, adversary)
         key = jax.random.key(5)
         return train_step.bucket_gradients(
             state, gathered, FRAMES, key, {}, 1.0, model=model, objective=objective, adversary=adversary
@@ -214,7 +215,7 @@ def gradients(trained):
     return at
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_the_generator_gets_the_gradient_of_the_whole_loss(trained, gradients):
     """Against one loss written plainly, of the same noise, differentiated as a whole."""
     model, adversary, state = trained
@@ -223,10 +224,10 @@ def test_the_generator_gets_the_gradient_of_the_whole_loss(trained, gradients):
     for number in (2, 5, 16, 16):
         key = jax.random.fold_in(key, number)
     key = jax.random.split(key, 3)[0]
-    x = train_step.pixels(jnp.array(FRAMES))
+    x = from_uint8(jnp.array(FRAMES))
 
     def whole(params):
-        out = train_step.generate(model, objective, params, x, key)
+        out = train_step.reconstruct(model, objective, params, x, key)
         value = objective(x, out, {}, key)[0]
         for name, module in adversary.discriminators.items():
             one = state.opponents[name]
@@ -250,8 +251,8 @@ def test_before_its_start_the_adversary_learns_but_does_not_count(trained, gradi
     without, _ = gradients("none", 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), before, without)
     assert (
-        not adversary.gradientss(1)
-        and adversary.gradientss(2)
+        not adversary.is_training(1)
+        and adversary.is_training(2)
         and small_adversary(start=9, warmup=4).is_training(5)
     )
     np.testing.assert_allclose(
@@ -336,14 +337,14 @@ def test_a_generator_is_told_apart_after_some_updates():
 
 def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
     model, adversary, state = trained
-    x = train_step.pixels(jnp.array(FRAMES))
+    x = from_uint8(jnp.array(FRAMES))
     objective = losses.objective({"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.5})
 
     def flops(f, *arguments):
         # As an accelerator would get it: a CPU's program has loops, whose bodies are counted once.
         return jax.jit(f).trace(*arguments).lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
 
-    gathered = train_step.nothing_gathered(state, adversary)
+    gathered = train_step.zeros(state, adversary)
     step = flops(
         lambda s, g, frames: train_step.bucket_gradients(
             s, g, frames, jax.random.key(0), {}, 1.0, model=model, objective=objective, adversary=adversary
@@ -357,7 +358,7 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
             s, g, frames, jax.random.key(0), {}, 1.0, model=model, objective=objective.without("adversarial")
         ),
         state,
-        train_step.nothing_gathered(state, None),
+        train_step.zeros(state, None),
         FRAMES,
     )
 

@@ -128,8 +128,8 @@ def alexnet():
     ("size", "frames"),
     [
         *(((40, 40), frames) for frames in (1, 5)),
-        *(pytest.param((40, 40), frames, marks=pytest.mark.slow) for frames in (9, 17)),
-        *(pytest.param((64, 96), frames, marks=pytest.mark.slow) for frames in (1, 5, 9)),
+        *(pytest.param((40, 40), frames, marks=pytest.mark.variants) for frames in (9, 17)),
+        *(pytest.param((64, 96), frames, marks=pytest.mark.variants) for frames in (1, 5, 9)),
         ((64, 96), 17),
     ],
 )

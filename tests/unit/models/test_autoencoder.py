@@ -36,7 +36,7 @@ OPTIONS = [
         pytest.param({k: v for n in names for k, v in EACH[n].items()}, id=", ".join(names))
         for names in TOGETHER
     ),
-    *(pytest.param(options, id=name, marks=pytest.mark.slow) for name, options in EACH.items()),
+    *(pytest.param(options, id=name, marks=pytest.mark.variants) for name, options in EACH.items()),
 ]
 CAUSAL = [*OPTIONS, pytest.param({"film": True}, id="film")]
 
@@ -156,11 +156,11 @@ def test_a_stream_in_chunks_is_the_whole_clip(options):
     )
 
 
-@pytest.mark.parametrize("levels", [(0, 2), pytest.param((0, 1, 2), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("levels", [(0, 2), pytest.param((0, 1, 2), marks=pytest.mark.variants)], ids=str)
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="default", marks=pytest.mark.slow),
+        pytest.param({}, id="default", marks=pytest.mark.variants),
         pytest.param(
             {"conv": "groupnorm", "film": True, "pixel_norm": True, "attention": True}, id="all else"
         ),

@@ -319,7 +319,7 @@ def test_an_unknown_topology_is_one_line(tmp_path):
     assert found.returncode == 2 and "--topology=v9:4; accepted: v5e:16x16" in found.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path, as_the_command):
     arguments = ["--config=configs/demo.py", "--topology=cpu:8", "--config.mesh.space=4"]
     found = command(*arguments, f"--json={tmp_path / 'plan.json'}", cache=tmp_path)
@@ -340,7 +340,7 @@ def test_the_demo_on_eight_devices_needs_what_its_programs_need(tmp_path, as_the
     assert again.stdout == found.stdout and "compiling" not in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 def test_a_tpu_slice_that_is_absent_can_be_planned_for(tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")  # flags of CPUs, which the TPU compiler does not know

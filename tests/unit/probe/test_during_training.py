@@ -80,7 +80,7 @@ def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, confi
     assert stored["buckets"][NAME]["samples"] == 12
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_a_probe_stops_with_the_run(run, config, monkeypatch):
     """It stops while it reads samples and while it learns."""
     monkeypatch.setattr(during_training, "PRESETS", {"cpu": TINY})

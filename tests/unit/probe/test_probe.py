@@ -178,7 +178,7 @@ def test_training_times_are_logit_normal():
 
 
 def smooth_latents(count=64, classes=1):
-    """Latents (count, 1, 8, 8, 2), nearly constant over space; the level is random or by class."""
+    """Latents (count, 1, 8, 8, 2), nearly constant in space, at the level of their class or a random one."""
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype=np.int32) % classes
     level = 2.0 * labels - 1 if classes > 1 else rng.normal(size=count)
@@ -208,7 +208,7 @@ def test_a_fit_learns_more_than_the_normalization():
     assert losses.mean() < 0.7 * flow.white_loss(0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_a_label_decides_what_is_generated():
     latents = smooth_latents(classes=2)
     model = dit.DiT(32, 1, 2, classes=2)
@@ -285,7 +285,7 @@ def latents(probe, linear):
     return probe.latents(linear)
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_scores_are_listed_by_seed_and_reproducible(probe, linear, latents):
     scores, shown = probe.score(latents, linear.decode, [0, 1])
     assert len(set(scores["kernel"]["seeds"])) == len(set(scores["loss"]["seeds"])) == 2
@@ -374,7 +374,7 @@ def flags(budget):
     return [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(budget).items()]
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, capsys):
     found = []
     for out in (tmp_path / "one", tmp_path / "two"):

@@ -198,7 +198,7 @@ def lines(path):
 TIMES = ("seconds", "per_second", "data_wait")  # endings of the names of timings
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_resumed_run_has_the_losses_and_scores_of_the_kept_run(resumed):
     kept, found = (
         {(m["step"], m["split"], m["bucket"]): m for m in lines(f / "metrics.jsonl")}
@@ -214,7 +214,7 @@ def test_a_resumed_run_has_the_losses_and_scores_of_the_kept_run(resumed):
     assert {"psnr", "ssim"} <= found[4, "eval", "mean"].keys()
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_resumed_run_has_the_parameters_of_the_kept_run(resumed):
     kept, found = (saved(folder / "checkpoints" / "4") for folder in (KEPT / "run", resumed))
     assert kept.keys() == found.keys()
@@ -230,7 +230,7 @@ def saved(checkpoint):
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(trees)}
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_resumed_run_continues_the_samples_and_records_of_the_kept_run(resumed):
     position = pathlib.Path("checkpoints", "4", "data", "metadata")
     assert json.loads((resumed / position).read_text()) == json.loads((KEPT / "run" / position).read_text())
@@ -238,7 +238,7 @@ def test_a_resumed_run_continues_the_samples_and_records_of_the_kept_run(resumed
         assert lines(resumed / name) == lines(KEPT / "run" / name)
 
 
-@pytest.mark.slow
+@pytest.mark.runs
 def test_a_resumed_run_has_the_latent_statistics_of_the_kept_run(resumed):
     statistics = pathlib.Path("checkpoints", "4", "latents.json")
     kept, found = (json.loads((folder / statistics).read_text()) for folder in (KEPT / "run", resumed))

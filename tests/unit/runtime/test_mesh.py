@@ -70,7 +70,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     return jax.device_get((terms, gathered)), state
 
 
-@pytest.mark.slow  # what convolutions do among devices: test_convolve.py
+@pytest.mark.variants  # what convolutions do among devices: test_convolve.py
 @pytest.mark.parametrize(
     ("sizes", "images", "convolution"),
     [
@@ -152,8 +152,8 @@ def train_with_nan(place, devices):
     "place",
     [
         "data",
-        pytest.param("generator", marks=pytest.mark.slow),
-        pytest.param("discriminator", marks=pytest.mark.slow),
+        pytest.param("generator", marks=pytest.mark.variants),
+        pytest.param("discriminator", marks=pytest.mark.variants),
     ],
 )
 def test_a_nan_on_one_device_makes_all_devices_skip_the_update(place):

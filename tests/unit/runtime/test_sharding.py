@@ -57,7 +57,7 @@ def test_fsdp_divides_the_state_evenly_among_devices():
         assert share * fsdp == pytest.approx(shares[0], rel=0.01)  # small leaves are replicated
 
 
-@pytest.mark.slow
+@pytest.mark.variants
 def test_two_devices_share_the_activations_of_a_clip():
     """17 x 256 x 256, split by height: two thirds of the memory at most, and the same gradients."""
     model, x = Autoencoder(architecture(widths=(32, 64), stem_factor=2)), clip(17, 256, 256)

@@ -40,9 +40,9 @@ def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
     there, judged = {}, []
 
     class Counting(Watchdog):
-        def doing(self, what, step, patient=False):
+        def begin(self, name, step, patient=False):
             gc.collect()
-            there.setdefault(what, []).append(len(jax.devices()[0].client.live_executables()))
+            there.setdefault(name, []).append(len(jax.devices()[0].client.live_executables()))
 
     for step in (0, 1, 2, 3, 0):
         update.prepare(step, Counting(0))
