@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 import vaejax
 from tests.support import media_files
 from tests.support.frames import pans
-from tests.support.models import SMALL, randomised
+from tests.support.models import SMALL, architecture, randomised
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import TrainedVAE, flatten, load_vae
 from vaejax.configs import demo
