@@ -42,8 +42,8 @@ tags:
 # {name}
 
 A variational autoencoder of images and videos for latent diffusion, trained with vaejax. Its latents have {c}
-channels, {time}, and are {s}x smaller in height and width. A long clip becomes {clip} times fewer
-numbers, and an image, which is a clip of one frame, {image} times fewer.
+channels and {time}, and are {s}x smaller in height and width. A long clip becomes {clip} times
+fewer numbers, and an image, which is a clip of one frame, {image} times fewer.
 
 | | |
 |---|---|
