@@ -1,5 +1,6 @@
 """Small autoencoders with every parameter away from its neutral start."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,9 +15,10 @@ SMALL = {"widths": (8, 12), "encoder_blocks": 1, "decoder_blocks": 1, "latent_ch
 
 def architecture(**options) -> Architecture:
     """The configuration's default architecture with `options`, e.g. size='tiny' or `SMALL`'s."""
+    remat = options.pop("remat", ())  # of any level: a model ignores those that it lacks
     model = defaults().model
     model.update(options)
-    return Architecture.of(model)
+    return dataclasses.replace(Architecture.of(model), remat=remat)
 
 
 @functools.cache

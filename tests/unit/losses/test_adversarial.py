@@ -230,7 +230,7 @@ def test_the_generator_gets_the_gradient_of_the_whole_loss(trained, gradients):
         out = train_step.reconstruct(model, objective, params, x, key)
         value = objective(x, out, {}, key)[0]
         for name, module in adversary.discriminators.items():
-            one = state.opponents[name]
+            one = state.discriminators[name]
             logits = module.apply({"params": one.params, "spectral": one.spectral}, out.x_hat)
             value += 0.25 * 0.5 * -logits.mean()  # a quarter of the ramp, times the weight
         return value
@@ -366,10 +366,10 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
         total = 0.0
         for name, module in adversary.discriminators.items():
             for side in (x, x_hat):
-                variables = {"params": params[name], "spectral": state.opponents[name].spectral}
+                variables = {"params": params[name], "spectral": state.discriminators[name].spectral}
                 total += jax.nn.relu(1 + module.apply(variables, side)).mean()
         return total
 
-    params = {name: one.params for name, one in state.opponents.items()}
+    params = {name: one.params for name, one in state.discriminators.items()}
     discriminators = flops(jax.grad(both_sides, argnums=(0, 2)), params, x, x + 0.1)
     assert step <= 1.25 * (without + discriminators), step / (without + discriminators)

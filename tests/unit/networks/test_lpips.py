@@ -36,7 +36,7 @@ def torchvision_features(network, params):
     return types.SimpleNamespace(features=torch.nn.Sequential(*layers))
 
 
-@pytest.fixture(scope="module", params=["vgg16", "alexnet"])
+@pytest.fixture(scope="module", params=[pytest.param("vgg16", marks=pytest.mark.variants), "alexnet"])
 def both(request):
     """(network, our parameters, the lpips package's module)."""
     network, params = request.param, perceptual.load(request.param)
