@@ -70,6 +70,7 @@ def leaves(workdir, step, item):
     return ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / item).absolute())
 
 
+@pytest.mark.runs
 def test_one_bad_update_is_skipped_counted_and_named(media, tmp_path):
     fault = Fault("generator", "image_32x32", lambda step, x: step == 5)
     assert train.fit(settings(media), str(tmp_path), inject=injecting(fault))

@@ -78,6 +78,9 @@ def test_the_table_compares_with_the_linear_codec_and_explains_missing_buckets(t
     assert heading == "evaluation at step 80: EMA parameters (raw parameters)"
     assert "psnr 19.50 (19.50) dB, -12.75 dB vs linear codec (32.25)" in image
     assert image.endswith("32 samples of 1 file")
-    assert "video_5x32x32" in video and "not evaluated: no held-out sample fits; there are no clips" in video
+    assert (
+        "video_5x32x32" in video
+        and "not evaluated: no held-out sample fits; there are no held-out clips" in video
+    )
     assert "few held-out files in image_32x32" in hint
     assert len(evaluation.table(90, scores).splitlines()) == 3  # the hint is given once

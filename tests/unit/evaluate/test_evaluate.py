@@ -160,6 +160,7 @@ def test_the_statistics_of_training_latents_are_kept_with_the_checkpoint(twice, 
     assert len(stored["buckets"]["image_32x32"]["kl"]) == 4
 
 
+@pytest.mark.variants
 def test_without_data_a_run_is_scored_on_what_it_held_out(run, tmp_path):
     code, _, message = run_command(
         "--checkpoint", run, "--out", tmp_path, "--buckets", "image_32x32", "--samples", 6, "--batch", 3

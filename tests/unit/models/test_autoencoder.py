@@ -162,7 +162,9 @@ def test_a_stream_in_chunks_is_the_whole_clip(options):
     [
         pytest.param({}, id="default", marks=pytest.mark.variants),
         pytest.param(
-            {"conv": "groupnorm", "film": True, "pixel_norm": True, "attention": True}, id="all else"
+            {"conv": "groupnorm", "film": True, "pixel_norm": True, "attention": True},
+            id="all else",
+            marks=pytest.mark.variants,
         ),
     ],
 )
