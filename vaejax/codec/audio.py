@@ -60,7 +60,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
                 return None
             if not can_hold("matroska", container):
                 name = codec_name(container.streams.audio[0])
-                raise InputError(f"audio of the kind {name}; accepted: a kind that Matroska can hold")
+                raise InputError(f"audio codec {name}; accepted: a codec that Matroska can hold")
         container = clip.open_container(path)
     except FFmpegError as error:
         raise InputError(f"audio: {one_line(error)}; accepted: {ACCEPTED}") from error
@@ -72,7 +72,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
             times, last = _copy_packets(container, stream, file, start, end)
         except (FFmpegError, ValueError) as error:
             file.close()
-            raise InputError(f"audio of the kind {name}: {one_line(error)}; accepted: {ACCEPTED}") from error
+            raise InputError(f"audio codec {name}: {one_line(error)}; accepted: {ACCEPTED}") from error
         if not times:
             file.close()
             return None
@@ -126,7 +126,7 @@ class Muxer:
         self._next = next(self._left, None)
 
     def write_until(self, time: float = math.inf) -> None:
-        """Writes the packets up to a time, seconds from the clip's first frame."""
+        """Writes the packets up to a time, in seconds from the clip's first frame."""
         while self._next is not None and self._next[1] <= time:
             packet, _, (start, end) = self._next
             packet.time_base = self._tick

@@ -164,15 +164,15 @@ class Codec:
 
     def wrong_model(self, fingerprint: str) -> str:
         """The error message for latents of another model."""
-        return f"a latent of the model {fingerprint}; accepted: of {self.fingerprint}, which is {self.name}"
+        return f"a latent of the model {fingerprint}; accepted: a latent of {self.fingerprint} ({self.name})"
 
     def _check_size(self, latent: Latent) -> None:
         """Raises ValueError if the values do not have the shape of the recorded clip's latents."""
         shape = self.architecture.latent_shape(latent.frames, latent.height, latent.width)
         if latent.shape[-4:] not in (shape, shape[1:]):
             raise ValueError(
-                f"latents are {latent.shape} of {latent.frames}x{latent.height}x{latent.width} frames;"
-                f" accepted: {shape}, or the bare array"
+                f"latents of {latent.frames}x{latent.height}x{latent.width} frames have shape {latent.shape};"
+                f" accepted: {shape}, or a plain array of any size"
             )
 
     def _tile_layout(self, reach: int) -> Callable[[int, int], tiling.Tiles]:
@@ -215,7 +215,7 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
     """
     s = architecture.spatial_factor
     if overlap is not None and not tile:
-        raise InputError(f"overlap of {overlap} pixels; accepted: with a tile")
+        raise InputError(f"overlap of {overlap} pixels without a tile; accepted: an overlap with a tile")
     for name, value in (("tile", tile), ("overlap", overlap or 0)):
         if value < 0 or value % s:
             raise InputError(f"{name} of {value} pixels; accepted: multiples of {s}")
@@ -226,7 +226,7 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
         if tile // s <= needed:
             raise InputError(
                 f"tile of {tile} pixels; accepted: from {s * (needed + 1)}, since exact tiles overlap by"
-                f" {s * needed}; or an overlap of your own"
+                f" {s * needed}; or an explicit overlap"
             )
     return tile // s, None if overlap is None else overlap // s
 

@@ -189,7 +189,9 @@ class Converter:
         accepted = media_writer.CLIPS if facts.kind == "video" else media_writer.PHOTOS
         if extension not in accepted:
             what = "a clip" if facts.kind == "video" else "a photo"
-            raise InputError(f"{target}: {name} is {what}; accepted: {', '.join(accepted)}")
+            raise InputError(
+                f"{target}: {name} is {what}; accepted: a name that ends in {', '.join(accepted)}"
+            )
         stream = self._codec.stream_decoder((facts.frames, facts.height, facts.width))
         chunks = self._decode_frames(stream, latents)
         with _one_line_errors(name, target), files.atomic_file(target) as file:

@@ -114,7 +114,7 @@ class LatentWriter:
     Args:
       file: an empty file, open for writing.
       channels: c.
-      dtype: of the latents, a key of `DTYPES`.
+      dtype: dtype of the latents, a key of `DTYPES`.
     """
 
     def __init__(self, file: BinaryIO, channels: int, dtype: str):
@@ -156,7 +156,7 @@ class LatentWriter:
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
         text = json.dumps(header).encode()
         if len(text) > self._room:
-            raise ValueError(f"a header of {len(text)} bytes; accepted: {self._room}")
+            raise ValueError(f"the header has {len(text)} bytes; accepted: at most {self._room}")
         self._file.seek(0)
         self._file.write(struct.pack("<Q", self._room) + text.ljust(self._room))
 
@@ -218,11 +218,13 @@ class LatentFile:
         f = self.facts
         h, w = (latent_side(pixels, f.spatial_factor) for pixels in (f.height, f.width))
         if self.shape != (latent_frames(f.frames, f.temporal_factor), h, w, len(f.mean)):
-            raise ValueError(f"latents of {self.shape} for {f.frames}x{f.height}x{f.width}")
+            raise ValueError(
+                f"latents of shape {self.shape} do not fit {f.frames}x{f.height}x{f.width} frames"
+            )
         if self.times.shape != (f.frames,) or f.kind not in ("image", "video") or len(f.std) != len(f.mean):
             raise ValueError("its header and its tensors disagree")
         if (f.kind == "video") != (f.fps is not None) or (f.fps is not None and f.fps <= 0):
-            raise ValueError(f"{f.kind} of {f.fps} fps")
+            raise ValueError(f"kind {f.kind} with fps {f.fps}")
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """Yields the latents in order, float32 (n, h, w, c), `size` latent frames at a time."""

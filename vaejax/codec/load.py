@@ -75,7 +75,9 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
     else:
         vae = load_export(name, config)
         if step is not None and step != vae.step:
-            raise InputError(f"{name}: an export of step {vae.step}; accepted: that step, not {step}")
+            raise InputError(
+                f"{name}: an export of step {vae.step}, not {step}; accepted: step {vae.step} or none"
+            )
     if dtype:
         vae = vae._replace(architecture=dataclasses.replace(vae.architecture, dtype=dtype))
     return vae
@@ -236,7 +238,7 @@ def restore_arrays(name: str, path: pathlib.Path, shapes: Params) -> Params:
 def _check_shapes(name: str, expected: Params, found: Params) -> None:
     """Raises InputError, naming the first parameter, if two trees differ in names or shapes."""
     for parameter, shape, other in _differences(expected, found):
-        raise InputError(f"{name}: {parameter} has the shape {other}; accepted: {shape}, by config.json")
+        raise InputError(f"{name}: {parameter} has the shape {other}; accepted: {shape}, from config.json")
 
 
 def _differences(expected: Params, found: Params) -> Iterator[tuple[str, Any, Any]]:

@@ -251,7 +251,7 @@ class StreamDecoder(_Stream):
 
     Attributes:
       frames: number of frames returned so far.
-      disagreement: as the encoder's, of pixels in [-1, 1].
+      disagreement: largest disagreement of blended tiles, see `StreamEncoder`; of pixels in [-1, 1].
     """
 
     def __init__(

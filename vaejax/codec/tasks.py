@@ -63,7 +63,7 @@ def open_tasks(
             yield _folder_tasks(action, pathlib.Path(source), target, shard)
             return
         if shard != (0, 1):
-            raise InputError("--shard; accepted: with a folder")
+            raise InputError("--shard with one file; accepted: a folder as IN")
         task = _file_task(action, source, target, pathlib.Path(spool))
         yield [task]
         if target == PIPE and task.target.exists():
@@ -100,7 +100,7 @@ def _file_task(action: str, source: str, target: str, spool: pathlib.Path) -> Ta
     accepted = (EXTENSION,) if action == ENCODE else (*media_writer.PHOTOS, *media_writer.CLIPS)
     if to.suffix.lower() not in accepted:
         names = ", ".join(accepted)
-        raise InputError(f"OUT = {target}; accepted: an existing folder, - or a name in {names}")
+        raise InputError(f"OUT = {target}; accepted: an existing folder, - or a name that ends in {names}")
     if not to.absolute().parent.is_dir():
         raise InputError(f"OUT = {target}: no such folder; accepted: a file in an existing folder")
     if to.exists() and to.samefile(path):
@@ -176,7 +176,7 @@ def _walk(folder: pathlib.Path, out: pathlib.Path, unreadable: list[OSError]) ->
     """
     seen = set() if out.samefile(folder) else {_identity(out)}
     for root, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
-        if _identity(root) in seen:  # `out`, or a link back to a folder above
+        if _identity(root) in seen:  # `out` itself, or a link to a folder that was visited
             folders.clear()
             continue
         seen.add(_identity(root))

@@ -135,9 +135,7 @@ def decode_tiled(
 def check_tile(tile: int, overlap: int) -> None:
     """Raises InputError for an overlap that is negative or not smaller than the tile."""
     if not 0 <= overlap < tile:
-        raise InputError(
-            f"overlap = {overlap} of tiles of {tile} latent pixels; accepted: from 0 to below the tile"
-        )
+        raise InputError(f"overlap = {overlap} latent pixels; accepted: from 0 to below the tile of {tile}")
 
 
 def spans(size: int, tile: int, overlap: int) -> list[Span]:
@@ -150,7 +148,7 @@ def spans(size: int, tile: int, overlap: int) -> list[Span]:
 
 
 def _fades(tiles: list[Span], factor: int, margin: int) -> list[np.ndarray]:
-    """Weights of each tile's pixels along one side; in an overlap they pass linearly from tile to tile."""
+    """Weights of each tile's pixels along one side; in an overlap one tile fades linearly into the next."""
     weights = []
     for i, (start, stop) in enumerate(tiles):
         weight = np.ones((stop - start) * factor, np.float32)

@@ -357,7 +357,7 @@ class Config:
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries, as config.json has them."""
+        """Nested dictionaries, in the form of config.json."""
         return dataclasses.asdict(self)
 
 

@@ -153,8 +153,8 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
     if batch % (shards * space) and height % unit:
         raise InputError(
             f"{key}: H = {height}; accepted: multiples of {spatial}·mesh.space = {unit}, nearest"
-            f" {_nearest(height, unit)}, or a batch in multiples of {shards * space}, which does not split"
-            " frames"
+            f" {_nearest(height, unit)}, or a batch in multiples of {shards * space}, so that frames are"
+            " not split"
         )
     if (
         isinstance(weight, bool)

@@ -57,8 +57,8 @@ class StepBatches:
 class _SampleSequence:
     """The sequence of one host's training samples, step after step.
 
-    A single sequence lets one pool of workers serve all buckets, and several workers one step. The step and
-    bucket of an element follow from its index in closed form, so a resumed run replays nothing.
+    With a single sequence, one pool of workers serves all buckets, and several workers share one step. The
+    index of an element determines its step and bucket in closed form, so a resumed run replays nothing.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class TrainStream:
     def _sample(self) -> Sample:
         try:
             return next(self._samples)
-        except InputError as error:  # the files could be read at the start: a lost mount, not a wrong setting
+        except InputError as error:  # a lost mount: a wrong setting fails at the start
             raise TrainingFailed(
                 f"{error}; the last checkpoint is complete; run the same command to continue from it"
             ) from error

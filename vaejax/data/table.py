@@ -271,7 +271,7 @@ def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[
     row["stop"] = max(0.0, file["duration"] - frame)
     if not cut:
         return [row]
-    # A frame is shown until the next one: the training span ends a whole frame before the held-out span.
+    # A frame is shown until the next one, so the training span ends a whole frame before the held-out span.
     seam = (1 - HELD_OUT_TAIL) * file["duration"]
     return [
         row | {"stop": max(0.0, seam - 2 * frame), "held_out": False},

@@ -77,7 +77,7 @@ class TfdsSource(Source):
         pictures = features[self.feature].bytes_list.value
         spare = len(pictures) - frames
         if spare < 0:
-            raise Unfit(f"{len(pictures)} frames for {frames}")
+            raise Unfit(f"{len(pictures)} frames, fewer than {frames}")
         size = media.probe(pictures[0], "image")
         if not covers(crop.height, crop.width, size["height"], size["width"], crop.max_upscale):
             raise Unfit(f"{size['height']}x{size['width']} for {crop.height}x{crop.width}")

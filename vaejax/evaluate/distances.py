@@ -63,7 +63,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float
     n, m = len(x), len(y)
     if paired:
         _check_pairs(n, m)
-    # Copies: NumPy multiplies a matrix with itself by another routine, which rounds differently.
+    # NumPy multiplies a matrix with itself by a routine that rounds differently; a copy avoids it.
     within_x = _kernel_sum(x, x.copy(), skip_diagonal=True) / (n * (n - 1))
     within_y = _kernel_sum(y, y.copy(), skip_diagonal=True) / (m * (m - 1))
     across = _kernel_sum(x, y, skip_diagonal=paired) / (n * (m - paired))
@@ -154,7 +154,7 @@ def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_pairs(n: int, m: int) -> None:
     if n != m:
-        raise InputError(f"features of {n} and {m} samples; accepted: equal numbers, for pairs")
+        raise InputError(f"paired features of {n} and {m} samples; accepted: equal numbers")
 
 
 def _root(x: np.ndarray) -> np.ndarray:

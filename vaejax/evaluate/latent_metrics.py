@@ -75,7 +75,7 @@ class LatentMoments:
         """
         count = self._pixels.count
         if not count:
-            raise ValueError("statistics of latents: none were added")
+            raise ValueError("no latents were added")
         mean, covariance = self._pixels.mean, self._pixels.covariance
         variance = np.maximum(np.diag(covariance), 0)
         std = np.sqrt(variance)

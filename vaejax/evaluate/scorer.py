@@ -285,7 +285,7 @@ class BucketScores:
 
 
 def chunk_size(t: int) -> int:
-    """Latent frames per chunk, for two or three chunks of a clip of t; 0 for an image."""
+    """Latent frames per chunk that split a clip of t latent frames into two or three; 0 for an image."""
     return t // 2
 
 

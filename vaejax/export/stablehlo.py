@@ -17,7 +17,7 @@ from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.pixels import from_uint8, to_uint8
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SMALLEST = 16  # pixels per side, as for a codec
+SMALLEST = 16  # least pixels per side, the same as for `Codec`
 
 Shape = tuple[int, int, int]
 

@@ -69,7 +69,7 @@ class Architecture:
     def of(cls, model: Any) -> "Architecture":
         """Builds the architecture of the configuration's section `model`.
 
-        Fields that are empty or 0 there take their values from the named size.
+        Fields that are empty or 0 there take their values from the preset `SIZES[model.size]`.
 
         Raises:
           InputError: for values that do not fit together.

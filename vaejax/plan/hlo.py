@@ -54,7 +54,7 @@ class Traffic:
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Traffic", times: float = 1.0) -> None:
-        """Adds `times` times another traffic, in place."""
+        """Adds another traffic, multiplied by `times`, in place."""
         self.memory += times * other.memory
         for kind, value in other.collectives.items():
             self.collectives[kind] = self.collectives.get(kind, 0.0) + times * value
@@ -141,7 +141,7 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
     if kind in COLLECTIVES:
         sent, operands = _sent(instruction, shapes)
         return Traffic(2 * operands, sent)
-    if opcode == "copy-start":  # shape (to, from, token): one of the two is in fast memory, not counted
+    if opcode == "copy-start":  # (to, from, token): one is in fast memory, which is not counted
         return Traffic(size(instruction.shape))
     if opcode == "slice-start":  # shape ((from), to, token)
         return Traffic(size(_balanced(instruction.shape[1:])[1], anywhere=True))

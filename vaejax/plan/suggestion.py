@@ -53,7 +53,7 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
     else:
         raise InputError(
             f"--suggest: no multiple of these batch sizes suits {chips} chips; accepted: batch sizes that the"
-            f" mesh divides after multiplying them by {SCALES[0]:g} to {SCALES[-1]}"
+            f" mesh divides after scaling all of them by one factor from {SCALES[0]:g} to {SCALES[-1]}"
         )
     basis, tried = first, {first: plan(candidates[first])}
     for _ in range(TRIES):

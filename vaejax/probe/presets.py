@@ -27,7 +27,7 @@ class Preset:
     zoom: float = _setting(
         "largest random scale of a crop, relative to the scale that just covers the bucket", 4.0
     )
-    # Larger than the share of a training run: a comparison needs at least some tens of real photos.
+    # More than a training run holds out, because a comparison needs at least some tens of real photos.
     holdout: float = _setting("share of a folder that is held out and compared with", 0.2)
     train_samples: int = _setting("number of samples to encode and learn from", 4096)
     samples: int = _setting("number of generated samples, and of held-out samples to compare them with", 256)

@@ -12,7 +12,7 @@ class Chip:
 
     Attributes:
       flops: peak dense bfloat16 operations per second.
-      memory: bytes for programs, as libtpu reports when one does not fit; the runtime keeps the rest.
+      memory: bytes for programs; libtpu reports them if a program does not fit. The runtime keeps the rest.
       bandwidth: bytes per second of the memory.
       interconnect: bytes per second, each way, of all links to other chips together.
       dimensions: number of dimensions of the torus of chips; each has an equal share of the links.

@@ -149,7 +149,7 @@ def check_same(what: str, digest: Callable[[], Any]) -> None:
     for process, other in enumerate(digests):
         if other != digests[0]:
             raise TrainingFailed(
-                f"process {process} finds other {what} than process 0; they must be the same on all hosts"
+                f"process {process} finds different {what} than process 0; they must be the same on all hosts"
             )
 
 
@@ -181,7 +181,7 @@ def lockstep(items: Iterable[T], frames: Callable[[T], Any] = lambda item: item)
             raise InputError(problem)
         for process, (_, other) in enumerate(answers):
             if other != answers[0][1]:
-                raise InputError(f"process {process} read other frames than process 0")
+                raise InputError(f"process {process} read different frames than process 0")
         if item is None:
             return
         yield item
@@ -234,7 +234,7 @@ def _explicit(variables: dict[str, str]) -> dict[str, Any]:
     missing = [name for name in EXPLICIT if name not in variables]
     if missing:
         raise InputError(
-            f"{', '.join(missing)} missing beside {', '.join(variables)}; accepted: all three or none"
+            f"{', '.join(variables)} set without {', '.join(missing)}; accepted: all three or none"
         )
     address, count, process = (variables[name] for name in EXPLICIT)
     if not (count.isdecimal() and process.isdecimal() and int(process) < int(count)):

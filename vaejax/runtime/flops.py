@@ -13,8 +13,8 @@ def count(traced: ClosedJaxpr | Jaxpr) -> int:
     """The operations of all devices together; a multiplication and an addition count as two.
 
     XLA's own count is no substitute: it counts the body of a loop once. Dead code is left out, and so are
-    products with the zeros of padding and dilation. A choice by platform counts as its accelerator branch,
-    another choice as its most expensive branch.
+    products with the zeros of padding and dilation. Of a choice by platform the accelerator's
+    branch counts, and of any other choice the most expensive branch.
 
     Args:
       traced: `jax.jit(f).trace(...).jaxpr` or the result of `jax.make_jaxpr(f)(...)`.

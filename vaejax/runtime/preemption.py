@@ -10,7 +10,7 @@ import jax
 
 from vaejax.runtime import distributed
 
-AGREE_SECONDS = 5  # approximate interval of exchanges between processes
+AGREE_SECONDS = 5  # approximate seconds between exchanges of the processes
 
 
 class Preemption:

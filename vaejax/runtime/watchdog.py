@@ -33,7 +33,7 @@ class Activity:
     Attributes:
       process: index of the process.
       host: name of its host.
-      name: of the activity, in a few words.
+      name: what the process does, in a few words.
       step: number of updates done.
       since: start of the activity, in seconds of the host's clock.
       reported: time of the report, in seconds of the host's clock.

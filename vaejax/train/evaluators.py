@@ -18,7 +18,7 @@ class Evaluators:
     """Runs the evaluations that are due. Their programs are compiled once per run, at first use.
 
     Args:
-      setup: of the run.
+      setup: the run's configuration, mesh, data and programs.
       watchdog: notified before every batch.
       preemption: a signal ends an evaluation early; only the scoring after the last update always completes.
     """
@@ -28,7 +28,7 @@ class Evaluators:
         self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
         self._step = 0
         networks = {"alexnet": load_configured("alexnet")}
-        if programs.lpips_params:  # scores are of the published AlexNet, whatever file a run trains on
+        if programs.lpips_params:  # scores use the published AlexNet, even if training uses another file
             networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
         self._held_out = TrainingEvaluation(
             setup.sources,

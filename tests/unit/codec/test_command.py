@@ -146,7 +146,9 @@ def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
         capsys.readouterr()
         assert run(model, action, *other) == 2
         told = capsys.readouterr()
-        assert re.search(r"a\.png\.latent: a latent of the model [0-9a-f]{16}; accepted: of ", told.err)
+        assert re.search(
+            r"a\.png\.latent: a latent of the model [0-9a-f]{16}; accepted: a latent of ", told.err
+        )
         assert told.out.startswith(f"1 {action}d, 1 refused in ")
     assert run(model, "decode", tmp_path / "latents" / "a.png.latent", tmp_path / "out", f"--step={OLD}") == 0
     capsys.readouterr()
@@ -213,12 +215,12 @@ def test_a_seed_samples_and_can_be_repeated(model, tmp_path):
     ("arguments", "told"),
     [
         (["encode", "nowhere", "x.latent"], "nowhere: no such file or folder"),
-        (["encode", "a.png", "x.mp4"], "OUT = x.mp4; accepted: .* a name in .latent"),
+        (["encode", "a.png", "x.mp4"], "OUT = x.mp4; accepted: .* a name that ends in .latent"),
         (["decode", "a.png", "x.mp4"], "a.png: not a latent file"),
         (["decode", "a.png", "x.gif"], "x.gif; accepted: .*.png, .*.mp4"),
         (["encode", "a.png", "no/where/x.latent"], "no such folder"),
         (["encode", "empty", "out"], "contains nothing to encode"),
-        (["encode", "a.png", "x.latent", "--shard=1/2"], "--shard; accepted: with a folder"),
+        (["encode", "a.png", "x.latent", "--shard=1/2"], "--shard with one file; accepted: a folder"),
     ],
 )
 def test_a_mistake_gets_one_line(model, tmp_path, monkeypatch, capsys, arguments, told):

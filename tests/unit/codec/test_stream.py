@@ -288,7 +288,7 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
         ({"tile": 60}, "multiples of 8"),
         ({"tile": 64, "overlap": 64}, "below"),
         ({"tile": 32}, "from"),
-        ({"overlap": 8}, "with a tile"),
+        ({"overlap": 8}, "without a tile"),
     ):
         with pytest.raises(InputError, match=told):
             opened(**how)

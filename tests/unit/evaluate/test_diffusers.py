@@ -170,6 +170,6 @@ def test_a_bad_path_of_diffusers_gets_one_line(torch, path, told):
 def test_without_torch_a_line_says_what_to_install(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
-    told = r"torch( and diffusers)? not installed; accepted: an environment after pip install torch diffusers"
+    told = r"torch( and diffusers)? not installed; accepted: pip install torch diffusers"
     with pytest.raises(InputError, match=told):
         open_codec("diffusers:AutoencoderKL:{}")

@@ -109,7 +109,7 @@ class Linear:
         try:
             return self._codec.encode(frames).astype(np.float32)
         except ValueError as error:
-            raise InputError(f"linear: {error}; accepted: images, or samples with clips to fit to") from error
+            raise InputError(f"linear: {error}; accepted: images, or training samples with clips") from error
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
@@ -190,7 +190,7 @@ class Jpeg:
                 known = ", ".join("x".join(map(str, each)) for each in quality)
                 raise InputError(
                     f"{self.name}: clips of {'x'.join(map(str, shape))} (T, H, W); accepted:"
-                    f" {known}, whose bits it was matched to"
+                    f" {known}, the shapes that it was matched on"
                 )
             quality = quality[shape]
         return Files([_jpeg(frame, quality) for clip in frames for frame in clip], frames.shape)

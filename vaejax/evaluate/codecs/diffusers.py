@@ -88,7 +88,7 @@ class DiffusersCodec:
         missing = [each for each in ("torch", "diffusers") if importlib.util.find_spec(each) is None]
         if missing:
             raise InputError(
-                f"codec {name!r}: {' and '.join(missing)} not installed; accepted: an environment after"
+                f"codec {name!r}: {' and '.join(missing)} not installed; accepted:"
                 " pip install torch diffusers"
             )
         import diffusers
@@ -267,7 +267,7 @@ def _random(name: str, made: type, config: dict[str, Any], seed: int) -> Any:
 
 
 def _config(name: str, made: type, path: str) -> dict[str, Any]:
-    """The configuration in a file or a text; unknown keys, which diffusers would ignore, are errors."""
+    """The configuration from a file or JSON text. Unknown keys are errors, though diffusers ignores them."""
     text = path.lstrip().startswith("{")
     config = _parsed(name, path) if text else _read(name, os.path.expanduser(path))
     _check_class(name, made, config)

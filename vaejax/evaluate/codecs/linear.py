@@ -84,15 +84,15 @@ class LinearCodec:
           (N, T, H, W, 3) float32, clipped to [-1, 1] and not rounded.
 
         Raises:
-          ValueError: as `fit`, and for videos if the codec was fitted on images only.
+          ValueError: for frames that `fit` rejects, and for videos if the codec was fitted on images only.
         """
         return np.concatenate([self.decode(self.encode(sample[None])) for sample in frames])
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (N, T, H, W, 3) uint8 to latents (n, t, h, w, c) float64; missing components are 0.
+        """Encodes (N, T, H, W, 3) uint8 to latents (n, t, h, w, c) float64; excess channels are 0.
 
         Raises:
-          ValueError: as `reconstruct`.
+          ValueError: see `reconstruct`.
         """
         h, w = (latent_side(size, self.spatial) for size in frames.shape[2:4])
         groups = _groups(frames[0], self.spatial, self.temporal)
