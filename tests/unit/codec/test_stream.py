@@ -274,7 +274,9 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
         with pytest.raises(ValueError, match="was flushed"):
             ended.flush()
     latent = codec.encode(clip)
-    with pytest.raises(ValueError, match=r"of 5x16x16 frames have shape \(2, 1, 2, 4\); accepted: \(2, 2, 2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"of 5x16x16 frames have shape \(2, 1, 2, 4\); accepted: \(2, 2, 2, 4\)"
+    ):
         codec.decode(jax.tree.map(lambda x: x[:, :1], latent))
     other, *_ = opened(seed=5)
     with pytest.raises(InputError, match=f"{codec.fingerprint}; accepted: a latent of {other.fingerprint}"):
