@@ -72,8 +72,7 @@ def pytest_runtest_call(item):
     used = cpu_seconds() - begin
     if not MARKS & {mark.name for mark in item.iter_markers()}:
         item.user_properties.append(("cpu_seconds", used))
-        busy = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)  # other jobs inflate CPU time, by up to half
-        if used > (1.5 * FAILING if busy else FAILING):
+        if used > FAILING:
             pytest.fail(f"{used:.0f} CPU-seconds; a test above {FAILING} needs a mark", pytrace=False)
     return result
 
