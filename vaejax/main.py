@@ -4,14 +4,11 @@ import functools
 import os
 import sys
 
-import jax
 from absl import app, flags, logging
 
 from vaejax import cli
-from vaejax.config.flag import CONFIG, parse
+from vaejax.config.flag import CONFIG, parse, print_help_if_asked
 from vaejax.errors import STOPPED, InputError
-from vaejax.runtime import cache, distributed
-from vaejax.train.loop import fit
 
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Join the other processes of the run; start the same command on each."
@@ -25,6 +22,12 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are required, e.g. --config=demo --workdir=runs/demo")
+    # Here, because --help needs no JAX.
+    import jax
+
+    from vaejax.runtime import cache, distributed
+    from vaejax.train.loop import fit
+
     several_cpus = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if MULTIHOST.value or jax.config.values["jax_num_cpu_devices"] > 1 or several_cpus:
         distributed.serialize_cpu_programs()
@@ -39,5 +42,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    print_help_if_asked()
+    from vaejax.runtime import distributed
+
     with distributed.exiting_at_once():
         sys.exit(cli.run(functools.partial(app.run, main, flags_parser=parse)))

@@ -40,7 +40,7 @@ def run(*arguments):
 
 def helped(module):
     done = run("-m", module, "--help")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout
 
 
@@ -123,14 +123,22 @@ def test_the_script_forwards_to_the_modules():
     assert forwarded.returncode == 0 and "python -m vaejax.data.index" in forwarded.stdout
 
 
-@pytest.mark.parametrize("module", ["vaejax.codec", "vaejax.data.index", "vaejax.data.prepare"])
+@pytest.mark.parametrize("module", sorted({module for module, _ in COMMANDS.values()}))
 def test_help_imports_no_jax(module):
     """Importing JAX would take most of the time."""
     program = (
         "import runpy, sys, atexit\n"
         "atexit.register(lambda: print('JAX' if 'jax' in sys.modules else 'quick'))\n"
         f"sys.argv = ['{module}', '--help']\n"
-        f"runpy.run_module('{module}', run_name='__main__')\n"
+        f"runpy.run_module('{module}', run_name='__main__', alter_sys=True)\n"
     )
     done = run("-c", program)
     assert done.returncode == 0 and done.stdout.endswith("quick\n"), done.stdout[-200:] + done.stderr
+
+
+@pytest.mark.parametrize(("module", "flag"), [("vaejax.main", "--workdir"), ("vaejax.plan", "--topology")])
+def test_help_lists_flags_and_configurations(module, flag):
+    shown = helped(module)
+    for part in (f"python -m {module} --config=", "  --config: ", f"  {flag}: ", "docs/configuration.md"):
+        assert part in shown
+    assert ", ".join(shipped_names()) in shown

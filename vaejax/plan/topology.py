@@ -5,9 +5,10 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
-from jax.experimental import topologies
+if TYPE_CHECKING:  # the command's --help needs no JAX
+    import jax
 
 from vaejax.errors import InputError, one_line
 from vaejax.runtime import chips
@@ -29,7 +30,7 @@ class Topology:
     """
 
     name: str
-    devices: Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
+    devices: "Sequence[jax.Device]"  # pyright: ignore[reportInvalidTypeForm]
     platform: str
     chip: chips.Chip | None
     shape: tuple[int, ...] = ()
@@ -41,6 +42,9 @@ class Topology:
         Raises:
           InputError: if there is no such topology, or if libtpu, the compiler for TPUs, is missing.
         """
+        import jax
+        from jax.experimental import topologies
+
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
         cpus = re.fullmatch(r"cpu:([1-9]\d*)", name)

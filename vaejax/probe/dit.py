@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 FREQUENCIES = 256  # size of the sinusoidal embedding of a time
-ATTENTION = ("full", "factorised")
 
 
 class DiT(nn.Module):

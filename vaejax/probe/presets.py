@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vaejax.errors import InputError
-from vaejax.probe.dit import ATTENTION
 
 DTYPES = ("float32", "bfloat16")
+ATTENTION = ("full", "factorised")
 
 
 def _setting(help: str, default: Any) -> Any:

@@ -145,7 +145,7 @@ def test_what_has_no_distance_is_told_in_one_line():
             distance(x, y[:, :3])
         with pytest.raises(InputError, match="1 of 10 samples are not finite"):
             distance(np.where(np.arange(10)[:, None] == 3, np.nan, x), y)
-    with pytest.raises(InputError, match=r"10 and 12 samples; .* pairs"):
+    with pytest.raises(InputError, match="paired features of 10 and 12 samples"):
         interval(frechet_distance, x, y)
-    with pytest.raises(InputError, match=r"10 and 12 samples; .* pairs"):
+    with pytest.raises(InputError, match="paired features of 10 and 12 samples"):
         kernel_distance(x, y, paired=True)

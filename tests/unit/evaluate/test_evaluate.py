@@ -18,6 +18,7 @@ from vaejax.config import defaults
 from vaejax.config.schema import DataConfig
 from vaejax.data.bucket import Bucket
 from vaejax.evaluate import __main__ as evaluate
+from vaejax.evaluate.command import summary
 from vaejax.evaluate.samples import open_samples
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.rundir import latent_statistics
@@ -224,7 +225,7 @@ def test_the_console_shows_units_intervals_and_the_number_of_samples():
         },
         "time": {"seconds": 71.6},
     }
-    assert evaluate.summary(results).splitlines() == [
+    assert summary(results).splitlines() == [
         "image_32x32, n = 12, scores [95% interval]",
         "             PSNR dB               rFVD  bits per pixel",
         "  runs/demo  25.31 [24.11, 26.51]  -     4.000",

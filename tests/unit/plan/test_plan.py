@@ -18,7 +18,7 @@ from vaejax.config import check
 from vaejax.configs import demo
 from vaejax.data.bucket import Bucket, buckets_of, parse_buckets
 from vaejax.errors import InputError
-from vaejax.plan import __main__ as planning
+from vaejax.plan import command as planning
 from vaejax.plan import hlo, suggestion, table
 from vaejax.plan.cost import Cost, needed_by
 from vaejax.plan.prediction import Prediction

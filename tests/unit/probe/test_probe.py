@@ -17,11 +17,10 @@ from vaejax.data.sampler import Sampler
 from vaejax.errors import InputError, Stopped
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
-from vaejax.probe import __main__ as command
-from vaejax.probe import dit, flow
+from vaejax.probe import __main__, command, dit, flow
 from vaejax.probe.fit import fit, velocity
 from vaejax.probe.latents import Latents
-from vaejax.probe.presets import PRESETS
+from vaejax.probe.presets import ATTENTION, PRESETS
 from vaejax.probe.samples import open_media
 from vaejax.probe.score import Probe
 
@@ -48,7 +47,7 @@ def normal(*shape, seed=0):
 # The transformer ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", dit.ATTENTION)
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_a_new_transformer_predicts_zero_and_its_blocks_are_the_identity(attention):
     model = dit.DiT(16, 2, 2, attention=attention)
     x, times = normal(2, 3, 4, 6, 5), jnp.array([0.1, 0.9])
@@ -379,7 +378,7 @@ def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, c
     found = []
     for out in (tmp_path / "one", tmp_path / "two"):
         arguments = ["--checkpoint=linear", f"--data={photos}", "--seeds=2", f"--out={out}", *flags(TINY)]
-        assert command.main(arguments) == 0
+        assert __main__.main(arguments) == 0
         found.append(json.loads((out / "probe.json").read_text()))
         assert found[-1].pop("time")["seconds"] > 0
         assert np.asarray(Image.open(out / "samples.png")).std() > 10
@@ -409,7 +408,7 @@ def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, c
 )
 def test_a_user_error_is_one_line(photos, tmp_path, capsys, arguments, message):
     given = ["--checkpoint=linear", f"--data={photos}", f"--out={tmp_path}", *flags(TINY), *arguments]
-    assert command.main(given) == 2
+    assert __main__.main(given) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0] and "accepted: " in lines[0]
 
@@ -417,7 +416,7 @@ def test_a_user_error_is_one_line(photos, tmp_path, capsys, arguments, message):
 def test_every_field_of_a_preset_has_a_flag():
     assert set(PRESETS) == {"cpu", "gpu", "standard"}
     for preset in PRESETS.values():
-        chosen = command._parser().parse_args(["--checkpoint=c", "--data=d", "--out=o", *flags(preset)])
+        chosen = __main__._parser().parse_args(["--checkpoint=c", "--data=d", "--out=o", *flags(preset)])
         assert command.budget(chosen) == preset
 
 
@@ -428,7 +427,7 @@ def test_a_single_seed_has_no_spread():
 
 def test_a_run_is_exported_next():
     flags = ["--checkpoint=runs/my run/checkpoints/5", "--data=d", "--out=o"]
-    options = command._parser().parse_args(flags)
+    options = __main__._parser().parse_args(flags)
     settings = {"codec": {"kind": "vaejax"}}
     line = command._next_command(options, settings)
     assert line == "python -m vaejax.export 'runs/my run/checkpoints/5' 'exports/my run'"

@@ -7,12 +7,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vaejax.errors import InputError
-from vaejax.evaluate.codecs import baselines
+from vaejax.evaluate.codecs import NAMES, baselines
 from vaejax.evaluate.codecs.base import Codec, LatentSize
 from vaejax.evaluate.codecs.diffusers import DiffusersCodec
 from vaejax.evaluate.codecs.vae import VaeCodec
 
-NAMES = "the folder of a run, diffusers:CLASS:PATH, linear, jpeg:Q, jpeg:matched, h264:CRF or identity"
 DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)  # of fitted baselines without a codec to match
 
 

@@ -1,0 +1,60 @@
+"""Runs python -m vaejax.export once its arguments are parsed."""
+
+import argparse
+import logging
+import pathlib
+import shlex
+
+from vaejax.export.export import CARD, Exported, export
+from vaejax.export.model_card import SCORES
+from vaejax.export.stablehlo import shape_name
+from vaejax.rundir.console import duration
+from vaejax.runtime import cache
+
+
+def run(options: argparse.Namespace) -> None:
+    """Exports a run and prints what was written.
+
+    Raises:
+      InputError: if a flag or a file cannot be used.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
+    cache.keep_compiled()
+    exported = export(
+        options.run,
+        options.out,
+        step=options.step,
+        dtype=options.dtype,
+        shapes=options.stablehlo,
+        scores=options.scores,
+    )
+    print(summary(options.run, exported))
+
+
+def summary(source: str, exported: Exported) -> str:
+    """The export, its verification, the main scores and the next command."""
+    config, out = exported.config, exported.name
+    parts = [f"step {config['step']}", config["weights"]["dtype"], f"{exported.size / 1e6:.1f} MB"]
+    if config["stablehlo"]:
+        shapes = ", ".join(shape_name(programs["shape"]) for programs in config["stablehlo"])
+        parts.append(f"StableHLO for {shapes}")
+    lines = [f"done: exported {source} to {out} in {duration(exported.seconds)}: {', '.join(parts)}"]
+    if psnr := config["rounding"]:
+        lines.append(
+            f"  verified: weights of {source}, rounded; PSNR of a test clip {psnr['exported']:.2f} dB"
+            f" (source: {psnr['source']:.2f} dB, between the two: {psnr['between']:.1f} dB)"
+        )
+    else:
+        lines.append(f"  verified: identical to {source}")
+    for bucket, scores in config["scores"]["buckets"].items() if config["scores"] else ():
+        shown = [
+            f"{SCORES[name].label} {float(scores[name]['value']):.{SCORES[name].digits}f}"
+            for name in ("psnr", "lpips_alexnet")
+            if name in scores
+        ]
+        lines.append(f"  {bucket:20} {'  '.join(shown)}")
+    if not config["scores"]:
+        lines.append("  no scores: add --scores=results.json, from vaejax.evaluate, for the model card")
+    lines.append(f"look at: {pathlib.Path(out) / CARD}")
+    lines.append(f"next: python -m vaejax.codec encode FOLDER latents {shlex.quote(f'--model={out}')}")
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""Runs python -m vaejax.plan once its flags are parsed."""
+
+import concurrent.futures
+import functools
+import json
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+import jax
+
+from vaejax import cli
+from vaejax.config import Config, check
+from vaejax.data.bucket import buckets_of
+from vaejax.plan import suggestion, table
+from vaejax.plan.cost import Costs
+from vaejax.plan.prediction import Prediction
+from vaejax.plan.topology import Topology
+from vaejax.runtime import host
+from vaejax.runtime import mesh as sharding
+from vaejax.train.programs import Programs
+
+JOB_BYTES = 4e9  # approximate memory that compiling one program takes
+
+
+def run(config: Any, name: str, samples: int, price: float, json_path: str, jobs: int, suggest: bool) -> int:
+    """Prints the plan of a run; the arguments are the values of the command's flags.
+
+    Returns:
+      0 if every program fits, else 1.
+
+    Raises:
+      InputError: if a flag or a setting cannot be used.
+    """
+    topology, config = Topology.of(name), check(config)
+    costs = Costs(topology, functools.partial(print, file=sys.stderr))
+    compiled = functools.partial(plan, topology=topology, costs=costs, jobs=jobs or _jobs())
+    arguments = [shlex.quote(a) for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
+    if suggest:
+        config = suggestion.best(config, topology, compiled)
+        arguments += suggestion.flags(config)
+    prediction = compiled(config)
+    print(table.text(config, topology, prediction, samples, price))
+    print("\n" + table.last_words(topology, prediction, arguments, suggested=suggest))
+    if json_path:
+        numbers = table.numbers(config, topology, prediction, samples, price)
+        with cli.writing(json_path, "--json"):
+            pathlib.Path(json_path).write_text(json.dumps(numbers, indent=2) + "\n")
+    return 0 if prediction.all_fit else 1
+
+
+def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Prediction:
+    """Compiles all programs of a configuration's last phase for a topology, the largest first.
+
+    Args:
+      config: the configuration to plan.
+      topology: the topology to compile for.
+      costs: the costs of programs, cached for this topology.
+      jobs: number of programs compiled at a time.
+
+    Raises:
+      InputError: if the configuration does not suit the topology.
+    """
+    mesh = sharding.make_mesh(config.mesh, topology.devices)
+    buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
+    programs = Programs.of(config, buckets, mesh)
+    phase = programs.phase(config.steps - 1)
+    everything = json.loads(json.dumps(config.to_dict()))
+    made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
+    made_from["buckets"] = sorted(b.name for b in buckets)  # they determine the discriminators
+    pool, submitted = concurrent.futures.ThreadPoolExecutor(jobs), {}
+    try:
+        for number, bucket in enumerate(sorted(buckets, key=lambda b: -b.pixels * b.batch), 1):
+            submitted[bucket.name] = pool.submit(
+                costs.of,
+                f"{bucket.name}, batch {bucket.batch} ({number} of {len(buckets)})",
+                made_from | {"bucket": [bucket.name, bucket.batch, bucket.weight]},
+                functools.partial(programs.gradients, phase, bucket),
+                functools.partial(programs.model_flops, phase, bucket),
+            )
+        submitted["update"] = pool.submit(
+            costs.of, "the update", made_from, lambda: programs.apply(phase), lambda: 0
+        )
+        costs_by_name = {name: cost.result() for name, cost in submitted.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    networks = [programs.state.params, [one.params for one in programs.state.discriminators.values()]]
+    state = sharding.device_bytes([programs.state, programs.accumulated(phase)])
+    state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))
+    parameters = sharding.device_bytes(networks)
+    return Prediction(buckets, costs_by_name, parameters, state, mesh.size, topology.chip, topology.shape)
+
+
+def _jobs() -> int:
+    """The number of compilations that this machine's cores and memory allow at a time, at least 1."""
+    return max(1, min(host.cores(), int(host.memory() / JOB_BYTES)))
