@@ -27,7 +27,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "base": {"stem_factor": 2, "widths": (144, 288, 576), "encoder_blocks": 2, "decoder_blocks": 3},
     "large": {"stem_factor": 2, "widths": (192, 384, 768), "encoder_blocks": 4, "decoder_blocks": 4},
 }
-LOG_VARIANCE_INIT = -8.0  # narrow, so that reconstruction can start at once; the KL term widens it
+LOG_VARIANCE_INIT = -8.0  # little sampling noise, so reconstruction starts at once; the KL term raises it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Architecture:
     Attributes:
       widths: channels of each level, highest resolution first; further levels repeat the last width.
       encoder_blocks, decoder_blocks: residual blocks per level.
-      latent_channels: c of the latent.
-      spatial_factor: H/h = W/w: 4, 8 or 16.
-      temporal_factor: frames per latent frame: 1, 2, 4 or 8.
-      stem: 'haar' or 'patch'.
+      latent_channels: number of latent channels c.
+      spatial_factor: fs, pixels per latent pixel along height and along width: 4, 8 or 16.
+      temporal_factor: ft, frames per latent frame after the first: 1, 2, 4 or 8.
+      stem: 'haar' (wavelet bands) or 'patch' (plain pixels), see `resample.stem`.
       stem_factor: side of the pixel block that the stem moves into channels: 1, 2 or 4.
       conv: 'smc' (self-modulated convolutions) or 'groupnorm'.
-      film: whether blocks are modulated by modality, see `blocks.Film`.
-      pixel_norm: whether every block starts with an RMS normalization of each pixel.
-      attention: whether the lowest resolution has attention within each frame.
+      film: whether images and videos get different scales and shifts of activations, see `blocks.Film`.
+      pixel_norm: whether every block first RMS-normalizes each pixel over its channels.
+      attention: whether the lowest resolution has self-attention within each frame.
       remat: levels (0 is the highest resolution) whose blocks are recomputed in the backward pass.
       dtype: compute dtype, 'float32' or 'bfloat16'; parameters are float32.
     """
@@ -67,30 +67,35 @@ class Architecture:
 
     @classmethod
     def of(cls, model: Any) -> "Architecture":
-        """Builds the architecture of the configuration's section `model`.
+        """Builds the architecture from the section `model` of a configuration.
 
         Fields that are empty or 0 there take their values from the preset `SIZES[model.size]`.
 
         Raises:
-          InputError: for values that do not fit together.
+          InputError: if stem_factor does not divide spatial_factor, remat names a level that does not exist,
+            or latent_channels exceeds 3 · spatial_factor².
         """
         fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(cls)}
         size = SIZES[model.size]
         built = cls(**{name: value or size.get(name, value) for name, value in fields.items()})
         if built.spatial_factor % built.stem_factor:
             raise InputError(
-                f"model.stem_factor = {built.stem_factor}; accepted: divisors of {built.spatial_factor}"
+                f"model.stem_factor = {built.stem_factor}; accepted: a divisor of model.spatial_factor ="
+                f" {built.spatial_factor}"
             )
         if max(built.remat, default=0) > len(built.strides):
             raise InputError(f"model.remat = {built.remat}; accepted: levels 0 to {len(built.strides)}")
         if built.latent_channels > 3 * built.spatial_factor**2:
             most = 3 * built.spatial_factor**2
-            raise InputError(f"model.latent_channels = {built.latent_channels}; accepted: at most {most}")
+            raise InputError(
+                f"model.latent_channels = {built.latent_channels}; accepted: at most {most}, which is 3 *"
+                " model.spatial_factor**2"
+            )
         return built
 
     @property
     def strides(self) -> tuple[Triple, ...]:
-        """Strides (st, sh, sw) from each level to the next; late levels halve time, where it costs less."""
+        """Strides (st, sh, sw) from each level to the next; the first halve space, the last halve time."""
         spatial = int(math.log2(self.spatial_factor // self.stem_factor))
         temporal = int(math.log2(self.temporal_factor))
         count = max(spatial, temporal)
@@ -103,7 +108,7 @@ class Architecture:
         return self.widths[min(level, len(self.widths) - 1)]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of the latent of a clip (T, H, W); started groups and blocks count as one."""
+        """Returns the latent's shape (t, h, w, c) for a clip (T, H, W); fractional sizes are rounded up."""
         return (
             latent_frames(frames, self.temporal_factor),
             latent_side(height, self.spatial_factor),
@@ -112,7 +117,7 @@ class Architecture:
         )
 
     def padding(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Frames, rows and columns that a clip (T, H, W) lacks of the size that its latent decodes to."""
+        """Returns the frames, rows and columns by which a reconstruction exceeds its clip (T, H, W)."""
         t, h, w, _ = self.latent_shape(frames, height, width)
         s = self.spatial_factor
         return decoded_frames(t, self.temporal_factor) - frames, h * s - height, w * s - width
@@ -129,11 +134,13 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(self.architecture)
 
     def encode(self, x: Float[Array, "B T H W 3"], is_video: bool | None = None) -> DiagonalGaussian:
-        """Encodes a clip, or the next chunk of a stream if the collection "cache" is mutable.
+        """Encodes a clip, or the next chunk of a stream if the Flax collection "cache" is mutable.
 
         Args:
           x: pixels (B, T, H, W, 3) in [-1, 1], T = 1 + ft·k for a clip or first chunk, ft·k for a later one.
-          is_video: the modality for FiLM; by default T > 1, which is wrong for a stream's first frame alone.
+            ft is the architecture's temporal_factor; its spatial_factor divides H and W.
+          is_video: whether FiLM treats x as video. None means T > 1; if a stream's first chunk is a single
+            frame, pass True.
 
         Returns:
           The posterior over latents (b, t, h, w, c), t = 1 + k, or k for a later chunk.
@@ -141,14 +148,16 @@ class Autoencoder(nn.Module):
         return DiagonalGaussian.from_moments(self.encoder(x, _is_video(x, is_video)))
 
     def decode(self, z: Float[Array, "b t h w c"], is_video: bool | None = None) -> Float[Array, "B T H W 3"]:
-        """Decodes a latent, or the next chunk of a stream if the collection "cache" is mutable.
+        """Decodes latents, or the next chunk of a stream if the Flax collection "cache" is mutable.
 
         Args:
-          z: latents (b, t, h, w, c), t = 1 + k; a chunk may have any number of latent frames.
-          is_video: the modality for FiLM; by default t > 1.
+          z: latents (b, t, h, w, c); a clip or chunk may have any number t of latent frames.
+          is_video: whether FiLM treats z as video. None means t > 1; if a stream's first chunk is a single
+            latent frame, pass True.
 
         Returns:
-          Float32 pixels (B, T, H, W, 3) of about [-1, 1], T = 1 + ft·k, or ft·t for a later chunk.
+          Float32 pixels (B, T, H, W, 3), about in [-1, 1] but not clipped. T is 1 + ft·(t - 1), or ft·t for a
+          later chunk; ft is the architecture's temporal_factor.
         """
         return self.decoder(z, _is_video(z, is_video))
 
@@ -159,17 +168,20 @@ class Autoencoder(nn.Module):
 
         Args:
           x: pixels (B, T, H, W, 3) in [-1, 1].
-          key: draws the posterior's sample.
+          key: random key of the sample.
 
         Returns:
-          The reconstruction, of the same shape, and the posterior.
+          The reconstruction (B, T, H, W, 3) and the posterior over latents (b, t, h, w, c).
         """
         posterior = self.encode(x)
         return self.decode(posterior.sample(key), _is_video(x, None)), posterior
 
 
 class Encoder(nn.Module):
-    """Maps pixels to the moments of the posterior: a linear path plus a residual network."""
+    """Maps pixels to the posterior's means and log-variances.
+
+    The means are the sum of a linear path, initialized to a cosine transform, and a residual network.
+    """
 
     architecture: Architecture
 
@@ -203,7 +215,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps latents to pixels: the mirror image of the encoder."""
+    """Maps latents to pixels by a linear path plus a residual network that mirrors the encoder's."""
 
     architecture: Architecture
 
@@ -241,9 +253,9 @@ class Decoder(nn.Module):
 
 
 def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: bool) -> jax.Array:
-    """Applies the residual blocks of a level, recomputed in the backward pass if `remat` says so.
+    """Applies the residual blocks of a level; if `remat` names the level, the backward pass recomputes them.
 
-    If the collection "activations" is mutable, it receives the norm of each pixel of the result.
+    If the Flax collection "activations" is mutable, it receives the norm over channels of each output pixel.
     """
     a = module.architecture
     block = functools.partial(ResidualBlock, a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype))

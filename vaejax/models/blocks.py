@@ -17,9 +17,9 @@ class ResidualBlock(nn.Module):
     """The residual block x + conv(SiLU(conv(SiLU(x)))).
 
     Attributes:
-      conv: 'smc' for self-modulated convolutions, 'groupnorm' for a normalization before each SiLU.
-      film: whether to modulate by modality, see `Film`.
-      pixel_norm: whether to RMS-normalize each pixel first.
+      conv: 'smc' for self-modulated convolutions, 'groupnorm' for a group normalization before each SiLU.
+      film: whether to scale and shift images and videos differently, see `Film`.
+      pixel_norm: whether to RMS-normalize each pixel over its channels first.
       dtype: compute dtype.
     """
 
@@ -49,10 +49,10 @@ class ResidualBlock(nn.Module):
 
 
 class Film(nn.Module):
-    """Feature-wise linear modulation by modality (FiLM, arXiv 1709.07871): (1 + scale) · x + shift.
+    """Feature-wise linear modulation (FiLM, arXiv 1709.07871) by modality: (1 + scale) · x + shift.
 
-    Images and videos each have a learned scale and shift per channel, both 0 at initialization. The module
-    deliberately breaks the rule that an image equals a static video.
+    Images and videos each have a learned scale and shift per channel, both 0 at initialization. A model with
+    this module may encode an image differently from a static video of it; a model without it does not.
 
     Attributes:
       dtype: compute dtype.
@@ -71,8 +71,8 @@ class Film(nn.Module):
 class FrameAttention(nn.Module):
     """Single-head self-attention within each frame, with RMS-normalized queries and keys (arXiv 2302.05442).
 
-    It never attends across time. Without the normalization the logits grow until a few pixels receive all
-    attention, which showed as black dots at 360p and 720p.
+    It never attends across time. Without the normalization, the attention logits grew during training until
+    a few pixels received all attention; decoded frames then had black dots at 360p and 720p.
 
     Attributes:
       dtype: compute dtype.

@@ -1,4 +1,4 @@
-"""Sharding constraints of activations: models request them, and the code that has a mesh provides them."""
+"""Sharding constraints on activations: models call them, `runtime.mesh` implements them for its devices."""
 
 import contextlib
 import contextvars
@@ -11,7 +11,7 @@ from jaxtyping import Array, Num
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The implementations of this module's functions; the defaults suit a single device.
+    """The implementations behind this module's functions; the defaults suit a single device.
 
     Attributes:
       frames: implementation of `place`.
@@ -32,36 +32,36 @@ _placement = contextvars.ContextVar("placement", default=Placement())  # noqa: B
 def place(x: Num[Array, "B T H W C"]) -> Num[Array, "B T H W C"]:
     """Constrains the sharding of frames or latents (B, T, H, W, C).
 
-    Without the constraint XLA chooses the sharding, and behind an upsampling it leaves some devices unused.
+    Without the constraint XLA chooses the sharding, and after an upsampling it leaves some devices idle.
     """
     return _placement.get().frames(x)
 
 
 def place_images(x: Num[Array, "N H W C"]) -> Num[Array, "N H W C"]:
-    """Constrains images (N, H, W, C) to be sharded by N alone: they are too small to split."""
+    """Constrains images (N, H, W, C) to be sharded over N alone; each is too small to split."""
     return _placement.get().images(x)
 
 
 def whole(kernel: Num[Array, "..."]) -> Num[Array, "..."]:
-    """Gathers a sharded kernel on every device.
+    """Gathers a sharded kernel, so that every device holds all of it.
 
-    Without it XLA also splits the convolution's channels. If frames are split by height, the gradient with
-    respect to the input was then several times too large (JAX 0.10, see tests/unit/models/test_conv.py).
+    Otherwise XLA may split the convolution by channels too. Combined with frames split by height, this made
+    the gradient with respect to the input several times too large (JAX 0.10, tests/unit/models/test_conv.py).
     """
     return _placement.get().whole(kernel)
 
 
 def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """Computes f(*arrays) for an f that sums over the arrays' first dimension.
+    """Computes f(*arrays) for an f whose result is a sum over the arrays' first dimension.
 
-    Each device applies f to its part; the results are then added up.
+    Each device applies f to its own slice of that dimension; the results are then added up.
     """
     return _placement.get().summed(f, *arrays)
 
 
 @contextlib.contextmanager
 def placing(placement: Placement) -> Iterator[None]:
-    """Applies these constraints to everything that is traced inside."""
+    """Uses these implementations for everything that JAX traces inside the context."""
     token = _placement.set(placement)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The convolution behind every network: causal in time, 2D for images, resumable for streams."""
+"""Convolutions of clips: a fast one per platform, and a causal one that can continue a stream in chunks."""
 
 import contextlib
 import contextvars
@@ -23,7 +23,7 @@ _image_path = contextvars.ContextVar("image_path", default=True)
 
 @contextlib.contextmanager
 def general_path() -> Iterator[None]:
-    """Traces images through the general 3D path, to measure the savings of the 2D path."""
+    """Inside the context, images use the 3D convolution of clips, for comparison with their 2D shortcut."""
     token = _image_path.set(False)
     try:
         yield
@@ -41,17 +41,18 @@ def convolve(
 
     Each platform has its own implementation of the same sums:
 
-    - TPU: XLA's convolution and its gradients.
-    - GPU: one 2D convolution over all frames that the kernel covers.
+    - TPU: XLA's 3D convolution and its gradients.
+    - GPU: one 2D convolution, with the frames that the kernel covers concatenated along channels.
     - CPU: 2D convolutions and matrix products, in float32 or wider. On two cores, the gradients of a whole
-      autoencoder take a third of the time of XLA's convolution on videos, and half of it on images.
+      autoencoder take a third of the time that XLA's convolution needs for videos, and half for images.
 
-    The choice is made at lowering, so a program compiled for a TPU on a CPU host uses the TPU's version.
+    The platform is chosen when JAX lowers the program, so a program compiled for a TPU on a CPU host uses the
+    TPU's version.
 
     Args:
-      x: (B, T, H, W, C).
-      kernel: (kt, kh, kw, C, C').
-      strides: (st, sh, sw).
+      x: clip (B, T, H, W, C).
+      kernel: kernel (kt, kh, kw, C, C').
+      strides: strides (st, sh, sw).
       same: whether to pad height and width with zeros.
 
     Returns:
@@ -71,7 +72,8 @@ def _convolve_forward(x, kernel, strides, same):
 
 
 def _convolve_backward(strides, same, saved, dy):
-    # Each platform differentiates its own branch: differentiating the choice would save the residuals of all.
+    # Differentiating `platform_dependent` itself would store the residuals of all branches, so each branch
+    # computes its own gradients.
     def gradients(f):
         f = functools.partial(f, strides=strides, same=same)
         return lambda x, kernel, dy: jax.vjp(f, x, kernel)[1](dy)
@@ -91,10 +93,10 @@ def _padding(kernel: jax.Array, strides: Triple, same: bool) -> list[tuple[int, 
 
 
 def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """Computes XLA's 3D convolution.
+    """Computes the convolution by XLA's 3D operator.
 
-    If it is strided and has few channels, the pixels of a stride become channels first. A TPU pads channels
-    to 128, so an input of 3 channels would occupy 43 times its size.
+    With strides and fewer than 128 channels, each block of sh x sw pixels becomes channels first. A TPU pads
+    channels to 128, so an input of 3 channels would occupy 43 times its size.
     """
     padding = [(0, 0), *_padding(kernel, strides, same)]
     dimensions = ("NDHWC", "DHWIO", "NDHWC")
@@ -118,8 +120,8 @@ def _to_channels(x: jax.Array, strides: tuple[int, int]) -> jax.Array:
 def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
     """Computes the convolution as one 2D convolution, with the kernel's frames concatenated along channels.
 
-    In bfloat16 on an H100, 3D convolutions over three frames and their gradients take 1.1 to 1.8 times as
-    long.
+    In bfloat16 on an H100, XLA's 3D convolutions with a kernel of three frames, and their gradients, take 1.1
+    to 1.8 times as long.
     """
     (b, t, *_), (kt, kh, kw, c, out) = x.shape, kernel.shape
     n = 1 + (t - kt) // strides[0]
@@ -157,7 +159,8 @@ def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Ar
 def _by_columns(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
     """Convolves every frame of (B, T, H, W, C), unpadded, with (kh, kw, C, C') by one matrix product.
 
-    XLA's kernel gradient of a strided convolution takes 10 to 25 times as long.
+    The kernel's gradient is then a matrix product too. XLA's, of a strided convolution, takes 10 to 25 times
+    as long.
     """
     (kh, kw), (sh, sw) = kernel.shape[:2], strides
     high, wide = (x.shape[2] - kh) // sh * sh + 1, (x.shape[3] - kw) // sw * sw + 1
@@ -169,10 +172,10 @@ def _frame_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with a kernel of three frames, with four 2D convolutions per two output frames.
 
     This is Winograd's F(2, 3) (arXiv 1509.09308) along time alone. It is 1.3 to 1.7 times as fast as three
-    2D convolutions per frame, with the same error: below 1e-6 of the largest output.
+    2D convolutions per frame. Both have rounding errors below 1e-6 of the largest output.
 
     Returns:
-      (B, n, H, W, C'), n = T - 2 rounded up to an even number.
+      (B, n, H, W, C'): n is T - 2, rounded up to an even number; the caller drops the surplus frame.
     """
     x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0), (0, 0)))
     even, odd = x[:, 0::2], x[:, 1::2]
@@ -211,15 +214,15 @@ _convolve_2d.defvjp(_convolve_2d_forward, _convolve_2d_backward)
 
 
 def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Computes the gradient of the sum of dy · convolve_2d(x, kernel), by one matrix product per frame.
+    """Computes the kernel's gradient of `_convolve_2d` by one matrix product per frame.
 
     XLA computes it as a convolution whose kernel is dy, at only 40-50 GFLOP/s on frames of 32x32 pixels or
-    more. Here x is shifted along the width and dy along the height, which keeps the columns of both in cache:
-    170-210 GFLOP/s. Shifting x alone, by all nine offsets, gave 130.
+    more. Here x is shifted along the width and dy along the height; the shifted copies of both fit in the
+    cache, which gives 170-210 GFLOP/s. Shifting x alone, by all nine offsets of a 3x3 kernel, gave 130.
 
     Args:
-      x: (N, H, W, C).
-      dy: (N, H, W, C').
+      x: (N, H, W, C), the convolution's input.
+      dy: (N, H, W, C'), the gradient with respect to its output.
       size: (kh, kw).
 
     Returns:
@@ -238,8 +241,8 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
     def of_frames(x, dy):
         return jax.lax.scan(add_frame, jnp.zeros((kw * c, kh * out), x.dtype), (x, dy))[0]
 
-    # Otherwise XLA makes every device do the whole computation, with collectives inside the loop. Those are
-    # not ordered with the collectives outside it, and two CPU devices deadlock.
+    # Without `summed` XLA makes every device compute all frames, with collectives inside the loop. They are
+    # not ordered with the collectives outside the loop, so two CPU devices deadlock.
     return summed(of_frames, x, dy).reshape(kw, c, kh, out).transpose(2, 0, 1, 3)
 
 
@@ -247,7 +250,7 @@ PLATFORMS = {"cpu": _cpu, "cuda": _gpu, "default": _native}
 
 
 def first_chunk(module: nn.Module) -> bool:
-    """Returns whether the module's input starts a clip; a streaming call also marks the stream as started."""
+    """Returns whether the module's input is the start of a clip, and marks a stream as started."""
     first = not module.has_variable("cache", "started")
     if _is_streaming(module):
         module.put_variable("cache", "started", jnp.ones((), bool))
@@ -267,23 +270,24 @@ def causal_convolve(
     """Convolves a clip, or the next chunk of a stream, so that no output depends on a later frame.
 
     A clip is padded in front with copies of its first frame. A static video therefore gives a static result,
-    and an image equals a static video.
+    and an image gives each frame of that result.
 
-    If the collection "cache" is mutable, the call stores the last kt - st input frames there. If it holds
-    frames of an earlier chunk, they replace the copies: chunks then give the same result as the whole clip.
+    If the Flax collection "cache" is mutable, the call stores the last kt - st input frames there. If the
+    collection already holds frames of an earlier chunk, they replace the copies. A clip in chunks therefore
+    gives the same result as the whole clip.
 
     Args:
-      module: the calling module, which owns the cache.
-      x: (B, T, H, W, C); T = 1 + st·k for a clip or first chunk, st·k for a later chunk.
-      kernel: (kt, kh, kw, C, C').
-      strides: (st, sh, sw), st <= kt.
+      module: calling module, which owns the cache.
+      x: clip or chunk (B, T, H, W, C); T = 1 + st·k for a clip or first chunk, st·k for a later chunk.
+      kernel: kernel (kt, kh, kw, C, C').
+      strides: strides (st, sh, sw), st <= kt.
 
     Returns:
       (B, 1 + k, H/sh, W/sw, C'), or k frames for a later chunk.
     """
     continues = module.has_variable("cache", "past")
     if x.shape[1] == 1 and not continues and _image_path.get():
-        summed_kernel: Any = sum(kernel)  # over time: every frame of the static video is the same
+        summed_kernel: Any = sum(kernel)  # over time, as all frames under the kernel are equal
         y = convolve(x, summed_kernel[None], (1, *strides[1:]))
         past = jnp.repeat(x, kernel.shape[0] - strides[0], axis=1)
     else:
@@ -306,8 +310,8 @@ class CausalConv(nn.Module):
       features: number of output channels.
       kernel_size: (kt, kh, kw).
       strides: (st, sh, sw): all 1, or equal to the kernel size.
-      modulated: whether the kernel is self-modulated (smc.py).
-      gain_init: initial gain of the modulation.
+      modulated: whether the kernel is self-modulated, see `smc.modulate`.
+      gain_init: initial gain of a self-modulated kernel.
       kernel_init: initializer of the kernel.
       dtype: compute dtype; parameters are float32.
     """
@@ -327,8 +331,8 @@ class CausalConv(nn.Module):
         """Maps (B, T, H, W, C) to (B, T', H', W', features), see `causal_convolve`.
 
         Args:
-          x: the clip or chunk.
-          last: if not 0, computes only the last `last` output channels.
+          x: clip or chunk.
+          last: number of output channels to compute, counted from the end; 0 computes all.
         """
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
@@ -337,6 +341,6 @@ class CausalConv(nn.Module):
             gain = self.param("gain", nn.initializers.constant(self.gain_init), ())
             kernel = modulate(kernel, scale, gain)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel, bias = kernel[..., -last:], bias[-last:]  # -0: all of them
+        kernel, bias = kernel[..., -last:], bias[-last:]  # if last is 0: all of them
         y = causal_convolve(self, x.astype(self.dtype), kernel.astype(self.dtype), self.strides)
         return y + bias.astype(self.dtype)

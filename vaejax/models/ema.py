@@ -9,9 +9,9 @@ Tree = TypeVar("Tree")
 
 
 def ema(average: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
-    """Updates the average with the parameters of update `step`, 0 for the first.
+    """Returns the moving average after an update that led to `params`; `step` counts updates from 0.
 
-    The decay is min(decay, (1 + step) / (10 + step)), so that the initial parameters are soon forgotten.
+    The decay is min(decay, (1 + step) / (10 + step)), so that the initial parameters soon lose their weight.
     """
     warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, p: a + (1 - warm) * (p - a), average, params)

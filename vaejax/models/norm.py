@@ -1,4 +1,4 @@
-"""Normalizations within a frame: they never look across time, which keeps streaming exact."""
+"""Normalizations within a frame: none mixes frames, so a clip in chunks gives the same as the whole clip."""
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,7 @@ class FrameGroupNorm(nn.Module):
     """Group normalization of each frame alone (arXiv 1803.08494), with statistics in float32.
 
     Attributes:
-      groups: the maximum number of groups; the largest one that divides the channels is used.
+      groups: maximum number of groups; the largest divisor of the channels up to it is used.
       dtype: dtype of the result.
     """
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-LOG_VARIANCE_RANGE = (-30.0, 20.0)  # exp stays finite in float32
+LOG_VARIANCE_RANGE = (-30.0, 20.0)  # its exponential is finite and above 0 in float32
 
 
 @flax.struct.dataclass
@@ -13,8 +13,8 @@ class DiagonalGaussian:
     """The elementwise Gaussian q(z|x) = N(mean, exp(log_variance)), in float32.
 
     Attributes:
-      mean: (b, t, h, w, c).
-      log_variance: (b, t, h, w, c), natural logarithm.
+      mean: means (b, t, h, w, c).
+      log_variance: natural logarithms of the variances (b, t, h, w, c).
     """
 
     mean: Float[Array, "b t h w c"]
@@ -32,6 +32,6 @@ class DiagonalGaussian:
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
     def kl(self) -> Float[Array, "*latent"]:
-        """Computes KL(q || N(0, 1)) of each latent element, (b, t, h, w, c) in nats (appendix B)."""
+        """Computes KL(q || N(0, 1)) in nats of each latent element, (b, t, h, w, c); see appendix B."""
         variance = jnp.exp(self.log_variance)
         return 0.5 * (jnp.square(self.mean) + variance - 1.0 - self.log_variance)

@@ -11,14 +11,14 @@ import jax
 def recomputed(f: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array) -> jax.Array:
     """Computes f(params, x) and stores only params and x for the backward pass.
 
-    `jax.checkpoint` differs in one point. With it XLA may postpone the parameters' gradients and keep their
-    inputs alive until the end: on a TPU that costs as much memory as rematerialization saves. Here the
-    gradient of x waits for the gradients of the parameters.
+    Unlike `jax.checkpoint`, it makes the gradient of x wait for the gradients of the parameters. Otherwise
+    XLA may postpone the latter and keep the activations that they need until the end. On a TPU this cost as
+    much memory as rematerialization saves.
 
     Args:
-      f: maps (params, x) to an array.
-      params: any pytree.
-      x: any array.
+      f: function of (params, x) that returns an array.
+      params: pytree of parameters.
+      x: input array.
     """
     return f(params, x)
 
@@ -28,7 +28,8 @@ def _forward(f, params, x):
 
 
 def _backward(f, kept, dy):
-    # The barrier keeps XLA from reusing the forward pass's activations.
+    # The first barrier keeps XLA from storing the forward pass's activations instead of recomputing them; the
+    # second makes all gradients wait for each other.
     params, x, dy = jax.lax.optimization_barrier((*kept, dy))
     return jax.lax.optimization_barrier(jax.vjp(f, params, x)[1](dy))
 

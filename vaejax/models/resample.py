@@ -36,15 +36,15 @@ def _haar_matrix(factor: int) -> jax.Array:
 
 
 def stem(x: Float[Array, "B T H W C"], factor: int, kind: str) -> Float[Array, "B T h w c"]:
-    """Moves f x f pixels into channels, so that the first convolution does f² times less work.
+    """Moves blocks of f x f pixels into channels, so that the next convolution has f² times fewer positions.
 
     Args:
-      x: (B, T, H, W, C).
-      factor: f: 1, 2, 4 or 8.
-      kind: 'haar' for the bands of the orthonormal wavelet, 'patch' for the plain pixels.
+      x: pixels (B, T, H, W, C).
+      factor: side f of a block, a power of two.
+      kind: 'haar' for the bands of the orthonormal Haar wavelet, 'patch' for the plain pixels.
 
     Returns:
-      (B, T, H/f, W/f, f·f·C), with the same sum of squares.
+      Channels (B, T, H/f, W/f, f·f·C), with the same sum of squares as x.
     """
     x = space_to_depth(x, factor)
     if kind == "patch" or factor == 1:
@@ -68,9 +68,10 @@ def unstem(x: Float[Array, "B T h w c"], factor: int, kind: str) -> Float[Array,
 def average_channels(x: Float[Array, "... C"], features: int) -> Float[Array, "... features"]:
     """Changes the number of channels without parameters, for shortcuts (DC-AE, arXiv 2410.10733).
 
-    The channels are first repeated as a block, up to the least common multiple of C and `features`. Channel j
-    of the result is then the mean of the channels congruent to j modulo `features`. In the channel order of
-    `space_to_depth`, this averages each channel over positions, or copies all channels to each position.
+    The list of channels is first repeated, up to the least common multiple of C and `features`. Channel j of
+    the result is then the mean of all channels whose index is j modulo `features`. After `space_to_depth`
+    this averages each channel over pixel positions; before `depth_to_space` it copies all channels to each
+    position.
 
     Args:
       x: (..., C).
@@ -85,14 +86,14 @@ def average_channels(x: Float[Array, "... C"], features: int) -> Float[Array, ".
 
 
 class Downsample(nn.Module):
-    """Reduces space and time by a convolution whose kernel equals its stride, plus an averaging shortcut.
+    """Reduces space and time by a convolution with kernel size = strides, plus an averaging shortcut.
 
-    Frames are grouped as 0 | 1 2 | 3 4 ... (for st = 2). The first frame is a group of its own, so an image
+    For st = 2, frames are grouped as 0 | 1 2 | 3 4 ... The first frame is a group of its own, so an image
     stays an image.
 
     Attributes:
       features: number of output channels.
-      strides: (st, s, s).
+      strides: strides (st, s, s).
       shortcut: whether to add the shortcut.
       modulated, kernel_init, dtype: see `CausalConv`.
     """
@@ -128,16 +129,17 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarges space and time by a pointwise convolution into phases, plus a repeating shortcut.
+    """Enlarges space and time by a pointwise convolution, plus a shortcut that repeats its input.
 
-    Input frame j becomes output frames st·(j - 1) + 1 ... st·j, without those before frame 0. The first frame
-    thus gives one frame, an image stays an image, and no output depends on a later latent.
+    The convolution computes st·s·s pixels from each input pixel, as channels ordered (st, s, s, features).
+    Input frame j becomes output frames st·(j - 1) + 1 to st·j; of input frame 0 only output frame 0 is kept.
+    An image therefore stays an image, and no output depends on a later input.
 
     Attributes:
       features: number of output channels.
-      strides: (st, s, s).
+      strides: enlargement (st, s, s) of time, height and width.
       shortcut: whether to add the shortcut.
-      modulated, kernel_init, dtype: see `CausalConv`; the kernel's outputs are ordered (st, s, s, features).
+      modulated, kernel_init, dtype: see `CausalConv`.
     """
 
     features: int
@@ -153,7 +155,7 @@ class Upsample(nn.Module):
         st, s, _ = self.strides
         phases = st * s * s * self.features
         first = first_chunk(self)
-        # An image needs only the last phase in time, so the others are not computed.
+        # Of the first frame's st output frames only the last is kept, so an image skips the others.
         last = phases // st if first and x.shape[1] == 1 else phases
         y = CausalConv(
             phases,
