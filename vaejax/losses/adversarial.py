@@ -1,4 +1,4 @@
-"""The adversarial loss: both sides' losses, their regularizers, and one forward pass for both gradients."""
+"""The adversarial loss: GAN losses, regularizers, and the training of the discriminators."""
 
 import dataclasses
 import functools
@@ -16,22 +16,22 @@ from vaejax.losses.crops import random_frames
 from vaejax.models.discriminator import Discriminator, DiscriminatorDesign, power_iteration
 
 Logits = Float[Array, "..."]
-MEAN_DECAY = 0.999  # of LeCam's moving averages, per update
-ACCURACY_DECAY = 0.95  # of the accuracy's moving average, per update
+MEAN_DECAY = 0.999  # decay per update of LeCam's moving averages
+ACCURACY_DECAY = 0.95  # decay per update of the accuracy's moving average
 
 
 def hinge(real: Logits, fake: Logits) -> Float[Array, ""]:
-    """Computes the discriminator's hinge loss (arXiv 1705.02894)."""
+    """Computes the discriminator's hinge loss (arXiv 1705.02894), a mean over logits of any shape."""
     return jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()
 
 
 def logistic(real: Logits, fake: Logits) -> Float[Array, ""]:
-    """Computes the discriminator's cross-entropy (arXiv 1406.2661)."""
+    """Computes the discriminator's cross-entropy (arXiv 1406.2661), a mean over logits of any shape."""
     return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
 
 
-# name: (loss of the discriminator, loss of the generator). With 'logistic' the generator's loss is linear, as
-# in VQGAN (arXiv 2012.09841).
+# name: (loss of the discriminator, loss of the generator). The generator is the autoencoder. With 'logistic'
+# its loss is linear, as in VQGAN (arXiv 2012.09841).
 LOSSES = {
     "hinge": (hinge, lambda fake: -fake.mean()),
     "logistic": (logistic, lambda fake: -fake.mean()),
@@ -42,30 +42,35 @@ LOSSES = {
 def lecam(
     real: Logits, fake: Logits, real_mean: Float[Array, ""], fake_mean: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Computes the LeCam regularizer (arXiv 2104.03310): the distance of logits to the other side's average.
+    """Computes the LeCam regularizer (arXiv 2104.03310), which keeps real and fake logits close.
+
+    It penalizes real logits above the average fake logit, and fake logits below the average real logit.
 
     Args:
       real: logits of real samples, any shape.
       fake: logits of reconstructions, any shape.
-      real_mean: () moving average of real logits.
-      fake_mean: () moving average of fake logits.
+      real_mean: moving average () of real logits.
+      fake_mean: moving average () of fake logits.
+
+    Returns:
+      Mean squared excess ().
     """
     above = jnp.square(jax.nn.relu(real - fake_mean)).mean()
     return above + jnp.square(jax.nn.relu(real_mean - fake)).mean()
 
 
 def r1(discriminate: Callable[[jax.Array], jax.Array], x: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Computes the R1 penalty (arXiv 1801.04406) of a patch discriminator: |d(sum of logits)/dx|² / logits.
+    """Computes the R1 penalty (arXiv 1801.04406) of a patch discriminator: |d(sum of logits)/dx|² / n.
 
-    Dividing by the number of logits gives every logit the same penalty at every shape. With one logit per
-    sample the penalty equals the paper's.
+    Dividing by the number n of logits gives every logit the same penalty at every shape. With one logit per
+    sample, n is the batch size and the penalty equals the paper's.
 
     Args:
-      discriminate: maps x to logits (B, ...).
-      x: (B, T, H, W, C) in [-1, 1].
+      discriminate: function from x to logits (B, ...).
+      x: real clips (B, T, H, W, C) in [-1, 1].
 
     Returns:
-      () mean over the batch.
+      Penalty ().
     """
     logits, pull = jax.vjp(discriminate, x)
     (gradient,) = pull(jnp.ones_like(logits))
@@ -77,11 +82,12 @@ class DiscriminatorState:
     """The training state of one discriminator. Checkpoints store the fields by these names.
 
     Attributes:
-      params: its parameters.
-      spectral: singular vectors of its kernels, see `power_iteration`.
+      params: parameters of the discriminator.
+      spectral: singular vectors of the kernels, see `power_iteration`; {} without spectral normalization.
       optimizer: optax state.
-      real_mean, fake_mean: () LeCam's moving averages of the logits.
-      accuracy: () moving average of the share of logits with the right sign.
+      real_mean, fake_mean: moving averages () of the logits of real samples and of reconstructions, for
+        LeCam.
+      accuracy: moving average () of the share of logits with the right sign: above 0 for real samples.
     """
 
     params: Any
@@ -97,9 +103,9 @@ class LogitStats:
     """Statistics of one discriminator's logits, summed over the batches of an update.
 
     Attributes:
-      real, fake: () sums of the batches' mean logits.
-      accuracy: () sum of the batches' accuracies.
-      count: () number of batches.
+      real, fake: sums () of each batch's mean logit of real samples and of reconstructions.
+      accuracy: sum () of each batch's share of logits with the right sign.
+      count: number () of batches.
     """
 
     real: Float[Array, ""]
@@ -113,13 +119,13 @@ class Adversary:
     """The discriminators and the settings of their training.
 
     Attributes:
-      discriminators: 'image' sees every frame alone, 'video' sees clips and skips images.
-      optimizer: of every discriminator.
-      loss: a key of LOSSES.
+      discriminators: networks by name: 'image' sees single frames, 'video' sees clips and skips images.
+      optimizer: optimizer of each discriminator.
+      loss: key of LOSSES.
       lecam, r1: weights of the regularizers in the discriminator's loss; 0 turns one off.
-      frames: the maximum number of frames per clip that 'image' sees, drawn anew for each batch.
-      pause_above: a discriminator pauses while its accuracy exceeds this.
-      start: the first update whose generator gradient includes the term.
+      frames: maximum number of frames per clip that 'image' sees, drawn anew for each batch.
+      pause_above: accuracy above which a discriminator's parameters stay fixed.
+      start: first update at which the term adds to the autoencoder's gradient.
       warmup: number of updates before `start` in which discriminators already train.
       ramp: number of updates over which the term's weight grows from 0 to its full value.
       adaptive: upper bound of `adaptive_weight`; 0 keeps the weight constant.
@@ -139,17 +145,17 @@ class Adversary:
 
     @classmethod
     def of(cls, config: Any, buckets: Sequence[Any]) -> "Adversary | None":
-        """Builds the adversary of a run, without the discriminators that no bucket feeds.
+        """Builds the adversary of a run, without the 'video' discriminator if no bucket has clips.
 
         Args:
-          config: the whole configuration.
-          buckets: the run's buckets; only `frames` of each is read.
+          config: whole configuration.
+          buckets: buckets of the run, with an attribute `frames`.
 
         Returns:
           The adversary, or None if loss.weights.adversarial is 0.
 
         Raises:
-          InputError: if no discriminator is left.
+          InputError: if 'video' is the only discriminator and no bucket has clips.
         """
         if not config.loss.weights.adversarial:
             return None
@@ -159,7 +165,7 @@ class Adversary:
         if not names:
             raise InputError(
                 f"loss.adversarial.discriminators = {settings.discriminators}, but no bucket has clips;"
-                " accepted: ('image',)"
+                " accepted: ('image',), or a bucket video_TxHxW in data.buckets"
             )
         design = DiscriminatorDesign(settings.kind, settings.width, settings.spectral_norm)
         return cls(
@@ -177,7 +183,7 @@ class Adversary:
         )
 
     def init(self, key: PRNGKeyArray) -> dict[str, DiscriminatorState]:
-        """Initializes every discriminator, with converged singular vectors."""
+        """Initializes every discriminator; its singular vectors are those of the initial kernels."""
         states = {}
         for name, module in self.discriminators.items():
             variables = module.init(key, jnp.zeros((1, 5 if module.temporal else 1, 32, 32, 3)))
@@ -187,21 +193,21 @@ class Adversary:
                 spectral=power_iteration(params, spectral, squarings=5),
                 optimizer=self.optimizer.init(params),
                 real_mean=jnp.zeros(()),
-                fake_mean=jnp.zeros(()),  # not the same array: donating one buffer twice is an error
+                fake_mean=jnp.zeros(()),  # a second array, because donating one buffer twice is an error
                 accuracy=jnp.full((), 0.5, jnp.float32),
             )
         return states
 
     def is_training(self, step: int) -> bool:
-        """Returns whether the discriminators train at a step."""
+        """Returns whether the discriminators train at update `step`, counted from 0."""
         return step >= self.start - self.warmup
 
     def weight_fraction(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns the fraction of the term's weight at a step: 0 before `start`, then up to 1 over `ramp`."""
+        """Returns the fraction of the term's weight at a step: 0 before `start`, 1 after `ramp` updates."""
         return jnp.clip((step - self.start + 1) / self.ramp, 0.0, 1.0)
 
     def zeros(self, states: Mapping[str, DiscriminatorState]) -> tuple[dict[str, Any], dict[str, LogitStats]]:
-        """Returns empty accumulators: zero gradients and zero statistics of every discriminator."""
+        """Returns zero gradients and zero logit statistics of every discriminator, to accumulate into."""
         gradients = {name: jax.tree.map(jnp.zeros_like, state.params) for name, state in states.items()}
         stats = {name: LogitStats(*(jnp.zeros(()) for _ in range(4))) for name in states}
         return gradients, stats
@@ -213,21 +219,23 @@ class Adversary:
         x_hat: Float[Array, "B T H W C"],
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, "B T H W C"], dict[str, Any], dict[str, LogitStats], dict[str, Float[Array, ""]]]:
-        """Computes both sides' gradients of a batch, for every discriminator that accepts its shape.
+        """Computes the gradients of the discriminators' and of the generator's losses for one batch.
 
-        Each discriminator runs forward once on x and once on x_hat. Two pullbacks of that pass give its
-        parameters' gradient from the discriminator's loss and x_hat's gradient from the generator's loss.
+        Each discriminator runs forward once on x and once on x_hat; 'video' skips images. The forward pass on
+        x_hat serves both losses: the discriminator's loss gives the gradient of the discriminator's
+        parameters, the generator's loss gives the gradient of x_hat.
 
         Args:
           states: states of the discriminators by name.
-          x: (B, T, H, W, 3) in [-1, 1].
-          x_hat: its reconstruction, of the same shape.
-          key: draws the frames that 'image' sees.
+          x: pixels (B, T, H, W, 3) in [-1, 1].
+          x_hat: reconstruction of x, of the same shape.
+          key: random key of the frames that 'image' sees.
 
         Returns:
-          d(sum of generator losses)/d(x_hat); gradients of each discriminator's parameters; statistics of
-          each one's logits; and terms, each (): 'adversarial_NAME' (generator's loss), 'discriminator_NAME'
-          (discriminator's loss) and, if on, 'r1_NAME'.
+          The gradient of the sum of generator losses with respect to x_hat; the gradients of each
+          discriminator's parameters, by name; the statistics of each discriminator's logits, by name; and
+          scalar metrics: 'adversarial_NAME' (the generator's loss), 'discriminator_NAME' (the
+          discriminator's loss) and, unless its weight is 0, 'r1_NAME'.
         """
         total, gradients, stats, terms = jnp.zeros_like(x_hat), {}, {}, {}
         for name, module in self.discriminators.items():
@@ -248,7 +256,7 @@ class Adversary:
         x_hat: Float[Array, "B T H W C"],
         frames: Int[Array, " n"] | None,
     ) -> tuple[Float[Array, "B T H W C"], Any, LogitStats, dict[str, Float[Array, ""]]]:
-        """Computes `gradients` of one discriminator, on the given frames only."""
+        """Computes `gradients` for one discriminator; `frames` are the indices it sees, None for all."""
 
         def discriminate(params: Any, x: jax.Array) -> Any:
             x = x if frames is None else x[:, frames]
@@ -279,12 +287,12 @@ class Adversary:
         return dx_hat, gradients, LogitStats(real.mean(), fake.mean(), accuracy, jnp.ones(())), losses
 
     def update(self, state: DiscriminatorState, gradients: Any, stats: LogitStats) -> DiscriminatorState:
-        """Updates one discriminator: its parameters unless it pauses, and its moving averages.
+        """Updates the moving averages of one discriminator and, unless it pauses, its parameters.
 
         Args:
-          state: before the update.
-          gradients: of its parameters, summed over the update's batches.
-          stats: of its logits; a count of 0 leaves the whole state unchanged.
+          state: state before the update.
+          gradients: gradients of the parameters, summed over the update's batches.
+          stats: statistics of the logits; a count of 0 leaves the whole state unchanged.
 
         Returns:
           The state after the update.
@@ -295,7 +303,7 @@ class Adversary:
         def average(old, total, decay):
             return jnp.where(active, decay * old + (1 - decay) * total / count, old)
 
-        # The averages start at 0 and would pull logits there for long, so early updates weigh more.
+        # LeCam's averages start at 0 and would long pull the logits to 0, so early updates weigh more.
         steps = optax.tree.get(state.optimizer, "count")
         decay = jnp.minimum(MEAN_DECAY, (1.0 + steps) / (10.0 + steps))
         accuracy = average(state.accuracy, stats.accuracy, ACCURACY_DECAY)
@@ -317,12 +325,15 @@ class Adversary:
 def adaptive_weight(
     reconstruction: Float[Array, "..."], adversarial: Float[Array, "..."], limit: float
 ) -> Float[Array, ""]:
-    """Computes VQGAN's adaptive weight (arXiv 2012.09841): |d rec| / |d adv| at the last decoder layer.
+    """Computes VQGAN's adaptive weight (arXiv 2012.09841): the ratio of two gradients' norms.
 
     Args:
-      reconstruction: gradient of all other terms at the last layer's kernel.
-      adversarial: gradient of the adversarial term at the same kernel.
+      reconstruction: gradient of all other terms with respect to the kernel of the decoder's last layer.
+      adversarial: gradient of the adversarial term with respect to the same kernel.
       limit: upper bound of the weight.
+
+    Returns:
+      Weight () in [0, limit].
     """
     ratio = jnp.linalg.norm(reconstruction) / (jnp.linalg.norm(adversarial) + 1e-4)
     return jnp.clip(ratio, 0.0, limit)

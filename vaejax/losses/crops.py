@@ -12,11 +12,11 @@ def random_frames(key: PRNGKeyArray, frames: int, limit: int) -> Int[Array, " n"
 
     Args:
       key: random key.
-      frames: T of the clip.
-      limit: the maximum number of frames.
+      frames: number of frames of the clip.
+      limit: maximum number of frames to draw.
 
     Returns:
-      (limit,) int32 indices in no order, or None if frames <= limit.
+      Int32 indices (limit,) in random order, or None if frames <= limit.
     """
     if frames <= limit:
         return None
@@ -30,12 +30,12 @@ def random_windows(
 
     Args:
       key: random key.
-      clips: (B, T, H, W, C) each, all of the same shape.
-      frames: the maximum number of frames per clip.
-      side: the maximum height and width of the window in pixels; 0 keeps whole frames.
+      clips: clips (B, T, H, W, C), all of the same shape.
+      frames: maximum number of frames per clip.
+      side: maximum height and width of the window in pixels; 0 keeps whole frames.
 
     Returns:
-      Images (B · min(T, frames), min(H, side), min(W, side), C), one array per clip.
+      Images (B · min(T, frames), min(H, side), min(W, side), C), one array for each of `clips`.
     """
     _, t, h, w, c = clips[0].shape
     key_frames, key_place = jax.random.split(key)

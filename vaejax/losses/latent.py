@@ -1,4 +1,4 @@
-"""Loss terms on the latent that make it easier for a diffusion model to learn."""
+"""Loss terms and masking that make latents easier for a diffusion model to learn."""
 
 import dataclasses
 import functools
@@ -15,12 +15,13 @@ class LatentSettings:
     """Settings of the latent terms; `Objective.weights` holds their weights.
 
     Attributes:
-      outlier_radius: standard deviations beyond which a latent pixel is an outlier.
-      correlation: correlation of neighbors below which roughness is penalized.
+      outlier_radius: distance from the frame's mean, in standard deviations, beyond which a latent pixel is
+        an outlier.
+      correlation: correlation of neighboring latent pixels below which roughness is penalized.
       scales: scale factors of the equivariance term; each batch draws one.
       rotate: whether the equivariance term also rotates frames by a random multiple of 90 degrees; frames
         that are not square rotate by 0 or 180.
-      mask: probability that a sample keeps only a prefix of its latent channels.
+      mask: probability that `masked` zeroes the last latent channels of a sample.
     """
 
     outlier_radius: float
@@ -31,7 +32,7 @@ class LatentSettings:
 
     @classmethod
     def of(cls, settings: Any) -> "LatentSettings":
-        """Returns the settings of the configuration's section loss.latent."""
+        """Builds the settings from the section loss.latent of a configuration."""
         return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})
 
 
@@ -39,15 +40,15 @@ def outliers(z: Float[Array, "b t h w c"], radius: float) -> Float[Array, ""]:
     """Computes Movie Gen's outlier penalty against bright spots (arXiv 2410.13720, equation 1).
 
     Args:
-      z: (b, t, h, w, c).
+      z: latents (b, t, h, w, c).
       radius: r of the equation, in standard deviations.
 
     Returns:
-      () mean over frames and latent pixels of max(|z - mean| - r |std|, 0). Norms are over channels; mean and
-      standard deviation are over the pixels of a frame.
+      Mean () over all latent pixels of max(|z - mean| - r |std|, 0). The norms are over channels; mean and
+      std are over the pixels of a frame.
     """
     mean, variance = z.mean((2, 3), keepdims=True), z.var((2, 3), keepdims=True)
-    # The square root has no finite derivative at 0.
+    # 1e-12, because the square root has no finite derivative at 0.
     distance = jnp.sqrt(jnp.square(z - mean).sum(-1) + 1e-12)
     return jax.nn.relu(distance - radius * jnp.sqrt(variance.sum(-1) + 1e-12)).mean()
 
@@ -56,12 +57,12 @@ def roughness(z: Float[Array, "b t h w c"], correlation: float) -> Float[Array, 
     """Computes a hinge on the correlation of neighboring latent pixels, after SSVAE (arXiv 2512.05394).
 
     Args:
-      z: (b, t, h, w, c).
-      correlation: the target; correlations above it cost nothing.
+      z: latents (b, t, h, w, c).
+      correlation: target; higher correlations cost nothing.
 
     Returns:
-      () mean of max(correlation - r, 0) over samples, channels and those of the axes t, h, w longer than 1.
-      Here r is the correlation of a channel with itself shifted by one along the axis.
+      Mean () of max(correlation - r, 0) over samples, channels and the axes t, h and w, except axes of length
+      1. Here r is the correlation of a channel with itself, shifted by one along the axis.
     """
     centered = z - z.mean((1, 2, 3), keepdims=True)
     variance = jnp.square(centered).mean((1, 2, 3)) + 1e-6
@@ -76,18 +77,18 @@ def roughness(z: Float[Array, "b t h w c"], correlation: float) -> Float[Array, 
 
 
 def masked(key: PRNGKeyArray, z: Float[Array, "b t h w c"], probability: float) -> Float[Array, "b t h w c"]:
-    """Masks random samples to a channel prefix: their first 1 to c - 1 channels stay, the others become 0.
+    """Zeroes the last channels of random samples; a random number of first channels, 1 to c - 1, is kept.
 
-    It concentrates the most important content in the first channels, as in DC-AE 1.5 (arXiv 2508.00413) and
-    SSVAE (arXiv 2512.05394).
+    Training with it moves the most important content into the first channels, as in DC-AE 1.5 (arXiv
+    2508.00413) and SSVAE (arXiv 2512.05394).
 
     Args:
-      key: draws the samples and the prefixes.
-      z: (b, t, h, w, c).
+      key: random key of the choice of samples and channels.
+      z: latents (b, t, h, w, c).
       probability: probability that a sample is masked.
 
     Returns:
-      (b, t, h, w, c).
+      Latents of the same shape.
     """
     key_which, key_kept = jax.random.split(key)
     b, c = z.shape[0], z.shape[-1]
@@ -109,14 +110,14 @@ def equivariance(
     together with `rotate` give EQ-VAE (arXiv 2502.09509).
 
     Args:
-      decode: maps latents (b, t, h', w', c) to pixels.
-      z: (b, t, h, w, c), the latent of x.
-      x: (B, T, H, W, C) in [-1, 1].
-      key: draws the transformation.
-      settings: the set of transformations.
+      decode: function from latents (b, t, h', w', c) of any height and width to pixels.
+      z: latents (b, t, h, w, c) of x.
+      x: pixels (B, T, H, W, C) in [-1, 1].
+      key: random key of the transformation.
+      settings: the transformations to choose from.
 
     Returns:
-      () mean per pixel value.
+      Mean () per pixel value.
     """
     key_turn, key_scale = jax.random.split(key)
     if settings.rotate:

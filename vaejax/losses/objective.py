@@ -1,4 +1,4 @@
-"""The training objective: every term but the adversarial one, normalized to mean the same at every shape."""
+"""The training objective except for its adversarial term, and its normalization across sample shapes."""
 
 import dataclasses
 import math
@@ -42,49 +42,51 @@ LIKELIHOODS = {"laplace": laplace_nll, "gaussian": gaussian_nll}
 
 
 def high_pass(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """L1 distance of the high-pass filtered frames: each minus its Gaussian blur (LiteVAE, arXiv 2405.14477).
+    """Computes the L1 distance of frames minus their Gaussian blurs (LiteVAE, arXiv 2405.14477).
 
     Args:
-      x: (B, T, H, W, C) in [-1, 1].
-      x_hat: its reconstruction, of the same shape.
+      x: pixels (B, T, H, W, C) in [-1, 1].
+      x_hat: reconstruction of x, of the same shape.
 
     Returns:
-      () mean per pixel value.
+      Mean () per pixel value.
     """
     error = x - x_hat
     return jnp.abs(error - _blur(error)).mean()
 
 
 def wavelet(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Charbonnier distance, sqrt(d² + ε²) - ε, of the high Haar bands of each frame (arXiv 2405.14477).
+    """Computes the Charbonnier distance of the high Haar bands of each frame (LiteVAE, arXiv 2405.14477).
+
+    The distance of a difference d is sqrt(d² + ε²) - ε.
 
     Args:
-      x: (B, T, H, W, C) in [-1, 1], H and W even.
-      x_hat: its reconstruction, of the same shape.
+      x: pixels (B, T, H, W, C) in [-1, 1], H and W even.
+      x_hat: reconstruction of x, of the same shape.
 
     Returns:
-      () mean per wavelet coefficient.
+      Mean () per wavelet coefficient.
     """
     bands = stem(x - x_hat, 2, "haar")[..., x.shape[-1] :]
     return (jnp.sqrt(jnp.square(bands) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON).mean()
 
 
 def temporal(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """L1 distance of the differences between successive frames: penalizes flicker and lost motion.
+    """Computes the L1 distance of the differences between successive frames, against flicker and lost motion.
 
     Args:
-      x: (B, T, H, W, C) in [-1, 1].
-      x_hat: its reconstruction, of the same shape.
+      x: pixels (B, T, H, W, C) in [-1, 1].
+      x_hat: reconstruction of x, of the same shape.
 
     Returns:
-      () mean per pixel value; 0 for images.
+      Mean () per pixel value; 0 for images.
     """
     error = x - x_hat
     return jnp.abs(jnp.diff(error, axis=1)).mean() if x.shape[1] > 1 else jnp.zeros(())
 
 
-# Terms that sharpen reconstructions beyond a pixelwise likelihood. A new one needs an entry here and a weight
-# in the configuration.
+# Terms that sharpen reconstructions beyond a pixelwise likelihood. A new term needs an entry here and a
+# weight in `WeightsConfig`.
 DETAIL_TERMS = {"high_pass": high_pass, "wavelet": wavelet, "temporal": temporal}
 # Every term by the name of its weight; losses/adversarial.py computes 'adversarial'.
 TERMS = (
@@ -104,11 +106,11 @@ class Outputs:
     """The autoencoder's outputs for a batch x (B, T, H, W, C).
 
     Attributes:
-      x_hat: (B, T, H, W, C), the reconstruction.
-      posterior: over latents (b, t, h, w, c).
-      z: (b, t, h, w, c), a sample of the posterior.
-      log_scale: () learned log-scale of the likelihood.
-      equivariance: () value of `latent.equivariance`; 0 if the term is off.
+      x_hat: reconstruction (B, T, H, W, C).
+      posterior: posterior over latents (b, t, h, w, c).
+      z: sample (b, t, h, w, c) of the posterior.
+      log_scale: learned log-scale () of the likelihood.
+      equivariance: value () of `latent.equivariance`; 0 if the term is off.
     """
 
     x_hat: Float[Array, "B T H W C"]
@@ -122,22 +124,23 @@ class Outputs:
 class Objective:
     """L = scale(shape) · Σ_k w_k · term_k, where each term is a mean per pixel value, frame or latent.
 
-    scale(shape) is C·T·H·W times the factor of the normalization:
+    scale(shape) is C·T·H·W times a factor that depends on the normalization:
 
-    - 'sum', factor 1: a video outweighs an image by its size.
-    - 'mean', factor 1/(C·T·H·W): a pixel of an image outweighs a pixel of a video.
-    - 'reference', factor |S_ref|/(C·T·H·W): only the bucket's weight matters, and the loss has the magnitude
-      of a sum over one sample of the reference shape.
+    - 'sum', factor 1: every pixel counts the same, so a video outweighs an image by its size.
+    - 'mean', factor 1/(C·T·H·W): every sample counts the same, so a pixel of an image outweighs one of a
+      video.
+    - 'reference', factor C·T'·H'·W'/(C·T·H·W) with a fixed reference shape (T', H', W'): every sample counts
+      the same, and the loss has the magnitude of a sum over one sample of the reference shape.
 
     Attributes:
       weights: weight of each of TERMS; a term with a missing or zero weight is not computed.
       likelihood: 'laplace' or 'gaussian', with one learned log-scale.
       normalization: 'sum', 'mean' or 'reference'.
-      reference: (T, H, W) of S_ref.
+      reference: reference shape (T', H', W').
       perceptual_network: LPIPS backbone, 'vgg16' or 'alexnet'.
-      perceptual_frames: the maximum number of frames per clip that LPIPS compares.
-      perceptual_side: the maximum side of the compared window in pixels; 0 compares whole frames.
-      perceptual_dtype: dtype of the LPIPS convolutions.
+      perceptual_frames: maximum number of frames per clip that LPIPS compares.
+      perceptual_side: maximum side of the compared window in pixels; 0 compares whole frames.
+      perceptual_dtype: compute dtype of the LPIPS convolutions.
       latent: settings of the latent terms.
     """
 
@@ -153,7 +156,7 @@ class Objective:
 
     @classmethod
     def of(cls, config: Any) -> "Objective":
-        """Returns the objective that a run's whole configuration describes."""
+        """Builds the objective from a whole configuration."""
         loss, perceptual = config.loss, config.loss.perceptual
         return cls(
             weights={name: getattr(loss.weights, name) for name in TERMS},
@@ -168,7 +171,7 @@ class Objective:
         )
 
     def scale(self, shape: tuple[int, ...]) -> float:
-        """Returns the factor on a mean over one sample of `shape` (T, H, W, C)."""
+        """Returns the factor scale(shape) of the loss for samples of shape (T, H, W, C)."""
         size, reference = math.prod(shape), shape[-1] * math.prod(self.reference)
         return {"sum": size, "mean": 1.0, "reference": reference}[self.normalization]
 
@@ -188,10 +191,10 @@ class Objective:
         posterior: DiagonalGaussian,
         log_scale: Float[Array, ""],
     ) -> dict[str, Float[Array, " B"]]:
-        """Computes {'nll', 'kl'} of every sample, (B,), in nats per pixel value: sums over C·T·H·W."""
+        """Computes 'nll' and 'kl' (B,) of every sample in nats per pixel value: sums divided by C·T·H·W."""
         nll = LIKELIHOODS[self.likelihood](x, x_hat, log_scale)
         all_but_batch = tuple(range(1, x.ndim))
-        kl = posterior.kl().sum((2, 3)).sum((1, 2))  # in two steps: short sums lose less in float32
+        kl = posterior.kl().sum((2, 3)).sum((1, 2))  # in two steps, as short sums lose less in float32
         return {"nll": nll.mean(all_but_batch), "kl": kl / math.prod(x.shape[1:])}
 
     def __call__(
@@ -200,14 +203,14 @@ class Objective:
         """Computes the loss of one batch without its adversarial term.
 
         Args:
-          x: (B, T, H, W, C) in [-1, 1].
-          out: the autoencoder's outputs for x.
+          x: pixels (B, T, H, W, C) in [-1, 1].
+          out: outputs of the autoencoder for x.
           lpips_params: parameters of LPIPS; {} if the perceptual term is off.
-          key: draws the frames and windows that LPIPS compares.
+          key: random key of the frames and windows that LPIPS compares.
 
         Returns:
-          The loss, (), and its terms, each (): 'loss' is their weighted sum before scaling, 'nll' and 'kl'
-          are in nats per pixel value, the others have the names of TERMS.
+          The loss () and a dictionary of scalar metrics. 'nll' (the term 'reconstruction') and 'kl' are in
+          nats per pixel value; the others are named as in TERMS. 'loss' is the weighted sum before scaling.
         """
         by_sample = self.likelihood_terms(x, out.x_hat, out.posterior, out.log_scale)
         terms = {"nll": by_sample["nll"].mean(), "kl": by_sample["kl"].mean()}

@@ -1,1 +1,1 @@
-"""Published pretrained networks that score or train a VAE; none of them is trained here."""
+"""Published pretrained networks for scores and for the perceptual loss; their weights never change."""

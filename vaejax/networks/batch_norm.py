@@ -1,4 +1,4 @@
-"""Pretrained classifiers with every batch normalization folded into the convolution before it."""
+"""Folds the batch normalizations of pretrained classifiers into the convolutions before them."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +10,8 @@ import numpy as np
 from vaejax.networks import torch_file
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-# Maps a layer's name and kernel shape to {'kernel': of that shape, 'bias': (features,)}.
+# A function from a layer's name and kernel shape (..., features) to its parameters: {'kernel': array of that
+# shape, 'bias': array (features,)}.
 Layers = Callable[[str, tuple[int, ...]], dict]
 
 
@@ -25,15 +26,15 @@ def fold(
     """Folds a batch normalization, in inference mode, into the convolution before it.
 
     Args:
-      kernel: (..., features) of the convolution, which has no bias.
-      mean: (features,) running mean.
-      variance: (features,) running variance.
-      shift: (features,) learned bias of the normalization.
-      scale: (features,) learned scale, or 1.
-      epsilon: added to the variance.
+      kernel: kernel (..., features) of the convolution, which has no bias.
+      mean: running mean (features,).
+      variance: running variance (features,).
+      shift: learned bias (features,) of the normalization.
+      scale: learned scale (features,) of the normalization, or 1.
+      epsilon: constant that the normalization adds to the variance.
 
     Returns:
-      {'kernel': of the same shape, 'bias': (features,)}, float32, computed in float64.
+      {'kernel': array of the same shape, 'bias': array (features,)}, computed in float64, stored as float32.
     """
     gain = np.float64(scale) / np.sqrt(np.float64(variance) + epsilon)
     bias = np.float64(shift) - np.float64(mean) * gain
@@ -62,17 +63,18 @@ def from_torch(
     """Loads the folded layers of a 2D network from a PyTorch state dict.
 
     Args:
-      path: the weight file.
-      network: the network, a function of its layers and its input.
-      x: the shape of an input.
-      names: maps a layer's name to the names of its convolution and batch normalization in the file.
-      others: {name: shape} of further arrays to load.
+      path: weight file.
+      network: function of `Layers` and an input that computes the network.
+      x: shape of an input.
+      names: function from a layer's name to the names of its convolution and batch normalization in the file.
+      others: shapes of further arrays to load, by name.
 
     Returns:
-      {layer: {'kernel', 'bias'}}, and the further arrays by name in PyTorch's layout.
+      Parameters {layer: {'kernel': array, 'bias': array}}, and the further arrays by name, laid out as in
+      PyTorch.
 
     Raises:
-      weights.BadWeights: if the file is missing or damaged, or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or does not hold this network.
     """
     kernels, shapes = kernel_shapes(network, x), dict(others or {})
     for name, (*size, before, after) in kernels.items():

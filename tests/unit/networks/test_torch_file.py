@@ -70,8 +70,8 @@ def test_a_module_s_state_is_read_as_float32_and_the_rest_passed_over(tmp_path, 
 @FORMATS
 def test_other_names_and_shapes_are_refused(tmp_path, zipped):
     path = saved(tmp_path / "file.pth", {"a": torch.ones(3, 2), "n": torch.tensor([1])}, zipped)
-    refused(path, r"a is \(3, 2\); accepted: float \(2, 3\)")
-    refused(path, r"n is \(1,\); accepted: float \(1,\)", {"n": (1,)})
+    refused(path, r"a is float32 \(3, 2\); accepted: float \(2, 3\)")
+    refused(path, r"n is int64 \(1,\); accepted: float \(1,\)", {"n": (1,)})
     refused(path, r"lacks 'b' of the 2 required arrays", {"a": (3, 2), "b": (1,)})
     refused(path, r"lacks 'b' and 1 more of the 2 required arrays", {"b": (3, 2), "c": (1,)})
     infinite = saved(tmp_path / "infinite.pth", {"a": torch.full((2, 3), torch.inf)}, zipped)

@@ -46,9 +46,9 @@ def test_a_file_of_arrays_is_read_as_float32(tmp_path):
     ("tree", "reason"),
     [
         ({"a": GOOD["a"] | {"more": np.zeros(3)}}, r"a holds \['bias', 'kernel', 'more'\]"),
-        ({"a": {"kernel": np.ones((3, 2)), "bias": np.zeros(3)}}, r"a kernel is \(3, 2\).*\(2, 3\)"),
-        ({"a": {"kernel": np.ones((2, 3), int), "bias": np.zeros(3)}}, "a kernel is .* float"),
-        ({"a": {"kernel": [1.0], "bias": np.zeros(3)}}, "a kernel is list"),
+        ({"a": {"kernel": np.ones((3, 2)), "bias": np.zeros(3)}}, r"a kernel is float64 \(3, 2\).*\(2, 3\)"),
+        ({"a": {"kernel": np.ones((2, 3), int), "bias": np.zeros(3)}}, "a kernel is int64 .* float"),
+        ({"a": {"kernel": [1.0], "bias": np.zeros(3)}}, "a kernel is a list"),
         ({"a": GOOD["a"] | {"bias": np.array([0, np.nan, 0])}}, "a bias holds values that are not finite"),
         ([1, 2], "holds list"),
         (Command(), r"refers to (posix|nt)\.system"),
