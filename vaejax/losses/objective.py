@@ -171,7 +171,7 @@ class Objective:
         )
 
     def scale(self, shape: tuple[int, ...]) -> float:
-        """Returns the factor scale(shape) of the loss for samples of shape (T, H, W, C)."""
+        """Returns the factor on the sum of weighted terms for samples of shape (T, H, W, C)."""
         size, reference = math.prod(shape), shape[-1] * math.prod(self.reference)
         return {"sum": size, "mean": 1.0, "reference": reference}[self.normalization]
 

@@ -18,9 +18,9 @@ class Evaluators:
     """Runs the evaluations that are due. Their programs are compiled once per run, at first use.
 
     Args:
-      setup: the run's configuration, mesh, data and programs.
+      setup: configuration, mesh, data and programs of the run.
       watchdog: notified before every batch.
-      preemption: a signal ends an evaluation early; only the scoring after the last update always completes.
+      preemption: its signals end an evaluation early, except the scoring after the last update.
     """
 
     def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
@@ -55,7 +55,7 @@ class Evaluators:
         """Runs the evaluations that are due and reports their results.
 
         Returns:
-          Scores, 'BUCKET/NAME' or 'mean/NAME' to value, without those of an evaluation that ended early.
+          Scores by 'BUCKET/NAME' or 'mean/NAME', without those of an evaluation that ended early.
         """
         self._step = step
         self._watchdog.begin("evaluating", step, patient=True)
@@ -67,7 +67,7 @@ class Evaluators:
         return scores
 
     def score(self, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
-        """Scores and reports the held-out samples of every bucket; {} if a signal ended it early."""
+        """Scores the held-out samples of every bucket and reports; returns {} if a signal ended it early."""
         self._step = step
         try:
             scores = self._held_out.evaluate(state.ema, state.params)
@@ -94,7 +94,7 @@ class Evaluators:
             pass
 
     def _stopping(self, what: str, last_finishes: bool) -> Callable[[], bool]:
-        """A function that all processes call together before each batch; it returns whether to stop early."""
+        """Returns a function that all processes call before each batch; it returns whether to stop."""
 
         def stopping() -> bool:
             self._watchdog.begin(what, self._step, patient=True)

@@ -13,11 +13,11 @@ from vaejax.train.setup import Setup
 
 
 def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
-    """Computes and stores the statistics of the training latents, by which diffusion models normalize.
+    """Computes and stores the statistics of the training latents, with which diffusion models normalize them.
 
     Args:
-      setup: of the run.
-      folder: of the run; its last checkpoint must be complete.
+      setup: setup of the run.
+      folder: folder of the run; its last checkpoint must be complete.
       ema: EMA parameters of the autoencoder.
     """
     config = setup.config

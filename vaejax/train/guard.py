@@ -18,9 +18,9 @@ class Pending(NamedTuple):
     """An update whose metrics the host has not read yet.
 
     Attributes:
-      step: of the update, counted from 0.
-      batches: this process's part of each bucket's batch, by bucket.
-      terms: metrics of each bucket and of 'all', still on the devices.
+      step: number of the update, counted from 0.
+      batches: this process's samples of each bucket's batch, by bucket.
+      terms: metrics of each bucket, and of the whole update as 'all'; still on the devices.
     """
 
     step: int
@@ -32,24 +32,25 @@ class StepGuard:
     """Counts skipped updates and rollbacks. All processes hold the same counts; process 0 writes them.
 
     bad_steps.jsonl has a line {"step", "samples": {bucket: names}} for each skipped update, and a line
-    {"step", "back_to", "positions"} for each rollback.
+    {"step", "back_to", "positions"} for each rollback; "positions" are the batches drawn per bucket until
+    then.
 
     Args:
-      folder: of the run; counting continues from an earlier run's file.
-      config: config.recovery.
-      start: the step at which the run starts or resumes. Skipped updates from this step on are dropped,
-        because the run will repeat them. Rollbacks are kept, because their data positions stay valid.
+      folder: folder of the run; if it has a bad_steps.jsonl, counting continues from it.
+      config: section `recovery` of the configuration.
+      start: step at which the run starts or resumes. Skipped updates from this step on are dropped, because
+        the run will repeat them. Rollbacks are kept, because their data positions stay valid.
 
     Attributes:
       total: updates skipped so far.
       in_row: number of consecutive skipped updates up to the latest.
       rollbacks: rollbacks so far.
-      restart_step: the checkpoint of the latest rollback.
+      restart_step: step of the checkpoint that the latest rollback returned to; before any, `start`.
     """
 
     def __init__(self, folder: RunFolder, config: RecoveryConfig, start: int):
         self._path, self._config = folder.bad_steps, config
-        # All use process 0's version, because hosts may see a shared file at different times.
+        # All processes use what process 0 reads: other hosts may still see an older version of the file.
         lines = files.read_json_lines(self._path) if jax.process_index() == 0 else []
         self._lines: list[dict] = distributed.all_gather(lines)[0]
         last_rollback = max((i for i, line in enumerate(self._lines) if "back_to" in line), default=-1)
@@ -65,7 +66,7 @@ class StepGuard:
             self._write()
 
     def positions(self, start: int) -> dict[str, int]:
-        """Data positions to continue from at `start`; {} unless the latest rollback led to that step."""
+        """Batches already drawn per bucket at `start`; {} unless the latest rollback led to this step."""
         rollbacks = [line for line in self._lines if "back_to" in line]
         return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
 
@@ -81,7 +82,7 @@ class StepGuard:
         self.count(pending.step, {name: pending.batches[name] for name in bad or pending.batches})
 
     def count(self, step: int, batches: Mapping[str, Batch]) -> None:
-        """Records a skipped update and its batches, given this process's part of each."""
+        """Records a skipped update and the names of its samples; `batches` are this process's samples."""
         self.total, self.in_row = self.total + 1, self.in_row + 1
         parts = {name: dict(zip(batch.rows, batch.names, strict=True)) for name, batch in batches.items()}
         samples: dict[str, dict[int, str]] = {name: {} for name in parts}
@@ -98,7 +99,7 @@ class StepGuard:
         return self.in_row >= self._config.bad_steps
 
     def roll_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:
-        """Records a rollback from `step` to a checkpoint, and the data positions to continue from.
+        """Records a rollback from `step` to checkpoint `back_to`, and the batches drawn per bucket so far.
 
         Raises:
           TrainingFailed: after config.recovery.rollbacks rollbacks to the same checkpoint.

@@ -39,15 +39,15 @@ class Outcome(enum.Enum):
 
 
 def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -> bool:
-    """Trains to config.steps, resuming the run in DIR if there is one.
+    """Trains to config.steps; resumes the run in `workdir` if there is one.
 
     Args:
       config: a ConfigDict with the keys of vaejax.config.schema.
-      workdir: DIR, created if missing.
-      inject: faults for tests; see train/step.py.
+      workdir: folder of the run, created if missing.
+      inject: function with which tests break values, see train/step.py.
 
     Returns:
-      True if the run is complete, False if a signal stopped it; then it has saved.
+      True if the run is complete, False if a signal stopped it after saving a checkpoint.
 
     Raises:
       InputError: if the configuration or an input cannot be used.
@@ -68,7 +68,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
             with Preemption() as preemption:
                 run = Run(setup, folder, checkpoints, watchdog, preemption, start)
                 outcome = run.train_from(start)
-                while outcome is Outcome.ROLLED_BACK:  # the same code as a resume, from an earlier step
+                while outcome is Outcome.ROLLED_BACK:  # continues like a resumed run
                     outcome = run.train_from(run.guard.restart_step)
             if outcome is Outcome.STOPPED:
                 saved = checkpoints.latest() or 0
@@ -81,7 +81,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
 
 
 class Run:
-    """The parts of a run that survive a rollback, compiled programs included: a rollback compiles nothing.
+    """The objects of a run that outlive a rollback. Its programs are among them, so no rollback recompiles.
 
     Attributes:
       guard: counts skipped updates and rollbacks.
@@ -116,10 +116,10 @@ class Run:
         console.introduce(folder, config, setup.buckets, start, programs.state.params["autoencoder"])
 
     def train_from(self, start: int) -> Outcome:
-        """Trains from step `start`, 0 or a checkpoint, until the run is done, stopped or rolled back."""
+        """Trains from step `start`, 0 or a checkpoint's, until the run is done, stopped or rolled back."""
         config, guard, watchdog = self.setup.config, self.guard, self.watchdog
         state, positions = resume.restore(self.setup, self.checkpoints, guard, start)
-        self.preemption.listen()  # late on purpose: until here Ctrl-C interrupts at once
+        self.preemption.listen()  # only now, so that Ctrl-C interrupts the start-up at once
         with (
             Reporter(self.folder, config, start, self.peak_flops) as report,
             self.checkpoints.completing(),
@@ -128,16 +128,16 @@ class Run:
         ):
             pending = None
             if config.init and not start:
-                self.evaluators.score(0, state, report)  # the scores of the other run, for comparison
+                self.evaluators.score(0, state, report)  # what the loaded parameters score before training
             for step in range(start, config.steps):
                 with report.paused():
-                    self.update.prepare(step, watchdog)  # compiles when a phase of the loss begins
+                    self.update.prepare(step, watchdog)  # compiles if a loss term starts
                 with profile.update(step):
                     watchdog.begin("waiting for samples", step)
                     batches, waited = _next(stream)
                     watchdog.begin(WAITING_FOR_DEVICES, step)
                     state, terms = self.update(state, batches)
-                    guard.check(pending)  # ORDER MATTERS: read update N-1 while the devices run N
+                    guard.check(pending)  # ORDER MATTERS: reads update N-1 while the devices run update N
                 profile.done(step, terms)
                 pending = Pending(step, batches, terms)
                 report.update(terms, self.update.cost(batches), waited)
@@ -158,7 +158,7 @@ class Run:
                         scores = self.evaluators.run(due, step + 1, state, report)
                         self.scores = scores or self.scores
                         stopping = stopping or self.preemption.received()
-                    # While updates are skipped the state may be the cause, so the last checkpoint is better.
+                    # While updates are being skipped, the state may be the cause, so it is not saved.
                     if due.last or ((stopping or due.save) and not guard.in_row):
                         self._save(step + 1, state, positions, scores, report)
                 if due.last:
@@ -185,7 +185,7 @@ class Run:
             self.skipped.add_skipped(batch.skipped)
 
     def _numbers(self, step: int) -> dict[str, float]:
-        """Values to log beside the metrics of the update of `step`."""
+        """Further values to log with the metrics of update `step`."""
         numbers = {f"train/{name}/compile_seconds": s for name, s in self.update.compile_seconds.items()}
         self.update.compile_seconds.clear()
         numbers["train/all/learning_rate"] = jax.device_get(self.learning_rate(step))

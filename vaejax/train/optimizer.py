@@ -5,16 +5,19 @@ import optax
 
 from vaejax.config.schema import OptimConfig
 
-# The likelihood's log-scale must fall from 0 to about -3, but Adam moves a parameter by at most about one
-# learning rate per update. With a higher rate the NLL, and so the relative weight of the KL, settles early.
+# Factor on the learning rate of the likelihood's log-scale. The log-scale must fall from 0 to about -3, but
+# Adam moves a parameter by at most about one learning rate per update. The weight of the NLL relative to the
+# KL changes until the log-scale settles.
 LOG_SCALE_RATE = 10.0
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then cosine decay to `final_fraction` of the peak at `steps`, or a constant rate.
+    """Returns the schedule: linear warm-up, then a constant rate or cosine decay, see `config.schedule`.
+
+    The cosine ends at `final_fraction` of the peak after `steps` updates.
 
     Args:
-      config: config.optim.
+      config: section `optim` of the configuration.
       steps: length of the run in updates.
     """
     peak = config.learning_rate
@@ -26,7 +29,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def clipping(config: OptimConfig) -> optax.GradientTransformation:
-    """Adaptive gradient clipping per output unit (NFNets, arXiv 2102.06171, equation 3).
+    """Returns adaptive gradient clipping per output unit (NFNets, arXiv 2102.06171, equation 3).
 
     The gradient g of a unit with weights w is scaled by min(1, λ·max(|w|, 1e-3) / |g|), with norms over the
     fan-in and λ = config.agc; 0 turns clipping off. Exempt are the decoder's last convolution, the
@@ -40,12 +43,12 @@ def clipping(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The chain of clipping, Adam, weight decay of kernels and learning rate.
+    """Returns the chain of clipping, Adam, weight decay of kernels and learning rate.
 
     The structure of its state does not depend on the settings, so a run can resume with other settings.
 
     Args:
-      config: config.optim.
+      config: section `optim` of the configuration.
       steps: length of the run in updates.
     """
 

@@ -1,4 +1,4 @@
-"""The programs of an update: each bucket's gradients and the optimizer step, compiled per loss phase."""
+"""The compiled programs of an update: one per bucket for its gradients, and one for the optimizer step."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ from vaejax.train.state import TrainState
 
 
 class Phase(NamedTuple):
-    """A phase of the loss: the terms that are on at a step.
+    """The loss terms that are on at a step; each combination has its own compiled programs.
 
     Attributes:
       perceptual: whether the perceptual term is on.
@@ -45,17 +45,17 @@ class Phase(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The uncompiled programs of one update; the devices of the mesh may be absent.
+    """The uncompiled programs of one update; the mesh may describe devices that are not attached.
 
-    Each phase has its own programs, so a term costs nothing before it starts.
+    Each `Phase` has its own programs, so a loss term costs nothing before it starts.
 
     Attributes:
-      state: shape and sharding of every array of the state.
-      mesh: of the run.
+      state: shape and sharding of every array of the train state.
+      mesh: device mesh of the run.
       model, objective, adversary, optimizer, clipping, ema_decay: see train/step.py.
       lpips_params: parameters of the perceptual network, or their shapes; {} if the term is off.
-      perceptual_start: the first step with the perceptual term.
-      inject: faults for tests; see train/step.py.
+      perceptual_start: first step with the perceptual term.
+      inject: function with which tests break values, see train/step.py.
     """
 
     state: TrainState
@@ -77,7 +77,8 @@ class Programs:
         """Builds the programs of a configuration.
 
         Raises:
-          InputError: if a bucket, weight file or discriminator does not suit the configuration.
+          InputError: if sizes of the model, buckets or discriminators do not fit together, or if the weight
+            file of the perceptual network cannot be used.
         """
         model = Autoencoder(Architecture.of(config.model))
         adversary = Adversary.of(config, buckets)
@@ -98,19 +99,19 @@ class Programs:
         )
 
     def phase(self, step: int) -> Phase:
-        """The phase of a step."""
+        """The loss terms that are on at update `step`, counted from 0."""
         return Phase(
             step >= self.perceptual_start, self.adversary is not None and self.adversary.is_training(step)
         )
 
     def zeros(self, phase: Phase) -> Traced:
-        """The program that maps a state to an empty accumulator."""
+        """The program `step.zeros`: returns zero gradients for a state."""
         zeros = functools.partial(steps.zeros, adversary=self._adversary(phase))
         places = jax.tree.map(lambda x: x.sharding, self.accumulated(phase))
         return jax.jit(zeros, out_shardings=places).trace(self.state)
 
     def gradients(self, phase: Phase, bucket: Bucket) -> Traced:
-        """The program from state, accumulator, frames, key and LPIPS parameters to accumulator, metrics."""
+        """The program `step.bucket_gradients`: adds the gradients of a batch of this bucket."""
         accumulated = self.accumulated(phase)
         step = functools.partial(
             steps.bucket_gradients,
@@ -133,7 +134,7 @@ class Programs:
             return step.trace(self.state, accumulated, frames, key, lpips_params)
 
     def apply(self, phase: Phase) -> Traced:
-        """The program that maps state and accumulator to the next state and its metrics."""
+        """The program `step.apply_gradients`: updates a state with the gradients of all buckets."""
         apply = functools.partial(
             steps.apply_gradients,
             adversary=self._adversary(phase),
@@ -146,13 +147,13 @@ class Programs:
         return apply.trace(self.state, self.accumulated(phase))
 
     def model_flops(self, phase: Phase, bucket: Bucket) -> int:
-        """FLOPs of the gradients of one batch, without those that rematerialization repeats."""
+        """FLOPs of the gradients of one batch, not counting what rematerialization computes again."""
         architecture = dataclasses.replace(self.model.architecture, remat=())
         once = dataclasses.replace(self, model=self.model.clone(architecture=architecture))
         return flops.count(once.gradients(phase, bucket).jaxpr)
 
     def accumulated(self, phase: Phase) -> steps.Accumulated:
-        """Shapes and shardings of the accumulator; gradients are sharded like their parameters."""
+        """Shapes and shardings of the accumulated gradients; they are sharded like their parameters."""
         adversary = self._adversary(phase)
         accumulated = jax.eval_shape(functools.partial(steps.zeros, adversary=adversary), self.state)
         states_of = self.state.discriminators if adversary else {}
@@ -171,10 +172,10 @@ class Update:
     """The compiled update of a run: maps a state and batches to the next state and metrics.
 
     Args:
-      programs: of the run.
-      buckets: of the run.
+      programs: uncompiled programs of the run.
+      buckets: buckets of the run.
       seed: seed of the noise.
-      counts_flops: whether `cost(...).flops` is counted, which traces each bucket's program once more.
+      counts_flops: whether `cost` counts FLOPs, for which each bucket's program is traced once more.
 
     Attributes:
       compile_seconds: compilation time of each bucket's program, by name, until a caller clears it.
@@ -188,14 +189,14 @@ class Update:
         )
         self._phase: Phase | None = None
         self._compiled: tuple = ()
-        self._phases = 0  # compiled so far
+        self._phases = 0  # number compiled so far
         self._flops: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}
 
     def prepare(self, step: int, watchdog: Watchdog) -> None:
-        """Compiles the programs for the phase of `step`, unless the devices hold them already.
+        """Compiles the programs for the loss terms of `step`, unless they are the ones compiled last.
 
-        The devices hold the programs of one phase at a time, because those of a large run take gigabytes.
+        The devices hold the programs of one `Phase` at a time, because those of a large run take gigabytes.
         """
         phase = self._programs.phase(step)
         if phase == self._phase:
@@ -219,10 +220,10 @@ class Update:
     def __call__(
         self, state: TrainState, batches: Mapping[str, Batch]
     ) -> tuple[TrainState, dict[str, Terms]]:
-        """Runs one update of the phase prepared last; `state` is donated.
+        """Runs one update with the programs that `prepare` compiled; the buffers of `state` are donated.
 
         Returns:
-          The next state, and the metrics of every bucket and of 'all'.
+          The next state, and the metrics of every bucket and, as 'all', of the whole update.
         """
         zeros, gradients, apply = self._compiled
         accumulated, terms = zeros(state), {}
@@ -245,7 +246,7 @@ class Update:
 
     @contextlib.contextmanager
     def _timed(self, what: str, step: int, watchdog: Watchdog) -> Iterator:
-        """Reports the compilation in the block and its time; yields a function for the seconds so far."""
+        """Prints what the block compiles and its time; yields a function that returns the seconds so far."""
         watchdog.begin(f"compiling {what}", step, patient=True)
         is_main = jax.process_index() == 0
         if is_main:

@@ -16,20 +16,22 @@ from vaejax.train.guard import StepGuard
 from vaejax.train.setup import Setup
 from vaejax.train.state import TrainState
 
-HARMLESS = ("remat", "dtype")  # keys of config.model that change no parameter
-DESIGN = ("discriminators", "kind", "width", "spectral_norm")  # keys that define the discriminators
+HARMLESS = ("remat", "dtype")  # keys of config.model on which no parameter depends
+# Keys of config.loss.adversarial on which parameters depend.
+DESIGN = ("discriminators", "kind", "width", "spectral_norm")
 
 
 def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None:
     """Checks that the checkpoint to start from has the networks of the configuration.
 
     Args:
-      checkpoints: of this run.
-      start: the step to resume from; 0 starts from config.init, if any.
-      config: of this run.
+      checkpoints: checkpoints of this run.
+      start: step to resume from; 0 starts from config.init, if that is set.
+      config: configuration of this run.
 
     Raises:
-      InputError: naming the first key that differs, or if config.init has no checkpoint.
+      InputError: if a key of the networks differs, which the message names, or if config.init has no
+        checkpoint.
     """
     if start:
         _check_same(checkpoints.config(start), config, "this workdir", discriminators=True)
@@ -41,18 +43,18 @@ def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None
 def restore(
     setup: Setup, checkpoints: Checkpoints, guard: StepGuard, step: int
 ) -> tuple[TrainState, dict[str, int]]:
-    """The state and the data positions after `step` updates.
+    """Returns the train state and the data positions with which a run starts, resumes or rolls back.
 
-    A rollback uses this function too: its data positions come from the guard, so new samples follow.
+    After a rollback the data positions come from the guard, so that training continues with new samples.
 
     Args:
-      setup: of the run.
-      checkpoints: of the run.
-      guard: of the run; records rollbacks.
-      step: a completed checkpoint, or 0 to start, from config.init if there is one.
+      setup: setup of the run.
+      checkpoints: checkpoints of the run.
+      guard: guard of the run, which records rollbacks.
+      step: step of a complete checkpoint; 0 starts the run, from config.init if that is set.
 
     Returns:
-      The state, and the number of batches drawn per bucket.
+      The state, and the number of batches already drawn per bucket.
     """
     config, state = setup.config, setup.initialize()
     positions = {b.name: bucket.draws(b, config.seed, step) for b in setup.buckets}
@@ -66,7 +68,7 @@ def restore(
 
 
 def _from_other_run(name: str, state: TrainState) -> TrainState:
-    """The state with the EMA parameters of another run's latest checkpoint as parameters and EMA."""
+    """Returns `state` with the EMA parameters of another run's latest checkpoint as parameters and as EMA."""
     with Checkpoints(name, read_only=True) as source:
         items = states.to_items(dataclasses.replace(state, discriminators={}))
         restored, _ = source.restore(_latest(source, name), items)
@@ -77,12 +79,12 @@ def _from_other_run(name: str, state: TrainState) -> TrainState:
 def _latest(source: Checkpoints, name: str) -> int:
     step = source.latest_on_all_hosts()
     if step is None:
-        raise InputError(f"init = {name}: no checkpoint in it; accepted: the --workdir of a run")
+        raise InputError(f"init = {name}: no checkpoint in it; accepted: the --workdir of a saved run")
     return step
 
 
 def _check_same(saved: Mapping[str, Any], config: Config, where: str, discriminators: bool = False) -> None:
-    """Raises an InputError if a key that parameters depend on differs; keys unknown to either are ignored."""
+    """Raises an InputError if a key that shapes parameters differs; keys that only one has are ignored."""
     now = config.to_dict()
     sections = [("model", saved["model"], now["model"])]
     if discriminators and saved["loss"]["weights"].get("adversarial"):
@@ -95,5 +97,5 @@ def _check_same(saved: Mapping[str, Any], config: Config, where: str, discrimina
             if key in is_now and is_now[key] != value and key not in HARMLESS:
                 raise InputError(
                     f"{section}.{key} = {is_now[key]!r}, but the run in {where} has {value!r};"
-                    f" accepted: {value!r}, or another run"
+                    f" accepted: {value!r}, or the folder of another run"
                 )

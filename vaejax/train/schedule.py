@@ -9,12 +9,12 @@ class Due(NamedTuple):
     """The tasks that are due after an update.
 
     Attributes:
-      log: metrics are logged.
-      score: held-out samples are scored.
-      probe: the diffusion probe runs.
-      show: panels are written.
-      save: a checkpoint is saved.
-      last: the run ends.
+      log: whether to log metrics.
+      score: whether to score held-out samples.
+      probe: whether to run the diffusion probe.
+      show: whether to write panels of reconstructions.
+      save: whether to save a checkpoint.
+      last: whether the run ends.
     """
 
     log: bool
@@ -26,12 +26,12 @@ class Due(NamedTuple):
 
     @property
     def evaluates(self) -> bool:
-        """Whether held-out samples are scored, probed or shown."""
+        """Whether any of `score`, `probe` and `show` is due."""
         return self.score or self.probe or self.show
 
 
 class Schedule:
-    """The intervals of a configuration, in updates; an interval of 0 is never due."""
+    """Decides which tasks are due, by the intervals of a configuration in updates; 0 turns a task off."""
 
     def __init__(self, config: Config):
         self._steps = config.steps
@@ -44,7 +44,7 @@ class Schedule:
         )
 
     def due(self, step: int) -> Due:
-        """The tasks due once `step` updates are done; after the last one, all that are not off."""
+        """The tasks due once `step` updates are done; after the last update, all tasks that are not off."""
         last = step == self._steps
         log, score, probe, show, save = (bool(every and (step % every == 0 or last)) for every in self._every)
         return Due(log, score, probe, show, save, last)

@@ -1,4 +1,4 @@
-"""The setup of a run: everything that is built from the configuration before any array exists."""
+"""The setup of a run: what is built from the configuration before any array is on a device."""
 
 import contextlib
 import dataclasses
@@ -27,11 +27,11 @@ class Setup:
     """The mesh, buckets, data sources and programs of a run, identical on all processes.
 
     Attributes:
-      config: of the run.
+      config: configuration of the run.
       mesh: mesh of all devices.
-      buckets: buckets of the configuration.
+      buckets: buckets of the configuration, the sample shapes to train on.
       sources: opened data sources.
-      inject: faults for tests (see train/step.py), or None.
+      inject: function with which tests break values (see train/step.py), or None.
     """
 
     config: Config
@@ -65,7 +65,7 @@ class Setup:
 
     @functools.cached_property
     def initialize(self) -> Callable[[], TrainState]:
-        """Initializes the train state; compiled at the first call, so a rollback compiles nothing."""
+        """The function that initializes the train state; compiled once, so a rollback compiles nothing."""
         programs = self.programs
         return states.initializer(
             programs.model, programs.optimizer, programs.adversary, self.mesh, self.config.seed
@@ -73,7 +73,7 @@ class Setup:
 
     @contextlib.contextmanager
     def batches(self, start: int, positions: Mapping[str, int]) -> Iterator[TrainStream]:
-        """The batches of the updates from `start` on; worker processes end with the block.
+        """Yields the stream of batches from update `start` on; worker processes end with the block.
 
         Args:
           start: number of updates already done.

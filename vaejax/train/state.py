@@ -21,11 +21,11 @@ class TrainState:
     """The arrays of a run.
 
     Attributes:
-      step: () int32, number of updates, skipped ones included.
-      params: float32 tree {'autoencoder': ..., 'likelihood': {'log_scale': ()}}.
-      ema: exponential moving average of params, same tree.
-      optimizer: optax state of the autoencoder's optimizer.
-      discriminators: states by name; {} without an adversarial term.
+      step: number () of updates, int32, including skipped ones.
+      params: float32 parameters {'autoencoder': ..., 'likelihood': {'log_scale': ()}}.
+      ema: exponential moving average of params, with the same structure.
+      optimizer: optax state of the optimizer of params.
+      discriminators: state of each discriminator by name; {} without an adversarial term.
     """
 
     step: Int[Array, ""]
@@ -62,7 +62,7 @@ def initializer(
 def shapes(
     model: Autoencoder, optimizer: optax.GradientTransformation, adversary: Adversary | None, mesh: Mesh
 ) -> TrainState:
-    """The shape and sharding of every array of a state; the devices of the mesh may be absent."""
+    """The shape and sharding of every array of a state; the mesh may describe devices that are absent."""
     state = jax.eval_shape(_init(model, optimizer, adversary, 0))
     return sharding.with_shardings(state, sharding.state_shardings(mesh, state))
 
@@ -70,12 +70,12 @@ def shapes(
 def to_items(state: TrainState) -> dict[str, Any]:
     """The items of a checkpoint. Each discriminator is its own item, so a run may gain or lose one later."""
     main = {"step": state.step, "params": state.params, "ema": state.ema, "optimizer": state.optimizer}
-    main["opponents"] = {}  # part of the format since version 0.1
+    main["opponents"] = {}  # unused, but in the format since version 0.1
     return {"state": main} | {_item(name): one for name, one in state.discriminators.items()}
 
 
 def from_items(state: TrainState, items: Mapping[str, Any]) -> TrainState:
-    """A state with the arrays of a checkpoint; a discriminator that it lacks keeps its initial state."""
+    """Returns `state` with the arrays of a checkpoint; a discriminator that `items` lacks stays as it is."""
     found = {name: items[_item(name)] for name in state.discriminators if _item(name) in items}
     main = {name: value for name, value in items["state"].items() if name != "opponents"}
     return dataclasses.replace(state, **main, discriminators=state.discriminators | found)

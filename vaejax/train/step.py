@@ -22,8 +22,9 @@ from vaejax.models.pixels import from_uint8
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.train.state import TrainState
 
-# Faults for tests: maps (bucket, place, step, batch x, y) to y or to a broken y. Places: 'data' (y is x),
-# 'generator' (y is x_hat) and 'discriminator' (y is the x_hat that the discriminators see).
+# A function with which tests break values: (bucket, place, step, x, y) -> y, or a broken y. At place 'data' y
+# is the batch x, at 'generator' its reconstruction, at 'discriminator' the reconstruction that discriminators
+# see.
 Inject = Callable[[str, str, Array, Array, Array], Array]
 
 
@@ -32,10 +33,10 @@ class Accumulated:
     """Gradients accumulated over the buckets of one update.
 
     Attributes:
-      generator: weighted sum of gradients, tree like state.params.
+      generator: weighted sum of the gradients of state.params.
       discriminators: weighted sums of the gradients of each discriminator's parameters, by name.
       logits: statistics of each discriminator's logits, by name.
-      finite: () whether every loss and gradient so far is finite.
+      finite: whether () every loss and gradient so far is finite.
     """
 
     generator: dict
@@ -45,7 +46,7 @@ class Accumulated:
 
 
 def zeros(state: TrainState, adversary: Adversary | None) -> Accumulated:
-    """An empty accumulator."""
+    """Returns zero gradients and statistics, to which buckets add theirs."""
     discriminators = adversary.zeros(state.discriminators) if adversary else ({}, {})
     return Accumulated(jax.tree.map(jnp.zeros_like, state.params), *discriminators, jnp.array(True))
 
@@ -57,10 +58,13 @@ def reconstruct(
 
     Args:
       model: the autoencoder.
-      objective: its latent terms say what is masked and whether equivariance is computed.
-      params: as state.params.
-      x: (B, T, H, W, C) in [-1, 1].
-      key: noise of the sample, the mask and the equivariance term.
+      objective: objective, whose settings decide on masking and on the equivariance term.
+      params: parameters, structured as state.params.
+      x: pixels (B, T, H, W, C) in [-1, 1].
+      key: random key of the sample, the mask and the equivariance term.
+
+    Returns:
+      The outputs from which the objective computes the loss.
     """
     key_z, key_mask, key_equivariance = jax.random.split(key, 3)
     variables, is_video = {"params": params["autoencoder"]}, x.shape[1] > 1
@@ -90,25 +94,25 @@ def bucket_gradients(
     adversary: Adversary | None = None,
     inject: Callable[[str, Array, Array, Array], Array] | None = None,
 ) -> tuple[Accumulated, Terms]:
-    """Adds weight · ∇L of one bucket's batch, and the weighted gradients of the discriminators' losses.
+    """Adds the gradients of one bucket's batch, times the bucket's weight, to those of earlier buckets.
 
-    The autoencoder runs forward once. The cotangents of its reconstruction from all terms, including the
-    adversarial one, are summed and pulled back through it once.
+    The autoencoder runs forward once. The gradients of all terms with respect to its outputs, the adversarial
+    term's included, are summed before they are propagated back through it.
 
     Args:
-      state: the state before the update.
+      state: state before the update.
       accumulated: gradients of the update's earlier buckets.
-      frames: (B, T, H, W, C) uint8, the global batch.
-      key: noise key of the run; step and shape are folded in here, so noise never repeats.
+      frames: uint8 pixels (B, T, H, W, C) of the batch over all devices.
+      key: random key of the run; step and shape are folded in here, so noise never repeats.
       lpips_params: parameters of the perceptual network; {} if the term is off.
       weight: weight of the bucket.
       model: the autoencoder.
-      objective: the loss without its adversarial term.
-      adversary: None omits the adversarial term.
-      inject: faults for tests, `Inject` with its bucket bound.
+      objective: loss without its adversarial term.
+      adversary: discriminators; None omits the adversarial term.
+      inject: `Inject` without its first argument, or None.
 
     Returns:
-      The accumulated gradients, and the bucket's metrics, each ().
+      The accumulated gradients, and the bucket's scalar metrics.
     """
     for number in (state.step, *frames.shape[1:4]):
         key = jax.random.fold_in(key, number)
@@ -139,7 +143,7 @@ def bucket_gradients(
             )
             more["adaptive_weight"] = adaptive_weight(other, adversarial, adversary.adaptive)
             share *= more["adaptive_weight"]
-        # 0 * inf is NaN, so mask the term while its share is 0.
+        # 0 * inf is NaN, so the term is masked while its share is 0.
         added = jnp.where(share > 0, share * scale * dx_hat, 0.0)
         cotangents = dataclasses.replace(cotangents, x_hat=cotangents.x_hat + added)
         logits = logits | {n: jax.tree.map(jnp.add, logits[n], one) for n, one in seen.items()}
@@ -174,20 +178,21 @@ def apply_gradients(
     decision depends on values that are identical on all devices, so all of them skip the same update.
 
     Args:
-      state: the state before the update.
+      state: state before the update.
       accumulated: gradients of all buckets.
-      optimizer: of the autoencoder; it clips too.
-      clipping: the optimizer's clipping alone, for the norm of the clipped gradients.
-      ema_decay: limit of the EMA's decay.
-      adversary: None if there are no discriminators yet.
+      optimizer: optimizer of state.params, clipping included.
+      clipping: clipping of the optimizer alone, for the norm of the clipped gradients.
+      ema_decay: upper bound of the EMA's decay.
+      adversary: discriminators; None if they do not train yet.
 
     Returns:
-      The next state, and metrics, each (): norms that show the health of the run, and 'finite'.
+      The next state, and its scalar metrics: norms, the log-scale, accuracies of the discriminators, and
+      'finite'.
     """
     gradients = accumulated.generator
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = cast(dict, optax.apply_updates(state.params, updates))
-    # The optimizer clips too; XLA merges this second, stateless computation with its own.
+    # The optimizer clips too; XLA merges the two computations, because clipping has no state.
     clipped, _ = clipping.update(gradients, clipping.init(state.params), state.params)
     norms = {
         "grad_norm": optax.tree.norm(gradients),
@@ -214,7 +219,7 @@ def apply_gradients(
 
 
 def _only_x_hat(out: Outputs, x_hat: Float[Array, "B T H W C"]) -> Outputs:
-    """Cotangents that are zero except for the reconstruction's."""
+    """Returns cotangents of `out` that are zero except for the reconstruction's."""
     return dataclasses.replace(jax.tree.map(jnp.zeros_like, out), x_hat=x_hat)
 
 
