@@ -1,4 +1,4 @@
-"""Peak performance of accelerators by data sheet, and the usable memory of TPUs by their compiler."""
+"""Peak performance of accelerators by data sheet, and the memory that TPUs leave to programs."""
 
 import dataclasses
 import re
@@ -12,7 +12,8 @@ class Chip:
 
     Attributes:
       flops: peak dense bfloat16 operations per second.
-      memory: bytes for programs; libtpu reports them if a program does not fit. The runtime keeps the rest.
+      memory: bytes that programs may use, as libtpu's out-of-memory errors report; the runtime keeps the
+        rest.
       bandwidth: bytes per second of the memory.
       interconnect: bytes per second, each way, of all links to other chips together.
       dimensions: number of dimensions of the torus of chips; each has an equal share of the links.
@@ -40,7 +41,7 @@ class Chip:
 
 
 GIB = 2**30
-# By whole words of JAX's device kind.
+# Keys are found as whole words in `jax.Device.device_kind`.
 TPUS = {
     "TPU v4": Chip(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4),
     "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16),

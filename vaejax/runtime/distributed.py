@@ -24,15 +24,15 @@ T = TypeVar("T")
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START_SECONDS = 300  # within which all processes must have started
 BARRIER_MILLISECONDS = 24 * 3600 * 1000  # the watchdog reports late processes long before
-# Seconds without a heartbeat after which JAX aborts the other processes. Heartbeats come twice as often, so a
-# process that stops just before one is detected after half of it.
+# Seconds without a heartbeat of one process after which JAX aborts the others. A heartbeat is sent every half
+# of this, so a stopped process is noticed after half to all of it.
 HEARTBEAT = 60
 
 
 def serialize_cpu_programs() -> None:
     """Makes CPU devices finish one program before the next; call it before JAX initializes its devices.
 
-    CPU collectives are matched by their order of arrival, which two concurrent programs would mix up.
+    CPU devices match collectives by their order of arrival, which two programs at once would mix up.
     Accelerators order programs themselves.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -46,15 +46,15 @@ def initialize() -> None:
     only process on a host uses all its GPUs, unless JAX_LOCAL_DEVICE_IDS says otherwise.
 
     Raises:
-      InputError: if neither names the other processes.
-      TrainingFailed: if they cannot be reached.
+      InputError: if neither the variables nor a launcher name the other processes, or if a variable is wrong.
+      TrainingFailed: if a process cannot be reached.
     """
     variables = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
     arguments: dict[str, Any] = {}
     if variables:
         arguments = _explicit(variables)
     if _is_alone_on_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-        arguments["local_device_ids"] = []  # all; under Slurm and Open MPI JAX takes one per process
+        arguments["local_device_ids"] = []  # []: all GPUs; by default JAX takes one under Slurm or Open MPI
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
@@ -63,14 +63,17 @@ def initialize() -> None:
     except (ValueError, NotImplementedError) as error:
         raise InputError(
             f"--multihost: the other processes are unknown ({one_line(error)}); accepted: Slurm,"
-            f" Open MPI, a TPU pod, GKE, or the environment {', '.join(EXPLICIT)}"
+            f" Open MPI, a TPU pod, GKE, or the variables {', '.join(EXPLICIT)}"
         ) from error
     except RuntimeError as error:
         address = variables.get("JAX_COORDINATOR_ADDRESS", "process 0")
-        raise TrainingFailed(f"--multihost: {address} cannot be reached: {one_line(error)}") from error
-    # If another process dies, JAX aborts while threads run, and dumping all of them can crash instead.
+        raise TrainingFailed(
+            f"--multihost: {address} cannot be reached, or another process did not start within"
+            f" {START_SECONDS} s: {one_line(error)}"
+        ) from error
+    # If another process dies, JAX aborts this one while its threads run; dumping their stacks could crash it.
     faulthandler.enable(all_threads=False)
-    # JAX has caught SIGTERM, but nothing acts on it until training listens (preemption.py).
+    # JAX has installed a handler of SIGTERM, but nothing acts on it until preemption.py listens.
     signal.signal(signal.SIGTERM, sigterm_handler)
 
 
@@ -78,8 +81,7 @@ def initialize() -> None:
 def exiting_at_once() -> Iterator[None]:
     """Exits at once if the block fails in one of several processes.
 
-    A normal exit would disconnect from the other processes first and wait for them, while they wait for this
-    one.
+    A normal exit would first wait for the other processes to disconnect, while they wait for this one.
     """
     try:
         yield
@@ -91,7 +93,7 @@ def exiting_at_once() -> Iterator[None]:
             traceback.print_exception(error)
             print(
                 f"error: process {jax.process_index()}: {one_line(error)} (the others cannot continue alone);"
-                " run the same command on all to continue from the last checkpoint",
+                " run the same command on all hosts to continue from the last checkpoint",
                 file=sys.stderr,
             )
         sys.stdout.flush()
@@ -100,7 +102,7 @@ def exiting_at_once() -> Iterator[None]:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Raises InputError if a folder is not the same one on all processes."""
+    """Raises an InputError if `folder` is not the same folder on all processes."""
     if jax.process_count() == 1:
         return
     token = folder / f".shared-{all_gather(secrets.token_hex(8))[0]}"
@@ -141,7 +143,7 @@ def main_process_first(make: Callable[[], T]) -> T:
 def check_same(what: str, digest: Callable[[], Any]) -> None:
     """Raises TrainingFailed on all processes if the digest of one differs from that of process 0.
 
-    It is not an InputError, because files may have come or gone between two scans.
+    It is no InputError, because the command may succeed later: files may have changed between two scans.
     """
     if jax.process_count() == 1:
         return
@@ -154,16 +156,16 @@ def check_same(what: str, digest: Callable[[], Any]) -> None:
 
 
 def lockstep(items: Iterable[T], frames: Callable[[T], Any] = lambda item: item) -> Iterator[T]:
-    """Iterates in lockstep over items that must be identical on all processes.
+    """Yields the same items on all processes, after checking that they are the same.
 
-    If one process alone failed to read an item, the others would wait for it at the next computation.
+    Without it, if one process failed to read an item, the others would wait for it in the next computation.
 
     Args:
-      items: the items; reading one may raise InputError.
-      frames: maps an item to the array to compare.
+      items: items of this process; reading one may raise an InputError.
+      frames: function from an item to the array to compare.
 
     Raises:
-      InputError: on all processes, if one raises it or has other frames than process 0.
+      InputError: on all processes, if it is raised on one, or if one has other frames than process 0.
     """
     if jax.process_count() == 1:
         yield from items
@@ -181,34 +183,37 @@ def lockstep(items: Iterable[T], frames: Callable[[T], Any] = lambda item: item)
             raise InputError(problem)
         for process, (_, other) in enumerate(answers):
             if other != answers[0][1]:
-                raise InputError(f"process {process} read different frames than process 0")
+                raise InputError(
+                    f"process {process} read different frames than process 0; accepted: the same files on all"
+                    " hosts"
+                )
         if item is None:
             return
         yield item
 
 
 def key_value_store() -> Any:
-    """JAX's key-value store and barriers of all processes; None in a run of one process."""
+    """JAX's client for key-value store and barriers, shared by all processes; None if there is only one."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def barrier(name: str) -> None:
-    """Waits for all processes; each name is used once.
+    """Waits for all processes; each name may be used only once.
 
-    The first exchange of data must not begin while another process still compiles. Devices wait for a late
-    one only for a limited time, and Gloo hangs forever if one process compiles half a minute longer.
+    The first exchange of data must not begin while another process still compiles. Accelerators wait for each
+    other only for a limited time. Gloo, on CPUs, hangs forever if one process is half a minute late.
     """
     if jax.process_count() > 1:
         key_value_store().wait_at_barrier(f"vaejax/{name}", timeout_in_ms=BARRIER_MILLISECONDS)
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all processes in their order, on all of them; a collective call.
+    """Returns the values of all processes, in their order, to each of them; all processes must call it.
 
     Args:
-      value: JSON value of this process.
+      value: value of this process that JSON can represent.
     """
     if jax.process_count() == 1:
         return [value]
@@ -222,7 +227,8 @@ def all_gather(value: Any) -> list[Any]:
 
 def _is_alone_on_host() -> bool:
     """Whether the launcher started only this process on this host; True if unknown."""
-    # '2', '1(x4)', '2,1(x3)'. Open MPI first: its processes inherit the variables that Slurm set for mpirun.
+    # Values such as '2', '1(x4)' and '2,1(x3)'. Open MPI's variable comes first, because its processes
+    # inherit Slurm's variable, which describes mpirun.
     for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         if tasks := os.environ.get(name):
             return all(int(part.partition("(")[0]) == 1 for part in tasks.split(","))
@@ -230,7 +236,7 @@ def _is_alone_on_host() -> bool:
 
 
 def _explicit(variables: dict[str, str]) -> dict[str, Any]:
-    """The arguments of jax.distributed.initialize in the environment variables EXPLICIT."""
+    """The arguments of jax.distributed.initialize that the environment variables EXPLICIT give."""
     missing = [name for name in EXPLICIT if name not in variables]
     if missing:
         raise InputError(

@@ -10,11 +10,11 @@ from jax.interpreters import partial_eval
 
 
 def count(traced: ClosedJaxpr | Jaxpr) -> int:
-    """The operations of all devices together; a multiplication and an addition count as two.
+    """Counts the operations of all devices together; a multiplication and an addition count as two.
 
-    XLA's own count is no substitute: it counts the body of a loop once. Dead code is left out, and so are
-    products with the zeros of padding and dilation. Of a choice by platform the accelerator's
-    branch counts, and of any other choice the most expensive branch.
+    XLA's own count is no substitute: it counts the body of a loop once. Dead code does not count, nor do
+    products with the zeros of padding and dilation. If code has branches by platform, the default branch
+    counts, which is the TPU's; of other branches the most expensive counts.
 
     Args:
       traced: `jax.jit(f).trace(...).jaxpr` or the result of `jax.make_jaxpr(f)(...)`.
@@ -52,7 +52,7 @@ def _inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
 def _convolution(eqn: JaxprEqn) -> int:
     (lhs, rhs), out, p = map(_shape, eqn.invars), _shape(eqn.outvars[0]), eqn.params
     lhs_spec, rhs_spec, out_spec = p["dimension_numbers"]
-    pairs = 1  # of output and kernel positions that meet at a value and not at a zero
+    pairs = 1  # pairs of output and kernel positions that meet at a value of the input, not at a padding zero
     for i, (low, _) in enumerate(p["padding"]):
         size, kernel, outputs = lhs[lhs_spec[2 + i]], rhs[rhs_spec[2 + i]], out[out_spec[2 + i]]
         position = np.arange(outputs)[:, None] * p["window_strides"][i] - low

@@ -1,4 +1,4 @@
-"""The device mesh and every sharding rule; no other file names an axis.
+"""The device mesh and every sharding rule. No other file names a mesh axis.
 
 `data` splits the batch. `fsdp` splits the batch, parameters, optimizer state and EMA (ZeRO-3). `space` splits
 the batch too if it is large enough, otherwise the height of frames and activations; XLA exchanges the halos.
@@ -22,8 +22,8 @@ from vaejax.models.constraints import Placement, placing
 
 AXES = ("data", "fsdp", "space")
 BATCH = AXES[:2]  # axes that split any batch
-SAMPLES = P(AXES)  # of B T H W C and b t h w c: whole samples on every device
-HEIGHT = P(BATCH, None, "space")  # of the same, if there are fewer samples than devices
+SAMPLES = P(AXES)  # of frames and latents (B, T, H, W, C): whole samples on every device
+HEIGHT = P(BATCH, None, "space")  # of the same, if the batch is not a multiple of the number of devices
 SMALLEST_SHARDED = 2**14  # elements; below it a collective costs more than the memory it saves
 
 
@@ -34,8 +34,8 @@ def make_mesh(
     """Creates the mesh of all devices of all processes.
 
     Args:
-      config: sizes data, fsdp and space; data = 0 takes the remaining devices.
-      devices: other devices, e.g. of a topology that is only described.
+      config: sizes of the axes; data = 0 takes the devices that the other axes leave.
+      devices: devices to use instead of the attached ones, e.g. those of a described TPU topology.
 
     Raises:
       InputError: if the sizes do not multiply to the number of devices.
@@ -46,41 +46,44 @@ def make_mesh(
     if math.prod(sizes) != count:
         raise InputError(
             f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not match the"
-            f" {count} devices; accepted: sizes whose product is {count} (data=0 takes the rest)"
+            f" {count} devices; accepted: sizes whose product is {count} (mesh.data = 0 takes the rest)"
         )
-    # A mesh axis may split an axis of the pod: space = 8 on 4 x 4 x 4 chips.
+    # Two mesh axes may share a physical axis of the pod, e.g. if space = 8 on 4 x 4 x 4 chips.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto, because with Explicit axes Linen's partitioning and the kernel gradient of 3D convolutions fail.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def over_height(devices: Sequence[jax.Device]) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
-    """A mesh that splits the height of each clip over all of these devices."""
+    """A mesh that splits the height of each clip over all `devices`."""
     return Mesh(np.array(devices).reshape(1, 1, -1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """The number of parts that any batch is split into."""
+    """The number of parts that every batch is split into, even one smaller than the number of devices."""
     return _parts(mesh, BATCH)
 
 
 def height_parts(mesh: Mesh) -> int:
-    """The number of parts that the height is split into if there are fewer samples than devices."""
+    """The number of parts of the height, if the batch is not a multiple of the number of devices."""
     return mesh.shape["space"]
 
 
 def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
-    """The sharding of frames or latents: whole samples if all devices get some, else split by height.
+    """The sharding of frames or latents (B, T, H, W, C).
+
+    If the batch is a multiple of the number of devices, each device holds whole samples. Otherwise the axis
+    `space` splits their height.
 
     Args:
-      mesh: the mesh.
-      batch: number of samples.
+      mesh: device mesh.
+      batch: number of samples B.
     """
     return NamedSharding(mesh, SAMPLES if batch % mesh.size == 0 else HEIGHT)
 
 
 def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """A context for tracing models, whose activations are then sharded like their batch."""
+    """A context in which traced models shard their activations like their batch."""
 
     def frames(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, frames_sharding(mesh, len(x)))
@@ -103,7 +106,7 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:
-    """The axes that can split `count` images without cutting one."""
+    """The mesh axes whose number of parts divides `count` images."""
     return next(axes for axes in (AXES, BATCH, ()) if count % _parts(mesh, axes) == 0)
 
 
@@ -112,9 +115,9 @@ def _parts(mesh: Mesh, axes: Sequence[str]) -> int:
 
 
 def local_rows(mesh: Mesh, batch: int) -> list[int]:
-    """The indices of the samples of a batch that this process's devices hold at least in part, in order.
+    """The ascending indices of the samples of a batch that this process's devices hold at least in part.
 
-    They depend on the place of the host's devices in the mesh and need not be contiguous on a pod.
+    They depend on the positions of the host's devices in the mesh; on a pod they need not be contiguous.
     """
     shape = (batch, 1, mesh.shape["space"])
     parts = frames_sharding(mesh, batch).addressable_devices_indices_map(shape).values()
@@ -127,7 +130,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Replicates a tree of arrays, sharded or equal on all processes, to every device."""
+    """Copies a tree of arrays to every device; each array is sharded, or equal on all processes."""
     return jax.jit(_identity, out_shardings=replicated(mesh))(tree)
 
 
@@ -136,7 +139,7 @@ def _identity(tree: Any) -> Any:
 
 
 def state_shardings(mesh: Mesh, shapes: Any) -> Any:
-    """The sharding of each leaf of a tree of shapes, e.g. of parameters, optimizer state or EMA."""
+    """The sharding of each array of a train state, given a tree of their shapes."""
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"])), shapes
     )
@@ -153,7 +156,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
-    """Splits the last dimension that `fsdp` divides, usually output channels; small leaves are replicated."""
+    """Splits the last dimension that `fsdp` divides, usually output channels; small arrays are replicated."""
     if fsdp > 1 and math.prod(shape) >= SMALLEST_SHARDED:
         for dim in reversed(range(len(shape))):
             if shape[dim] % fsdp == 0:
@@ -162,18 +165,18 @@ def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
 
 
 def shard_batch(mesh: Mesh, batch: np.ndarray) -> jax.Array:
-    """The global array of a batch, (B, T, H, W, C), that every process holds whole."""
+    """Returns the sharded array of a batch (B, T, H, W, C) that every process holds whole."""
     return global_frames(mesh, batch, range(len(batch)), len(batch))
 
 
 def global_frames(mesh: Mesh, frames: np.ndarray, held: Sequence[int], batch: int) -> jax.Array:
-    """The global array of a batch, (B, T, H, W, C), from the samples that each process holds.
+    """Returns the sharded array of a batch (B, T, H, W, C) from the samples that each process holds.
 
     Args:
-      mesh: the mesh of all processes.
-      frames: samples of this process, (n, T, H, W, C).
-      held: index of each in the batch, ascending; includes `local_rows`.
-      batch: B.
+      mesh: mesh of the devices of all processes.
+      frames: samples (n, T, H, W, C) of this process.
+      held: index of each sample in the batch, ascending; must include `local_rows`.
+      batch: number of samples B in the batch.
     """
 
     def part(index):

@@ -10,11 +10,11 @@ import jax
 
 from vaejax.runtime import distributed
 
-AGREE_SECONDS = 5  # approximate seconds between exchanges of the processes
+AGREE_SECONDS = 5  # approximate time between two exchanges of the processes about signals
 
 
 class Preemption:
-    """Records SIGTERM and SIGINT once it listens; a second SIGINT interrupts at once.
+    """Records SIGTERM and SIGINT after `listen` is called; a second SIGINT interrupts at once.
 
     Leaving the context restores the previous signal handlers.
     """
@@ -36,19 +36,19 @@ class Preemption:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._agreed and jax.process_count() > 1:
-            # The run has saved and is about to end. Slurm terminates the last process when the first ends.
+            # The run has saved and is about to end. As soon as one process ends, Slurm terminates the others.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _receive(self, number, frame):
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._received:
-            message = b"stopping after this update and saving; Ctrl-C again stops at once\n"
+            message = b"stopping after this update, then saving; Ctrl-C again stops at once, unsaved\n"
             os.write(sys.stderr.fileno(), message)  # print is not safe in a handler
         self._received = True
 
     def received(self) -> bool:
-        """Whether any process received a signal; a collective call."""
+        """Whether any process received a signal; all processes must call it together."""
         self._agreed = self._agreed or any(distributed.all_gather(self._received))
         return self._agreed
 

@@ -24,7 +24,7 @@ class Profile:
 
     @contextlib.contextmanager
     def update(self, step: int) -> Iterator[None]:
-        """A context for the host's work on one update."""
+        """A context for the host's work on update `step`; starts the trace at its first update."""
         if step in self._steps and not self._tracing:
             jax.profiler.start_trace(self._directory)
             self._tracing = True
@@ -32,7 +32,7 @@ class Profile:
             yield
 
     def done(self, step: int, results: Any) -> None:
-        """Ends the trace after its last update, once the devices have computed `results`."""
+        """Ends the trace if `step` is its last update, once the devices have computed `results`."""
         if self._tracing and step + 1 >= self._steps.stop:
             jax.block_until_ready(results)
             self._close()

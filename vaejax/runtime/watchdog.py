@@ -18,12 +18,12 @@ from vaejax.errors import FAILED
 from vaejax.runtime import distributed
 
 REPORT_SECONDS = 5  # interval of each process's reports to the others
-# Seconds without a report after which process 0 names a process, before JAX ends all of them.
+# Seconds without a report after which process 0 reports a silent process, before JAX ends all of them.
 SILENCE = distributed.HEARTBEAT // 4
 KEY = "vaejax/activity/"  # of the reports in JAX's key-value store
 WAITING_FOR_DEVICES = "waiting for the devices"
 DONE = "done"
-PATIENCE = 10  # factor of the time limit while a process compiles, evaluates or saves
+PATIENCE = 10  # factor on the time limit while a process starts, compiles, evaluates or saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Activity:
       step: number of updates done.
       since: start of the activity, in seconds of the host's clock.
       reported: time of the report, in seconds of the host's clock.
-      patient: the activity may take PATIENCE times as long.
+      patient: whether the activity may take PATIENCE times as long.
     """
 
     process: int
@@ -79,7 +79,7 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        if self._activity and kind is None:  # a process that waits for the others to exit is not silent
+        if self._activity and kind is None:  # so that waiting for others to exit does not count as silence
             done = dataclasses.replace(self._activity, name=DONE, reported=time.time())
             self._exchange.submit(_report, done)
         self._exchange.shutdown(wait=False)
@@ -120,18 +120,18 @@ class Watchdog:
 
 
 class SilenceDetector:
-    """Detects processes that stopped reporting, by the listener's clock."""
+    """Detects processes that stopped reporting, by this process's clock, as the clocks of hosts differ."""
 
     def __init__(self):
         self._heard: dict[int, tuple[float, float]] = {}  # by process: its latest report, and when it arrived
         self._named: set[int] = set()
 
     def newly_silent(self, activities: Sequence[Activity], now: float) -> list[Activity]:
-        """The processes silent for SILENCE seconds, each once until it reports again.
+        """The latest reports of processes silent for SILENCE seconds, each once until it reports again.
 
         Args:
           activities: latest reports of all processes.
-          now: seconds of the listener's clock.
+          now: time in seconds, by this process's clock.
         """
         silent = []
         for activity in activities:
@@ -148,8 +148,9 @@ class SilenceDetector:
 def diagnose(own: Activity, activities: Sequence[Activity], seconds: float) -> list[str]:
     """One line for each stuck process; none while a process is within the limit of a patient activity.
 
-    Processes run in lockstep: one that waits for its devices waits for those that do not get there. Stuck are
-    the processes that stopped reporting, else those at an earlier step, else those not waiting for devices.
+    Processes run in lockstep, so one that waits for its devices waits for another process. Stuck are the
+    processes that stopped reporting; if there are none, those at an earlier step; if there are none either,
+    those that do not wait for their devices.
 
     Args:
       own: activity of this process.
