@@ -1,4 +1,4 @@
-"""Validation of a configuration, from ConfigDict or saved JSON to the frozen `Config`."""
+"""Turns a ConfigDict or saved JSON into the frozen `Config`, and checks every key and value."""
 
 import dataclasses
 import difflib
@@ -18,7 +18,7 @@ Section = TypeVar("Section")
 
 
 def check(config: Mapping[str, Any]) -> Config:
-    """The frozen, typed configuration.
+    """Returns the frozen, typed configuration after checking every key and value.
 
     Buckets are checked in data/bucket.py, the mesh in runtime/mesh.py and the architecture in
     models/autoencoder.py.
@@ -27,7 +27,7 @@ def check(config: Mapping[str, Any]) -> Config:
       config: a ConfigDict or nested dictionaries with the keys of `Config`.
 
     Raises:
-      InputError: naming the first key with an unknown name or a value that is not accepted.
+      InputError: if a key is unknown or missing or has a value that is not accepted; the message names it.
     """
     checked = _build(Config, config, "")
     game = checked.loss.adversarial
@@ -46,22 +46,22 @@ def check(config: Mapping[str, Any]) -> Config:
 
 
 def from_saved(saved: Mapping[str, Any]) -> Config:
-    """The configuration that a run saved as JSON, whatever version of vaejax trained it.
+    """Returns the configuration that a run saved as JSON, with any version of vaejax.
 
     Keys that no longer exist are dropped, missing ones take their default. Values are not checked: the run
     was trained with them.
 
     Raises:
-      TypeError, AttributeError: if it is not a configuration.
+      TypeError, AttributeError: if `saved` is not a configuration.
     """
     return _restore(Config, saved, "")
 
 
 def unknown_key(key: str) -> str:
-    """The error message for a key that does not exist, with its nearest neighbors."""
+    """The error message for a key that does not exist, with up to three similar keys."""
     section = next((name for name in OPEN_SECTIONS if key.startswith(name + ".")), None)
     if section:
-        return f"{key}: no such entry; accepted: the whole section, --config.{section}='{{...}}'"
+        return f"{key}: no such entry; accepted: the whole mapping, as --config.{section}='{{...}}'"
     near = difflib.get_close_matches(key, list(keys(Config)), n=3, cutoff=0.5)
     return f"{key}: no such configuration key; accepted: {', '.join(near or sorted(defaults()))}"
 
@@ -101,7 +101,7 @@ def _build(kind: type[Section], values: Mapping[str, Any], prefix: str) -> Secti
         if is_section(field):
             if not hasattr(value, "items"):
                 names = ", ".join(f.name for f in dataclasses.fields(_kind(field)))
-                raise InputError(f"{key} = {value!r}; accepted: the keys {names}")
+                raise InputError(f"{key} = {value!r}; accepted: a section with the keys {names}")
             built[name] = _build(_kind(field), value, key + ".")
         else:
             built[name] = _accepted(key, _plain(value), field.metadata["accepts"])
@@ -129,7 +129,7 @@ def _restore(kind: type[Section], saved: Mapping[str, Any], prefix: str) -> Sect
 
 
 def _plain(value: Any) -> Any:
-    """A value without ConfigDicts; lists, which JSON makes of tuples, are tuples."""
+    """Returns a value with dictionaries for ConfigDicts and tuples for lists, which JSON makes of tuples."""
     if hasattr(value, "items"):
         return {name: _plain(one) for name, one in value.items()}
     return tuple(_plain(one) for one in value) if isinstance(value, list | tuple) else value
@@ -140,7 +140,7 @@ def _batch(fields: Any) -> int:
 
 
 def _check_best(config: Config, buckets: Sequence[str]) -> None:
-    """checkpoint.best must be a score that exists whenever a checkpoint is saved."""
+    """Raises an InputError unless checkpoint.best is a score that exists when checkpoints are saved."""
     best = config.checkpoint.best
     if not best:
         return
@@ -165,7 +165,7 @@ def _check_best(config: Config, buckets: Sequence[str]) -> None:
 
 
 def _evaluated(config: Config, bucket: str) -> list[str]:
-    """The EVAL_SCORES of a bucket."""
+    """The EVAL_SCORES that evaluation computes for a bucket."""
     networks = {"alexnet"} | ({config.loss.perceptual.network} if config.loss.weights.perceptual else set())
     sizes = [int(size) for size in re.findall(r"\d+", bucket)]
     too_small = min(sizes[-2:], default=0) < SMALLEST_LPIPS

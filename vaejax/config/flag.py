@@ -46,7 +46,7 @@ def help_text(script: str) -> str:
     """The help of a command that takes --config: its docstring, flags and defaults, and configurations.
 
     Args:
-      script: path of the running script, under which absl keeps its flags.
+      script: path of the running script, by which absl finds the script's own flags.
     """
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "flags:"]
     own_flags = flags.FLAGS.flags_by_module_dict().get(script, [])
@@ -68,7 +68,7 @@ def shipped_names() -> list[str]:
 
 
 def _file(name: str) -> str:
-    """The path of FILE or FILE:VARIANT, variant included; `demo` and `configs/demo.py` name a shipped one."""
+    """Returns FILE[:VARIANT] with the path of FILE; `demo` and `configs/demo.py` name a shipped one."""
     path, *variant = name.split(":", 1)
     shipped = SHIPPED / pathlib.Path(path).with_suffix(".py").name
     if not os.path.isfile(path) and os.path.dirname(path) in ("", "configs") and shipped.is_file():
@@ -80,7 +80,7 @@ def _file(name: str) -> str:
 
 
 def _unknown(argv: list[str]) -> str:
-    """The key of a command line that does not exist, preferring keys outside the open sections."""
+    """The first unknown key on a command line, entries of OPEN_SECTIONS last; '' if there is none."""
     given = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
     known = set(keys(Config))
     unknown = sorted((key for key in given if key not in known), key=lambda k: k.startswith(OPEN_SECTIONS))

@@ -111,7 +111,7 @@ def test_a_size_fills_only_what_is_left_empty():
         ("loss.weights.kl", float("nan"), ["loss.weights.kl = nan", "finite"]),
         ("loss.wieghts", {}, ["loss.wieghts", "loss.weights"]),
         ("loss.weights.perceptul", 1.0, ["loss.weights.perceptul"]),
-        ("optim", 3, ["optim = 3; accepted: the keys learning_rate, "]),
+        ("optim", 3, ["optim = 3; accepted: a section with the keys learning_rate, "]),
     ],
 )
 def test_a_wrong_value_is_named_with_the_accepted_ones(key, value, parts):
