@@ -7,7 +7,11 @@ from vaejax.config.schema import defaults
 
 
 def variant(arg: str, known: Sequence[str]) -> Any:
-    """The default ConfigDict, for a configuration file with these variants, FILE.py:VARIANT.
+    """Returns the default ConfigDict after checking the variant that --config=FILE.py:VARIANT names.
+
+    Args:
+      arg: VARIANT, or '' if there is none.
+      known: accepted values of `arg`.
 
     Raises:
       ValueError: if `arg` is not a known variant.

@@ -3,9 +3,10 @@
     pip install -e '.[demo]'
     vaejax train --config=demo --workdir=runs/demo
 
-Hardware: a laptop; 8 to 15 minutes on two cores. Expected scores: 27.5 dB on images and 27.2 dB on clips
-(linear codec: 27.4 and 26.6), LPIPS .050 and .101. The last 250 updates train the full objective. It costs
-0.3 dB and lowers LPIPS (of AlexNet, on which it trains) by half on images and by a third on clips.
+Hardware: a laptop; 8 to 15 minutes on two cores. Expected scores: PSNR 27.5 dB on images and 27.2 dB on
+clips (linear codec: 27.4 and 26.6 dB), LPIPS .050 and .101. Only the last 250 updates train with the
+perceptual and adversarial terms. They cost 0.3 dB and lower LPIPS by half on images and by a third on clips;
+LPIPS uses AlexNet here, on which the demo also trains.
 
 On your own media: --config.data.media=FOLDER[,FOLDER]
 """
@@ -27,16 +28,16 @@ def get_config(arg: str = "") -> ConfigDict:
         "video_9x64x64": {"batch": 2, "weight": 1.0},
     }
     config.data.fps = 12.0
-    config.data.zoom = 4.0  # few photos: random scales make many samples of them
+    config.data.zoom = 4.0  # the photos are few; random scales make more samples of them
     config.data.workers = 1
 
     config.model.size = "tiny"
     # A Gaussian likelihood is squared error, the error that PSNR measures.
     config.loss.likelihood = "gaussian"
-    # On two cores, AlexNet on whole frames is cheaper than VGG16 on a window, and teaches more.
+    # On two cores, AlexNet on whole frames is cheaper than VGG16 on a window, and improves scores more.
     config.loss.perceptual.network = "alexnet"
     config.loss.perceptual.side = 0
-    config.loss.perceptual.start = 650  # when the discriminators start to learn: one compilation for both
+    config.loss.perceptual.start = 650  # = adversarial start - warmup, so one compilation serves both
     config.loss.weights.perceptual = 2.0
     config.loss.weights.adversarial = 0.05
     config.loss.adversarial.width = 32

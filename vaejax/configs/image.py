@@ -4,8 +4,8 @@
     vaejax train --config=image:tiny --workdir=DIR --config.data.media=FOLDER
 
 Hardware: one node of eight accelerators. An image's convolutions are 2D, so the time axis costs nothing. The
-model accepts clips, but has never seen motion. It trains on reconstruction and KL only; loss.weights adds the
-other terms.
+model also accepts clips, but is never trained on motion. It trains on reconstruction and KL only;
+loss.weights adds the other terms.
 Scores: not measured at this size.
 """
 

@@ -2,12 +2,13 @@
 
     vaejax train --config=joint --workdir=DIR
     vaejax train --config=joint --workdir=DIR --config.data.media=FOLDER[,FOLDER]
-    vaejax train --config=joint:large --workdir=DIR  # 342M parameters instead of 122M; a pod
+    vaejax train --config=joint:large --workdir=DIR  # 342M parameters instead of 122M, for a TPU pod
     vaejax train --config=joint:tiny --workdir=DIR   # shrunk: minutes on a laptop
 
 Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space trade communication
-for memory. `large` has the mesh and batches of 256 chips; `vaejax plan` reports what fits on others.
-Scores: not measured. It was trained shrunk, and for a few updates on one H100 (benchmarks/README.md).
+for memory. `large` sets the mesh and batches for 256 TPU chips; `vaejax plan` reports what fits on others.
+Scores: not measured. Only `tiny` was trained, and the full size for a few updates on one H100
+(benchmarks/README.md).
 
 The default sources are public TFDS data sets; prepare them once:
 
@@ -19,10 +20,10 @@ from ml_collections import ConfigDict
 
 from vaejax.configs import shrink, variant
 
-# Loss weight of each resolution, from the Linum field notes: keeps the model from forgetting low resolutions.
+# Loss weight by resolution, from the Linum field notes; it keeps the model from forgetting low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
-# Batches of `large` for 256 chips of 16 GB: at least one sample a chip. In the last two rows eight chips
-# share the height of a clip.
+# Batches of `large` for 256 chips of 16 GB. Each chip gets at least one sample, except in the last two rows:
+# there eight chips share the height of a clip.
 LARGE = {
     "image_192x320": 1024,
     "image_320x192": 512,
@@ -43,8 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "photos": {"kind": "tfds", "name": "div2k", "feature": "hr", "split": "train"},
         "clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"},
     }
-    # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` gives each row about the
-    # same time.
+    # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` gives each bucket about
+    # the same share of the time.
     config.data.buckets = {
         "image_192x320": {"batch": 64, "weight": WEIGHT[180]},
         "image_320x192": {"batch": 32, "weight": WEIGHT[180], "every": 2},
@@ -62,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.size = "large" if arg == "large" else "base"
     config.model.dtype = "bfloat16"
     config.model.remat = (0, 1)
-    # Learn to reconstruct first: before that the discriminators would see only blur.
+    # Reconstruction is learned first; until then the discriminators would see only blur.
     config.loss.weights.perceptual = 1.0
     config.loss.weights.adversarial = 0.05
     config.loss.adversarial.start = 50_000

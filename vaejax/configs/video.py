@@ -3,8 +3,8 @@
     vaejax train --config=video --workdir=DIR --config.data.media=FOLDER
     vaejax train --config=video:tiny --workdir=DIR --config.data.media=FOLDER
 
-Hardware: one node of eight accelerators. This model should reconstruct single images worse than joint.py's;
-that is the reason for joint training. It trains on reconstruction and KL only; loss.weights adds the other
+Hardware: one node of eight accelerators. This model should reconstruct single images worse than joint.py's,
+which would justify joint training. It trains on reconstruction and KL only; loss.weights adds the other
 terms. Scores: not measured at this size.
 """
 
