@@ -223,7 +223,7 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
     Args:
       x: (N, H, W, C), the convolution's input.
       dy: (N, H, W, C'), the gradient with respect to its output.
-      size: (kh, kw).
+      size: height and width (kh, kw) of the kernel.
 
     Returns:
       (kh, kw, C, C').
@@ -308,8 +308,8 @@ class CausalConv(nn.Module):
 
     Attributes:
       features: number of output channels.
-      kernel_size: (kt, kh, kw).
-      strides: (st, sh, sw): all 1, or equal to the kernel size.
+      kernel_size: frames, height and width (kt, kh, kw) of the kernel.
+      strides: strides (st, sh, sw): all 1, or equal to the kernel size.
       modulated: whether the kernel is self-modulated, see `smc.modulate`.
       gain_init: initial gain of a self-modulated kernel.
       kernel_init: initializer of the kernel.

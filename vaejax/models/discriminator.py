@@ -78,8 +78,8 @@ class NormalizedConv(nn.Module):
 
     Attributes:
       features: number of output channels.
-      kernel_size: (kt, kh, kw).
-      strides: (st, sh, sw).
+      kernel_size: frames, height and width (kt, kh, kw) of the kernel.
+      strides: strides (st, sh, sw) in time, height and width.
       spectral_norm: whether to divide the kernel; if False, the kernel is used as it is.
     """
 

@@ -33,7 +33,7 @@ def load(path: str | os.PathLike) -> dict:
     if not path:
         raise BadWeights("FID's Inception: no weight file was given; accepted: the path of " + _FILE)
     names = lambda name: (f"{name}.conv", f"{name}.bn")  # noqa: E731
-    # The classifier is not used; its shape tells this file from torchvision's, which has 1000 classes.
+    # The classifier is not used; only its shape is checked, because torchvision's file has 1000 classes.
     last = {"fc.weight": (1008, FEATURES)}
     return folded.from_torch(path, _network, (1, SIZE, SIZE, 3), names, last)[0]
 

@@ -13,7 +13,7 @@ class Profile:
 
     Args:
       directory: folder of the traces.
-      updates: (first, count), counted from 0; a count of 0 disables tracing.
+      updates: first update, counted from 0, and number of updates; a number of 0 disables tracing.
     """
 
     def __init__(self, directory: str | os.PathLike, updates: Sequence[int]):

@@ -20,7 +20,7 @@ class Evaluators:
     Args:
       setup: configuration, mesh, data and programs of the run.
       watchdog: notified before every batch.
-      preemption: its signals end an evaluation early, except the scoring after the last update.
+      preemption: source of stop signals; they end an evaluation early, except the scoring of the last update.
     """
 
     def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):

@@ -42,7 +42,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     """Trains to config.steps; resumes the run in `workdir` if there is one.
 
     Args:
-      config: a ConfigDict with the keys of vaejax.config.schema.
+      config: ConfigDict with the keys of vaejax.config.schema.
       workdir: folder of the run, created if missing.
       inject: function with which tests break values, see train/step.py.
 

@@ -46,7 +46,7 @@ class Accumulated:
 
 
 def zeros(state: TrainState, adversary: Adversary | None) -> Accumulated:
-    """Returns zero gradients and statistics, to which buckets add theirs."""
+    """Returns zero gradients and statistics, to which every bucket's are added."""
     discriminators = adversary.zeros(state.discriminators) if adversary else ({}, {})
     return Accumulated(jax.tree.map(jnp.zeros_like, state.params), *discriminators, jnp.array(True))
 
