@@ -1,5 +1,5 @@
-"""Media files to batches of uint8 frames.
+"""Reads photos and clips, and makes batches of uint8 frames from them.
 
-No module imports a model, and only `sampler` and `pipeline` load JAX (through Grain): worker processes stay
-light.
+No module here imports a model. Only `sampler` and `pipeline` import JAX (through Grain), so processes that
+only decode files start quickly.
 """

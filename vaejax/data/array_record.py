@@ -19,7 +19,11 @@ INDEX_FILE = "index.parquet"
 
 @dataclass(frozen=True, eq=False)
 class ArrayRecordSource(Source):
-    """Records packed from a media folder, with the same samples and held-out files as the folder."""
+    """Files packed from a media folder, with the same samples and held-out files as the folder.
+
+    Attributes:
+      folder: folder of the shards.
+    """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("path",)
     folder: str = ""
@@ -38,8 +42,8 @@ class ArrayRecordSource(Source):
         missing = sorted(set(index["shard"].drop_null().unique().to_pylist()) - set(os.listdir(folder)))
         if missing:
             raise InputError(
-                f"{key} = {folder}: {missing[0]} is missing; accepted: a folder with every shard in"
-                f" {INDEX_FILE}"
+                f"{key} = {folder}: {missing[0]} is missing; accepted: a folder with every shard that"
+                f" {INDEX_FILE} lists"
             )
         files = index.select(["path", "error"]).to_pylist()
         unreadable = tuple((os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"])

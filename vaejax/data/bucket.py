@@ -46,7 +46,7 @@ class Bucket:
 
     @property
     def pixels(self) -> int:
-        """T·H·W of one sample."""
+        """Number of pixels of one sample, T·H·W."""
         return self.frames * self.height * self.width
 
 
@@ -64,10 +64,10 @@ def parse_buckets(
       spatial_factor: downsampling factor of the model; H and W are multiples of it.
       temporal_factor: downsampling factor of the model; T = 1 + temporal_factor·k.
       shards: number of parts into which the mesh divides every batch.
-      space: number of parts into which it divides each shard: by samples if possible, otherwise by height.
+      space: number of parts into which the mesh divides each shard: by samples if possible, else by height.
 
     Raises:
-      InputError: naming data.buckets.NAME, its value and what is accepted.
+      InputError: if a bucket is invalid, none has a batch, or none is drawn at every step.
     """
     parsed = [
         _parse(name, fields, spatial_factor, temporal_factor, shards, space)
@@ -83,7 +83,7 @@ def parse_buckets(
             "data.buckets: every batch is 0 (off); accepted: at least one bucket with a batch from 1"
         )
     if all(b.every > 1 for b in buckets):
-        # Otherwise a step could have no bucket at all.
+        # At some steps no bucket might be drawn.
         named = ", ".join(f"data.buckets.{b.name}.every = {b.every}" for b in buckets)
         raise InputError(f"{named}; accepted: every = 1 for at least one bucket, so that no step is empty")
     return buckets
@@ -106,7 +106,7 @@ def draws(bucket: Bucket, seed: int, step: int) -> int:
 
 
 def _first_step(bucket: Bucket, seed: int) -> int:
-    """The first step that draws a bucket, spread by name so that buckets of equal period rarely coincide."""
+    """The first step that draws a bucket; it depends on the name, to spread buckets of equal period."""
     # Unlike hash(), crc32 is the same in every process.
     return zlib.crc32(f"{seed}/{bucket.name}".encode()) % bucket.every
 
@@ -125,7 +125,7 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
         if field not in _FIELDS:
             raise InputError(f"{key}.{field}: no such field; accepted: {', '.join(_FIELDS)}")
     if "batch" not in fields:
-        raise InputError(f"{key}.batch is missing; accepted: samples per batch over all devices, 0 for off")
+        raise InputError(f"{key}.batch is missing; accepted: samples per batch over all devices, or 0 (off)")
     frames, height, width = (int(g) for g in (("1", *match.groups()[:2]) if match[1] else match.groups()[2:]))
     if match[3] and frames == 1:
         raise InputError(f"{key}: T = 1 is an image; accepted: image_{height}x{width}")
@@ -153,8 +153,8 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
     if batch % (shards * space) and height % unit:
         raise InputError(
             f"{key}: H = {height}; accepted: multiples of {spatial}·mesh.space = {unit}, nearest"
-            f" {_nearest(height, unit)}, or a batch in multiples of {shards * space}, so that frames are"
-            " not split"
+            f" {_nearest(height, unit)}, or a batch that is a multiple of {shards * space}, so that no frame"
+            " is split"
         )
     if (
         isinstance(weight, bool)

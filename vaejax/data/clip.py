@@ -1,4 +1,4 @@
-"""Decoding of clips to uint8 frames at their true times: upright, with square pixels and tagged colors."""
+"""Decodes clips to uint8 RGB frames by their timestamps and tagged colors: upright, with square pixels."""
 
 import contextlib
 import io
@@ -49,8 +49,8 @@ EXTENSIONS = frozenset(
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace of a frame -> swscale's matrix
 _LIMITED, _FULL = 1, 2  # AVColorRange
 _LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # they seek by bytes: frames came out 10 off
-# A title that is not UTF-8 must not make a clip unreadable; from version 19 on PyAV replaces it by default.
+_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # formats that seek by bytes: frames were off by 10 afterwards
+# A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _TOLERANCE = 1e-3  # seconds; a clock of 1/600 s rounds a frame's time by up to 0.8 ms
 
@@ -59,7 +59,7 @@ _TOLERANCE = 1e-3  # seconds; a clock of 1/600 s rounds a frame's time by up to 
 def _open(file: str | os.PathLike | bytes) -> Iterator[tuple]:
     """Opens a clip; yields the container and its first video stream that is not cover art."""
     # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
-    # `options` would not do: PyAV passes them on to the streams, which crashes on .mpg before version 18.
+    # The whitelist is not in `options`: PyAV passes those on to the streams, which crashes on .mpg before 18.
     target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
     local = {"protocol_whitelist": "file"}
     with av.open(target, container_options=local, **_METADATA) as container:
@@ -70,8 +70,8 @@ def _open(file: str | os.PathLike | bytes) -> Iterator[tuple]:
         codec = streams[0].codec_context
         if codec is None:
             raise Unreadable("has no decoder for its video stream")
-        codec.thread_count = 1  # the workers are the parallelism
-        codec.options = {"err_detect": "explode"}  # raise an error; FFmpeg would conceal the damage
+        codec.thread_count = 1  # worker processes already use all cores
+        codec.options = {"err_detect": "explode"}  # raise an error; by default FFmpeg conceals damage
         yield container, streams[0]
 
 
@@ -81,9 +81,9 @@ def open_container(path: str | os.PathLike) -> av.container.InputContainer:
 
 
 class _Frame(NamedTuple):
-    time: float  # seconds; by the file's clock in _decode, since the first frame in _frames_from
-    period: float  # seconds that it is shown if it is the last
-    ratio: float  # width of a coded pixel over its height
+    time: float  # seconds: on the file's clock from _decode, after the first frame from _frames_from
+    period: float  # seconds that the frame is shown if it is the last
+    ratio: float  # pixel aspect ratio: width of a coded pixel / its height
     codec: str
     picture: av.VideoFrame
 
@@ -92,7 +92,7 @@ def _decode(container, stream) -> Iterator[_Frame]:
     """Yields the frames in display order with strictly increasing times; missing timestamps are filled in."""
     nominal = float(1 / (stream.average_rate or Fraction(25)))
     ratio = float(stream.sample_aspect_ratio or 1)
-    ratio = ratio if 0.1 < ratio < 10 else 1.0  # implausible header
+    ratio = ratio if 0.1 < ratio < 10 else 1.0  # otherwise the header is wrong
     last = None
     for picture in container.decode(stream):
         time = picture.time
@@ -104,7 +104,7 @@ def _decode(container, stream) -> Iterator[_Frame]:
 
 
 def _frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[_Frame]:
-    """Yields frames from one shown at or before `start`: from the nearest keyframe if seeking works."""
+    """Yields frames from a keyframe at or before `start` on, or from the first frame if seeking fails."""
     with _open(file) as (container, stream):
         frames = _decode(container, stream)
         first = next(frames, None)
@@ -121,7 +121,7 @@ def _frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[_Fr
 
 
 def _seek(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | None:
-    """The frames from a keyframe before `start`; None if the seek overshot or lost the timestamps."""
+    """The frames from a keyframe at or before `start` on; None if the file cannot seek there exactly."""
     tick = first.picture.time_base
     if first.picture.pts is None or tick is None or container.format.name in _NO_CLOCK_AFTER_SEEK:
         return None
@@ -137,7 +137,7 @@ def _seek(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | 
 
 
 def _deinterlace(frames: Iterator[_Frame]) -> Iterator[_Frame]:
-    """Deinterlaces flagged frames by bwdif; frames before the first flagged one do not pass the filter."""
+    """Deinterlaces flagged frames with FFmpeg's bwdif filter, which starts at the first flagged frame."""
     graph: Graph | None = None
     waiting: deque[_Frame] = deque()  # the filter looks one frame ahead, so its output comes one frame later
     for frame in frames:
@@ -169,11 +169,11 @@ def _pull(graph: Graph, waiting: deque[_Frame]) -> Iterator[_Frame]:
             picture = graph.pull()
         except (FilterNeedsInput, FilterAtEnd):
             return
-        yield waiting.popleft()._replace(picture=picture)  # keeps the time: the filter has its own clock
+        yield waiting.popleft()._replace(picture=picture)  # with the old time: the filter has its own clock
 
 
 def _intervals(frames: Iterator[_Frame]) -> Generator[tuple[float, float, _Frame]]:
-    """Yields (begin, end, frame); raises decoding errors only after the last intact frame."""
+    """Yields (begin, end, frame), with times in seconds; raises an error after the last intact frame."""
     current = damage = None
     try:
         for frame in frames:
@@ -196,7 +196,7 @@ def read(
     done, scale = 0, _Scaler(crop)
     with contextlib.closing(_intervals(_deinterlace(_frames_from(file, start)))) as intervals:
         for _, end, frame in intervals:
-            # `until` counts the requested times, start + i / fps, before the next frame.
+            # `until` is the number of requested times, start + i / fps, before the next frame is shown.
             left = end - _TOLERANCE - start
             until = done + (left > 0) if fps is None else min(count, math.ceil(left * fps))
             if until > done:
@@ -209,11 +209,11 @@ def read(
 
 
 class Clock(NamedTuple):
-    """The timing of a clip by its header and first frame.
+    """The timing of a clip, according to its header and first frame.
 
     Attributes:
-      start: time of the first frame, in seconds by the file's own clock, which its audio shares.
-      rates: frame rates of the header, the most likely first; missing or wrong in some files.
+      start: time of the first frame in seconds, on the clock that the file's video and audio share.
+      rates: frame rates that the header declares, the most likely first; some files have none or wrong ones.
     """
 
     start: float
@@ -245,7 +245,7 @@ def stream(file: str | os.PathLike | bytes) -> Iterator[tuple[float, float, np.n
 
 
 def _intact(frames: Iterator[_Frame], damage: list[FFmpegError]) -> Iterator[_Frame]:
-    """Yields the frames before an error, which it adds to `damage`: the filter can still drain its queue."""
+    """Yields frames up to an error, which is added to `damage`, so that a filter can drain its queue."""
     try:
         yield from frames
     except FFmpegError as error:
@@ -255,7 +255,8 @@ def _intact(frames: Iterator[_Frame], damage: list[FFmpegError]) -> Iterator[_Fr
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
     """The counterclockwise quarter turns that display the coded picture, and whether to mirror it first.
 
-    Read from the display matrix: `VideoFrame.rotation` mistakes mirrored pictures for upside-down ones.
+    Both come from the display matrix, because `VideoFrame.rotation` takes mirrored pictures for upside-down
+    ones.
     """
     matrix = picture.side_data.get("DISPLAYMATRIX")
     if matrix is None:
@@ -268,7 +269,7 @@ def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
 
 
 def _shown_size(frame: _Frame) -> tuple[int, int]:
-    """Width and height as displayed: square pixels (the width is stretched), then the rotation."""
+    """Width and height as displayed: the width is stretched to square pixels, then both are rotated."""
     size = max(1, round(frame.picture.width * frame.ratio)), frame.picture.height
     return (size[1], size[0]) if _orientation(frame.picture)[0] % 2 else size
 
@@ -276,12 +277,13 @@ def _shown_size(frame: _Frame) -> tuple[int, int]:
 class _Scaler:
     """Converts a clip's frames to RGB at the scale of a crop, in one swscale pass; then rotates and crops.
 
-    Lanczos with full chroma and accurate rounding is within 54 to 59 dB of an exact conversion followed by
-    Pillow's Lanczos, and 8 times as fast on 720p. swscale's defaults (bilinear, half chroma) reach 43 dB.
+    Lanczos with full chroma and accurate rounding has a PSNR of 54 to 59 dB against an exact conversion
+    followed by Pillow's Lanczos, and is 8 times as fast at 720p. swscale's defaults (bilinear, half chroma)
+    reach 43 dB.
     """
 
     def __init__(self, crop: Crop):
-        self._crop, self._reformatter = crop, VideoReformatter()  # shared: it caches its filter tables
+        self._crop, self._reformatter = crop, VideoReformatter()  # one for all frames: caches filters
 
     def __call__(self, frame: _Frame) -> np.ndarray:
         """Converts a frame to uint8 (H, W, C)."""
@@ -297,9 +299,10 @@ class _Scaler:
         return upright[y : y + self._crop.height, x : x + self._crop.width]
 
     def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> np.ndarray:
-        """Converts by the picture's tagged matrix and range.
+        """Converts a picture to RGB by its tagged color matrix and range.
 
-        Untagged pictures count as BT.709 from 720 lines on, else BT.601, in limited range, as players assume.
+        Untagged pictures are taken as limited range, and as BT.709 from 720 lines on, else BT.601, as players
+        do.
         """
         colors = {}
         if not picture.format.is_rgb:

@@ -10,14 +10,14 @@ class Unreadable(Exception):
 
 
 class Crop(NamedTuple):
-    """A crop of a displayed picture, resized to H x W; independent of the picture's size.
+    """A crop of a displayed picture, resized to H x W. It is relative, so it applies to pictures of any size.
 
     Attributes:
       height: H of the result, pixels.
       width: W of the result, pixels.
-      zoom: the scale relative to the one that just covers H x W, at least 1; limited by `max_upscale`.
+      zoom: scale of the picture relative to the smallest that covers H x W, from 1; limited by `max_upscale`.
       offset: (y, x) in [0, 1], the position of the crop between the top left and the bottom right.
-      max_upscale: the largest enlargement of a displayed pixel.
+      max_upscale: largest factor by which the picture may be enlarged.
     """
 
     height: int
@@ -34,7 +34,7 @@ class Crop(NamedTuple):
         """
         cover = max(self.width / shown[0], self.height / shown[1])
         if cover > self.max_upscale * (1 + 1e-9):
-            raise Unreadable(f"does not fit: {shown[0]:g}x{shown[1]:g} for {self.height}x{self.width} (HxW)")
+            raise Unreadable(f"does not fit: {shown[1]:g}x{shown[0]:g} for {self.height}x{self.width} (HxW)")
         scale = max(cover, min(cover * self.zoom, self.max_upscale))
         wide, high = min(self.width / scale, shown[0]), min(self.height / scale, shown[1])
         top, left = (shown[1] - high) * self.offset[0], (shown[0] - wide) * self.offset[1]
@@ -42,6 +42,6 @@ class Crop(NamedTuple):
 
 
 def covers(height: int, width: int, shown_height, shown_width, max_upscale: float):
-    """Whether pictures of a displayed size, enlarged by at most `max_upscale`, cover H x W; elementwise."""
+    """Whether a picture, enlarged by at most `max_upscale`, covers H x W; also elementwise for arrays."""
     scale = np.maximum(height / np.maximum(shown_height, 1), width / np.maximum(shown_width, 1))
     return scale <= max_upscale * (1 + 1e-6)

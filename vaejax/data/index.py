@@ -1,4 +1,4 @@
-"""The media index: a Parquet table of the photos and clips in a folder, with the unreadable files.
+"""The media index: a Parquet table of the photos and clips in a folder, unreadable ones included.
 
 A scan decodes every file completely, so damage is known before training. A later scan reads only new and
 changed files (by size and modification time) and drops deleted ones.
@@ -34,24 +34,24 @@ from vaejax.runtime import cache
 from vaejax.runtime.host import cores
 
 INDEX_FILE = ".vaejax-index.parquet"
-# For unreadable files only path, kind, size, mtime_ns and error are set; the others are null. An index with
-# another version of the metadata is ignored: increase it when the columns or the scan change.
+# Unreadable files have only path, kind, size, mtime_ns and error; their other columns are null. Increase the
+# version in the metadata when the columns or the scan change: an index of another version is ignored.
 SCHEMA = pa.schema(
     {
         "path": pa.string(),  # relative to the folder, with forward slashes
         "kind": pa.string(),  # 'image' | 'video'
-        "width": pa.int32(),  # pixels as displayed: rotated, square
+        "width": pa.int32(),  # as displayed: after rotation, in square pixels
         "height": pa.int32(),
         "frames": pa.int32(),  # number of decodable frames
         "fps": pa.float64(),  # mean; null for images
         "duration": pa.float64(),  # seconds; 0 for images
-        "rotation": pa.int32(),  # degrees clockwise; width and height are after it
+        "rotation": pa.int32(),  # degrees clockwise from the coded to the displayed picture
         "codec": pa.string(),
-        "bits_per_pixel": pa.float64(),  # of the file, per displayed pixel and frame
+        "bits_per_pixel": pa.float64(),  # file size in bits, divided by displayed pixels and by frames
         "quality": pa.int32(),  # estimated JPEG quality, 1 to 100; null for other formats
         "size": pa.int64(),  # bytes
         "mtime_ns": pa.int64(),
-        "error": pa.string(),  # one line; null for readable files
+        "error": pa.string(),  # the reason in one line; null for readable files
     },
     metadata={"vaejax.index": "1"},
 )
@@ -69,20 +69,20 @@ def load_or_build(
 ) -> pa.Table:
     """Brings the index of a folder up to date and returns it.
 
-    It is stored in the folder, or in the cache (cache.folder) if the folder is read-only.
+    The index is stored in the folder, or in vaejax's cache (`cache.folder`) if the folder is read-only.
 
     Args:
       folder: a folder tree; hidden files and other kinds of files are ignored.
       workers: number of decoding processes; None starts one per core.
       progress: whether to show a progress bar and a summary on stderr.
-      out: stores the index in this file instead.
-      name: the setting or argument that named the folder, for errors.
+      out: file in which to store the index instead; None: as above.
+      name: setting or argument that named the folder, for error messages.
 
     Returns:
-      A table of `SCHEMA`, one row per photo and clip, sorted by path.
+      A table with the columns of `SCHEMA`, one row per photo and clip, sorted by path.
 
     Raises:
-      InputError: if the folder does not exist or has no photos or clips.
+      InputError: if the folder does not exist or has no photos or clips, or `out` cannot be written.
     """
     folder = os.path.abspath(os.path.expanduser(folder))
     if not os.path.isdir(folder):
@@ -93,7 +93,7 @@ def load_or_build(
     places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
     stored = [table for table in map(_load, places) if table is not None]
     known = {_identity(entry): entry for table in reversed(stored) for entry in table.to_pylist()}
-    # A crash may have been the machine's fault (out of memory), so such files are tried again.
+    # Files whose decoder crashed are tried again: memory may have run out.
     known = {key: entry for key, entry in known.items() if not (entry["error"] or "").startswith(_CRASHED)}
     entries = {file["path"]: known.get(_identity(file)) for file in files}
     unknown = [file for file in files if entries[file["path"]] is None]
@@ -110,7 +110,7 @@ def load_or_build(
 
 
 def summary(folder: str, table: pa.Table) -> str:
-    """The number of photos, clips and unreadable files in an index, with the first few errors."""
+    """Text with the number of photos, clips and unreadable files in an index, and its first five errors."""
     files = table.select(["path", "kind", "duration", "error"]).to_pylist()
     clips = [file for file in files if file["kind"] == "video" and not file["error"]]
     broken = [file for file in files if file["error"]]
@@ -134,7 +134,7 @@ def duration_of(seconds: float) -> str:
 
 
 def _files(folder: str) -> Iterator[dict]:
-    """Yields path, kind, size and mtime_ns of every photo and clip; visits each linked folder once."""
+    """Yields path, kind, size and mtime_ns of every photo and clip; follows links, once per folder."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(root)
@@ -166,7 +166,7 @@ def _identity(entry: dict) -> tuple:
 
 
 def _scan(folder: str, files: list[dict], workers: int | None, progress: bool) -> Iterator[dict]:
-    """Probes the files; yields their entries in order of completion."""
+    """Probes the files in worker processes; yields their index entries in order of completion."""
     if not files:
         return
     count = min(len(files), max(1, workers or cores()))
@@ -197,14 +197,14 @@ class _Worker:
     """A process that probes one file at a time.
 
     A multiprocessing pool would import the caller's main module (and JAX) in every worker, and a crashed
-    decoder would break it. Here a crash costs only its own file.
+    decoder would break the whole pool. Here a crash affects only the file that caused it.
     """
 
     def __init__(self):
         self._process: subprocess.Popen[str] | None = None
 
     def probe(self, path: str, kind: str) -> dict:
-        """The result of `media.probe`, with 'error' None; or only an error."""
+        """Returns the result of `media.probe` with 'error' None, or only {'error': reason}."""
         if "\ufffd" in path and not os.path.exists(path):
             return {"error": "the file's name is not UTF-8"}
         process = self._process or self._start()
@@ -273,7 +273,7 @@ def _load(path: str) -> pa.Table | None:
 
 
 def _save(table: pa.Table, places: list[str]) -> None:
-    """Writes the index atomically to the first writable place."""
+    """Writes the index atomically to the first of the paths `places` that is writable."""
     reason = OSError()
     for place in places:
         try:
@@ -286,19 +286,19 @@ def _save(table: pa.Table, places: list[str]) -> None:
             reason = error
     if len(places) == 1:
         raise InputError(f"--out={places[0]}: {reason.strerror}; accepted: a writable file")
-    print(f"warning: the index cannot be saved: {reason}", file=sys.stderr)
+    print(f"warning: the index cannot be saved: {reason}; the next start scans again", file=sys.stderr)
 
 
 # The command ------------------------------------------------------------------------------------------------
 
 
 def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
-    """The closing lines of a command that prepares media: held-out files, duration and the next command.
+    """Yields the last lines printed by a command that prepares media: what is held out, and the next command.
 
     Args:
       table: a media index.
-      flag: the flag that makes vaejax.main train on the media.
-      seconds: duration of the command.
+      flag: flag that makes vaejax.main train on the media.
+      seconds: duration of the command so far.
     """
     data = DataConfig()
     files = from_index(table, data.holdout)

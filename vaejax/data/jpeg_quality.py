@@ -1,14 +1,14 @@
 """The compression quality of a JPEG, estimated from its quantization tables.
 
-Strongly compressed photos make the latent spend channels on blocking and ringing; `data.min_quality` excludes
-them.
+Strongly compressed photos make the VAE spend latent channels on blocking and ringing artifacts. The setting
+`data.min_quality` excludes such photos.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# The tables of ITU-T T.81 annex K (row by row), scaled by the IJG quality setting.
+# The tables of ITU-T T.81 annex K (row by row), which libjpeg scales by its quality setting.
 _LUMINANCE = (
     "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
     "18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 "
@@ -32,7 +32,7 @@ _SCALED = _scaled_tables()
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
-    """Estimates the IJG quality setting whose quantization tables are nearest to a file's.
+    """Estimates the libjpeg (IJG) quality setting whose quantization tables are nearest to a file's.
 
     Entries are compared in sorted order, so row-major and zigzag tables give the same result. The distance is
     logarithmic: 1 to 2 is as far as 50 to 100.
@@ -42,7 +42,7 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
         then chrominance if present.
 
     Returns:
-      1 (worst) to 100.
+      The quality, from 1 (worst) to 100.
     """
     given = np.sort([list(tables[key]) for key in sorted(tables)][:2], axis=-1)
     distance = np.abs(np.log(_SCALED[:, : len(given)]) - np.log(np.maximum(given, 1))).mean(axis=(1, 2))

@@ -1,7 +1,7 @@
-"""Reading of photos and clips as uint8 frames, as a viewer shows them, cropped to the requested shape.
+"""Reads photos and clips as uint8 frames: upright, with square pixels, cropped to the requested size.
 
-Every frame is resampled once: crop, square pixels and resize are one antialiased Lanczos resize of a box. No
-function returns part of a result: if a file cannot be read in full, it raises `Unreadable` with the reason.
+Every frame is resampled only once: one antialiased Lanczos resize crops it, makes its pixels square and
+scales it. `read` returns all requested frames, or raises `Unreadable` with the reason.
 """
 
 import contextlib
@@ -41,15 +41,15 @@ def read(
     Args:
       file: a path, or the bytes of a file.
       kind: 'image' or 'video'.
-      frames: T; 1 for a photo.
+      frames: number of frames T; 1 for a photo.
       height: H of the result, pixels.
       width: W of the result, pixels.
-      fps: frame i is the one that the clip shows `start + i / fps` seconds after its first frame; None reads
-        consecutive frames from the one shown at `start`.
-      start: seconds after the clip's first frame.
-      zoom: see `Crop`, as `offset` and `max_upscale`.
-      offset: (y, x) in [0, 1].
-      max_upscale: the largest enlargement of a displayed pixel.
+      fps: frame rate of the result, whose frame i is the one shown at `start + i / fps`. None reads
+        consecutive frames, beginning with the one shown at `start`.
+      start: time of the first frame to read, in seconds after the clip's first frame.
+      zoom: scale relative to the smallest that covers H x W, at least 1; see `Crop`.
+      offset: position (y, x) of the crop, each in [0, 1]; see `Crop`.
+      max_upscale: largest factor by which the picture may be enlarged.
 
     Returns:
       uint8 RGB, (T, H, W, 3).
@@ -61,24 +61,25 @@ def read(
     with _one_line_reasons():
         if kind == "image":
             if frames != 1:
-                raise Unreadable(f"only 1 of {frames} frames: it is a photo")
+                raise Unreadable(f"a photo has 1 frame, not {frames}")
             return photo.read(file, crop)[None]
         return clip.read(file, frames, fps, start, crop)
 
 
 def stream(file: str | os.PathLike, kind: str) -> Iterator[tuple[float, float, np.ndarray]]:
-    """Reads every frame of a file once, in memory independent of the clip's length.
+    """Decodes every frame of a file in order, in memory independent of the clip's length.
 
     Args:
       file: a path.
       kind: 'image' or 'video'.
 
     Yields:
-      The time of the frame in seconds after the first; the seconds that it is shown if it is the last (0 for
-      a photo); and uint8 RGB (H, W, 3), upright with square pixels. All frames have the size of the first.
+      (time, period, frame). `time` is in seconds after the first frame. `period` is how long the frame is
+      shown if it is the last, in seconds; 0 for a photo. `frame` is uint8 RGB (H, W, 3), upright, with square
+      pixels. All frames have the size of the first.
 
     Raises:
-      Unreadable: after the last intact frame, if the file is damaged; at once if it has no intact frame.
+      Unreadable: if the file is damaged, once all intact frames before the damage have been yielded.
     """
     with _one_line_reasons():
         if kind == "image":
@@ -88,7 +89,7 @@ def stream(file: str | os.PathLike, kind: str) -> Iterator[tuple[float, float, n
 
 
 def clock(file: str | os.PathLike) -> clip.Clock:
-    """Reads the timing of a clip from its header and first frame.
+    """Reads the start time and the declared frame rates of a clip from its header and first frame.
 
     Raises:
       Unreadable: if no frame can be decoded.
@@ -98,11 +99,11 @@ def clock(file: str | os.PathLike) -> clip.Clock:
 
 
 def pictures(file: str | os.PathLike) -> int:
-    """The number of pictures in a photo's file, more than 1 for an animation; `read` returns the first."""
+    """Counts the pictures in a photo's file: more than 1 for an animation, of which `read` uses the first."""
     try:
         with _one_line_reasons():
             return photo.pictures(file)
-    except Unreadable:  # damage after the first picture does not matter
+    except Unreadable:  # only the first picture is used, so damage to later ones does not matter
         return 1
 
 
@@ -111,13 +112,13 @@ def probe(file: str | os.PathLike | bytes, kind: str) -> dict:
 
     Returns:
       A dict of
-        width, height: pixels as displayed, with square pixels;
+        width, height: size as displayed, in square pixels;
         frames: number of decodable frames; a damaged clip counts those before the damage;
-        fps: mean frame rate by the timestamps, None for photos;
+        fps: mean frame rate according to the timestamps, None for photos;
         duration: seconds from the first frame to the end of the last, 0 for photos;
         rotation: degrees clockwise from the coded to the displayed picture;
         codec: name of the codec or image format;
-        bits_per_pixel: file size per displayed pixel and frame;
+        bits_per_pixel: file size in bits, divided by displayed pixels and by frames;
         quality: estimated JPEG quality from 1 to 100, None for other formats.
 
     Raises:
@@ -139,6 +140,6 @@ def _one_line_reasons() -> Iterator[None]:
         raise
     except Image.UnidentifiedImageError as error:
         raise Unreadable("not an image that Pillow can read") from error
-    except Exception as error:  # damaged files raise anything, from OSError to struct.error
+    except Exception as error:  # decoders raise many types for damaged files, from OSError to struct.error
         reason = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
         raise Unreadable(" ".join(reason.split())) from error

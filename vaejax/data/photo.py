@@ -1,4 +1,4 @@
-"""Decoding of photos to uint8 RGB as a viewer shows them: upright and opaque."""
+"""Decodes photos to uint8 RGB as a viewer shows them: upright and opaque."""
 
 import io
 import math
@@ -30,10 +30,10 @@ EXTENSIONS = frozenset(
     }
 )
 
-# Photos above 89 megapixels are legitimate here; above 179 Pillow raises and they count as unreadable.
+# Pillow warns of photos above 89 megapixels, which are fine here. Above 179 it raises: they are unreadable.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_REDUCING_GAP = 3.0  # shrink by whole factors first, to 3x the target: fast, with hardly a difference
+_REDUCING_GAP = 3.0  # first shrink by whole factors, to at least 3x the target: fast, nearly the same result
 
 
 def _open(file: str | os.PathLike | bytes) -> Image.Image:
@@ -41,17 +41,17 @@ def _open(file: str | os.PathLike | bytes) -> Image.Image:
 
 
 def _shown_size(photo: Image.Image) -> tuple[int, int]:
-    """Width and height after the EXIF orientation, which Pillow itself applies to TIFF."""
+    """Width and height after the EXIF orientation is applied; for TIFF, Pillow has already applied it."""
     sideways = photo.format != "TIFF" and photo.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (photo.height, photo.width) if sideways else photo.size
 
 
 def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
-    """Reads a crop of a photo, uint8 (H, W, 3)."""
+    """Reads a crop of a photo as uint8 RGB (H, W, 3)."""
     with _open(file) as photo:
         shown = _shown_size(photo)
         left, top, right, bottom = crop.box(shown)
-        # A much larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster.
+        # A JPEG much larger than the crop is decoded at 1/2, 1/4 or 1/8 of its size: several times faster.
         scale = _REDUCING_GAP * max(crop.width / (right - left), crop.height / (bottom - top))
         if scale < 1:
             photo.draft(None, (math.ceil(photo.width * scale), math.ceil(photo.height * scale)))
@@ -59,7 +59,7 @@ def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
 
 
 def read_whole(file: str | os.PathLike | bytes) -> np.ndarray:
-    """Reads a photo at its own size, uint8 (H, W, 3)."""
+    """Reads a whole photo at its own size as uint8 RGB (H, W, 3)."""
     with _open(file) as photo:
         return np.asarray(_rgb(photo))
 
@@ -73,17 +73,17 @@ def pictures(file: str | os.PathLike | bytes) -> int:
 def _rgb(photo: Image.Image) -> Image.Image:
     """Decodes the first picture of a file to upright RGB.
 
-    Transparent pixels are blended over white, as viewers do: their own color is arbitrary.
+    Transparent pixels are blended over white, as viewers do; the color stored for them is arbitrary.
     """
     photo.load()
     photo = ImageOps.exif_transpose(photo)
-    if photo.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to 255
+    if photo.mode.startswith("I"):  # 16-bit grayscale, which Pillow's own conversion would clip at 255
         values = np.asarray(photo)
         if values.min() < 0 or values.max() > 65535:
-            raise Unreadable(f"pixel values from {values.min()} to {values.max()} have no known range")
+            raise Unreadable(f"gray values from {values.min()} to {values.max()}; accepted: 0 to 65535")
         photo = Image.fromarray(np.round(values / 257).astype(np.uint8))
     elif photo.mode == "F":
-        raise Unreadable("floating-point pixels have no known range")
+        raise Unreadable("floating-point pixels, whose range is unknown; accepted: integer pixels")
     elif photo.has_transparency_data:
         photo = photo.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
@@ -109,7 +109,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
 
 
 def _resize(image: Image.Image, shown: tuple[float, float], crop: Crop) -> np.ndarray:
-    """Crops and resizes in one resampling; `image` may be a reduced version of the `shown` size."""
+    """Crops and resizes in one resampling; `image` may be smaller than `shown`, to which the crop refers."""
     x, y = image.width / shown[0], image.height / shown[1]
     left, top, right, bottom = crop.box(shown)
     box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))

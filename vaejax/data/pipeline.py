@@ -1,4 +1,4 @@
-"""Batches of decoded samples: the training stream from worker processes, other samples from threads."""
+"""Batches of decoded samples. Worker processes decode the training stream, threads decode everything else."""
 
 import bisect
 import itertools
@@ -48,7 +48,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The batches of one training step: one per scheduled bucket, by bucket name."""
+    """The batches of one training step.
+
+    Attributes:
+      step: number of the step, counted from 0.
+      batches: one batch per bucket that is scheduled at this step, by bucket name.
+    """
 
     step: int
     batches: dict[str, Batch]
@@ -58,7 +63,7 @@ class _SampleSequence:
     """The sequence of one host's training samples, step after step.
 
     With a single sequence, one pool of workers serves all buckets, and several workers share one step. The
-    index of an element determines its step and bucket in closed form, so a resumed run replays nothing.
+    step and bucket of an element are computed from its index, so a resumed run need not replay earlier steps.
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class _SampleSequence:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Sample:
-        # A step draws at most all buckets, and at least those with every = 1.
+        # To bound the search: a step draws at most all buckets, and at least those with every = 1.
         most = sum(map(self._local_batch, self._buckets))
         least = sum(self._local_batch(bucket) for bucket in self._buckets if bucket.every == 1)
         steps = range(self._start + index // most, self._start + index // least + 1)
@@ -98,7 +103,7 @@ class _SampleSequence:
         return self._samplers[bucket.name][drawn * bucket.batch + self.rows[bucket.name][i]]
 
     def _local_batch(self, bucket: Bucket) -> int:
-        """The number of this host's samples in a batch."""
+        """The number of samples that this host reads of a batch."""
         return len(self.rows[bucket.name])
 
     def _before(self, step: int) -> int:
@@ -114,12 +119,12 @@ class TrainStream:
     """An endless iterator of `StepBatches`; `close` or the end of its context ends the worker processes."""
 
     def __init__(self, sequence: _SampleSequence, start_step: int, sample_bytes: int, data: "DataConfig"):
-        """Prepares the stream; the workers start with the first step.
+        """Prepares the stream; the workers start when the first step is requested.
 
         Args:
           sequence: the samples of this host.
           start_step: the first step.
-          sample_bytes: size of the largest sample.
+          sample_bytes: size of the largest sample in bytes.
           data: config.data.
         """
         self._sequence, self._step = sequence, start_step
@@ -153,7 +158,7 @@ class TrainStream:
     def _sample(self) -> Sample:
         try:
             return next(self._samples)
-        except InputError as error:  # a lost mount: a wrong setting fails at the start
+        except InputError as error:  # files have vanished, e.g. a lost mount: wrong settings fail earlier
             raise TrainingFailed(
                 f"{error}; the last checkpoint is complete; run the same command to continue from it"
             ) from error
@@ -187,16 +192,16 @@ def train_stream(
     positions: Mapping[str, int] | None = None,
     rows: Mapping[str, Sequence[int]] | None = None,
 ) -> TrainStream:
-    """The training batches from `start_step` on, independent of the number of workers and hosts.
+    """Creates the stream of training batches; the samples do not depend on the number of workers or hosts.
 
     Args:
-      sources: from `open_sources`.
-      buckets: from `parse_buckets`; at least one has every = 1.
+      sources: data sources, from `open_sources`.
+      buckets: buckets, from `parse_buckets`; at least one has every = 1.
       data: config.data.
       seed: seed of the schedule, the shuffles and the crops.
       start_step: the first step.
       positions: {bucket: number of batches drawn before `start_step`}; default: as scheduled.
-      rows: {bucket: indices of its batch that this host reads}; default: all.
+      rows: {bucket: indices, in its global batch, of the samples that this host reads}; default: all.
 
     Raises:
       InputError: if no training sample fits a bucket.
@@ -238,11 +243,11 @@ def eval_batches(
     """The first `samples` held-out samples of a bucket, always the same; none if nothing is held out for it.
 
     Args:
-      sources: from `open_sources`.
+      sources: data sources, from `open_sources`.
       bucket: the shape of a sample.
       data: config.data.
       samples: number of samples; if there are fewer files, they are cropped again elsewhere.
-      batch: samples per batch; default: the bucket's. The last batch may have fewer.
+      batch: samples per batch; default: that of the bucket. The last batch may have fewer.
     """
     return read_batches(Sampler(sources, bucket, "eval", data), samples, batch or bucket.batch)
 
@@ -256,7 +261,7 @@ def train_samples(
 
 
 def _threads(data: "DataConfig") -> grain.ReadOptions:
-    threads = min(4, cores())  # decoders release the interpreter's lock most of the time
+    threads = min(4, cores())  # threads suffice, because decoders release the GIL most of the time
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * data.prefetch)
 
 
@@ -268,7 +273,7 @@ def _stack(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
 
 def _fit_shared_memory(dataset: Any, data: "DataConfig", sample_bytes: int) -> Any:
     """Passes samples through pipes if shared memory is too small; containers often have only 64 MB of it."""
-    # Samples in each worker's queue, in the parent's queue, and in hand.
+    # Samples that exist at once: in each worker's queue, in the parent's queue, and being processed.
     ahead = data.workers * (2 * data.prefetch + 2)
     try:
         free = shutil.disk_usage("/dev/shm").free
@@ -281,7 +286,7 @@ def _fit_shared_memory(dataset: Any, data: "DataConfig", sample_bytes: int) -> A
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Ignores Ctrl-C and SIGTERM, because the parent saves first; exits if the parent is gone."""
+    """Makes a worker ignore Ctrl-C and SIGTERM, so that the parent can save, and exit if the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = os.getppid()

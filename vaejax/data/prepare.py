@@ -35,12 +35,12 @@ def pack(
     Args:
       folder: a folder tree of photos and clips.
       out: a new folder, or an earlier result, which stays in place until the new one is complete.
-      shard_mb: size in megabytes (10^6 bytes) at which a shard is closed.
+      shard_mb: size in megabytes (10^6 bytes) after which the next shard begins.
       progress: whether to show a progress bar on stderr.
 
     Returns:
-      The index: the columns of the folder's index, and the shard and record of each file (null for unreadable
-      files).
+      The folder's media index with two more columns: 'shard' and 'record' locate each file, and are null for
+      unreadable files.
 
     Raises:
       InputError: if the folder has no media, or `out` contains other files or cannot be written.
@@ -76,7 +76,7 @@ def _write_shards(files: list[dict], folder: str, out: Path, shard_bytes: float,
             if writer is None or written >= shard_bytes:
                 shard.close()
                 name = f"media-{count:05}.array_record"
-                # Groups of one, because samples are read individually at random. Media files do not compress.
+                # One record per group, because files are read singly at random. They are compressed already.
                 writer = ArrayRecordWriter(str(out / name), "group_size:1,uncompressed")
                 shard.callback(writer.close)
                 count, record, written = count + 1, 0, 0
@@ -124,10 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder of the shards; with --tfds its data_dir (default: ~/tensorflow_datasets)",
+        help="folder for the shards; with --tfds, the data_dir of TFDS (default: ~/tensorflow_datasets)",
     )
     parser.add_argument(
-        "--shard-mb", metavar="MB", type=float, default=256.0, help="size of a shard (default: 256)"
+        "--shard-mb", metavar="MB", type=float, default=256.0, help="megabytes per shard (default: 256)"
     )
     chosen = parser.parse_args(arguments)
 
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"next: {index.TRAIN} {_sources_flag(fields)}")
             return
         if not chosen.out:
-            raise InputError("--out is missing; accepted: the folder for the shards of --media")
+            raise InputError("--out is missing; accepted: --out=DIR, a folder for the shards of --media")
         if not chosen.shard_mb > 0:
             raise InputError(f"--shard-mb={chosen.shard_mb:g}; accepted: a number above 0")
         table = pack(chosen.media, chosen.out, chosen.shard_mb)
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"{chosen.out}: {count_of(len(packed), 'file')} packed into"
             f" {count_of(len(packed['shard'].unique()), 'shard')} ({size / 1e6:.1f} MB),"
-            f" {len(table) - len(packed)} unreadable left out"
+            f" unreadable files left out: {len(table) - len(packed)}"
         )
         flag = _sources_flag({"kind": "array_record", "path": chosen.out})
         print("\n".join(index.next_steps(table, flag, time.monotonic() - start)))

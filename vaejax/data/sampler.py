@@ -17,13 +17,14 @@ from vaejax.errors import InputError, one_line
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-MAX_UNREADABLE = 20  # unreadable files per sample before it fails
-MAX_DRAWS = 200  # draws per sample, including repeated and unfit records
-FEW = 4096  # records; below, Grain's shuffle is slow (2.4 ms a sample for 8 records, 9 µs for 10 000)
+MAX_UNREADABLE = 20  # unreadable files tried for one sample before it raises an error
+MAX_DRAWS = 200  # records tried for one sample before it raises an error; repeated and unfit ones count too
+# With fewer records than this, NumPy shuffles: Grain takes 2.4 ms a sample for 8 records, 9 µs for 10 000.
+FEW = 4096
 
 
 class Sample(NamedTuple):
-    """One sample. To Grain it is a tree of arrays, whose frames it passes in shared memory.
+    """One decoded sample. Grain treats it as a tree of arrays, and passes the frames in shared memory.
 
     Attributes:
       frames: uint8, (T, H, W, C).
@@ -39,9 +40,9 @@ class Sample(NamedTuple):
 class Sampler:
     """The endless sequence of a bucket's samples; `sampler[i]` reads sample i.
 
-    Each source is shuffled anew in every epoch, and sources alternate in proportion to their weights. The
-    crop is drawn from (seed, bucket, i). The held-out order has no seed: it first crops the middle of every
-    file, then other places and moments of the same files.
+    Sources alternate in proportion to their weights. For training, each source is shuffled anew in every
+    epoch, and crops are drawn from (seed, bucket, i). For evaluation the order is fixed: the first epoch
+    crops the middle of every held-out file, and later epochs crop the same files elsewhere in space and time.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Sampler:
         """Selects the records that fit; `empty` is True if there are none.
 
         Args:
-          sources: from `open_sources`.
+          sources: data sources, from `open_sources`.
           bucket: the shape of a sample.
           split: 'train' or 'eval'.
           data: config.data.
           seed: seed of the shuffles and crops; ignored for 'eval'.
-          middle_first: False varies the held-out crops from the first sample on.
+          middle_first: whether the first 'eval' crop of a file is its middle; False varies it as well.
         """
         self._first_pass = 0 if middle_first else 1
         self.bucket, self.data, self.split = bucket, data, split
@@ -81,7 +82,7 @@ class Sampler:
             self._mixture: Any = grain.MapDataset.mix([self._places(number) for number in used], weights)
 
     def _places(self, number: int) -> grain.MapDataset:
-        """An endless data set of (source, index among its candidates, passes over the held-out files)."""
+        """An endless data set of (number of the source, index into its candidates, epoch; 0 for training)."""
         count = len(self._candidates[number])
         if self.split == "eval":
             return grain.MapDataset.range(sys.maxsize).map(partial(_eval_place, number, count))
@@ -94,11 +95,11 @@ class Sampler:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads sample `index`, or a substitute from the same source if it cannot be read.
+        """Reads sample `index`, or a substitute from the same source if it cannot be read or does not fit.
 
         Raises:
-          InputError: if MAX_UNREADABLE files cannot be read or MAX_DRAWS draws give no sample.
-          RuntimeError: with the file's name, for an unexpected error.
+          InputError: if MAX_UNREADABLE files cannot be read or MAX_DRAWS records give no sample.
+          RuntimeError: for any other error while reading; its message names the file.
         """
         number, place, passes = self._mixture[index]
         source, fitting = self._sources[number], self._candidates[number]
@@ -122,19 +123,20 @@ class Sampler:
                 break
             place = self._random(index, attempt).integers(len(fitting))
         raise InputError(
-            f"data.buckets.{self.bucket.name}: none of {len(unreadable) + len(unfit)} files could be read"
+            f"data.buckets.{self.bucket.name}: none of {len(unreadable) + len(unfit)} files could be used"
             f" (the last: {reason}); accepted: a source with more readable files that fit"
         )
 
     def _drawn(self, index: int) -> tuple[Crop, float]:
-        """The random crop and moment of a training sample; the logarithm of the zoom is uniform."""
+        """The random crop of a training sample, and its time in the clip from 0 to 1; zoom is log-uniform."""
         moment, zoom, y, x = self._random(index).random(4)
         return self._crop(float(self.data.zoom) ** zoom, (y, x)), moment
 
     def _varied(self, passes: int) -> tuple[Crop, float]:
-        """The crop and moment of a held-out sample after `passes` passes over the files: the middle first.
+        """The crop of a held-out sample, and its time in the clip from 0 to 1, in epoch `passes`.
 
-        Later passes fill the available range evenly by a Kronecker sequence of three irrational numbers.
+        The first epoch takes the middle of the file. In later epochs, a Kronecker sequence of three
+        irrational numbers covers the possible positions evenly.
         """
         passes += self._first_pass
         if not passes:

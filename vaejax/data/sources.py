@@ -1,4 +1,4 @@
-"""The data sources of a configuration: opening them, and checking that their samples fit the buckets."""
+"""Opens the data sources of a configuration and checks that their samples fit the buckets."""
 
 import math
 import os
@@ -34,7 +34,7 @@ _NOUNS = {"image": "photo", "video": "clip"}
 
 
 class MediaSource(Source):
-    """Folder trees of photos and clips, read through their indices; see vaejax.data.index."""
+    """Folder trees of photos and clips, listed by their media indices; see vaejax.data.index."""
 
     FIELDS: ClassVar[tuple[str, ...]] = ("path",)
 
@@ -78,7 +78,7 @@ def open_sources(data: "DataConfig") -> tuple[Source, ...]:
       data: config.data.
 
     Raises:
-      InputError: naming the key, its value and what is accepted.
+      InputError: if there is no source, or one is misconfigured or cannot be read.
     """
     if data.media:
         return (MediaSource.open("media", 1.0, {"path": data.media}, data, "data.media"),)
@@ -131,7 +131,8 @@ def check_buckets(sources: Sequence[Source], buckets: Sequence[Bucket], data: "D
     """Checks that every bucket has training samples.
 
     Raises:
-      InputError: naming all buckets that no training sample fits, with the flags that turn them off.
+      InputError: if no training sample fits a bucket. The message names all such buckets and the flags that
+        turn them off.
     """
     unfit = [bucket for bucket in buckets if not _fits(sources, bucket, "train", data)]
     if unfit:
@@ -142,13 +143,13 @@ def check_buckets(sources: Sequence[Source], buckets: Sequence[Bucket], data: "D
 
 
 def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig") -> str:
-    """One line that says what a bucket without samples needs, what its sources have, and what to change."""
+    """One line for a bucket without samples: what it needs, what the sources have, and what to change."""
     finding, changes = _misfit(sources, bucket, split, data)
     return f"{finding}; accepted: {', '.join(changes)}"
 
 
 def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig") -> list[str]:
-    """The held-out files of each bucket in one line, then warnings: few files, or none.
+    """Lists the held-out files of all buckets in one line, then warns of buckets with few or none.
 
     Args:
       sources: from `open_sources`.
@@ -156,7 +157,7 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
       data: config.data.
 
     Returns:
-      Lines for the start of a run; each warning starts with 'warning: '.
+      Lines to print when a run starts; each warning starts with 'warning: '.
     """
     held, few, none = [], [], []
     for bucket in buckets:
@@ -200,7 +201,7 @@ def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConf
 def _misfit(
     sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig"
 ) -> tuple[str, list[str]]:
-    """The reason that no record of a split fits a bucket, and the settings to change."""
+    """Why no record of a split fits a bucket, and which settings to change."""
     noun, held_out = _NOUNS[bucket.kind], split == "eval"
     adjective = "held-out " * held_out
     name = f"data.buckets.{bucket.name}: no {adjective or 'training '}sample fits; "
@@ -214,7 +215,7 @@ def _misfit(
         f"{name}of {count_of(kept.sum(), adjective + noun)} the largest is"
         f" {c['height'][largest]}x{c['width'][largest]} (HxW)"
     )
-    changes = ["a smaller size", f"data.max_upscale above {data.max_upscale:g}"]
+    changes = ["a smaller bucket", f"data.max_upscale above {data.max_upscale:g}"]
     if bucket.kind == "video":
         finding += (
             f", the longest {span_seconds(c)[kept].max():.2f} s"

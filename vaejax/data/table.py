@@ -1,4 +1,4 @@
-"""The table of a source: photos and spans of clips, split into train and eval, and their fit to buckets."""
+"""The table of a data source: photos and spans of clips, each for training or evaluation, by bucket."""
 
 import hashlib
 import os
@@ -16,10 +16,10 @@ from vaejax.data.crop import Crop, covers
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-MANY_CLIPS = 10  # from this number on whole clips are held out; of fewer clips, the end of each
-HELD_OUT_TAIL = 0.2  # held-out fraction of each clip's duration if there are few
-# Slowest clip relative to data.fps: film of 24 fps trains at 30 or 48, but a slide show of 5 fps would repeat
-# frames.
+MANY_CLIPS = 10  # of at least this many clips, whole ones are held out; of fewer, the end of each
+HELD_OUT_TAIL = 0.2  # fraction of each clip that is held out, at its end, if there are fewer
+# Lowest frame rate of a clip, relative to data.fps. Film at 24 fps may train at 48, but a slide show at 5 fps
+# would repeat its frames too often.
 MIN_FPS_RATIO = 0.5
 
 SCHEMA = pa.schema(
@@ -61,18 +61,18 @@ class Record:
     """A photo, or a span of a clip: one row of a source's table.
 
     Attributes:
-      path: path of the file, or a name for display.
+      path: path of the file; of a TFDS record, a name for messages.
       kind: 'image' or 'video'.
       width: displayed width in pixels; 0 if unknown until the file is read.
       height: displayed height in pixels; 0 if unknown until the file is read.
-      frames: number of frames of the whole file.
-      fps: frame rate of the file; 0 for a photo.
-      quality: JPEG quality estimate, 1 to 100, or NaN.
-      start: start of the span, in seconds.
-      stop: time of the span's last frame, in seconds.
-      held_out: whether it is kept for evaluation.
-      shard: the shard that holds the file, or the split of a TFDS data set; '' for loose files.
-      position: its position in the shard or split; -1 for loose files.
+      frames: number of frames of the whole file; 0 if unknown until it is read.
+      fps: frame rate of the file; 0 for a photo, infinite if unknown.
+      quality: estimated JPEG quality, 1 to 100; NaN if unknown.
+      start: start of the span, in seconds after the file's first frame.
+      stop: time of the span's last frame, in seconds after the file's first frame; infinite if unknown.
+      held_out: whether the record is held out for evaluation.
+      shard: name of the shard that contains the file, or of the TFDS split; '' for a file in a folder.
+      position: index of the record in the shard or split; -1 for a file in a folder.
     """
 
     path: str
@@ -90,17 +90,17 @@ class Record:
 
 
 class Unfit(Exception):
-    """A sample of previously unknown size does not fit the bucket."""
+    """A record whose size was unknown until it was read does not fit the bucket."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A table of records and the access to their files; picklable, because worker processes receive it.
+    """A table of records, and methods that read them; picklable, because worker processes receive it.
 
     Attributes:
-      label: name in the configuration.
+      label: name of the source in the configuration.
       weight: relative share of the samples drawn from this source.
-      table: one `Record` per row, by `SCHEMA`.
+      table: table with the columns of `SCHEMA`; each row is a `Record`.
       unreadable: (path, reason) of each file that could not be read when the source was opened.
     """
 
@@ -120,10 +120,10 @@ class Source:
           weight: relative share of the samples.
           fields: values of the keys in `FIELDS`.
           data: config.data.
-          key: the configuration key that errors name.
+          key: configuration key of the source, for error messages.
 
         Raises:
-          InputError: if nothing can be read.
+          InputError: if the fields are invalid or nothing can be read.
         """
         raise NotImplementedError
 
@@ -138,13 +138,13 @@ class Source:
     def read(
         self, record: Record, frames: int, fps: float, crop: Crop, moment: float
     ) -> tuple[np.ndarray, float]:
-        """Reads a sample.
+        """Reads a sample from a record.
 
         Args:
           record: a photo or a span of a clip.
-          frames: T; 1 reads a photo.
+          frames: number of frames T of the sample; 1 for an image.
           fps: frame rate of the sample.
-          crop: H, W and the position in the picture.
+          crop: size H x W of the sample and its position in the picture.
           moment: position of the sample in the clip's span, from 0 (earliest) to 1 (latest).
 
         Returns:
@@ -152,7 +152,7 @@ class Source:
 
         Raises:
           media.Unreadable: if the file cannot be decoded.
-          Unfit: if its size was unknown and is too small.
+          Unfit: if the size of the record was unknown and turns out too small.
           OSError: if the file does not exist.
         """
         start = record.start + moment * max(0.0, record.stop - record.start - (frames - 1) / fps)
@@ -172,8 +172,8 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
 
     A record fits if covering the bucket enlarges it by at most data.max_upscale and its quality estimate, if
     any, reaches data.min_quality. For a video bucket its span must also be long enough and its frame rate at
-    least MIN_FPS_RATIO of data.fps. An image bucket takes photos and videos of one frame but no frames of
-    clips: these would teach the image path blur and compression artifacts, and count a clip twice.
+    least MIN_FPS_RATIO of data.fps. An image bucket takes photos and one-frame videos, but no frames of
+    longer clips. Their blur and compression artifacts would degrade images, and clips would count twice.
     """
     c = columns([source])
     fits = c["held_out"] == (split == "eval")
@@ -183,14 +183,14 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
     if bucket.kind == "image":
         fits &= still
     else:
-        # Timestamps are rounded by up to 2 ms.
+        # 2 ms of slack, because timestamps are rounded by up to that much.
         fits &= ~still & (span_seconds(c) > sample_seconds(bucket, data.fps) + 2e-3)
         fits &= c["fps"] >= MIN_FPS_RATIO * data.fps
     return np.flatnonzero(fits)
 
 
 def columns(sources: Sequence[Source]) -> dict[str, np.ndarray]:
-    """The numeric columns of the sources' tables, one after the other."""
+    """The numeric columns of the sources' tables, each concatenated over all sources."""
     return {name: np.concatenate([s.table[name].to_numpy() for s in sources]) for name in _NUMBERS}
 
 
@@ -200,7 +200,7 @@ def sample_seconds(bucket: Bucket, fps: float) -> float:
 
 
 def span_seconds(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The durations of the spans in seconds, the display time of the last frame included."""
+    """The durations of the spans in seconds, including the display time of the last frame."""
     return columns["stop"] - columns["start"] + 1 / np.maximum(columns["fps"], 1e-6)
 
 
@@ -213,7 +213,7 @@ def path_hash(path: str) -> float:
 def held_out(paths: Iterable[str], holdout: float) -> set[str]:
     """The held-out paths: those with a hash below `holdout`, but at least one of several, and never all.
 
-    The choice by hash keeps every file in its split while a folder grows.
+    Choosing by hash keeps files in their split as a folder grows, except while it has very few files.
     """
     ordered = sorted(paths, key=path_hash)
     count = sum(path_hash(path) < holdout for path in ordered)
@@ -224,8 +224,8 @@ def held_out(paths: Iterable[str], holdout: float) -> set[str]:
 def from_index(index: pa.Table, holdout: float, folder: str = "", everything: str = "") -> pa.Table:
     """The table of a media index's readable files, split into training and evaluation.
 
-    From MANY_CLIPS clips on, whole clips are held out. Of fewer clips, the last fifth of each is held out and
-    the rest trains.
+    If there are at least MANY_CLIPS clips, whole clips are held out. Otherwise the last fifth of each clip is
+    held out, and the rest of it trains.
 
     Args:
       index: a table with INDEX_COLUMNS and relative paths; also shard and record if the files are in shards.
@@ -271,7 +271,8 @@ def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[
     row["stop"] = max(0.0, file["duration"] - frame)
     if not cut:
         return [row]
-    # A frame is shown until the next one, so the training span ends a whole frame before the held-out span.
+    # The last frame appears at `stop` and is shown for one period. Subtracting two periods therefore leaves
+    # a gap of one period between the spans.
     seam = (1 - HELD_OUT_TAIL) * file["duration"]
     return [
         row | {"stop": max(0.0, seam - 2 * frame), "held_out": False},

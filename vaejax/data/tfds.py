@@ -1,4 +1,4 @@
-"""The tfds source: a prepared TFDS data set with an image or video feature, read without TensorFlow."""
+"""The tfds source: a data set of TensorFlow Datasets (TFDS), prepared beforehand, read without TensorFlow."""
 
 import functools
 import importlib.util
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TfdsSource(Source):
-    """Records of a TFDS data set in array_record format, whose sizes are unknown until they are read."""
+    """Records of a TFDS data set in array_record format. Their sizes are unknown until they are read.
+
+    Attributes:
+      name: name of the data set.
+      data_dir: folder of prepared data sets; None: the default of TFDS.
+      feature: name of the image or video feature to read.
+    """
 
     FIELDS: ClassVar[tuple[str, ...]] = ("name", "split", "eval_split", "data_dir", "feature")
     name: str = ""
@@ -30,7 +36,11 @@ class TfdsSource(Source):
 
     @classmethod
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
-        """Opens the data set `name`; defaults: its first image or video feature and its usual splits."""
+        """Opens the data set `name`.
+
+        By default it reads the first image or video feature. It trains on the split 'train', and evaluates on
+        'validation' or 'test' if there is one.
+        """
         name, data_dir = fields.get("name", ""), fields.get("data_dir") or None
         if not name:
             raise InputError(f"{key}.name is missing; accepted: a name from tensorflow.org/datasets/catalog")
@@ -58,7 +68,7 @@ class TfdsSource(Source):
                     f"{key}.{field} = {part!r}; accepted: {accepted}, or a slice such as train[:90%]"
                 ) from None
             held_out = np.full(count, field == "eval_split")
-            if not eval_split and data.holdout and count > 1:  # TFDS shuffles its records
+            if not eval_split and data.holdout and count > 1:  # the last records: TFDS has shuffled them
                 held_out[-max(1, round(count * data.holdout)) :] = True
             tables.append(_table(name, part, held_out, kinds[feature]))
         table = pa.concat_tables(tables).combine_chunks()
@@ -67,7 +77,7 @@ class TfdsSource(Source):
     def read(
         self, record: Record, frames: int, fps: float, crop: Crop, moment: float
     ) -> tuple[np.ndarray, float]:
-        """Reads a sample; TFDS stores videos as pictures without times, so they count as running at `fps`."""
+        """Reads a sample. TFDS stores videos without timestamps, so `fps` is taken as their frame rate."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         # Parsed here, because TFDS would decode all pictures of a video.
@@ -77,10 +87,10 @@ class TfdsSource(Source):
         pictures = features[self.feature].bytes_list.value
         spare = len(pictures) - frames
         if spare < 0:
-            raise Unfit(f"{len(pictures)} frames, fewer than {frames}")
+            raise Unfit(f"{len(pictures)} frames; accepted: at least {frames}")
         size = media.probe(pictures[0], "image")
         if not covers(crop.height, crop.width, size["height"], size["width"], crop.max_upscale):
-            raise Unfit(f"{size['height']}x{size['width']} for {crop.height}x{crop.width}")
+            raise Unfit(f"{size['height']}x{size['width']} for {crop.height}x{crop.width} (HxW)")
         first = round(moment * spare)
         parts = [
             media.read(picture, "image", frames=1, **crop._asdict())
@@ -90,12 +100,12 @@ class TfdsSource(Source):
 
 
 def import_tfds() -> Any:
-    """Imports the package and lets it read videos without TensorFlow."""
+    """Imports tensorflow_datasets, and makes it read videos without TensorFlow."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.features import video_feature
 
     if importlib.util.find_spec("tensorflow") is None:
-        # To read, its Video feature uses only the name of a NumPy type from TensorFlow (4.9.10).
+        # To read, the Video feature of TFDS 4.9.10 needs only one function of TensorFlow: dtypes.as_dtype.
         video_feature.tf = types.SimpleNamespace(dtypes=types.SimpleNamespace(as_dtype=np.dtype))
     return tfds
 
@@ -116,7 +126,7 @@ def _builder(name: str, data_dir: str | None, key: str) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (ValueError, ImportError, RuntimeError):
-        # Without TensorFlow, TFDS knows only part of its catalog, but every prepared data set.
+        # Without TensorFlow, TFDS knows only part of its catalog, but it finds every prepared data set.
         folder = data_dir or tfds.core.constants.DATA_DIR
         raise InputError(f"{key}: not prepared in {folder}; {accepted}") from None
     if not builder.is_prepared():
@@ -138,7 +148,7 @@ def _records(name: str, split: str, data_dir: str | None):
 
 
 def _table(name: str, split: str, held_out: np.ndarray, kind: str) -> pa.Table:
-    """A table whose records, of unknown size, are candidates for every bucket of their kind."""
+    """A table of records of unknown size, which are therefore candidates for every bucket of their kind."""
     image, count = kind == "image", len(held_out)
     constant = {
         "kind": kind,

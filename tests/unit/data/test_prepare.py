@@ -61,7 +61,7 @@ def test_shards_give_the_frames_of_the_folder(folder, tmp_path, capsys):
     assert len(shards) > 1 and not list(tmp_path.glob(".*"))
     packed, held_out, duration, following = capsys.readouterr().out.splitlines()
     assert packed.startswith(f"{out}: 6 files packed into {len(shards)} shards")
-    assert packed.endswith("1 unreadable left out")
+    assert packed.endswith("unreadable files left out: 1")
     assert held_out == "held out for evaluation (data.holdout = 0.05): 1 photo"
     assert duration.startswith("done in ")
     flag, _, value = shlex.split(following)[-1].partition("=")
