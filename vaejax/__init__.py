@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the version needs no JAX
+if TYPE_CHECKING:  # reading the version must not import JAX
     import jax
 
     from vaejax.codec.codec import Codec
@@ -25,21 +25,21 @@ def load(
 ) -> Codec:
     """Opens a trained VAE, which encodes frames to latents and decodes them.
 
-    Loading a model of the same architecture again compiles nothing.
+    A further model of the same architecture reuses the compiled programs.
 
     Args:
-      path: 'RUN', 'RUN/checkpoints/STEP' or a folder of vaejax.export.
-      step: a completed checkpoint of a run; default: the one in `path`, else the latest.
-      dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps that of training.
+      path: folder of a run, one of its checkpoints/STEP, or a folder written by vaejax.export.
+      step: step of a completed checkpoint; default: the one in `path`, else the latest.
+      dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
-      overlap: of neighboring tiles, pixels; None: enough for exact results if the network allows it.
+      overlap: overlap of neighboring tiles in pixels; None: enough for exact results if the network allows it.
       devices: JAX devices that share each frame by height; None: one device.
 
     Returns:
       A `vaejax.codec.codec.Codec`.
 
     Raises:
-      vaejax.errors.InputError: if there is no trained VAE at `path`, or an argument does not suit it.
+      vaejax.errors.InputError: if there is no trained VAE at `path`, or an argument is not valid for it.
     """
     from vaejax.codec.codec import Codec
     from vaejax.codec.load import load_vae

@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Runs `vaejax COMMAND ...`, which is `python -m MODULE ...`."""
+    """Runs `vaejax COMMAND ...` by replacing this process with `python -m MODULE ...`."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in COMMANDS:
         print(f"usage: vaejax {'|'.join(COMMANDS)} ...\n\nvaejax COMMAND --help describes a command.")
@@ -63,7 +63,7 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
 
     Args:
       name: path of the folder.
-      flag: the flag that named it, for the error.
+      flag: flag that named the folder, for error messages.
 
     Raises:
       InputError: if it cannot be created or written.
@@ -89,7 +89,7 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_disk_errors(workdir: str) -> Iterator[None]:
-    """Turns a full or failing disk into a TrainingFailed while a run writes to its folder.
+    """Turns errors of a full or failing disk into a TrainingFailed that names the folder of the run.
 
     Libraries wrap the OSError in errors of their own, so it is recognized by the system's message.
     """
@@ -112,7 +112,7 @@ def naming_disk_errors(workdir: str) -> Iterator[None]:
 
 
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:
-    """The argparse type of a number from `smallest`."""
+    """Returns an argparse type that accepts numbers of type `kind` from `smallest` up."""
 
     def number(text: str) -> float:
         value = kind(text)

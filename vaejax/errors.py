@@ -20,9 +20,9 @@ class TrainingFailed(RuntimeError):
 
 
 class Stopped(Exception):
-    """Work was given up on request."""
+    """Raised to end work early because the user asked for it."""
 
 
 def one_line(error: BaseException, longest: int = 200) -> str:
-    """The message of another library's error as one line that is not empty."""
+    """The message of an error as one non-empty line of at most `longest` characters."""
     return " ".join(str(error).split())[:longest] or type(error).__name__

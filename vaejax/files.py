@@ -25,7 +25,7 @@ _SCRATCH = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.part", re.DOTALL)
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Opens a file for writing and reading that appears at `path` if the block succeeds.
+    """Opens a temporary file for reading and writing, and renames it to `path` if the block succeeds.
 
     Raises:
       OSError: if it cannot be written.
@@ -59,9 +59,9 @@ def _locked(path: pathlib.Path) -> tuple[pathlib.Path, BinaryIO]:
     while True:
         unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         file = open(unfinished, "xb")  # noqa: SIM115 - the caller closes it
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there
+        with contextlib.suppress(OSError):  # on a file system without locks, `sweep` removes nothing
             fcntl.flock(file, fcntl.LOCK_EX)
-        if unfinished.exists():  # `sweep` did not remove it before it was locked
+        if unfinished.exists():  # otherwise `sweep` removed it before it was locked
             return unfinished, file
         file.close()
 
@@ -83,10 +83,10 @@ def sweep(paths: Iterable[pathlib.Path]) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Creates a folder for writing that takes the place of `path` if the block succeeds.
+    """Creates a temporary folder, and renames it to `path` if the block succeeds.
 
-    The former folder stays in place until then and is restored if the last step fails. The remains of a
-    killed job are removed first.
+    An existing folder stays in place until then, and is restored if the renaming fails. What a killed job
+    left behind is removed first.
 
     Raises:
       OSError: if it cannot be written.
@@ -108,7 +108,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def _settle(path: pathlib.Path, former: pathlib.Path) -> None:
-    """Removes a replaced folder, or restores it if nothing took its place."""
+    """Removes `former`, the folder that was at `path`, or restores it if nothing has replaced it."""
     if former.exists() and not path.exists():
         former.rename(path)
     elif former.exists():
@@ -126,7 +126,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a whole UTF-8 file atomically; file names that are not UTF-8 keep their bytes.
+    """Writes a whole UTF-8 file atomically; surrogate escapes, as in file names, become the original bytes.
 
     Raises:
       OSError: if it cannot be written.
@@ -138,11 +138,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes strict JSON with sorted keys, atomically: equal values give equal bytes.
 
     JSON has no NaN and no infinity. They become the strings "NaN", "Infinity" and "-Infinity", which
-    `float(value)` in Python and `Number(value)` in JavaScript read.
+    `float(value)` in Python and `Number(value)` in JavaScript parse.
 
     Args:
       path: the file.
-      value: dictionaries, lists, strings and numbers, including those of NumPy.
+      value: dictionaries, lists, strings and numbers; NumPy arrays and numbers are converted.
 
     Raises:
       OSError: if it cannot be written.
@@ -153,17 +153,17 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file; "Infinity" and the like stay strings.
+    """Reads a JSON file; the strings "NaN", "Infinity" and "-Infinity" stay strings.
 
     Raises:
-      OSError: if the file does not exist.
-      ValueError: if it is damaged.
+      OSError: if the file cannot be read.
+      ValueError: if it is not valid JSON.
     """
     return json.loads(pathlib.Path(path).read_bytes())
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict]:
-    """Reads a file of one JSON object per line, skipping lines torn by a kill; [] if there is no file."""
+    """Reads a file of one JSON object per line; skips incomplete lines; [] if the file does not exist."""
     lines = []
     if os.path.exists(path):
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -183,7 +183,7 @@ def write_json_lines(path: str | os.PathLike, lines: Iterable[dict]) -> None:
 
 
 def strict(value: Any) -> Any:
-    """The value as strict JSON has it: plain Python types, non-finite numbers as strings."""
+    """Converts a value for strict JSON: plain Python types, with non-finite numbers as strings."""
     if isinstance(value, dict):
         return {str(key): strict(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -13,11 +13,11 @@ from vaejax.errors import STOPPED, InputError
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Join the other processes of the run; start the same command on each."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a folder that has a run resumes it.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that it already has is resumed.")
 
 
 def main(argv: list[str]) -> int:
-    """Trains; returns the exit code: 0 if done, 75 if stopped by a signal after saving."""
+    """Trains, and returns the exit code: 0 when done, 75 if stopped by a signal and saved."""
     if len(argv) > 1:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:

@@ -1,4 +1,4 @@
-"""Orbax checkpoints: arrays, data positions, configuration and metadata of one step in one composite."""
+"""Orbax checkpoints of a run: the arrays, data positions, configuration and metadata of one step each."""
 
 import contextlib
 import math
@@ -20,15 +20,15 @@ _JSON_ITEMS = ("data", "config", "metadata")
 class Checkpoints:
     """The checkpoints of a run, DIR/checkpoints/STEP, saved asynchronously and completed atomically.
 
-    The arrays are opaque trees, one per item; what they mean is up to the caller.
+    A checkpoint consists of named items. Each item is a tree of arrays, whose meaning is up to the caller.
 
     Args:
-      workdir: DIR.
+      workdir: DIR, the folder of the run.
       keep: number of latest checkpoints to keep.
-      best: '' or the score, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint is kept as well; a '-' in
-        front means that lower is better.
-      read_only: open another run, which may still be training; nothing is saved, created or cleaned up.
-        Otherwise the remains of a save that was killed are removed.
+      best: evaluation score, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint is kept as well; a '-' in
+        front means that lower is better; '' keeps only the latest.
+      read_only: whether to only read a run, which may still be training. Otherwise this process may save, and
+        files that a killed save left behind are removed.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 1, best: str = "", read_only: bool = False):
@@ -46,18 +46,18 @@ class Checkpoints:
             pathlib.Path(workdir).expanduser().absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                best_fn=goodness if best else None,  # otherwise Orbax drops the scores at the end of the run
+                best_fn=goodness if best else None,  # without it Orbax drops the scores when the run ends
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
             ),
         )
 
     def latest(self) -> int | None:
-        """The step of the latest completed checkpoint."""
+        """The step of the latest completed checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def latest_on_all_hosts(self) -> int | None:
-        """Process 0's latest step: hosts may see a shared file system at different times."""
+        """The latest step that process 0 sees; on a shared file system, other hosts may see it later."""
         return distributed.all_gather(self.latest())[0]
 
     def save(
@@ -68,13 +68,15 @@ class Checkpoints:
         config: dict[str, Any],
         scores: Mapping[str, float],
     ) -> None:
-        """Saves once per step; returns when the arrays are copied, before they are written.
+        """Saves a checkpoint in the background, unless this step is already saved.
+
+        Returns when the arrays are copied, before they are written.
 
         Args:
-          step: number of updates.
+          step: number of updates done.
           items: trees of arrays by name.
-          positions: batches drawn of every bucket.
-          config: the configuration, as JSON has it.
+          positions: number of batches drawn so far, by bucket name.
+          config: the configuration as nested dictionaries.
           scores: scores at this step, 'BUCKET/NAME' to value; {} without an evaluation.
         """
         if step == self.latest():
@@ -88,18 +90,18 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**arguments), metrics=dict(scores) or None)
 
     def config(self, step: int) -> dict[str, Any]:
-        """The configuration that a checkpoint was trained with, as JSON has it."""
+        """The configuration that a checkpoint was trained with, as nested dictionaries."""
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
     def restore(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-        """Reads the items of a checkpoint, sharded as their targets are, whatever mesh saved them.
+        """Reads items of a checkpoint with the shardings of `targets`, whatever mesh saved them.
 
         Args:
-          step: an existing one.
-          targets: trees of arrays or ShapeDtypeStructs with shardings, by name.
+          step: step of a completed checkpoint.
+          targets: trees of arrays or ShapeDtypeStructs with shardings, by item name.
 
         Returns:
-          The items that the checkpoint has, and its data positions.
+          Those items that the checkpoint contains, and its data positions: batches drawn, by bucket name.
         """
         self._manager.wait_until_finished()
         folder = self._manager.directory / str(step)
@@ -113,7 +115,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def completing(self) -> Iterator[None]:
-        """On leaving the block, waits until the last save is complete."""
+        """A context that waits, when it is left, until the last save is complete."""
         try:
             yield
         finally:

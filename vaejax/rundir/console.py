@@ -1,6 +1,6 @@
-"""Console lines: the introduction of a run, and one plain line per log.
+"""Console output of a run: its setup at the start, then one line at every log interval.
 
-They go to stderr by print, not through absl's logging. absl hides lines until a program has parsed its flags,
+Lines are printed to stderr, not logged through absl. absl hides lines until a program has parsed its flags,
 which a notebook never does, and its prefix takes half the width of a terminal.
 """
 
@@ -45,8 +45,8 @@ class Cost(NamedTuple):
 
     Attributes:
       samples: number of images and clips.
-      pixels: sum of B·T·H·W over its batches.
-      flops: operations of the model, without rematerialization; 0 if they are not counted.
+      pixels: sum of B·T·H·W over the batches of the update.
+      flops: floating-point operations of the networks, without rematerialization; 0 if not counted.
     """
 
     samples: int
@@ -67,10 +67,10 @@ def introduce(
 
     Args:
       folder: folder of the run.
-      config: its configuration.
-      buckets: its buckets.
-      start: the step that it starts or resumes from.
-      params: parameters or shapes of the autoencoder.
+      config: configuration of the run.
+      buckets: buckets of the run.
+      start: step at which the run starts or resumes.
+      params: parameters of the autoencoder, or their shapes.
     """
     table, total = parameter_table(params)
     if jax.process_index() == 0:
@@ -80,7 +80,7 @@ def introduce(
 
 
 def setup_line(config: Config, buckets: Sequence[Bucket], start: int) -> str:
-    """Devices, data type, samples per update, first and last step of a run in one line."""
+    """One line with the devices, data type, samples per update, first and last step of a run."""
     counts = []
     for kind, noun in (("image", "images"), ("video", "clips")):
         if samples := sum(b.batch / b.every for b in buckets if b.kind == kind):
@@ -98,7 +98,7 @@ def setup_line(config: Config, buckets: Sequence[Bucket], start: int) -> str:
 
 
 def schedule_lines(config: Config) -> list[str]:
-    """The phases of the loss in one line, then a warning for each term that starts after the last update."""
+    """One line with the update at which each loss term starts, then a warning for each that never starts."""
     weights, game = dataclasses.asdict(config.loss.weights), config.loss.adversarial
     terms = [name for name in TERMS if weights.get(name)]
     # Key of the setting, what starts, and the first update, counted from 0.
@@ -127,7 +127,8 @@ def parameter_table(params: Mapping[str, Any]) -> tuple[str, str]:
     """A table of all parameters, and a line with the totals of encoder, decoder and the rest.
 
     Args:
-      params: a nested dictionary of arrays or shapes, partitioned or not, with or without 'params' on top.
+      params: nested dictionary of arrays or shapes; Flax's partitioning boxes and a top level with the only
+        key 'params' are removed.
     """
     params = meta.unbox(params)
     if set(params) == {"params"}:
@@ -146,13 +147,13 @@ class Progress:
 
     Call `tick` after every update and `log` whenever a line is due. The first update is not timed, because it
     compiles, and neither is time inside `paused()` (evaluation, checkpoints). The remaining time is estimated
-    from the median of recent intervals between logs, which ignores later compilations and hiccups.
+    from the median of recent intervals between logs, so single slow ones, as by compilation, do not count.
 
     Args:
-      total_steps: the step at which the run ends.
-      start_step: the step that it starts or resumes from.
+      total_steps: step at which the run ends.
+      start_step: step at which the run starts or resumes.
       shown: names of the metrics to print, in this order.
-      is_main: print; False on all processes but 0.
+      is_main: whether to print; True only on process 0.
       peak_flops: peak operations per second of all devices together; 0 if unknown.
     """
 
@@ -173,10 +174,10 @@ class Progress:
         """Counts one update.
 
         Args:
-          samples: images and clips of the update, over all processes.
+          samples: number of images and clips in the update, over all processes.
           pixels: sum of B·T·H·W, over all processes and buckets.
           waited: seconds spent waiting for data.
-          flops: operations of the model, without rematerialization, over all processes.
+          flops: floating-point operations of the networks, without rematerialization, over all processes.
         """
         if self._first:
             self._first = False
@@ -202,12 +203,12 @@ class Progress:
 
         Args:
           step: number of updates done.
-          scalars: numbers by `split/bucket/name`.
+          scalars: metrics with keys 'split/bucket/name'.
 
         Returns:
-          The speeds since the last call, by train/all/NAME: step_seconds, samples_per_second,
-          megapixels_per_second, data_wait (a share, 0 to 1) and, if the peak is known, flop_utilisation (a
-          share of the bfloat16 peak). {} if no update was timed since.
+          The speeds since the last call, with keys 'train/all/NAME': step_seconds, samples_per_second,
+          megapixels_per_second, data_wait (fraction of the time) and, if the peak is known, flop_utilisation
+          (fraction of the bfloat16 peak). {} if no update was timed since.
         """
         line = f"step {step:>{len(str(self._total))}}/{self._total} {100 * step / self._total:5.1f}%"
         speeds = {}
@@ -241,7 +242,7 @@ class Progress:
         self._waited = self._flops = 0.0
 
     def _by_bucket(self, scalars: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-        """The metrics to show by bucket, 'all' last."""
+        """The (name, value) pairs to show for each bucket; the bucket 'all' comes last."""
         buckets: dict[str, dict[str, Any]] = collections.defaultdict(dict)
         for key, value in scalars.items():
             _, bucket, name = key.split("/", 2)
@@ -252,7 +253,7 @@ class Progress:
 
 
 def _compact(number: float) -> str:
-    """A number with three digits and without an exponent: 0.0123, 1.23, 12.3, 1,230."""
+    """A number with three significant digits, or all digits from 100 on: 0.0123, 1.23, 12.3, 1,230."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 

@@ -16,11 +16,11 @@ class RunFolder:
     """The folder of a run, DIR, and the paths of its files.
 
     Args:
-      name: DIR, or DIR/checkpoints/STEP.
+      name: path of the folder, DIR, or of one of its checkpoints, DIR/checkpoints/STEP.
 
     Attributes:
-      path: DIR.
-      step: STEP; None if the name is DIR.
+      path: absolute path of DIR.
+      step: STEP; None if `name` is DIR.
     """
 
     def __init__(self, name: str | pathlib.Path):
@@ -34,7 +34,7 @@ class RunFolder:
         """Creates the folder of a run if it is missing.
 
         Raises:
-          InputError: if it cannot be written, or is not the same folder on all hosts.
+          InputError: if it is a URL, cannot be written, or is not the same folder on all hosts.
         """
         if "://" in workdir:
             raise InputError(f"--workdir={workdir}; accepted: a folder of a local or mounted file system")
@@ -44,7 +44,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> pathlib.Path:
-        """Numbers by step, split and bucket (rundir/metrics.py)."""
+        """Metrics by step, split and bucket; written by rundir/metrics.py."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -86,7 +86,7 @@ class RunFolder:
         path = self.path / "config.json"
         try:
             saved: dict[str, Any] = json.loads(path.read_text())
-            saved["model"]  # any other section may be missing from an older run
+            saved["model"]  # required; any other section may be missing from an older run
             return from_saved(saved)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = getattr(error, "strerror", None) or "not a run's configuration"

@@ -11,7 +11,7 @@ FILE = "latents.json"
 
 
 def store(workdir: str | os.PathLike, step: int, statistics: dict[str, Any]) -> None:
-    """Stores statistics with a checkpoint, atomically; they are deleted with it.
+    """Stores statistics in the folder of a checkpoint, atomically; they are deleted together with it.
 
     Args:
       workdir: folder of the run.
@@ -41,7 +41,7 @@ def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: damaged ({error}); accepted: a file of vaejax.evaluate, or no file"
+            f"{path}: damaged ({error}); accepted: a file of vaejax.evaluate, or none (delete it)"
         ) from error
 
 

@@ -1,9 +1,10 @@
-"""The metric sinks of a run: metrics.jsonl and TensorBoard.
+"""The metric writers of a run: metrics.jsonl and TensorBoard.
 
-Scalar keys are `split/bucket/name`: split is 'train' or 'eval', bucket the name of a bucket, 'mean', or 'all'
-for a number of the whole update. Examples: `train/image_64x64/nll`, `train/all/grad_norm`.
+Scalar keys are `split/bucket/name`. The split is 'train' or 'eval'. The bucket is the name of a bucket,
+'mean' for the mean over buckets, or 'all' for a number of the whole update. Examples:
+`train/image_64x64/nll`, `train/all/grad_norm`.
 
-The sinks have the method names of `clu.metric_writers.MetricWriter`, whose package needs TensorFlow.
+The methods are named as in `clu.metric_writers.MetricWriter`, which would require TensorFlow.
 """
 
 import json
@@ -27,8 +28,8 @@ class JsonlWriter:
 
     Args:
       path: the file; its folder is created.
-      resume_step: the step to resume from. Lines of later steps are dropped because the run will write them
-        again, and so is a line torn by a kill. 0 starts an empty file.
+      resume_step: the step to resume from. Lines of later steps are dropped, because the run will write them
+        again, and so are incomplete lines. 0 starts an empty file.
     """
 
     def __init__(self, path: str | os.PathLike, resume_step: int = 0):
@@ -42,21 +43,21 @@ class JsonlWriter:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - close() closes it
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes numbers, which then survive a kill of the process.
+        """Writes numbers, which are kept even if the process is killed afterwards.
 
         Args:
           step: number of updates done.
-          scalars: numbers by `split/bucket/name`.
+          scalars: numbers with keys 'split/bucket/name'.
 
         Raises:
-          ValueError: for a key of another form.
+          ValueError: for a key of another form, or a name that the line itself uses, such as 'step'.
         """
         lines: dict[tuple[str, str], dict[str, Any]] = {}
         for key, value in scalars.items():
             split, bucket, name = _parts(key)
             line = lines.setdefault((split, bucket), {"step": int(step), "split": split, "bucket": bucket})
             if name in line:
-                raise ValueError(f"scalar {key!r}: the name {name!r} is reserved; choose another")
+                raise ValueError(f"scalar {key!r}: the name {name!r} is reserved; accepted: another name")
             line[name] = files.strict(_number(value))
         self._file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines.values())
         self._file.flush()
@@ -76,12 +77,13 @@ class TensorboardWriter:
     """Writes TensorBoard event files, without TensorFlow.
 
     tensorboardX writes in a thread. A full disk ends the thread, and a bounded queue would then block the
-    run. The queue is therefore unbounded, and nothing is queued once the thread is dead: stderr says so once,
-    and metrics.jsonl has the same numbers.
+    run. The queue is therefore unbounded, and nothing is queued once the thread is dead. A message on stderr
+    reports this once; metrics.jsonl has the same numbers.
 
     Args:
       directory: folder of the event files.
-      resume_step: the step to resume from; TensorBoard hides later steps of the earlier run. 0 hides all.
+      resume_step: the step to resume from; TensorBoard hides later steps of the earlier run. 0 hides them
+        all.
     """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int = 0):
@@ -110,7 +112,7 @@ class TensorboardWriter:
                     self._writer.add_image(tag, image, step, dataformats="HWC")
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the configuration as a table of text: the hyperparameter view needs one run per folder."""
+        """Writes the configuration as a text table; TensorBoard's HParams view needs one folder per run."""
         rows = [f"| {key} | {value} |" for key, value in sorted(hparams.items())]
         if self._is_alive():
             self._writer.add_text("hparams", "\n".join(["| key | value |", "|---|---|", *rows]), 0)
@@ -137,7 +139,8 @@ class TensorboardWriter:
     def _give_up(self) -> None:
         self._gave_up = True
         print(
-            f"{self._writer.logdir}: writing failed, is the disk full? TensorBoard gets no more data",
+            f"{self._writer.logdir}: writing failed, is the disk full? TensorBoard gets no more data, but"
+            " metrics.jsonl does",
             file=sys.stderr,
         )
 
@@ -156,7 +159,7 @@ def _parts(key: str) -> tuple[str, str, str]:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line of metrics.jsonl; infinity if the line is torn."""
+    """The step of a line of metrics.jsonl; infinity if the line is incomplete."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, TypeError, KeyError):

@@ -2,7 +2,7 @@
 
 The error is the maximum over R, G, B of |original - reconstruction|, amplified four times. A spot in one
 channel is therefore as visible as a gray one. The color scale goes from black (no error) through red and
-yellow to white (a quarter of the range or more).
+yellow to white (an error of a quarter of the pixel range or more).
 """
 
 import math
@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ERROR_GAIN = 4
-MIN_CELL = 192  # pixels; smaller frames are enlarged by a whole factor
-MIN_SAMPLE = 96  # pixels; the same for grids of samples
-MAX_VIDEO = 4096  # pixels; browsers and hardware decoders play no larger H.264
+MIN_CELL = 192  # least width of a cell in pixels; narrower frames are enlarged by a whole factor
+MIN_SAMPLE = 96  # the same for grids of samples
+MAX_VIDEO = 4096  # longest side in pixels; browsers and hardware decoders play no larger H.264
 _GAP = 4
 _HEADER = 24
 _GUTTER = 40
@@ -42,12 +42,12 @@ def write_panels(
     There is one row per sample; the PNG of a video has three, for its first, middle and last frame.
 
     Args:
-      workdir: DIR.
-      step: number of updates.
+      workdir: DIR, the folder of the run.
+      step: number of updates done.
       bucket_name: BUCKET.
       original: samples, (N, T, H, W, 3) uint8.
-      reconstruction: their reconstructions, of the same shape.
-      linear: their reconstructions by a linear codec, of the same shape.
+      reconstruction: reconstructions of the samples, of the same shape.
+      linear: reconstructions by a linear codec, of the same shape; None omits the column.
       fps: frames per second of the MP4.
 
     Returns:
@@ -99,7 +99,9 @@ def _folder(workdir: str | os.PathLike, step: int) -> Path:
 
 
 def sample_grid(samples: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A picture of samples, one labeled row for each entry, or four for clips: one per frame.
+    """A picture (height, width, 3) uint8 of samples, in labeled rows.
+
+    An entry of images takes one row. An entry of clips takes one row for each of up to four frames.
 
     Args:
       samples: label to samples (N, T, H, W, 3) uint8, all of one shape.

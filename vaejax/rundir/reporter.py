@@ -1,4 +1,4 @@
-"""The reporter of a run: metrics.jsonl, TensorBoard, panels and console lines, silent off process 0."""
+"""Writes the metrics, TensorBoard files, panels and console lines of a run, on process 0 only."""
 
 import contextlib
 from collections.abc import Mapping
@@ -15,20 +15,22 @@ from vaejax.rundir.console import Cost, Progress
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
 
-SETTLING = 100  # updates before a discriminator's accuracy may raise an alarm
+SETTLING = 100  # updates that a discriminator learns before its accuracy may cause a warning
 
 
 class Reporter:
-    """Reports a run from step `start` on, on process 0; later lines of an earlier run are dropped.
+    """Reports a run from step `start` on; processes other than 0 report nothing.
+
+    Metrics that an earlier run wrote for later steps are dropped.
 
     Args:
       folder: folder of the run.
-      config: its configuration.
+      config: configuration of the run.
       start: number of updates done.
       peak_flops: peak operations per second of all devices together; 0 if unknown.
 
     Attributes:
-      progress: speed, waiting time and remaining time.
+      progress: measures speed, waiting time and remaining time.
     """
 
     def __init__(self, folder: RunFolder, config: Config, start: int, peak_flops: float = 0.0):
@@ -60,10 +62,10 @@ class Reporter:
         console.say(line)
 
     def update(self, terms: Mapping[str, Terms], cost: Cost, waited: float) -> None:
-        """Counts an update and keeps its metrics, on the devices, for the next log line.
+        """Counts an update, and keeps its metrics on the devices until the next log line.
 
         Args:
-          terms: metrics by bucket and 'all'.
+          terms: metrics by bucket name; 'all' has those of the whole update.
           cost: size of the update.
           waited: seconds spent waiting for samples.
         """
@@ -71,7 +73,7 @@ class Reporter:
         self.progress.tick(cost.samples, cost.pixels, waited, cost.flops)
 
     def log(self, step: int, extra: Mapping[str, float]) -> None:
-        """Logs the latest metrics of every bucket, and the numbers `extra` by 'train/BUCKET/NAME'."""
+        """Logs the latest metrics of every bucket, and the numbers `extra`, with keys 'train/BUCKET/NAME'."""
         latest = jax.device_get(self._terms)
         self._terms = {}
         scalars = {
@@ -82,7 +84,7 @@ class Reporter:
         self._check_discriminators(step, scalars)
 
     def scores(self, step: int, scores: Mapping[str, float], text: str) -> None:
-        """Writes evaluation scores by 'BUCKET/NAME' and prints `text`, their table."""
+        """Writes evaluation scores, with keys 'BUCKET/NAME', and prints their table `text`."""
         self._write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
         self.say(text)
 
@@ -100,7 +102,7 @@ class Reporter:
         reconstruction: np.ndarray,
         linear: np.ndarray | None,
     ) -> None:
-        """Writes the panels of a bucket, each column (N, T, H, W, 3) uint8."""
+        """Writes the panels of a bucket from arrays (N, T, H, W, 3) uint8; see `panels.write_panels`."""
         if self._is_main:
             panel = panels.write_panels(
                 self._folder.path, step, bucket, original, reconstruction, linear, self._config.data.fps
@@ -117,7 +119,7 @@ class Reporter:
             sink.write_scalars(step, scalars)
 
     def _check_discriminators(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Warns once when a discriminator wins or collapses; a repeated alarm is silent until it changes."""
+        """Warns if a discriminator is too strong or collapses, but not twice in a row of the same."""
         game = self._config.loss.adversarial
         if step < max(game.start, game.start - game.warmup + SETTLING):
             return

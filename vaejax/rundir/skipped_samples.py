@@ -9,7 +9,7 @@ from vaejax.runtime.distributed import all_gather
 
 
 class SkippedSamples:
-    """Lines of {"path", "reason", "count"}: how often each file was skipped, over all resumes and hosts.
+    """The file of lines {"path", "reason", "count"}: how often each file was skipped, over hosts and restarts.
 
     Args:
       path: the file. Counts continue from an earlier run; damaged lines are dropped, because this file must
@@ -28,18 +28,18 @@ class SkippedSamples:
                 continue
 
     def add_unreadable(self, files: Iterable[tuple[str, str]]) -> None:
-        """Adds the (path, reason) of files that are unreadable at the start, unless an earlier start did."""
+        """Counts files, as (path, reason), found unreadable at the start, unless an earlier start did so."""
         new = {file for file in files if file not in self._counts}
         if new:
             self._counts.update(new)
             self._write()
 
     def add_skipped(self, files: Iterable[tuple[str, str]]) -> None:
-        """Counts the (path, reason) of files that were replaced in a batch; `write` saves them."""
+        """Counts files, as (path, reason), that were replaced in a batch; `write` saves the counts."""
         self._new += files
 
     def write(self) -> None:
-        """Writes the file if any process skipped a sample since the last call; a collective call."""
+        """Writes the file if any process skipped a sample since the last call; all processes must call it."""
         new = [(path, reason) for of_host in all_gather(self._new) for path, reason in of_host]
         self._new = []
         self._counts.update(new)
