@@ -32,7 +32,7 @@ def load(
       step: step of a completed checkpoint; default: the one in `path`, else the latest.
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
-      overlap: overlap of neighboring tiles in pixels; None: enough for exact results if the network allows it.
+      overlap: overlap of neighboring tiles, pixels; None: enough for exact results if the network allows it.
       devices: JAX devices that share each frame by height; None: one device.
 
     Returns:

@@ -1,1 +1,1 @@
-"""A trained VAE in use: arrays, streams, large frames and files. `vaejax.load` opens one."""
+"""Encodes and decodes arrays, streams, large frames and files with a trained VAE; `vaejax.load` opens one."""

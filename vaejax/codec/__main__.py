@@ -23,8 +23,8 @@ class _Interrupt:
 
     Attributes:
       stop: set by the first Ctrl-C.
-      phase: what the first Ctrl-C does. 'imports': it ends the process, since some imports crash if an
-        exception interrupts them. 'waits': it raises KeyboardInterrupt. 'works': the workers see `stop`.
+      phase: what the first Ctrl-C does. 'imports': it ends the process, since an exception would crash some
+        imports. 'waits': it raises KeyboardInterrupt. 'works': the worker threads end, because `stop` is set.
     """
 
     def __init__(self):
@@ -54,7 +54,7 @@ def _interruptible() -> Iterator[_Interrupt]:
     ):
         yield interrupt
         return
-    # Where Python cannot raise, as in JAX's garbage collection callback, it prints the exception instead.
+    # Hides exceptions that Python prints because it cannot raise them, as in JAX's callback from the GC.
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda error: None if interrupt.stop.is_set() else unraisable(error)
     former = signal.signal(signal.SIGINT, interrupt)
@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--step", metavar="N", type=cli.at_least(0), help="checkpoint of a run; default: the latest"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of latents; default: float16")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float16", help="data type of the latents; default: float16"
+    )
     parser.add_argument(
         "--compute", choices=COMPUTE_DTYPES, default="", help="compute dtype; default: as trained"
     )
@@ -117,10 +119,10 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap",
         metavar="PIXELS",
         type=cli.at_least(0),
-        help="of tiles; default: enough for exact results, if the network allows it",
+        help="overlap of tiles; default: enough for exact results, if the network allows it",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=cli.at_least(0), help="sample the posterior; default: its mean"
+        "--seed", metavar="N", type=cli.at_least(0), help="seed to sample the posterior; default: its mean"
     )
     parser.add_argument(
         "--workers",
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_crf,
         default=16,
-        help="quality of clips, 0 to 51; lower is better and larger; default: 16",
+        help="constant rate factor of clips, 0 to 51; lower means better quality, larger files; default: 16",
     )
     parser.add_argument(
         "--shard",
@@ -148,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     flags, started = _parser().parse_args(arguments), time.monotonic()
-    # Imported here: --help needs no JAX.
+    # Imported here, so that --help does not import JAX.
     import vaejax
     from vaejax import files
     from vaejax.codec.batch import REFUSED, BatchConverter
@@ -164,7 +166,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
         codec = vaejax.load(
             flags.model, step=flags.step, dtype=flags.compute, tile=flags.tile, overlap=flags.overlap
         )
-        codec.stream_encoder()  # raises at once if the model has no statistics, which every file needs
+        codec.stream_encoder()  # raises at once if the model has no latent statistics, which every file needs
         files.sweep(task.target for task in tasks)
         settings = Settings(flags.dtype, flags.seed, flags.crf)
         batch = BatchConverter(flags.action, codec, settings, flags.workers, interrupt.stop)
@@ -218,6 +220,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     code = main()
-    if code == INTERRUPTED:  # skips the abort with which a running compilation ends an orderly exit
+    if code == INTERRUPTED:  # at once: a compilation that still runs would make an orderly exit abort
         os._exit(code)
     sys.exit(code)

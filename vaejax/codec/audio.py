@@ -28,10 +28,10 @@ class Audio(NamedTuple):
     """The first audio stream of a clip.
 
     Attributes:
-      file: a Matroska file (.mka) of its packets. Its clock counts milliseconds and begins at 0.
+      file: Matroska file (.mka) of the packets, whose own timestamps count milliseconds from 0.
       times: exact time of every packet, seconds from the clip's first frame; may be negative.
-      end: end of the last packet, on the same clock.
-      tick: seconds; all times are multiples of it.
+      end: end of the last packet, seconds from the clip's first frame.
+      tick: unit of the exact times, in seconds; they are multiples of it.
     """
 
     file: BinaryIO
@@ -44,15 +44,15 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
     """Copies the packets of a clip's first audio stream.
 
     Args:
-      path: of the clip.
-      start: time of its first frame, seconds on the file's clock.
+      path: path of the clip.
+      start: time of the clip's first frame, seconds on the file's clock.
       end: packets from this time on are dropped, seconds from the first frame; None: keep all.
 
     Returns:
-      The audio, whose file the caller closes; None without any.
+      The audio, whose `file` the caller must close; None if the clip has no audio.
 
     Raises:
-      InputError: if it cannot be copied.
+      InputError: if the audio cannot be copied.
     """
     try:
         with clip.open_container(path) as container:
@@ -91,7 +91,7 @@ def _copy_packets(
             time = float(packet.pts * packet.time_base) - start
             if end is not None and time >= end:
                 break
-            if shift is None:  # Matroska has no negative times
+            if shift is None:  # early audio is shifted to 0, because Matroska has no negative times
                 shift = packet.pts if time < 0 else round(start / packet.time_base)
             times.append(time)
             last = time + float((packet.duration or 0) * packet.time_base), packet.time_base
@@ -178,7 +178,7 @@ def codec_name(stream: av.AudioStream) -> str:
 
 
 def _add_stream(out: OutputContainer, stream: av.AudioStream) -> Any:
-    """Adds a stream like another, with a default channel layout if it has none: .mp4 requires one."""
+    """Adds a stream with the settings of another, and a default channel layout if it has none, for .mp4."""
     copied: Any = out.add_stream_from_template(stream)
     codec = copied.codec_context
     if codec and codec.layout.name == f"{codec.channels} channels" and codec.channels in LAYOUTS:
@@ -187,7 +187,7 @@ def _add_stream(out: OutputContainer, stream: av.AudioStream) -> Any:
 
 
 def _stored_packets(container: Any) -> Iterator[Any]:
-    """Every audio packet that `copy` stored."""
+    """Yields every audio packet that `copy` stored."""
     with _reading():
         yield from (packet for packet in container.demux(container.streams.audio[0]) if packet.size)
 
@@ -202,7 +202,7 @@ def _reading() -> Iterator[None]:
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets in order, up to the first damage; a packet without a time follows the one before."""
+    """Yields the packets up to the first damage; one without a timestamp follows its predecessor in time."""
     least = following = None
     with contextlib.suppress(FFmpegError):
         for packet in container.demux(stream):

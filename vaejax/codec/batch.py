@@ -24,9 +24,9 @@ class BatchConverter:
     Args:
       action: 'encode', 'decode' or 'reconstruct'.
       codec: the model.
-      settings: of files.
-      workers: files at a time.
-      stop: once set, ends the work soon; unfinished files are discarded.
+      settings: settings of the written files.
+      workers: number of files processed at a time.
+      stop: event that, once set, ends the work soon; unfinished files are discarded.
 
     Attributes:
       counts: number of tasks by outcome: a value of `DONE`, ALREADY_THERE or REFUSED.
@@ -99,11 +99,11 @@ class BatchConverter:
         existing = _flags(latent.dtype, latent.facts.seed)
         if self._action == ENCODE and existing != _flags(self._settings.dtype, self._settings.seed):
             raise InputError(
-                f"{latent.name}: already there with {existing}; accepted: the same flags, or another folder"
+                f"{latent.name}: already encoded with {existing}; accepted: the same flags, or another OUT"
             )
 
     def _advance(self, frames: int) -> None:
-        """Counts finished frames; raises Stopped if the work is to end."""
+        """Counts finished frames; raises Stopped if `stop` is set."""
         if self._stop.is_set():
             raise Stopped
         with self._lock:

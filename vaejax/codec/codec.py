@@ -23,24 +23,24 @@ LATENTS = "a Latent, or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c)"
 
 
 class Codec:
-    """A trained VAE: 1 + ft·k frames are 1 + k latent frames, fs x fs pixels are one latent pixel.
+    """A trained VAE: encodes 1 + ft·k frames to 1 + k latent frames, and fs x fs pixels to one latent pixel.
 
-    Other lengths and sizes are padded with copies of the last frame and of the edges; decoding crops them
-    again. Clips are processed in chunks (stream.py), so memory beyond frames and latents does not grow with
-    their length.
+    ft and fs are the temporal and spatial factors of its architecture. Other lengths and sizes are padded
+    with copies of the last frame and of the edges; decoding crops them again. Clips are processed in chunks
+    (stream.py), so working memory does not grow with their length.
 
     Args:
-      vae: the autoencoder.
+      vae: the autoencoder, as `load_vae` returns it.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
-      overlap: of neighboring tiles, pixels. None: enough for exact results, or a quarter of a tile if
-        attention or group normalization rules them out. Tiles with a smaller overlap are blended.
+      overlap: overlap of neighboring tiles in pixels. None: enough for exact results, or a quarter of a tile
+        if attention or group normalization rules them out. Tiles with a smaller overlap are blended.
       devices: devices that share each frame by height; None: one device.
 
     Attributes:
       name: the path that the model was read from.
-      architecture: of the autoencoder.
-      mean, std: of each latent channel over the training data, (c,) float32; None if never computed.
-      fingerprint: of the model; latents record it.
+      architecture: hyperparameters of the autoencoder.
+      mean, std: statistics of each latent channel over the training data, (c,) float32; None if unknown.
+      fingerprint: hash that identifies the model; latents record it.
       tiles_exact: whether tiles give the same result as whole frames.
     """
 
@@ -74,17 +74,18 @@ class Codec:
         """Encodes frames to latents.
 
         Args:
-          frames: an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3), of NumPy or JAX; uint8,
-            or float in [-1, 1]. Any T; H and W of at least 16.
-          key: JAX key to sample the posterior with; None: its mean.
-          normalize: by the statistics of the training latents, to mean 0 and standard deviation 1.
+          frames: NumPy or JAX array: an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3);
+            uint8, or float in [-1, 1]. Any T; H and W of at least 16.
+          key: JAX random key to sample the posterior; None takes the mean of the posterior.
+          normalize: whether to normalize to mean 0 and standard deviation 1, by the statistics of the
+            training latents.
 
         Returns:
           A `Latent`. Its `values` are float32 with as many axes as the frames, on JAX if the frames are.
 
         Raises:
           InputError: for frames smaller than 16x16, or if the model has no statistics to normalize by.
-          ValueError: for anything but such frames, floats far outside [-1, 1] included.
+          ValueError: for other shapes or data types, or floats far outside [-1, 1].
         """
         rank = _rank("frames", frames, FRAMES)
         stream = self.stream_encoder(key=key, normalize=normalize)
@@ -105,8 +106,9 @@ class Codec:
         Args:
           latents: a `Latent`; or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c), as a diffusion model
             generates it.
-          dtype: of the frames, 'uint8' or 'float32'; '': that of the encoded frames, uint8 for an array.
-          normalized: whether the values of an array are; a `Latent` knows.
+          dtype: data type of the frames, 'uint8' or 'float32'; '' takes that of the encoded frames of a
+            `Latent`, and uint8 for an array.
+          normalized: whether the values of an array are normalized; a `Latent` records this itself.
 
         Returns:
           An image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3), uint8 or float32 in [-1, 1]. A
@@ -114,7 +116,7 @@ class Codec:
 
         Raises:
           InputError: for a latent of another model, or if the model has no statistics to denormalize by.
-          ValueError: for anything but such latents.
+          ValueError: for latents of other shapes, or another dtype.
         """
         size, values = None, latents
         if isinstance(latents, Latent):
@@ -131,8 +133,8 @@ class Codec:
         """Creates an encoder for a clip of any length that arrives in parts.
 
         Args:
-          key: JAX key to sample the posterior with; None: its mean.
-          normalize: by the statistics of the training latents.
+          key: JAX random key to sample the posterior; None takes the mean of the posterior.
+          normalize: whether to normalize by the statistics of the training latents.
 
         Raises:
           InputError: if the model has no statistics to normalize by.
@@ -148,9 +150,9 @@ class Codec:
         """Creates a decoder for latents that arrive in parts.
 
         Args:
-          size: (T, H, W) of the clip, to which frames are cropped; None: all frames of the latents.
-          normalized: whether the latents are.
-          dtype: of the frames, 'uint8', or 'float32' in [-1, 1].
+          size: (T, H, W) to which the decoded clip is cropped; None: no cropping.
+          normalized: whether the latents are normalized.
+          dtype: data type of the frames: 'uint8', or 'float32' in [-1, 1].
 
         Raises:
           InputError: if the model has no statistics to denormalize by.
@@ -164,7 +166,10 @@ class Codec:
 
     def wrong_model(self, fingerprint: str) -> str:
         """The error message for latents of another model."""
-        return f"a latent of the model {fingerprint}; accepted: a latent of {self.fingerprint} ({self.name})"
+        return (
+            f"a latent of the model {fingerprint}; accepted: a latent of {self.fingerprint}, the model in"
+            f" {self.name}"
+        )
 
     def _check_size(self, latent: Latent) -> None:
         """Raises ValueError if the values do not have the shape of the recorded clip's latents."""
@@ -176,7 +181,7 @@ class Codec:
             )
 
     def _tile_layout(self, reach: int) -> Callable[[int, int], tiling.Tiles]:
-        """Returns a function of (h, w) that lays out tiles: exact ones, else blended ones."""
+        """Returns a function from (h, w) to tiles; `reach` is the receptive field, in latent pixels."""
         margin = reach if self.tiles_exact else 0
         overlap = self._overlap
         if overlap is None:
@@ -192,8 +197,9 @@ class Codec:
     def _check_statistics(self, normalized: bool) -> None:
         if normalized and self.mean is None:
             raise InputError(
-                f"{self.name}: no statistics of its latents; accepted: a finished run, a run that"
-                " vaejax.evaluate --checkpoint has scored, or latents that are not normalized"
+                f"{self.name}: no statistics of its latents, which normalization needs; accepted: a finished"
+                " run, a run that vaejax.evaluate --checkpoint has scored, or in Python normalize=False"
+                " (normalized=False to decode)"
             )
 
 
@@ -215,18 +221,18 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
     """
     s = architecture.spatial_factor
     if overlap is not None and not tile:
-        raise InputError(f"overlap of {overlap} pixels without a tile; accepted: an overlap with a tile")
+        raise InputError(f"overlap = {overlap} pixels without a tile; accepted: an overlap and a tile")
     for name, value in (("tile", tile), ("overlap", overlap or 0)):
         if value < 0 or value % s:
-            raise InputError(f"{name} of {value} pixels; accepted: multiples of {s}")
+            raise InputError(f"{name} = {value} pixels; accepted: multiples of {s}, or 0 for none")
     if tile and overlap is not None:
         tiling.check_tile(tile // s, overlap // s)
     elif tile and tiling.is_exact(architecture):
         needed = 2 * max(tiling.encoder_reach(architecture), tiling.decoder_reach(architecture))
         if tile // s <= needed:
             raise InputError(
-                f"tile of {tile} pixels; accepted: from {s * (needed + 1)}, since exact tiles overlap by"
-                f" {s * needed}; or an explicit overlap"
+                f"tile = {tile} pixels; accepted: from {s * (needed + 1)}, because exact tiles overlap by"
+                f" {s * needed}, or any tile with an explicit overlap"
             )
     return tile // s, None if overlap is None else overlap // s
 

@@ -26,7 +26,7 @@ from vaejax.errors import InputError, one_line
 
 Item = TypeVar("Item")
 FRAMES, BYTES = 16, 2**25  # largest chunk of frames, though at least one frame
-LATENT_FRAMES = 4  # of a chunk of latents
+LATENT_FRAMES = 4  # latent frames in a chunk of latents
 AHEAD = 2  # chunks that are read before they are needed
 _END = object()
 
@@ -35,9 +35,9 @@ class Settings(NamedTuple):
     """Settings of encoded and decoded files.
 
     Attributes:
-      dtype: of latents, 'float16' or 'float32'.
-      seed: to sample the posterior with; None: its mean.
-      crf: constant rate factor of clips.
+      dtype: data type of latents, 'float16' or 'float32'.
+      seed: seed to sample the posterior; None takes the mean of the posterior.
+      crf: constant rate factor of clips, 0 to 51; lower means better quality and larger files.
     """
 
     dtype: str = "float16"
@@ -58,9 +58,9 @@ class Converter:
 
     Args:
       codec: the model, which processes one chunk at a time.
-      settings: of files.
-      progress: called often with the number of frames just finished.
-      report: called with each line for the user.
+      settings: settings of the written files.
+      progress: function called often with the number of frames just finished.
+      report: function called with each line for the user.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Converter:
         Args:
           source: the file.
           target: the latent file, replaced if it exists.
-          name: of the source in messages; its last part goes into the header.
+          name: name of the source in messages; without folders, it is recorded in the latent file.
           kind: 'image' or 'video'.
 
         Raises:
-          InputError: if it cannot be encoded; `target` is then as it was before.
+          InputError: if the source cannot be encoded; `target` is then unchanged.
         """
         with _one_line_errors(name, target), files.atomic_file(target) as file:
             self._encode(source, file, name, kind)
@@ -91,14 +91,14 @@ class Converter:
     def _encode(self, source: pathlib.Path, file: BinaryIO, name: str, kind: str) -> None:
         title = pathlib.PurePath(name).name
         key = None
-        if self._settings.seed is not None:  # differs between files, not between paths to the same file
+        if self._settings.seed is not None:  # noise depends on the file's name, not on its folder
             key = jax.random.key(self._settings.seed)
             key = jax.random.fold_in(key, zlib.crc32(title.encode("utf-8", "surrogateescape")))
         stream = self._codec.stream_encoder(key=key)
         writer = LatentWriter(file, self._codec.architecture.latent_channels, self._settings.dtype)
         timing = self._encode_frames(source, kind, name, stream, writer)
         if kind == "image" and (pictures := media.pictures(source)) > 1:
-            self._report(f"{name}: the first of {pictures} pictures")
+            self._report(f"{name}: only the first of {pictures} pictures is encoded")
         fps, constant, audio = None, True, None
         if kind == "video":
             clock = media.clock(source)
@@ -107,12 +107,12 @@ class Converter:
                 end = timing.duration if timing.damaged else None
                 audio = audio_stream.copy(str(source), clock.start, end)
             except InputError as error:
-                self._report(f"{name}: encoded without its {error}")
+                self._report(f"{name}: encoded without audio: {error}")
         with contextlib.ExitStack() as stack:
             if audio:
                 stack.enter_context(audio.file)
             writer.end(self._facts(kind, title, stream, timing, fps, constant), timing.times, audio)
-        self._report_seams(name, stream.disagreement, "of the latents' standard deviation")
+        self._report_seams(name, stream.disagreement, "standard deviations of the latents")
 
     def _encode_frames(
         self, source: pathlib.Path, kind: str, name: str, stream: StreamEncoder, writer: LatentWriter
@@ -175,11 +175,11 @@ class Converter:
         Args:
           source: the latent file.
           target: the photo or clip, replaced if it exists.
-          name: of the source in messages.
-          extension: of the format, a key of `media_writer.PHOTOS` or `CLIPS`; '': that of the target.
+          name: name of the source in messages.
+          extension: format to write, a key of `media_writer.PHOTOS` or `CLIPS`; '' takes that of the target.
 
         Raises:
-          InputError: if it cannot be decoded; `target` is then as it was before.
+          InputError: if the source cannot be decoded; `target` is then unchanged.
         """
         latents = LatentFile(source, name)
         facts = latents.facts
@@ -214,7 +214,7 @@ class Converter:
         self, file: BinaryIO, extension: str, chunks: Iterable[np.ndarray], latents: LatentFile
     ) -> None:
         facts = latents.facts
-        assert facts.fps is not None  # which LatentFile has checked of a clip
+        assert facts.fps is not None  # `LatentFile` checks that a clip has a frame rate
         try:
             audio = latents.audio()
         except InputError as error:
@@ -256,7 +256,7 @@ def _frames(source: pathlib.Path, kind: str) -> Generator[tuple[np.ndarray, list
     """Yields chunks of a source, then raises media.Unreadable if the source is damaged.
 
     Yields:
-      Frames uint8 (n, H, W, 3), their times, and the end of the last frame; seconds from the first frame.
+      Frames uint8 (n, H, W, 3), their times, and the end of the last; times in seconds from the first frame.
     """
     frames, times, end, damage = [], [], 0.0, None
     stream: Any = media.stream(source, kind)

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 
-CLOCK = 1.1e-3  # seconds: the rounding of containers with clocks of 1/600 s and 1/1000 s, with some slack
+# Tolerance in seconds: containers with clocks of 1/600 s or 1/1000 s round times by less than this.
+CLOCK = 1.1e-3
 STANDARD = (
     *map(Fraction, (24, 25, 30, 48, 50, 60, 120)),
     *(Fraction(n, 1001) for n in (24000, 30000, 60000)),
@@ -16,13 +17,12 @@ def estimate(times: Sequence[float], declared: Sequence[Fraction]) -> tuple[Frac
     """Estimates the frame rate, and whether it is constant.
 
     Args:
-      times: of every frame, seconds, the first 0.
-      declared: rates in the file's header, the likelier first; they may be wrong.
+      times: times of all frames in seconds; the first is 0.
+      declared: frame rates in the file's header, the likelier first; they may be wrong.
 
     Returns:
-      Frames per second, and True: the first of the declared, standard and mean rates that agrees with the
-      times of all frames. If none does: the mean rate, and False. A single frame has the first declared rate,
-      or 25.
+      (rate, True), with the first of the declared, standard and mean rates that agrees with the times of all
+      frames. If none does, (mean rate, False). For a single frame, (first declared rate or 25, True).
     """
     declared = [Fraction(rate) for rate in declared if 0 < rate <= 1000]
     if len(times) < 2:

@@ -13,14 +13,14 @@ class Latent:
     """Latents of an image, a clip or a batch, and the size and dtype of the frames they came from.
 
     `latent.values` is the array, float32; `numpy.asarray(latent)` and `jax.numpy.asarray(latent)` return it.
-    A pytree with this one leaf, so `jax.tree.map` works on it.
+    The object is a JAX pytree whose only leaf is `values`, so `jax.tree.map` works on it.
 
     Attributes:
       values: (h, w, c) of an image, (t, h, w, c) of a clip, (b, t, h, w, c) of a batch; float32.
-      frames: T, before padding with copies of the last frame to 1 + ft·k.
-      height, width: H and W, before padding with copies of the edges to multiples of fs.
+      frames: number of original frames T, before padding with copies of the last frame.
+      height, width: original H and W, before padding with copies of the edges.
       normalized: whether values are (z - mean) / std, by the statistics of the training latents.
-      dtype: of the original frames: 'uint8', or 'float32' in [-1, 1].
+      dtype: data type of the original frames: 'uint8', or 'float32' in [-1, 1].
       model: fingerprint of the model that encoded them.
     """
 

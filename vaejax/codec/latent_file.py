@@ -3,11 +3,11 @@
 Tensors:
   latent: (t, h, w, c), normalized to mean 0 and standard deviation 1.
   time: (T,) float64, seconds of every frame from the first.
-  audio: of a clip with audio, the bytes of a Matroska file (.mka) of its packets.
+  audio: bytes of a Matroska file (.mka) with the audio packets; only for a clip with audio.
   audio_time: float64, seconds of every audio packet from the clip's first frame.
   filler: meaningless bytes that align the next tensor to a multiple of 8.
 
-The metadata in the header is `Facts`, as strings.
+The metadata in the header are the fields of `Facts`, as strings.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ from vaejax.models.latent_shape import latent_frames, latent_side
 EXTENSION = ".latent"
 FORMAT, VERSION = "vaejax.latent", 1
 DTYPES = {"float16": "F16", "float32": "F32"}  # by safetensors' names
-ACCEPTED = "a file of python -m vaejax.codec encode"
+ACCEPTED = "a file written by python -m vaejax.codec encode"
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """The header of a latent file, under these names; they must not change.
+    """The metadata of a latent file. Field names are part of the file format and must not change.
 
-    Together with the model it is all that decoding needs.
+    Decoding needs only these metadata, the tensors and the model.
 
     Attributes:
       kind: 'image' or 'video'.
@@ -46,15 +46,15 @@ class Facts:
       fps: frames per second of a clip, the mean of a variable rate; None for a photo.
       variable_rate: whether frames are at the times of the tensor 'time' rather than at i / fps.
       duration: seconds to the end of the last frame; 0 for a photo.
-      mean, std: of each latent channel, (c,): the model decodes z · std + mean.
-      temporal_factor, spatial_factor: of the model.
-      padding: {'frames', 'height', 'width'}: copies that the source was padded with before encoding.
+      mean, std: statistics of each latent channel, (c,); the model decodes latent · std + mean.
+      temporal_factor, spatial_factor: frames per latent frame, and pixels per latent pixel along each side.
+      padding: {'frames', 'height', 'width'}: number of frames, rows and columns added before encoding.
       model: fingerprint of the model.
       source: name of the source's file, without its folder.
       posterior: 'mean', or 'sample' by `seed`.
-      seed: of the sample; None for the mean.
-      normalised: always True.
-      audio_tick: seconds; the times of audio packets are multiples of it; None without audio.
+      seed: seed of the sample; None for the mean.
+      normalised: whether the latents are normalized; always True.
+      audio_tick: unit of the times of audio packets, in seconds; None without audio.
       audio_end: end of the last audio packet, seconds from the clip's first frame; None without audio.
     """
 
@@ -79,7 +79,7 @@ class Facts:
     audio_end: float | None = None
 
     def header(self) -> dict[str, str]:
-        """The facts as strings: text and fractions as they are, the rest as JSON, None left out."""
+        """The fields as strings: text and fractions as they are, other values as JSON, None left out."""
         header = {"format": FORMAT, "version": str(VERSION)}
         for name, value in dataclasses.asdict(self).items():
             if value is not None:
@@ -113,7 +113,7 @@ class LatentWriter:
 
     Args:
       file: an empty file, open for writing.
-      channels: c.
+      channels: number of latent channels c.
       dtype: dtype of the latents, a key of `DTYPES`.
     """
 
@@ -134,9 +134,9 @@ class LatentWriter:
         """Writes the remaining tensors and the header.
 
         Args:
-          facts: the header, without the facts about audio, which are added.
-          times: of every frame, seconds from the first.
-          audio: of the clip.
+          facts: the metadata; the fields about audio are set from `audio`.
+          times: times of all frames, seconds from the first.
+          audio: audio of the clip, or None.
         """
         shape = [self._count, *self._shape]
         tensors = {"latent": (DTYPES[self._dtype], shape, 0, self._offset())}
@@ -174,14 +174,14 @@ class LatentFile:
     """A latent file, opened for reading in slices.
 
     Args:
-      path: of the file.
-      name: of the file in messages; '': its path.
+      path: path of the file.
+      name: name of the file in messages; '' takes its path.
 
     Attributes:
-      facts: its header.
-      shape: of the latents, (t, h, w, c).
-      times: of every frame, seconds from the first.
-      dtype: of the latents, a key of `DTYPES`.
+      facts: metadata of the file.
+      shape: shape of the latents, (t, h, w, c).
+      times: times of all frames, seconds from the first.
+      dtype: data type of the stored latents, a key of `DTYPES`.
 
     Raises:
       InputError: if it is not a latent file, is damaged, or is of a later version.
@@ -190,13 +190,15 @@ class LatentFile:
     def __init__(self, path: str | os.PathLike, name: str = ""):
         self._path, self.name = pathlib.Path(path), name or os.fspath(path)
         try:
-            self._path.open("rb").close()  # raises the reason why it cannot be read, unlike safetensors
+            self._path.open("rb").close()  # if it cannot be read, says why, unlike safetensors
             self._file = safe_open(self._path, "numpy")
             header = self._file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise InputError(f"{self.name}: not a latent file; accepted: {ACCEPTED}")
             if int(header["version"]) > VERSION:
-                raise InputError(f"{self.name}: version {header['version']}; accepted: up to {VERSION}")
+                raise InputError(
+                    f"{self.name}: a latent file of version {header['version']}; accepted: up to {VERSION}"
+                )
             self.facts = Facts.from_header(header)
             self._latent = self._file.get_slice("latent")
             self.shape = tuple(self._latent.get_shape())
@@ -232,10 +234,10 @@ class LatentFile:
             yield np.asarray(self._latent[start : min(start + size, self.shape[0])], np.float32)
 
     def audio(self) -> Audio | None:
-        """Reads the audio of the clip, whose file the caller closes; None without audio.
+        """Reads the audio of the clip, whose `file` the caller must close; None without audio.
 
         Raises:
-          InputError: if it is damaged; the packets themselves are not checked.
+          InputError: if the stored audio cannot be read; its packets are not checked.
         """
         if self.facts.audio_tick is None:
             return None

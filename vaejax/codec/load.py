@@ -26,7 +26,7 @@ from vaejax.rundir.folder import RunFolder
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = "vaejax.export"  # 'format' in the config.json of an export; a run's has none
+FORMAT = "vaejax.export"  # value of 'format' in the config.json of an export; that of a run has no such key
 
 ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or a folder of vaejax.export"
 
@@ -38,11 +38,11 @@ class TrainedVAE(NamedTuple):
 
     Attributes:
       name: the path that it was read from.
-      architecture: of the autoencoder.
-      params: averaged (EMA) parameters, `model.init`'s 'params', as float32 arrays on this host.
-      mean, std: of each latent channel over the training data, (c,) float32; None if never computed.
+      architecture: hyperparameters of the autoencoder.
+      params: averaged (EMA) parameters: the tree 'params' of `model.init`, float32 arrays on this host.
+      mean, std: statistics of each latent channel over the training data, (c,) float32; None if unknown.
       step: number of updates it was trained for.
-      fingerprint: 16 hexadecimal digits that identify the float32 parameters, and so the model of a latent.
+      fingerprint: hash of the trained float32 parameters, 16 hexadecimal digits; latents record it.
     """
 
     name: str
@@ -59,14 +59,14 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
 
     Args:
       name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
-      step: a completed checkpoint; default: the one in `name`, else the latest.
-      dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps that of training.
+      step: step of a completed checkpoint; default: the one in `name`, else the latest.
+      dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
 
     Raises:
-      InputError: if the folder is neither, is damaged, or lacks a completed checkpoint of this step.
+      InputError: if the folder is no run or export, is damaged, or has no completed checkpoint of this step.
     """
     if dtype and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r}; accepted: {' or '.join(DTYPES)}")
+        raise InputError(f"dtype = {dtype!r}; accepted: {' or '.join(DTYPES)}")
     config = read_export_config(name)
     if config is None:
         vae = _load_run(name, step)
@@ -85,7 +85,7 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
 
 @functools.cache
 def parameter_shapes(architecture: Architecture) -> Params:
-    """Shapes of the autoencoder's parameters, `model.init`'s 'params'; must not be modified.
+    """Shapes of an autoencoder's parameters, the tree 'params' of `model.init`; cached, so do not modify it.
 
     Raises:
       ValueError, TypeError: if the architecture is invalid.
@@ -97,12 +97,12 @@ def parameter_shapes(architecture: Architecture) -> Params:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """{'encoder.conv_in.kernel': array, ...} in alphabetical order."""
+    """Flattens a tree of parameters to {'encoder.conv_in.kernel': array, ...}, in alphabetical order."""
     return dict(sorted(traverse_util.flatten_dict(params, sep=".").items()))
 
 
 def fingerprint(params: Params) -> str:
-    """Hash of the names, shapes and float32 values of parameters, 16 hexadecimal digits."""
+    """Returns a hash of the names, shapes and float32 values of parameters, as 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for name, leaf in flatten(params).items():
         leaf = np.ascontiguousarray(leaf, np.float32)
@@ -134,7 +134,7 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
 
 
 def read_export_config(name: str) -> dict[str, Any] | None:
-    """Reads config.json of an export; None for a run, or a folder without the file."""
+    """Reads config.json of an export; None for a run, or if there is no readable config.json."""
     try:
         config = json.loads((pathlib.Path(name).expanduser() / CONFIG).read_bytes())
     except (OSError, ValueError):
@@ -146,11 +146,11 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     """Reads an export, finished or not.
 
     Args:
-      name: its folder.
-      config: its config.json.
+      name: folder of the export.
+      config: contents of its config.json.
 
     Raises:
-      InputError: if it is damaged.
+      InputError: if the export is damaged.
     """
     path = pathlib.Path(name).expanduser() / WEIGHTS
     try:
@@ -172,7 +172,7 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
 
 
 def _architecture(saved: Mapping[str, Any]) -> Architecture:
-    """The architecture of an export of any version: unknown keys are dropped, missing ones default."""
+    """The architecture of an export of any version: unknown keys are dropped, missing ones take defaults."""
     defaults, fields = ModelConfig(), {}
     for field in dataclasses.fields(Architecture):
         value = saved.get(field.name, getattr(defaults, field.name))
@@ -214,9 +214,9 @@ def restore_arrays(name: str, path: pathlib.Path, shapes: Params) -> Params:
     """Reads part of an Orbax checkpoint as arrays on this host, whatever mesh saved it.
 
     Args:
-      name: of the run, for messages.
-      path: of the checkpoint.
-      shapes: a tree of shapes, a part of the checkpoint's.
+      name: name of the run, for messages.
+      path: path of the checkpoint.
+      shapes: tree of the shapes to read; it may be part of the checkpoint's tree.
 
     Raises:
       InputError: if it cannot be read, or has other shapes.
@@ -245,4 +245,4 @@ def _differences(expected: Params, found: Params) -> Iterator[tuple[str, Any, An
     shapes, others = ({k: v.shape for k, v in flatten(tree).items()} for tree in (expected, found))
     for parameter in sorted(shapes | others):
         if shapes.get(parameter) != others.get(parameter):
-            yield parameter, shapes.get(parameter, "nothing"), others.get(parameter, "nothing")
+            yield parameter, shapes.get(parameter, "none (absent)"), others.get(parameter, "none (absent)")

@@ -27,10 +27,10 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 _BT709, _LIMITED = 1, 1
 _ACCURATE = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
-# Without it x264's assembly for mbtree does not give the same bytes every time.
+# Without this option x264's assembly for mbtree does not give the same bytes every time.
 _H264 = {"x264-params": "cpu-independent=1"}
 _VP9 = {"b": "0", "row-mt": "1"}
-_TICK = Fraction(1, 90000)  # clock of a variable rate, seconds
+_TICK = Fraction(1, 90000)  # time unit of clips with a variable frame rate, seconds
 
 
 def write_photo(file: BinaryIO, extension: str, frame: np.ndarray) -> None:
@@ -53,16 +53,16 @@ def write_clip(
     """Writes a clip as H.264, or VP9 in .webm: BT.709, limited range, 4:2:0, or 4:4:4 if a side is odd.
 
     Args:
-      file: open for writing.
+      file: file open for writing.
       extension: a key of `CLIPS`.
-      chunks: frames, uint8 (n, H, W, 3), as many in total as times.
-      size: (H, W).
-      times: of every frame, seconds, the first 0.
+      chunks: arrays of frames, uint8 (n, H, W, 3), in total as many frames as times.
+      size: size (H, W) of the frames.
+      times: times of all frames in seconds; the first is 0.
       duration: seconds to the end of the last frame.
       rate: frames per second.
       constant: whether frame i is shown at i / rate; otherwise at times[i].
       crf: constant rate factor; lower is better and larger.
-      audio: to copy into the clip.
+      audio: audio to copy into the clip, or None.
 
     Returns:
       The reason why audio was left out, or ''.
@@ -141,12 +141,12 @@ class _Video:
         self._mux(self._stream.encode(picture))
 
     def end(self) -> None:
-        """Encodes the frames that the encoder has kept back."""
+        """Writes the frames that the encoder still buffers."""
         self._mux(self._stream.encode())
 
     def _mux(self, packets: Iterable[av.Packet]) -> None:
         for packet in packets:
-            packet.duration = self._durations[packet.pts]  # otherwise that of the last frame is guessed
+            packet.duration = self._durations[packet.pts]  # else FFmpeg guesses the last one
             self._out.mux(packet)
 
 
@@ -163,7 +163,7 @@ def _why_audio_is_left_out(extension: str, audio: Audio) -> str:
 
 
 def extension_for(source: str, kind: str) -> str:
-    """The extension to append to a source's name so that its kind can be written, or ''."""
+    """The extension to append to a source's name for a writable format of its kind; '' if it has one."""
     extension = pathlib.PurePath(source).suffix.lower()
     if kind == "image":
         return "" if extension in PHOTOS else ".png"

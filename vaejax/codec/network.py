@@ -1,7 +1,7 @@
 """The compiled functions of a trained autoencoder.
 
-They are jitted here, once for the process, with the model as a static argument: another codec of the same
-architecture, and every further call at a known shape, traces and compiles nothing.
+They are jitted at module level, with the model as a static argument. A second codec of the same architecture
+therefore reuses them: at known shapes, nothing is traced or compiled again.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.pixels import from_uint8, to_uint8
 from vaejax.runtime import mesh as sharding
 
-Cache = dict[str, Any]  # the model's "cache" collection; {} before the first chunk of a stream
+Cache = dict[str, Any]  # Flax's collection "cache" of the model; {} before the first chunk of a stream
 
 
 def apply(model: Autoencoder, variables: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """`model.apply`; a float32 model multiplies in full float32.
+    """Calls `model.apply`; a float32 model computes matrix products in full float32.
 
-    By default accelerators multiply float32 with fewer digits, and results would differ between machines.
+    By default accelerators multiply at a lower precision, and results would differ between machines.
     """
     exact = "float32" if model.architecture.dtype == "float32" else None
     with jax.default_matmul_precision(exact):
@@ -35,7 +35,7 @@ def apply(model: Autoencoder, variables: dict[str, Any], *args: Any, **kwargs: A
 def posterior(
     model: Autoencoder, params: dict[str, Any], frames: UInt8[Array, "B T H W 3"]
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
-    """Encodes whole clips of 1 + ft·k frames to the posterior's mean and log-variance."""
+    """Encodes whole clips of 1 + k · temporal_factor frames to the posterior's mean and log-variance."""
     found = apply(model, {"params": params}, from_uint8(frames), method="encode")
     return found.mean, found.log_variance
 
@@ -54,7 +54,7 @@ class Network:
 
     Attributes:
       model: the autoencoder.
-      params: its parameters, `model.init`'s 'params'.
+      params: parameters of the autoencoder, the tree 'params' of `model.init`.
       mean, std: statistics of the latents, (c,) float32, used for normalization.
       mesh: devices that share each frame by height; None: one device.
     """
@@ -85,11 +85,12 @@ class Network:
         """Encodes the next chunk of a stream.
 
         Args:
-          cache: of the chunk before; {} at the start.
-          frames: (B, T, H, W, 3) uint8, or float in [-1, 1]; T = 1 + ft·k at the start, ft·k after it.
-          noise: (b, t, h, w, c) from N(0, 1), to sample the posterior; None: its mean.
+          cache: cache returned for the previous chunk; {} for the first.
+          frames: (B, T, H, W, 3) uint8, or float in [-1, 1]. T is a multiple of the temporal factor, plus 1
+            in the first chunk.
+          noise: normal noise (b, t, h, w, c) to sample the posterior; None takes the mean of the posterior.
           is_video: whether the whole stream has more than one frame.
-          normalize: return (z - mean) / std.
+          normalize: whether to return (z - mean) / std instead of z.
 
         Returns:
           Latents (b, t, h, w, c) float32, and the cache for the next chunk.
@@ -111,11 +112,11 @@ class Network:
         """Decodes the next chunk of a stream.
 
         Args:
-          cache: of the chunk before; {} at the start.
+          cache: cache returned for the previous chunk; {} for the first.
           latents: (b, t, h, w, c).
           is_video: whether the whole stream has more than one frame.
-          normalized: the latents are (z - mean) / std.
-          dtype: of the frames: 'uint8', or 'float32' in [-1, 1].
+          normalized: whether the latents are (z - mean) / std.
+          dtype: data type of the frames: 'uint8', or 'float32' in [-1, 1].
 
         Returns:
           Frames (B, T, H, W, 3), and the cache for the next chunk.
@@ -138,7 +139,7 @@ def encode_chunk(
     is_video: bool,
     normalize: bool,
 ) -> tuple[Float[Array, "b t h w c"], Cache]:
-    """The program of `Network.encode`."""
+    """The jitted function of `Network.encode`."""
     x = from_uint8(frames) if frames.dtype == jnp.uint8 else frames.astype(jnp.float32)
     found, cache = _apply_chunk(model, params, cache, shard_frames(x, mesh), is_video, "encode")
     z = found.mean
@@ -160,7 +161,7 @@ def decode_chunk(
     normalized: bool,
     dtype: str,
 ) -> tuple[UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], Cache]:
-    """The program of `Network.decode`."""
+    """The jitted function of `Network.decode`."""
     z = latents.astype(jnp.float32)
     if normalized:
         mean, std = statistics

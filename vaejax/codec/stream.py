@@ -1,8 +1,8 @@
-"""Encoding and decoding of a clip that arrives in parts, in memory that does not grow with its length.
+"""Encodes and decodes a clip that arrives in parts, in memory that does not grow with its length.
 
 The convolutions are causal and cache their last frames (models/conv.py), so parts of any length give the
-same result as the whole clip. They are regrouped into chunks: the first frame, then 1, 2 or 4 latent frames
-at a time, so few programs are compiled whatever the parts.
+same result as the whole clip. Parts are regrouped into chunks: the first frame, then 1, 2 or 4 latent frames
+at a time. Few programs are therefore compiled, however long the parts are.
 """
 
 import functools
@@ -25,12 +25,12 @@ from vaejax.models.pixels import to_uint8
 TileLayout = Callable[[int, int], Tiles]  # from (h, w), the size of a latent frame
 MAX_LATENT_FRAMES = 4  # per chunk
 MAX_PIXELS = 2**20  # per chunk, though at least one latent frame
-SMALLEST = 16  # pixels along each side of a frame
+SMALLEST = 16  # least pixels along each side of a frame
 LARGEST_FLOAT = 1.5  # float pixels are in [-1, 1]; resampling filters overshoot a little
 
 
 class _Stream:
-    """The state that both directions share: items waiting for a full chunk, and one cache per tile."""
+    """The state common to encoder and decoder: items that wait for a full chunk, and one cache per tile."""
 
     def __init__(self, network: Network, architecture: Architecture, layout: TileLayout, unit: int):
         self._network, self._architecture, self._layout = network, architecture, layout
@@ -53,12 +53,12 @@ class _Stream:
             raise ValueError(f"{what} have {x.ndim} axes, {x.shape}; accepted: {accepted}")
         batch = x[None] if x.ndim == 4 else x
         if 0 in batch.shape[:1] + batch.shape[2:]:
-            raise ValueError(f"{what} are {x.shape}; accepted: at least one pixel of at least one clip")
+            raise ValueError(f"{what} have shape {x.shape}; accepted: no axis of size 0 but the time axis")
         if self._like is not None and (batch.shape[2:], len(batch)) != (
             self._like.shape[2:],
             len(self._like),
         ):
-            raise ValueError(f"{what} are {x.shape}; accepted: the same size as before")
+            raise ValueError(f"{what} have shape {x.shape}; accepted: the same as before, except for time")
         self._rank, self._like = x.ndim, batch[:, :0]
         return batch
 
@@ -69,22 +69,22 @@ class _Stream:
     def _end(self, what: str) -> None:
         self._check_open()
         if self._like is None or not (self._started or self._waiting is not None):
-            raise ValueError(f"no {what} was pushed")
+            raise ValueError(f"no {what} was pushed; accepted: at least one before the end of the stream")
         self._flushed = True
 
     def _chunks(self, x: Any, pixels: int) -> Iterator[Any]:
-        """Yields the chunks that are complete; the rest waits.
+        """Yields the chunks that are complete; the remaining items wait.
 
         Args:
           x: the next items, (B, n, ...), or None.
-          pixels: number of pixels of `_unit` items.
+          pixels: number of pixels, over all frames, that one latent frame stands for.
         """
         if self._waiting is not None:
             x = self._waiting if x is None else _numpy_of(x).concatenate([self._waiting, x], axis=1)
         if x is None:
             return
         done, count = 0, x.shape[1]
-        # FiLM distinguishes images from clips, so the first frame waits until the stream is known to be one.
+        # FiLM distinguishes images from clips, so the first frame waits for a second one or for the end.
         if not self._started and count > (self._film and not self._flushed):
             self._started, self._is_video, done = True, count > 1 or not self._film, 1
             yield x[:, :1]
@@ -96,7 +96,7 @@ class _Stream:
         self._waiting = x[:, done:] if done < count else None
 
     def _tiles_of(self, h: int, w: int) -> Tiles:
-        """The tiles of latent frames of h x w, with empty caches at the first call."""
+        """The tiles of latent frames of size h x w; the first call also creates their empty caches."""
         if self._tiles is None:
             self._tiles = self._layout(h, w)
             self._caches = [{} for _ in self._tiles.places]
@@ -106,10 +106,10 @@ class _Stream:
         """Applies `work` to a chunk, tile by tile, and joins the results.
 
         Args:
-          tiles: of the latent frame.
-          factor: pixels of the result per latent pixel.
-          work: (cache, *arrays) -> (result, cache).
-          arrays: (B, n, H, W, C) or None, each with its pixels per latent pixel.
+          tiles: tiles of a latent frame.
+          factor: pixels of the result per latent pixel, along each side.
+          work: function (cache, *arrays) -> (result, cache).
+          arrays: pairs of an array (B, n, H, W, C), or None, and its pixels per latent pixel along each side.
         """
         if len(tiles.places) == 1:
             result, self._caches[0] = work(self._caches[0], *(x for x, _ in arrays))
@@ -118,7 +118,7 @@ class _Stream:
         for i, ((y0, y1), (x0, x1)) in enumerate(tiles.places):
             cut = (None if x is None else x[:, :, y0 * s : y1 * s, x0 * s : x1 * s] for x, s in arrays)
             result, cache = work(self._caches[i], *cut)
-            # On the host: the caches of all tiles together are as large as that of the whole frame.
+            # Both move to the host: for all tiles together they are as large as for the whole frame.
             parts.append(np.asarray(result))
             self._caches[i] = jax.tree.map(np.asarray, cache)
         joined, disagreement = tiles.join(parts, factor)
@@ -139,9 +139,10 @@ class StreamEncoder(_Stream):
 
     Attributes:
       frames: number of frames pushed so far.
-      height, width: of the frames; 0 before the first push.
-      dtype: of the frames, 'uint8' or 'float32'; '' before the first push.
-      disagreement: largest disagreement of blended tiles in any chunk, see `Tiles.join`; 0 for exact tiles.
+      height, width: size of the frames; 0 before the first push.
+      dtype: data type of the frames, 'uint8' or 'float32'; '' before the first push.
+      disagreement: how much blended tiles differ where they overlap, see `Tiles.join`; the largest value of
+        any chunk, 0 for exact tiles.
     """
 
     def __init__(
@@ -162,14 +163,14 @@ class StreamEncoder(_Stream):
         """Adds the next frames and returns the latents they complete.
 
         Args:
-          frames: (T, H, W, 3) or (B, T, H, W, 3), uint8 or float in [-1, 1]; any T, always the same size.
+          frames: (T, H, W, 3) or (B, T, H, W, 3), uint8 or float in [-1, 1]; T may differ between calls.
 
         Returns:
-          (t, h, w, c) or (b, t, h, w, c) float32; t may be 0.
+          Latents, (t, h, w, c) or (b, t, h, w, c) float32; t may be 0.
 
         Raises:
           InputError: for frames smaller than 16x16.
-          ValueError: for anything but such frames, or frames unlike those before.
+          ValueError: for other shapes, data types or ranges, or if they differ from those of earlier calls.
         """
         x = self._checked(frames, "frames")
         dtype = "uint8" if x.dtype == np.uint8 else "float32"
@@ -234,14 +235,14 @@ def _check_range(x: Any) -> None:
     largest = max(float(x.max()), -float(x.min()))
     if largest > LARGEST_FLOAT:
         raise ValueError(
-            f"float frames have an absolute value of {largest:.4g}; accepted: floats in [-1, 1], or uint8"
+            f"float frames reach an absolute value of {largest:.4g}; accepted: floats in [-1, 1], or uint8"
             " from 0 to 255 (x / 127.5 - 1 converts them)"
         )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _latent_noise(key: jax.Array, start: int, count: int, shape: tuple[int, ...]) -> jax.Array:
-    """Noise of latent frames, drawn for each by its index: the same for any chunks and tiles."""
+    """Normal noise for latent frames; that of a frame depends on its index, not on chunks or tiles."""
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
 
@@ -251,7 +252,7 @@ class StreamDecoder(_Stream):
 
     Attributes:
       frames: number of frames returned so far.
-      disagreement: largest disagreement of blended tiles, see `StreamEncoder`; of pixels in [-1, 1].
+      disagreement: as in `StreamEncoder`, for pixels in [-1, 1].
     """
 
     def __init__(
@@ -273,13 +274,13 @@ class StreamDecoder(_Stream):
         """Adds the next latents and returns the frames they complete.
 
         Args:
-          latents: (t, h, w, c) or (b, t, h, w, c); any t, always the same size.
+          latents: (t, h, w, c) or (b, t, h, w, c); t may differ between calls.
 
         Returns:
-          (T, H, W, 3) or (B, T, H, W, 3); T may be 0.
+          Frames, (T, H, W, 3) or (B, T, H, W, 3), in the stream's data type; T may be 0.
 
         Raises:
-          ValueError: for anything but latents of this model, or latents unlike those before.
+          ValueError: for other shapes, or if they differ from those of earlier calls.
         """
         x = self._checked(latents, "latents")
         if x.shape[-1] != self._channels:
@@ -325,5 +326,5 @@ def _power_of_two_below(n: int) -> int:
 
 
 def _numpy_of(x: Any) -> Any:
-    """jax.numpy for an array of JAX, else numpy."""
+    """jax.numpy for a JAX array, else numpy."""
     return jnp if isinstance(x, jax.Array) else np

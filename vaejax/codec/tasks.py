@@ -26,10 +26,10 @@ class Task(NamedTuple):
     Attributes:
       source: file to read.
       target: file to write.
-      name: of the source in messages.
+      name: name of the source in messages.
       kind: 'image' or 'video' for a photo or a clip; '' for a latent file.
-      extension: of the target's format.
-      keep: leave an existing target alone.
+      extension: extension of the target's format.
+      keep: whether to leave an existing target alone.
       refusal: reason why the target cannot be written, or ''.
     """
 
@@ -46,13 +46,13 @@ class Task(NamedTuple):
 def open_tasks(
     action: str, source: str, target: str, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[list[Task]]:
-    """Lists the tasks of a command; on exit, writes to stdout what belongs there.
+    """Yields the tasks of a command; when the context ends, writes the result to stdout if the target is '-'.
 
     Args:
       action: 'encode', 'decode' or 'reconstruct'.
       source: a file, a folder or '-' for stdin.
       target: a file, a folder or '-' for stdout.
-      shard: (I, N): every Nth file of a folder from the Ith on, counted from 0.
+      shard: (I, N), which selects every Nth file of a folder, beginning with number I, counted from 0.
 
     Raises:
       InputError: if source or target cannot be used.
@@ -63,7 +63,7 @@ def open_tasks(
             yield _folder_tasks(action, pathlib.Path(source), target, shard)
             return
         if shard != (0, 1):
-            raise InputError("--shard with one file; accepted: a folder as IN")
+            raise InputError(f"--shard: IN = {source} is a file; accepted: a folder")
         task = _file_task(action, source, target, pathlib.Path(spool))
         yield [task]
         if target == PIPE and task.target.exists():
@@ -71,7 +71,7 @@ def open_tasks(
 
 
 def _write_to_stdout(path: pathlib.Path) -> None:
-    try:  # through a file of its own, so that Python does not try to flush the rest again on exit
+    try:  # through a separate file object, so that Python does not try to flush the rest again on exit
         with open(path, "rb") as file, open(sys.stdout.fileno(), "wb", closefd=False) as out:
             shutil.copyfileobj(file, out)
     except BrokenPipeError:
@@ -123,7 +123,7 @@ def _source_file(source: str, spool: pathlib.Path) -> tuple[pathlib.Path, str]:
 
 def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[int, int]) -> list[Task]:
     if target == PIPE or os.path.isfile(target):
-        raise InputError(f"OUT = {target}: {source} is a folder; accepted: a folder")
+        raise InputError(f"OUT = {target}: must be a folder, as IN = {source} is; accepted: a folder")
     out = _make_folder(target)
     if action == RECONSTRUCT and out.samefile(source):
         raise InputError(f"OUT = {target}: the same folder as IN; accepted: another folder")
@@ -143,7 +143,7 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
         task = Task(path, to, name, "" if action == DECODE else kind, to.suffix.lower(), keep=True)
         other = by_path.setdefault(to, task)
         if other is not task:
-            refusal = f"would become {to}, like {other.name}; accepted: different names"
+            refusal = f"would become {to}, which {other.name} becomes; accepted: different names"
             by_path[path] = task._replace(refusal=refusal)
     for error in unreadable:
         path = pathlib.Path(error.filename)
@@ -153,7 +153,7 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
 
 
 def _target_name(action: str, path: pathlib.Path, name: str, kind: str) -> str:
-    """Name of the file that a file of this name is written to."""
+    """The name of the target for the source `path`, whose name is `name`."""
     if action == ENCODE:
         return name + EXTENSION
     if action == DECODE:

@@ -1,8 +1,9 @@
 """Overlapping tiles, for frames too large for one device.
 
 If a network only convolves, tiles that overlap by twice its receptive field give the same result as the whole
-frame: of each tile only the part is used that does not depend on its cut edges. Attention and group
-normalization depend on the whole frame; their tiles are blended linearly and differ from the whole frame.
+frame: from each tile, only the part that does not depend on its cut edges is used. With attention or group
+normalization every pixel depends on the whole frame. Tiles are then blended linearly, and the result differs
+from that of the whole frame.
 """
 
 import math
@@ -23,7 +24,7 @@ def is_exact(architecture: Architecture) -> bool:
 
 
 def encoder_reach(architecture: Architecture) -> int:
-    """Receptive field of a latent pixel: the distance in latent pixels, to each side, that it depends on."""
+    """Receptive field of a latent pixel: how far it extends to each side, in latent pixels."""
     reach = 1  # conv_out
     for strides in reversed((None, *architecture.strides)):
         reach += 2 * architecture.encoder_blocks
@@ -32,7 +33,7 @@ def encoder_reach(architecture: Architecture) -> int:
 
 
 def decoder_reach(architecture: Architecture) -> int:
-    """Receptive field of a decoded pixel: the distance from its own latent pixel, in latent pixels."""
+    """Receptive field of a decoded pixel: how far it extends from its own latent pixel, in latent pixels."""
     reach = 1  # conv_out
     for strides in (None, *architecture.strides):
         reach = math.ceil(reach / strides[1]) if strides else reach
@@ -41,20 +42,19 @@ def decoder_reach(architecture: Architecture) -> int:
 
 
 class Tiles:
-    """The places of the tiles in a frame.
+    """Overlapping square tiles that cover a frame.
 
-    The fewest square tiles with at least the given overlap, spread evenly: all have the same size, and every
-    pixel is covered.
+    They are the fewest tiles with at least the given overlap. All have the same size and are spread evenly.
 
     Args:
       height, width: size of the frame.
       tile: side of a tile; a shorter side of the frame is not divided.
       overlap: smallest overlap of neighboring tiles, from 0 to tile - 1.
-      margin: width of the part along a tile's cut edges that is not used, at most half of the overlap. Over
+      margin: width of the strip along a tile's cut edges that is not used, at most half of the overlap. Over
         the rest of the overlap one tile fades into the other.
 
     Attributes:
-      places: ((y0, y1), (x0, x1)) of every tile.
+      places: position of every tile: ((y0, y1), (x0, x1)), with y1 and x1 excluded.
 
     Raises:
       InputError: for an overlap that is not smaller than the tile.
@@ -72,12 +72,13 @@ class Tiles:
         """Joins the results of all tiles to a frame.
 
         Args:
-          parts: (B, T, tile·factor, tile·factor, C) of every place, in the order of `places`.
-          factor: pixels of a part per pixel of the frame.
+          parts: result of every tile, (B, T, tile·factor, tile·factor, C), in the order of `places`.
+          factor: pixels of a result per pixel of the frame, along each side.
 
         Returns:
-          (B, T, H·factor, W·factor, C) float32, and how much the tiles disagree where they fade into each
-          other: the weighted mean of |part - joined|. 0 with a margin, since such tiles agree.
+          The joined frame, (B, T, H·factor, W·factor, C) float32, and how much the tiles differ where they
+          fade into each other: the weighted mean of |part - joined|. It is 0 with a margin, since such tiles
+            agree.
         """
         high, wide = (factor * size for size in self._size)
         joined = np.zeros((*parts[0].shape[:2], high, wide, parts[0].shape[-1]), np.float32)
@@ -96,7 +97,7 @@ class Tiles:
         return joined, difference / total if total else 0.0
 
     def _weights(self, factor: int) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-        """(slices, weights (tile, tile, 1)) of every place; the weights at each pixel add up to 1."""
+        """Yields slices and weights (tile, tile, 1) for every tile; the weights of each pixel add up to 1."""
         rows, columns = (_fades(s, factor, self._margin) for s in (self._rows, self._columns))
         for (y0, y1), row in zip(self._rows, rows, strict=True):
             for (x0, x1), column in zip(self._columns, columns, strict=True):
@@ -114,14 +115,14 @@ def decode_tiled(
     """Decodes whole clips in blended tiles.
 
     Args:
-      decode: latents (b, t, h', w', c) to float32 pixels (B, T, H', W', 3).
-      latents: (b, t, h, w, c).
+      decode: function from latents (b, t, h', w', c) to float32 pixels (B, T, H', W', 3).
+      latents: latents of whole clips, (b, t, h, w, c).
       tile: side of a tile, latent pixels.
-      overlap: of neighboring tiles, latent pixels.
+      overlap: overlap of neighboring tiles, latent pixels.
       factor: pixels per latent pixel along each side.
 
     Returns:
-      (B, T, h·factor, w·factor, 3) float32.
+      Pixels, (B, T, h·factor, w·factor, 3) float32.
 
     Raises:
       InputError: for an overlap that is not smaller than the tile.
@@ -135,11 +136,11 @@ def decode_tiled(
 def check_tile(tile: int, overlap: int) -> None:
     """Raises InputError for an overlap that is negative or not smaller than the tile."""
     if not 0 <= overlap < tile:
-        raise InputError(f"overlap = {overlap} latent pixels; accepted: from 0 to below the tile of {tile}")
+        raise InputError(f"overlap = {overlap} latent pixels; accepted: from 0 to below the tile, {tile}")
 
 
 def spans(size: int, tile: int, overlap: int) -> list[Span]:
-    """The fewest spans of length `tile` that cover 0 to size with at least this overlap, spread evenly."""
+    """The fewest spans of length `tile` that cover 0 to `size` with at least this overlap, evenly spread."""
     if size <= tile:
         return [(0, size)]
     count = -(-(size - overlap) // (tile - overlap))
@@ -169,7 +170,7 @@ def _fades(tiles: list[Span], factor: int, margin: int) -> list[np.ndarray]:
 
 
 def _ramp(length: int, margin: int) -> np.ndarray:
-    """Rises from 0 to 1 over an overlap, flat in its margins."""
+    """Weights that rise from 0 to 1 over an overlap of `length`, and are constant in its margins."""
     margin = min(margin, length // 2)
     inner = length - 2 * margin
     rising = (np.arange(length) + 0.5 - margin) / inner if inner else np.arange(length) >= margin

@@ -9,7 +9,7 @@ from vaejax.runtime.distributed import all_gather
 
 
 class SkippedSamples:
-    """The file of lines {"path", "reason", "count"}: how often each file was skipped, over hosts and restarts.
+    """Counts how often each file was skipped, over all hosts and restarts, as {"path", "reason", "count"}.
 
     Args:
       path: the file. Counts continue from an earlier run; damaged lines are dropped, because this file must

@@ -220,7 +220,7 @@ def test_a_seed_samples_and_can_be_repeated(model, tmp_path):
         (["decode", "a.png", "x.gif"], "x.gif; accepted: .*.png, .*.mp4"),
         (["encode", "a.png", "no/where/x.latent"], "no such folder"),
         (["encode", "empty", "out"], "contains nothing to encode"),
-        (["encode", "a.png", "x.latent", "--shard=1/2"], "--shard with one file; accepted: a folder"),
+        (["encode", "a.png", "x.latent", "--shard=1/2"], "--shard: IN = a.png is a file; accepted: a folder"),
     ],
 )
 def test_a_mistake_gets_one_line(model, tmp_path, monkeypatch, capsys, arguments, told):

@@ -264,5 +264,5 @@ def test_an_animation_is_told(model, tmp_path, capsys, name, count):
     first, *others = [Image.fromarray(corners()).rotate(90 * i) for i in range(count)]
     first.save(tmp_path / name, save_all=True, append_images=others)
     assert run(model, "encode", tmp_path / name, tmp_path / "a.latent") == 0
-    told = f"{name}: the first of {count} pictures" in capsys.readouterr().err
+    told = f"{name}: only the first of {count} pictures is encoded" in capsys.readouterr().err
     assert told == (name in ("a.gif", "a.webp"))

@@ -222,7 +222,7 @@ NAME = "encoder.conv_in.bias"
     [
         (truncate, "damaged export"),
         (lambda folder: (folder / "model.safetensors").unlink(), "damaged export"),
-        (change_weights(lambda w: w.pop(NAME)), f"{NAME} has the shape nothing"),
+        (change_weights(lambda w: w.pop(NAME)), f"{NAME} has the shape none"),
         (change_weights(lambda w: w.update({NAME: w[NAME][1:].copy()})), f"{NAME} has the shape"),
         (change_weights(lambda w: w.update(more=w[NAME])), "more has the shape"),
         (change_weights(lambda w: w[NAME].__iadd__(1e-3)), "not the weights that config.json describes"),
