@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--step",
         metavar="N",
         type=cli.at_least(0),
-        help="a completed checkpoint of the run (default: the latest)",
+        help="step of a completed checkpoint of the run (default: the latest)",
     )
     parser.add_argument(
         "--scores",

@@ -1,4 +1,4 @@
-"""Exports a trained VAE: weights, configuration, model card and StableHLO, verified against their source."""
+"""Exports a trained VAE: weights, configuration, model card and StableHLO, verified against its source."""
 
 import dataclasses
 import math
@@ -41,14 +41,14 @@ from vaejax.rundir import latent_statistics
 from vaejax.rundir.folder import RunFolder
 
 CHECKPOINT, CARD = "checkpoint", "README.md"
-HELD_OUT = "held out by the run"  # results.json of vaejax.evaluate, 'data'
+HELD_OUT = "held out by the run"  # value of 'data' in results.json of vaejax.evaluate
 
 
 class Source(NamedTuple):
-    """A trained VAE and the facts that its export records.
+    """A trained VAE, and what its export records about it.
 
     Attributes:
-      vae: the autoencoder.
+      vae: the trained VAE.
       latents: statistics of its training latents; 'mean' and 'std' are None if unknown.
       training: the main settings of its training.
       scores: the scores of an evaluation, see `read_scores`; None without one.
@@ -65,8 +65,8 @@ class Exported(NamedTuple):
 
     Attributes:
       name: the folder, as the user named it.
-      config: contents of its config.json, and 'rounding', see `verify.check_codec`.
-      size: bytes of all files.
+      config: contents of its config.json; also 'rounding', the result of `verify.check_codec`.
+      size: total size of all files in bytes.
       seconds: duration of the export.
     """
 
@@ -90,13 +90,13 @@ def export(
     Args:
       name: a run, its checkpoints/STEP, or an export.
       out: the output folder: a new or empty one, or an earlier export, which is replaced.
-      step: a completed checkpoint of a run; default: the one in `name`, else the latest.
+      step: step of a completed checkpoint; default: the one in `name`, else the latest.
       dtype: dtype of the weights, 'float32' or 'bfloat16'.
       shapes: shapes of StableHLO programs, 'TxHxW' each.
       scores: results.json of vaejax.evaluate; '' takes RUN/results.json if it is of this step.
 
     Raises:
-      InputError: if an input cannot be read or OUT cannot be written; checked before computing if possible.
+      InputError: if an input cannot be read, or `out` cannot be written.
       TrainingFailed: if the export differs from its source; it is then deleted.
     """
     begin = time.monotonic()
@@ -122,7 +122,7 @@ def export(
 
 
 def _check_replaceable(folder: pathlib.Path, out: str, name: str) -> None:
-    """Raises InputError if the folder is the source or has files that no export wrote."""
+    """Raises InputError if `folder`, named `out`, is the source or has files that no export wrote."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
@@ -131,7 +131,7 @@ def _check_replaceable(folder: pathlib.Path, out: str, name: str) -> None:
         raise InputError(f"OUT={out}: {error.strerror}; accepted: a writable folder") from error
     accepted = "accepted: a new or empty folder, or an earlier export, which is replaced"
     if folder == RunFolder(name).path.resolve():
-        raise InputError(f"OUT={out}: the folder that is exported; {accepted}")
+        raise InputError(f"OUT={out}: the folder that is exported, RUN; {accepted}")
     if names and read_export_config(str(folder)) is None:
         raise InputError(f"OUT={out}: contains other files, such as {names[0]}; {accepted}")
     others = [
@@ -165,7 +165,7 @@ def _source(name: str, vae: TrainedVAE, scores: str) -> Source:
 
 
 def _statistics(name: str, vae: TrainedVAE) -> dict[str, Any]:
-    """The stored statistics of a run's training latents, computed if missing; None values if impossible."""
+    """The statistics of a run's training latents, computed if not stored; with None values if unknown."""
     stored = latent_statistics.load(RunFolder(name).path, vae.step) if vae.mean is not None else None
     if stored is not None:
         return stored
@@ -178,7 +178,7 @@ def _statistics(name: str, vae: TrainedVAE) -> dict[str, Any]:
 
 
 def _training(config: Config) -> dict[str, Any]:
-    """The main settings of a run, without file names."""
+    """The main settings of a run, without file names, which may be private."""
     loss = config.loss
     weights = {name: weight for name, weight in sorted(dataclasses.asdict(loss.weights).items()) if weight}
     buckets = {name: bucket["batch"] for name, bucket in config.data.buckets.items() if bucket.get("batch")}
@@ -206,8 +206,8 @@ def read_scores(path: pathlib.Path, vae: TrainedVAE) -> dict[str, Any]:
     """Reads the scores of a VAE from results.json of vaejax.evaluate.
 
     Returns:
-      'buckets': {BUCKET: {NAME: {'value', 'low', 'high', 'samples'}}}, and the 'data', 'cut' and 'versions'
-      that they depend on.
+      A dictionary with 'buckets': {BUCKET: {NAME: {'value', 'low', 'high', 'samples'}}}, and the 'data',
+      'cut' (how samples were cut from it) and 'versions' of the evaluation.
 
     Raises:
       InputError: if the file cannot be read, or has no codec of this step with these latents.
@@ -237,7 +237,7 @@ def read_scores(path: pathlib.Path, vae: TrainedVAE) -> dict[str, Any]:
 
 
 def _is_same(results: dict[str, Any], name: str, vae: TrainedVAE) -> bool:
-    """Whether a codec of results.json is this VAE, by its step and, if both are known, its statistics."""
+    """Whether a codec of results.json is this VAE, by its step and, if both have any, latent statistics."""
     codec = results["settings"]["codecs"][name]
     if codec["kind"] != "vaejax" or codec["step"] != vae.step:
         return False
@@ -284,14 +284,14 @@ def _write(
         "stablehlo": programs,
     }
     files.write_json(folder / CONFIG, config)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes it readable by the owner only
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # else only the owner could read the weights
     return config
 
 
 def _verify(
     folder: pathlib.Path, source: TrainedVAE, exported: TrainedVAE, config: dict[str, Any], progress: tqdm
 ) -> dict[str, float]:
-    """Compares all files with the source; returns the effect of rounding, see `verify.check_codec`."""
+    """Compares all files with the source; returns the result of `verify.check_codec`."""
     progress.update()
     progress.set_description("verifying")
     dtype, codec = config["weights"]["dtype"], Codec(exported)

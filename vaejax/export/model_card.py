@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Score(NamedTuple):
-    """A score as the card shows it: label, unit, number of digits, and an arrow in the better direction."""
+    """How the card shows a score: label, unit, number of decimals, and an arrow in the better direction."""
 
     label: str
     unit: str
@@ -116,7 +116,7 @@ frames = decode(latents)
 Frames are (b, T, H, W, 3) from 0 to 255; latents are {kind}.
 """
 
-_SETTINGS = {  # labels of the settings in config.json, if not their names
+_SETTINGS = {  # labels of training settings in config.json; other settings appear under their own names
     "buckets": "samples of each bucket per step",
     "fps": "frame rate of clips",
     "size": "model size",
@@ -130,11 +130,11 @@ _SETTINGS = {  # labels of the settings in config.json, if not their names
 
 
 def text(name: str, config: Mapping[str, Any]) -> str:
-    """The model card.
+    """Returns the text of the model card, as Markdown.
 
     Args:
       name: name of the export's folder.
-      config: its config.json, and 'rounding', see `verify.check_codec`.
+      config: contents of its config.json; also 'rounding', the result of `verify.check_codec`.
     """
     a, weights = config["architecture"], config["weights"]
     s, t, c = a["spatial_factor"], a["temporal_factor"], a["latent_channels"]

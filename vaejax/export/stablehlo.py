@@ -51,8 +51,8 @@ def write(folder: pathlib.Path, vae: TrainedVAE, shape: Shape) -> dict[str, Any]
     """Writes encode_TxHxW.stablehlo and decode_TxHxW.stablehlo, for batches of any size.
 
     Returns:
-      The entry of config.json: 'shape', and for 'encode' and 'decode' the 'file' and the dtypes and shapes
-      of 'input' and 'output'.
+      Their entry in config.json: 'shape', 'encode' and 'decode'. The last two have 'file', and the data type
+      and shape of 'input' and 'output'.
     """
     latent_shape = vae.architecture.latent_shape(*shape)
     frames = jax.ShapeDtypeStruct(_batch_shape(*shape, 3), jnp.uint8)
@@ -72,12 +72,12 @@ def write(folder: pathlib.Path, vae: TrainedVAE, shape: Shape) -> dict[str, Any]
 
 
 def read(path: pathlib.Path) -> Callable[[np.ndarray], jax.Array]:
-    """Reads a program."""
+    """Reads a program of `write`; returns it as a function of one array."""
     return jax.export.deserialize(bytearray(path.read_bytes())).call
 
 
 def _batch_shape(*shape: int) -> tuple[Any, ...]:
-    """The shape of a batch of symbolic size."""
+    """(b, *shape) with a symbolic batch size b."""
     return tuple(jax.export.symbolic_shape(", ".join(map(str, ("b", *shape)))))
 
 

@@ -1,4 +1,4 @@
-"""Verifies that an export is its source, by its parameters and by its latents and frames of test clips."""
+"""Verifies an export against its source: the parameters, and latents and frames of test clips."""
 
 import math
 import pathlib
@@ -17,20 +17,20 @@ from vaejax.errors import TrainingFailed
 from vaejax.models.autoencoder import Architecture
 from vaejax.models.pixels import from_uint8
 
-# Largest difference between StableHLO and codec. Latents: relative to the largest value, or 1 if that is
-# larger. Frames: in 8-bit levels.
+# Largest accepted difference between the StableHLO programs and the codec. Latents: relative to the largest
+# value, or to 1 if that is larger. Frames: in 8-bit levels.
 LATENTS, LEVELS = 1e-5, 1
-LATENTS_BFLOAT16, MEAN_LEVELS_BFLOAT16 = 0.1, 2  # if the model computes in bfloat16; frames on average
+LATENTS_BFLOAT16, MEAN_LEVELS_BFLOAT16 = 0.1, 2  # for models that compute in bfloat16; mean of the frames
 
 
 def check_weights(source: TrainedVAE, exported: TrainedVAE, checkpoint: pathlib.Path, dtype: str) -> None:
-    """Checks that every parameter has the bits of the source's, or of the source's rounded to bfloat16.
+    """Checks that the parameters equal those of the source bit for bit, after rounding them to `dtype`.
 
     Args:
-      source: the source.
-      exported: the export, read again.
-      checkpoint: its Orbax checkpoint.
-      dtype: dtype of its weights.
+      source: the VAE that was exported.
+      exported: the export, read from its files.
+      checkpoint: Orbax checkpoint of the export.
+      dtype: data type of the exported weights, 'float32' or 'bfloat16'.
 
     Raises:
       TrainingFailed: if a parameter differs.
@@ -42,16 +42,23 @@ def check_weights(source: TrainedVAE, exported: TrainedVAE, checkpoint: pathlib.
     expected = {name: np.asarray(leaf, kind) for name, leaf in flatten(source.params).items()}
     for params, file in ((read, "model.safetensors"), (restored, "checkpoint")):
         if params.keys() != expected.keys():
-            raise _differs(file, "has other parameters than the source")
+            raise _differs(file, "has parameters of other names than the source")
         for name, leaf in expected.items():
             if np.asarray(params[name], np.float32).tobytes() != leaf.astype(np.float32).tobytes():
-                raise _differs(file, f"{name} has other values")
+                raise _differs(file, f"{name} has other values than in the source")
     if {np.asarray(leaf).dtype for leaf in restored.values()} != {kind}:
         raise _differs("checkpoint", f"has another dtype than {dtype}")
 
 
 def check_codec(source: Codec, exported: Codec, dtype: str) -> dict[str, float]:
-    """Checks that float32 weights give the source's latents and frames, of a clip and of an image.
+    """Compares latents and frames of an export with those of its source, for a test clip and an image.
+
+    Float32 weights must give the same results. The effect of bfloat16 weights is only measured, on the clip.
+
+    Args:
+      source: codec of the source.
+      exported: codec of the export.
+      dtype: data type of the exported weights, 'float32' or 'bfloat16'.
 
     Returns:
       For bfloat16 weights, PSNR of the reconstructed clip in dB: 'source' and 'exported' against the
@@ -62,7 +69,7 @@ def check_codec(source: Codec, exported: Codec, dtype: str) -> dict[str, float]:
     """
     clip = moving_waves(*_clip_shape(source.architecture))
     if dtype == "float32":
-        # Accelerators may choose another algorithm each time they compile.
+        # On accelerators, each compilation may choose another algorithm, whose results differ slightly.
         tolerance = 0.0 if jax.default_backend() == "cpu" else 1e-4
         for frames in (clip, clip[0]):
             z, same_z = (np.asarray(encode(codec, frames).values) for codec in (source, exported))
@@ -81,14 +88,14 @@ def check_programs(
 ) -> None:
     """Checks that StableHLO programs agree with the codec on a test clip.
 
-    Latents agree within 1e-5 and frames within one 8-bit level, or within the rounding of bfloat16 if the
-    model computes in it.
+    Latents must agree within 1e-5 and frames within one 8-bit level. If the model computes in bfloat16, its
+    rounding is allowed for.
 
     Args:
-      exported: the codec of the export.
+      exported: codec of the export.
       to_latents: the program that encodes.
       to_frames: the program that decodes.
-      programs: their entry in config.json, see `stablehlo.write`.
+      programs: entry of both programs in config.json, see `stablehlo.write`.
 
     Raises:
       TrainingFailed: if they disagree.
@@ -99,7 +106,7 @@ def check_programs(
     x = np.asarray(exported.decode(z, dtype="uint8", normalized=exported.mean is not None))
     latents, pixels = np.asarray(to_latents(frames[None]))[0], np.asarray(to_frames(z[None]))[0]
     error = np.abs(latents - z).max() / max(1, np.abs(z).max())
-    if not error <= (LATENTS_BFLOAT16 if is_bfloat16 else LATENTS):  # NaN too
+    if not error <= (LATENTS_BFLOAT16 if is_bfloat16 else LATENTS):  # true for NaN too
         raise _differs(programs["encode"]["file"], f"latents differ from the codec's by up to {error:.2g}")
     levels = np.abs(pixels.astype(int) - x)
     if (levels.mean() > MEAN_LEVELS_BFLOAT16) if is_bfloat16 else (levels.max() > LEVELS):
@@ -110,7 +117,7 @@ def check_programs(
 
 
 def encode(codec: Codec, frames: np.ndarray) -> Latent:
-    """Encodes to latents, normalized if the codec has statistics."""
+    """Encodes frames to latents, which are normalized if the codec has latent statistics."""
     return codec.encode(frames, normalize=codec.mean is not None)
 
 
