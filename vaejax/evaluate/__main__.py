@@ -1,6 +1,6 @@
 """The command python -m vaejax.evaluate --checkpoint=DIR --data=FOLDER --out=OUT.
 
-It writes OUT/results.json, every score with its number of samples, 95% interval and settings, and
+It writes OUT/results.json, with the sample count, 95% interval and settings of every score, and
 OUT/report.html, a self-contained page.
 """
 
@@ -19,16 +19,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--checkpoint runs/demo --data ~/Videos --out evaluation --compare linear jpeg:matched h264:23",
     )
     parser.add_argument(
-        "--checkpoint", metavar="DIR", default="", help="a run, its checkpoints/STEP, or an export"
+        "--checkpoint", metavar="DIR", default="", help="folder of a run, its checkpoints/STEP, or an export"
     )
     parser.add_argument(
-        "--compare", metavar="CODEC", nargs="+", default=[], help=f"other codecs in the same tables: {NAMES}"
+        "--compare", metavar="CODEC", nargs="+", default=[], help=f"further codecs to score: {NAMES}"
     )
     parser.add_argument(
         "--data",
         metavar="FOLDER|tfds:NAME",
         default="",
-        help="photos and clips; each is used once, cropped from the middle (default: held out by the run)",
+        help="photos and clips; each is used once, cropped from the middle (default: the run's holdout)",
     )
     parser.add_argument("--out", metavar="OUT", required=True, help="output folder")
     parser.add_argument(
@@ -36,14 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         nargs="+",
         default=[],
-        help="e.g. image_256x256 video_17x256x256 (default: those of the run or export)",
+        help="sample shapes, e.g. image_256x256 video_17x256x256 (default: those of the run or export)",
     )
     parser.add_argument(
         "--samples",
         metavar="N",
         type=cli.at_least(1),
         default=0,
-        help="maximum number per bucket (default: all of --data, or as many as the run evaluates)",
+        help="maximum number of samples per bucket (default: all of --data, or the run's eval.samples)",
     )
     parser.add_argument(
         "--fps",
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="seed of the bootstrap intervals and of random weights (default: 0)",
     )
     parser.add_argument(
-        "--inception", metavar="FILE", default="", help="FID's Inception weights; adds the standard rFID"
+        "--inception", metavar="FILE", default="", help="file of FID's Inception weights; adds standard rFID"
     )
     options = parser.parse_args(arguments)
 

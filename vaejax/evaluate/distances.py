@@ -11,16 +11,16 @@ import numpy as np
 
 from vaejax.errors import InputError
 
-_ROWS = 1024  # rows of the kernel matrix per step, so that memory grows with N, not N²
-_NORMAL_95 = 1.959964  # standard deviations of a two-sided 95% interval of a Gaussian
+_ROWS = 1024  # rows of the kernel matrix computed at a time; memory then grows with N, not N²
+_NORMAL_95 = 1.959964  # half-width of a Gaussian's two-sided 95% interval, in standard deviations
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to the sets (arXiv 1706.08500, eq. 6).
 
     |mean_x - mean_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½). It is FVD for I3D's logits and FID for Inception's
-    features. With Σ = AᵀA, the trace of the root is the sum of the singular values of A_x A_yᵀ. This avoids
-    the root of a matrix that is singular if there are fewer samples than features.
+    features. With Σ = AᵀA, the trace of (Σ_x Σ_y)^½ is the sum of the singular values of A_x A_yᵀ. This
+    avoids the root of a matrix that is singular if there are fewer samples than features.
 
     Args:
       x: features (N, d), N at least 2.
@@ -49,9 +49,9 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float
     Args:
       x: features (N, d), N at least 2.
       y: features (M, d).
-      paired: y_i is made from x_i, as a reconstruction is. Pairs (x_i, y_i) are then omitted, like (x_i, x_i)
-        (Gretton et al. 2012, eq. 4): their similarity would pull the estimate below 0. Identical sets have
-        distance 0. Leave it off for independent sets.
+      paired: whether y_i is made from x_i, like a reconstruction. If so, pairs (x_i, y_i) are omitted, like
+        (x_i, x_i) (Gretton et al. 2012, eq. 4): their similarity would pull the estimate below 0. Identical
+        sets then have distance 0. Must be False for independent sets.
 
     Returns:
       The distance; it can be slightly negative if the sets hardly differ.
@@ -80,19 +80,19 @@ def interval(
 ) -> tuple[float, float]:
     """A 95% bootstrap interval of a distance: the estimate ± 1.96 standard deviations of the resamples.
 
-    It covers the expected distance at this number of samples. Only the deviation comes from the resamples:
-    their values are biased upward, because a resample repeats samples. On 100 samples of 50 features,
+    It covers the expected distance at this number of samples. Resamples give only the standard deviation:
+    their distances are biased upward, because a resample repeats samples. On 100 samples of 50 features,
     percentile intervals covered the truth 0 to 13 times in 100, this interval 95 to 100 times. It is too wide
     if the sets hardly differ.
 
     Args:
       distance: function of features (N, d) and (M, d).
-      x: features (N, d), or (N, F, d) if F of them come from one sample, as frames come from a clip. These
-        are not independent and are drawn together.
+      x: features (N, d), or (N, F, d) with F vectors per sample, such as one per frame of a clip. The F
+        vectors are not independent, so they are drawn together.
       y: features (M, d) or (M, F, d).
       seed: seed of the resampling.
-      resamples: number of resamples, each of which computes the distance; 100 give the deviation to 7%.
-      paired: y_i is made from x_i, so both are drawn together; otherwise the sets are drawn independently.
+      resamples: number of resamples; each computes the distance. 100 give the standard deviation to 7%.
+      paired: whether y_i is made from x_i. If so, both are drawn together; otherwise independently.
 
     Returns:
       (low, high).
@@ -125,7 +125,7 @@ def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> t
       resamples: number of resampled means.
 
     Returns:
-      (low, high); infinite if scores are, NaN for fewer than two scores.
+      (low, high); infinite if scores are infinite, NaN for fewer than two scores.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2:
@@ -158,7 +158,7 @@ def _check_pairs(n: int, m: int) -> None:
 
 
 def _root(x: np.ndarray) -> np.ndarray:
-    """A matrix A whose AᵀA is the covariance of x; it has at most d rows."""
+    """A matrix A of at most d rows such that AᵀA is the covariance of x."""
     a = (x - x.mean(0)) / np.sqrt(len(x) - 1)
     return np.asarray(np.linalg.qr(a, mode="r")) if len(a) > a.shape[1] else a
 

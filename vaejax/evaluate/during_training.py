@@ -28,24 +28,26 @@ if TYPE_CHECKING:
     from vaejax.config.schema import Config
 
 T = TypeVar("T")
-# Scores that checkpoint.best may follow; 'psnr_raw' is the PSNR of the raw parameters, 'psnr' of their EMA.
+# Scores that checkpoint.best may name. 'psnr_raw' is PSNR with the raw parameters, 'psnr' with their EMA.
 SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
-LPIPS_FRAMES = 8  # evenly spaced frames of a clip
-FEW_FILES = 10  # below this number of distinct files the scores depend on the choice of files
+LPIPS_FRAMES = 8  # most frames of a clip that LPIPS scores, evenly spaced
+FEW_FILES = 10  # with fewer distinct files, the scores depend on which files are held out
 
 
 class TrainingEvaluation:
-    """Scores and panels of a run's held-out samples. All processes call its methods together.
+    """Scores a run's held-out samples and draws panels: originals beside their reconstructions.
+
+    All processes call the methods together.
 
     Args:
-      sources: opened sources of the run.
+      sources: data sources of the run.
       buckets: buckets of the run; those without held-out samples are skipped.
       config: configuration of the run.
       model: the autoencoder.
       objective: provides the likelihood terms.
       mesh: mesh of the run.
       lpips_params: parameters of the LPIPS networks, by name.
-      stopping: called between batches; True abandons the evaluation on all processes.
+      stopping: function called between batches; if it returns True, all processes raise Stopped.
     """
 
     def __init__(
@@ -79,11 +81,11 @@ class TrainingEvaluation:
         """Scores of every bucket as 'BUCKET/NAME', and their means over buckets as 'mean/NAME'.
 
         NAME is one of:
-          psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: see `score`, of the EMA parameters.
-          psnr_raw, ...: the same of the raw parameters, without LPIPS.
+          psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: see `score`, with the EMA parameters.
+          psnr_raw, ...: the same with the raw parameters, without LPIPS.
           psnr_linear: PSNR of the best linear codec of the same latent size.
           samples: number of samples.
-          spread_HALF_LEVEL: activation spreads of the EMA parameters.
+          spread_encoder_LEVEL, spread_decoder_LEVEL: `metrics.activation_spread` with the EMA parameters.
 
         Args:
           average: EMA parameters {'autoencoder', 'likelihood'}.
@@ -179,7 +181,7 @@ class TrainingEvaluation:
         return result | spreads | {"samples": samples}
 
     def _linear_codec(self, bucket: Bucket) -> LinearCodec | None:
-        """The linear codec of the bucket's training samples, fitted once per run; None if there is none."""
+        """The linear codec fitted to the bucket's training samples; None if it is off or cannot be fitted."""
         count = self._config.eval.linear_samples
         if count and bucket.name not in self._linear:
             frames = distributed.lockstep(
@@ -204,7 +206,7 @@ class TrainingEvaluation:
             yield batch, sharding.shard_batch(self._mesh, padded)
 
     def _held_out(self, bucket: Bucket) -> Iterator[Batch]:
-        """Held-out batches, whole on every host. A bucket without them does not end the run."""
+        """Held-out batches, complete on every host. A bucket without any is reported and skipped."""
         settings = self._config.data
         batches = pipeline.eval_batches(
             self._sources, bucket, settings, self._config.eval.samples, bucket.batch
@@ -239,10 +241,12 @@ def score(
     objective: Objective,
     shown: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
-    """Decodes the posterior mean of a batch and scores the reconstruction, clipped to [-1, 1].
+    """Encodes a batch, decodes the posterior mean, and scores the reconstruction.
+
+    All scores but 'nll' clip the reconstruction to [-1, 1].
 
     Args:
-      params: {'autoencoder', 'likelihood'}.
+      params: parameters of the model and of the likelihood, {'autoencoder', 'likelihood'}.
       lpips_params: parameters of the LPIPS networks, by name.
       frames: (B, T, H, W, C) uint8.
       model: the autoencoder.
@@ -251,8 +255,9 @@ def score(
 
     Returns:
       Scores, each (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
-      `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over LPIPS_FRAMES frames; for clips 'flicker'.
-      Activation spreads by level, each (); see `metrics.activation_spread`.
+      `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over at most LPIPS_FRAMES frames, absent for
+      frames too small for LPIPS; for clips 'flicker'.
+      Activation spreads of each level, scalars; see `metrics.activation_spread`.
       The first reconstructions, (shown, T, H, W, C) uint8.
     """
     x = from_uint8(frames)
@@ -281,6 +286,6 @@ def score(
 
 
 def _applied(model: Autoencoder, variables: dict, *inputs: Any, method: str) -> tuple[Any, dict[str, dict]]:
-    """The result of a method of the model, and the norms of its activations by half and level."""
+    """The result of a model method, and its activation norms by half (encoder or decoder) and level."""
     result, state = model.apply(variables, *inputs, method=method, mutable="activations")
     return result, dict(state)["activations"]

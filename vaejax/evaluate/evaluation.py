@@ -1,4 +1,4 @@
-"""Evaluation of several codecs on the same samples: scores, training latents, and samples to look at."""
+"""Evaluation of several codecs on the same samples: scores, latent statistics, and samples to show."""
 
 import dataclasses
 import itertools
@@ -37,26 +37,26 @@ FEATURES = {
 }
 DEFINITIONS = {
     "frames": "float32 in [-1, 1], clipped, not rounded",
-    "psnr": "of each frame, exact ones counted as 100 dB unless all are, then averaged",
+    "psnr": "mean over frames; exact frames count as 100 dB, unless all frames are exact",
     "lpips": "version 0.1, every frame, float32",
-    "image_distances": "the middle frame of a clip",
+    "image_distances": "features of the middle frame of a clip",
     "kid, kvd": "cubic kernel (x·y/d + 1)³; pairs of a sample and its own reconstruction are omitted",
     "interval": "95%, bootstrap over samples: percentiles for means, ±1.96 standard deviations for distances",
     "parts": {
         "samples": scorer.EXTRA_SAMPLES,
         "chunk": "half of the latent frames, rounded down",
-        "tile": f"{scorer.TILE} latent pixels or 5/8 of the longer side, a multiple of 4; overlap a quarter",
+        "tile": f"{scorer.TILE} latent pixels or 5/8 of the longer side if less; the overlap is a quarter",
     },
 }
-FITTED = ("linear", "jpeg:matched")  # codecs that are fitted to training samples, opened after the others
-WORST, TYPICAL = 2, 2  # samples per bucket in the report
-NAMED = 5  # worst samples per codec that results.json lists
+FITTED = ("linear", "jpeg:matched")  # fitted to training samples; opened last, to match another codec
+WORST, TYPICAL = 2, 2  # samples of each kind that the report shows per bucket
+NAMED = 5  # worst samples per codec and bucket that results.json lists
 
-Networks = Mapping[str, Callable[[np.ndarray], np.ndarray]]  # frames (B, T, H, W, 3) to features, by network
+Networks = Mapping[str, Callable[[np.ndarray], np.ndarray]]  # from frames to features, by network
 
 
 class _Scored(NamedTuple):
-    """A bucket's scores by codec, and the sample names and indices they belong to."""
+    """The scores of each codec on a bucket, and the names and indices of its samples."""
 
     scores: list[BucketScores]
     results: dict[str, Any]
@@ -82,7 +82,7 @@ def evaluate(
         codec with latents. Without a run, an export provides buckets and frame rate.
       data: FOLDER or 'tfds:NAME'; '' takes the held-out part of the run's data.
       buckets: bucket names; () takes those of the run.
-      samples: maximum number per bucket; 0 takes all of `data`, or the number that the run evaluates.
+      samples: maximum number of samples per bucket; 0 takes all of `data`, or eval.samples of the run.
       fps: frames per second of clips; 0 takes that of the run.
       batch: samples per call of a codec; it does not change the scores.
       seed: seed of the bootstrap and of random weights.
@@ -92,7 +92,7 @@ def evaluate(
       The content of results.json, and the samples of each bucket for the report.
 
     Raises:
-      InputError: before anything is computed, if the mistake can be known then.
+      InputError: for an argument that cannot be used, before anything is computed if possible.
     """
     started = time.monotonic()
     _check_names(names)
@@ -111,8 +111,9 @@ def evaluate(
     )
     scored: dict[str, Any] = {}
     shown, seconds = {}, {codec.name: 0.0 for codec in codecs}
+    # disable=None: the bar is shown on a terminal only.
     bar = tqdm(total=sum(counts.values()), unit=" samples", file=sys.stderr, disable=None)
-    with bar as progress:  # on a terminal only
+    with bar as progress:
         for bucket in chosen:
             progress.set_description(bucket.name)
             of_bucket = _score(codecs, bucket, found, frame_scorer, networks, batch, seed, progress)
@@ -127,7 +128,7 @@ def evaluate(
         "settings": {
             "data": data or "held out by the run",
             "run": run_name,
-            "cut": {"files": "each once, the middle" if data else "as the run evaluates", **found.settings},
+            "cut": {"files": "each once, center crop" if data else "as the run evaluates", **found.settings},
             "batch": batch,
             "devices": f"{mesh.size} {jax.devices()[0].device_kind}",
             "seed": seed,
@@ -162,7 +163,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple[Samples, str, list[str]]:
-    """The samples to score, the run that provides defaults or '', and the buckets of the run or export."""
+    """The samples to score, the run with the defaults ('' if none), and the run's or export's buckets."""
     # A folder may be called like a baseline; then the name means the baseline.
     folders = [name for name in names if not _is_baseline(name) and _is_folder(name)]
     run_name = next((name for name in folders if not trained.read_export_config(name)), "")
@@ -180,7 +181,7 @@ def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple
     if run_name:
         return Samples(sources.open_sources(settings), settings, limit=limit), run_name, buckets
     raise InputError(
-        "--data is missing, and no run provides held-out samples; accepted: --data=FOLDER or tfds:NAME"
+        "--data is missing, and no run provides held-out samples; accepted: --data=FOLDER or --data=tfds:NAME"
     )
 
 
@@ -201,7 +202,7 @@ def _buckets(names: Sequence[str], defaults: Sequence[str], found: Samples) -> l
     """The buckets to score: those that the user names, or the default ones that have samples."""
     asked, names = bool(names), names or defaults
     if not names:
-        raise InputError("--buckets is missing and there is no run; accepted: e.g. --buckets image_256x256")
+        raise InputError("--buckets is missing, and no run has any; accepted: e.g. --buckets image_256x256")
     try:
         parsed = parse_buckets({name: {"batch": 1} for name in names}, 1, 1)
     except InputError as error:
@@ -227,7 +228,10 @@ def _open(
     mesh: Mesh,
     seed: int,
 ) -> list[Codec]:
-    """Opens the codecs, in the order of their names; FITTED ones are fitted to the run's training samples."""
+    """Opens the codecs in the order of `names`. FITTED codecs are fitted to the run's training samples.
+
+    Without a run, they are fitted to the samples that are scored.
+    """
     context = {"fps": found.fps, "seed": seed}
     opened = {name: open_codec(name, mesh=mesh, **context) for name in names if name not in FITTED}
     for codec in opened.values():
@@ -322,7 +326,7 @@ def _score(
 
 
 def _show(scored: _Scored, bucket: Bucket, found: Samples) -> list[html_report.Shown]:
-    """The samples for the report: the worst and typical ones of the first codec, the worst of each other."""
+    """Samples for the report: worst and typical ones of the first codec, and the worst one of each other."""
     psnr = [scores.psnr() for scores in scored.scores]
     order = np.argsort(psnr[0], kind="stable")
     middle = max(0, (len(order) - TYPICAL) // 2)

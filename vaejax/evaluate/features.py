@@ -14,8 +14,8 @@ from vaejax.networks import efficientnet, i3d, inception
 
 SHORTEST_CLIP = i3d.SHORTEST  # frames
 
-# Samples per call of a network, independent of the caller's batch: the features of a sample do not depend on
-# the others, and each network is compiled once. One clip is enough work for a device.
+# Samples per network call, whatever the caller's batch size, so that each network compiles once. The features
+# of a sample do not depend on its batch. One clip keeps a device busy.
 _IMAGES, _CLIPS = 8, 1
 
 
@@ -95,7 +95,7 @@ def resized(frames: jax.Array) -> jax.Array:
 
 @jax.jit
 def resized_for_fid(frames: jax.Array) -> jax.Array:
-    """Resizes (N, H, W, 3) to (N, 299, 299, 3): rounded to 8 bits, then bilinear without antialiasing."""
+    """Rounds (N, H, W, 3) to 8 bits and resizes it to (N, 299, 299, 3): bilinear without antialiasing."""
     # Rounded as floats, not with `to_uint8`: NaN must stay NaN.
     frames = ((_as_floats(frames) + 1) * 127.5).round().clip(0, 255) / 127.5 - 1
     shape = (len(frames), inception.SIZE, inception.SIZE, 3)

@@ -16,8 +16,8 @@ from vaejax import files
 from vaejax.rundir.panels import ERROR_GAIN, error_map
 
 CELL = 192  # least width of a picture on the page, in pixels; smaller ones are enlarged
-WINDOW = 512  # side of the crop that is shown of larger frames, in pixels
-LOSSLESS = 2**18  # most pixels of a clip that is stored losslessly
+WINDOW = 512  # side of the square crop shown of a larger frame, in pixels
+LOSSLESS = 2**18  # clips of at most this many pixels, T·H·W, are stored losslessly
 
 
 class Decoded(NamedTuple):
@@ -31,8 +31,8 @@ class Shown(NamedTuple):
     """A sample that the page shows.
 
     Attributes:
-      reason: 'worst', 'typical', ...
-      name: 'path@start' of the sample.
+      reason: why it is shown: 'worst', 'typical' or 'worst of CODEC'.
+      name: file and start of the sample, 'path@start'.
       original: (T, H, W, 3) uint8.
       decoded: reconstructions by codec name.
     """
@@ -238,8 +238,8 @@ def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
         rows.append(f"<tr><td>{_text(metric.label)}{arrow}{note}</td>{''.join(cells)}</tr>")
     return (
         f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
-        "<p class=soft>Small print: 95% intervals over samples. With few samples, Fréchet distances are"
-        " biased upward; kernel distances (KID, KVD) are not."
+        "<p class=soft>In small print: 95% bootstrap intervals over samples. With few samples, Fréchet"
+        " distances are biased upward; kernel distances (KID, KVD) are not."
     )
 
 
@@ -295,7 +295,7 @@ def _latents(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
 
 
 def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
-    """A sample: the clip, its worst frame and the errors of that frame, with one column per codec."""
+    """A sample: the clip, the first codec's worst frame and its errors, with one column per codec."""
     original, first = sample.original, sample.decoded[codecs[0]].frames
     errors = np.abs(original.astype(np.int16) - first).max(-1)
     worst = int(errors.mean((1, 2)).argmax())
@@ -328,7 +328,7 @@ def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
 
 
 def _window(error: np.ndarray) -> tuple[slice, slice]:
-    """The part of a frame to show, given its error (H, W): all, or the window with the largest error."""
+    """The part of a frame to show, given its error (H, W): all of it, or the crop with the largest error."""
     height, width = (min(size, WINDOW) for size in error.shape)
     sums = np.pad(error.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     totals = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
@@ -356,7 +356,7 @@ def _moving(frames: np.ndarray, fps: float) -> str:
         duration=round(1000 / fps),
         loop=0,
         lossless=lossless,
-        quality=60 if lossless else 92,  # for lossless files, the compression effort
+        quality=60 if lossless else 92,  # in lossless WebP, the compression effort
     )
     return _embedded("webp", file.getvalue(), frames.shape[2])
 

@@ -16,7 +16,7 @@ from vaejax.evaluate.metrics import LEVEL
 from vaejax.evaluate.moments import ChannelMoments
 
 DEAD, EXPLODING = 0.01, 10.0  # thresholds relative to the median standard deviation of the channels
-RHO = (0.25, 0.5, 0.75)  # relative frequencies of SEC
+RHO = (0.25, 0.5, 0.75)  # cutoff frequencies of SEC, relative to the highest; see `statistics`
 
 
 class LatentMoments:
@@ -63,10 +63,10 @@ class LatentMoments:
         spectrum: eigenvalues of the channel covariance, in descending order.
         effective_rank: exp of the entropy of the normalized spectrum (Roy & Vetterli 2007), 1 to c: the
           effective number of independent channels.
-        sec: high-frequency share of energy by rho (arXiv 2606.03578), which diffusion models learn last. For
-          latents of H x W it counts the 2D cosine transform at u + v > rho (H + W - 2), u and v from 0. It is
-          the mean over normalized channels without dead ones, so their mean and scale do not matter. Compare
-          it only at equal latent shapes.
+        sec: by rho, the share of energy at high spatial frequencies, which diffusion models learn last (SEC,
+          arXiv 2606.03578). High are the coefficients of the 2D cosine transform of a latent frame, h x w,
+          with u + v > rho (h + w - 2), u and v from 0. It is the mean over normalized channels without dead
+          ones, so their mean and scale do not matter. Compare it only at equal latent shapes.
         kl: per channel, the mean KL of the posterior from N(0, 1) in nats per latent value; absent without a
           posterior.
 
@@ -111,7 +111,7 @@ class LatentMoments:
 def encode(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Encodes (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) and their log-variance.
 
-    The latents are the posterior mean and the log-variance is like them; it is None for a codec without a
+    The latents are the posterior mean. The log-variance has their shape, and is None for a codec without a
     posterior.
     """
     posterior = getattr(codec, "posterior", None)
@@ -127,11 +127,11 @@ def measure(codec: Codec, batches: Iterable[np.ndarray]) -> dict:
 
 
 def pooled(statistics: Sequence[dict]) -> tuple[list[float], list[float]]:
-    """The mean and standard deviation of each channel over several sets of latents with equal weights.
+    """The mean and standard deviation of each channel over several sets of latents of equal weight.
 
     Args:
-      statistics: `LatentMoments.statistics` of each set. Sets are buckets; equal weights keep the bucket of
-        the largest clips from dominating.
+      statistics: `LatentMoments.statistics` of each set. The sets are buckets; with equal weights, the one
+        with the largest clips does not dominate.
     """
     mean = np.mean([s["mean"] for s in statistics], axis=0)
     square = np.mean([np.square(s["mean"]) + np.square(s["std"]) for s in statistics], axis=0)
@@ -139,12 +139,13 @@ def pooled(statistics: Sequence[dict]) -> tuple[list[float], list[float]]:
 
 
 def viv(latents: np.ndarray, labels: Sequence) -> float:
-    """Velocity irreducible variance (arXiv 2606.03578): the ambiguity of a flow where its paths cross.
+    """Velocity irreducible variance (VIV, arXiv 2606.03578): the flow-matching loss that no model can remove.
 
-    (π/2) Σ √λ, with λ the eigenvalues of the covariance of all latent values of one class, averaged over
-    classes by their shares. Channels are first normalized over all latents. It is the flow matching loss that
-    remains for a Gaussian with these λ: the integral over time of λ / ((1 - t)² + t² λ), summed over λ. Few
-    samples per class span few directions, so compare it only at equal latent shapes and class sizes.
+    The loss remains because the paths of different samples cross. For one class it is (π/2) Σ √λ, where λ are
+    the eigenvalues of the covariance of its latents, and classes are averaged by their number of samples.
+    Channels are first normalized over all latents. The formula is exact for Gaussian latents: it is the
+    integral over time of λ / ((1 - t)² + t² λ), summed over λ. Few samples per class span few directions, so
+    compare it only at equal latent shapes and class sizes.
 
     Args:
       latents: (N, t, h, w, c).
@@ -172,7 +173,7 @@ def viv(latents: np.ndarray, labels: Sequence) -> float:
 def equivariance(
     decode: Callable[[np.ndarray], np.ndarray], latents: np.ndarray, frames: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The error of decoding a transformed latent, relative to the equally transformed clip.
+    """The error of decoding a transformed latent, compared with the equally transformed clip.
 
     Args:
       decode: maps latents (b, t, h', w', c) to frames (B, T, H', W', 3) in [-1, 1].

@@ -1,4 +1,4 @@
-"""Statistics of a run's training latents, which diffusion models normalize latents with; computed once."""
+"""Channel statistics of a run's training latents, by which diffusion models normalize; computed once."""
 
 import itertools
 import os
@@ -25,8 +25,8 @@ from vaejax.runtime import distributed
 if TYPE_CHECKING:
     from vaejax.config.schema import Config
 
-SAMPLES = 256  # per bucket, if the run does not specify a number
-BATCH, PIXELS = 8, 2**21  # limits of a device's batch; it holds at least one sample
+SAMPLES = 256  # samples per bucket if the run does not specify a number
+BATCH, PIXELS = 8, 2**21  # most samples and pixels of a device's batch, which holds at least one sample
 
 
 def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
@@ -70,18 +70,18 @@ def keep(
     folder: str | os.PathLike,
     step: int,
 ) -> dict | None:
-    """Computes the statistics and stores them; all processes of the codec's mesh call it together.
+    """Computes the statistics and stores them in a checkpoint; all processes of the mesh call it together.
 
     Args:
       codec: codec of the run.
-      opened: sources of the run.
+      opened: data sources of the run, opened.
       buckets: buckets of the run.
       config: configuration of the run.
-      folder: --workdir of the run.
+      folder: the run's --workdir.
       step: step of a completed checkpoint.
 
     Returns:
-      Like `of_run`. A sample that cannot be read does not fail a finished run; the result is then None.
+      Like `of_run`. None, with a message on stderr, if samples cannot be read; a finished run does not fail.
     """
     by_bucket, count = {}, config.eval.latent_samples or SAMPLES
     is_main = jax.process_index() == 0
@@ -111,7 +111,7 @@ def keep(
 def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarray]:
     """Training samples of a run, (1, T, H, W, 3) uint8, for buckets that may differ from the run's.
 
-    For the run's own buckets they are the samples that fit the linear codec of its metrics.
+    For the run's own buckets, these are the samples to which its linear codec was fitted.
     """
     config = RunFolder(name).read_config()
     opened, count = sources.open_sources(config.data), config.eval.linear_samples or SAMPLES

@@ -1,9 +1,9 @@
-"""Metrics of reconstructed frames and clips, and the spot alarm of activations.
+"""Metrics of reconstructed frames and clips, and a measure of activations that warns of spots.
 
 The metrics are pure JAX and run on the device of their arrays; only `psnr_pooled` sums a whole set in NumPy's
 float64. A metric describes one frame, or one clip if it compares frames over time. The score of a clip or a
-bucket is the mean over its frames. The PSNR of the mean error, which the worst frames dominate, is
-`psnr_pooled`.
+bucket is the mean over its frames, except `psnr_pooled`: the PSNR of the mean error, which the worst frames
+dominate.
 """
 
 import jax
@@ -16,7 +16,7 @@ PSNR_CEILING = 100.0
 LEVEL = 2 / 255  # one 8-bit step in the range [-1, 1]
 SPOT_FLOOR = 26 * LEVEL  # a tenth of the range; the eye does not see fainter spots
 SPOT_RATIO = 3.0  # least ratio of a spot's error to the largest error around it
-SPOT_REACH = (8, 16)  # distances in pixels from the center of a spot to its surroundings
+SPOT_REACH = (8, 16)  # half-widths, in pixels, of the square rings around a spot
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
 
     Args:
       whole: frames (B, T, H, W, C) in [-1, 1], decoded at once.
-      parts: frames like `whole`, decoded from the same latents in chunks or in tiles.
+      parts: frames like `whole`, decoded from the same latents in chunks or tiles.
       at: booleans that broadcast to (T, H, W), true at the seams.
 
     Returns:
@@ -140,7 +140,7 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
     at = jnp.broadcast_to(at, change.shape[1:])
 
     def mean(where):
-        # Frame by frame first, as in `squared_error`; each frame's weight is its share of such pixels.
+        # Each frame is averaged first, as in `squared_error`; it counts by its share of selected pixels.
         share = where.mean((-2, -1))
         frames = (change * where).mean((-2, -1))
         return frames.mean(-1) / share.mean() / LEVEL
@@ -149,10 +149,10 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
 
 
 def activation_spread(x: jax.Array) -> jax.Array:
-    """The largest L2 norm of a pixel's channel vector over the median one: the alarm for colored spots.
+    """The largest L2 norm of a pixel's channel vector over the median norm, a warning of colored spots.
 
-    It is about 1 to 10 in a healthy layer. Spots appear when a few pixels have far larger activations than
-    the rest, which lets a network pass statistics through a normalization layer.
+    It is about 1 to 10 in a healthy layer. Spots appear if a few pixels have far larger activations than the
+    rest: a network can use them to carry statistics through a normalization layer.
 
     Args:
       x: activations (B, T, H, W, C).
@@ -193,8 +193,8 @@ _WINDOW = _window()
 def _blur(x: jax.Array) -> jax.Array:
     """Gaussian means of the windows inside the frame, (..., H-10, W-10, C).
 
-    Shifted sums instead of a convolution: accelerators round the inputs of a float32 convolution to bfloat16
-    or TF32, too coarse for the differences in `ssim`.
+    It adds shifted copies instead of convolving: accelerators round the inputs of a float32 convolution to
+    bfloat16 or TF32, which is too coarse for the differences in `ssim`.
     """
     for axis in (-3, -2):
         length = x.shape[axis] - _WINDOW.size + 1

@@ -9,7 +9,7 @@ class ChannelMoments:
     Memory grows with the number of channels, not with the number of values.
 
     Attributes:
-      count: values per channel so far.
+      count: number of values per channel so far.
     """
 
     def __init__(self):

@@ -25,9 +25,9 @@ class Samples:
     """The samples of an evaluation, the same ones in the same order for every batch size.
 
     Args:
-      opened: sources; their held-out rows are the samples.
-      data: config.data.
-      folder: root whose first level of folders are classes; '' without classes.
+      opened: data sources, whose held-out rows are the samples.
+      data: data settings, such as config.data of a run.
+      folder: folder whose direct subfolders are the classes; '' without classes.
       limit: maximum number of samples per bucket; 0 takes every file once.
     """
 
@@ -62,7 +62,7 @@ class Samples:
     def batches(self, bucket: Bucket, batch: int) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
         """Streams the samples of a bucket.
 
-        A substitute for an unreadable file is omitted if it is also read for itself.
+        Another file replaces an unreadable one. If every file is used once, repeated samples are omitted.
 
         Yields:
           frames (B, T, H, W, 3) uint8, names 'path@start', and the indices that `read` takes.
@@ -76,7 +76,7 @@ class Samples:
                 yield part.frames[kept], [part.names[i] for i in kept], [part.rows[i] for i in kept]
 
     def read(self, bucket: Bucket, place: int) -> np.ndarray:
-        """One sample again, (1, T, H, W, 3) uint8."""
+        """Reads a sample again, (1, T, H, W, 3) uint8; `place` is its index from `batches`."""
         return self._sampler(bucket)[place].frames[None]
 
     def _sampler(self, bucket: Bucket) -> Sampler:
@@ -97,8 +97,8 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     """Opens the samples that `--data` names.
 
     Args:
-      name: FOLDER: every photo and clip that fits, once, cropped from the middle; 'tfds:NAME': the validation
-        or test split of a prepared data set, or the held-out share if it has neither.
+      name: FOLDER, for every photo and clip that fits, once, cropped from the middle. Or 'tfds:NAME', for the
+        validation or test split of a prepared data set, or its held-out share if it has neither.
       data: config.data, of which fps, holdout (TFDS) and prefetch are used.
       limit: maximum number of samples per bucket; 0 takes all.
 

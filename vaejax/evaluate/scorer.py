@@ -1,7 +1,7 @@
 """Scores of a codec on the samples of a bucket, accumulated batch by batch.
 
-Only a few numbers per sample are kept. Scores are computed per sample, so the batch size does not change
-them. Distances between distributions compare the whole set.
+Of each sample, scores and features are kept, not frames. Scores are computed per sample, so the batch size
+does not change them. Distances between distributions compare the whole set.
 """
 
 import functools
@@ -28,7 +28,7 @@ from vaejax.runtime import mesh as sharding
 EXTRA_SAMPLES = 16
 TILE = 32  # latent pixels per side of a tile, if the frame is large enough
 SEAM = 4  # pixels on each side of an overlap of tiles that count as its seam
-VIV_BYTES = 2**28  # limit of the labeled latents that are kept for VIV
+VIV_BYTES = 2**28  # most bytes of labeled latents kept for VIV, see `latent_metrics.viv`
 # Distances between distributions, by the network whose features they compare.
 DISTANCES = {
     "efficientnet": ("frechet_efficientnet", "kid_efficientnet"),
@@ -41,7 +41,7 @@ class FrameScorer:
     """Compares reconstructed frames with their originals, on all devices of a mesh.
 
     Args:
-      mesh: mesh of one process; the batch size is a multiple of its devices.
+      mesh: device mesh of one process; its size must divide the batch size.
       lpips_params: parameters of each LPIPS network, from `lpips.load`.
     """
 
@@ -102,9 +102,9 @@ class _Coded(NamedTuple):
     Attributes:
       frames: (B, T, H, W, 3) uint8.
       latents: (b, t, h, w, c); None for a codec that stores files.
-      log_variance: of the posterior, like the latents; None without a posterior.
+      log_variance: log-variance of the posterior, shaped like the latents; None without a posterior.
       decoded: (B, T, H, W, 3) float32 in [-1, 1].
-      bits: bits per pixel of each sample, without the copies.
+      bits: bits per pixel of each sample; the copies have none.
     """
 
     frames: np.ndarray
@@ -120,8 +120,8 @@ class BucketScores:
     Args:
       codec: the codec.
       shape: (T, H, W) of the bucket.
-      scorer: compares frames; shared by all codecs.
-      batch: samples per call of a codec with latents; batches are padded, so it compiles once.
+      scorer: scorer of frames, shared by all codecs.
+      batch: samples per call of a codec with latents; smaller batches are padded, so it compiles once.
       features: functions from frames (B, T, H, W, 3) in [-1, 1] to features (B, d), by network.
 
     Attributes:
@@ -285,7 +285,7 @@ class BucketScores:
 
 
 def chunk_size(t: int) -> int:
-    """Latent frames per chunk that split a clip of t latent frames into two or three; 0 for an image."""
+    """Latent frames per chunk, such that t of them make two or three chunks; 0 for an image."""
     return t // 2
 
 

@@ -145,7 +145,7 @@ def test_a_tile_passes_into_the_next_along_a_straight_line():
     [
         (
             "nowhere",
-            "no such name or folder; accepted: the folder of a run, diffusers:CLASS:PATH, linear",
+            "no such name or folder; accepted: folder of a run or export, diffusers:CLASS:PATH, linear",
         ),
         ("jpeg", "no such name"),
         ("jpeg:0", "accepted: jpeg:1 to jpeg:100 or jpeg:matched"),
@@ -206,7 +206,7 @@ def test_a_size_that_a_codec_cannot_take_is_told_before_it_is_encoded(shape, tol
         check_shape(codec, *shape)
     with pytest.raises(InputError, match=told):
         codec.encode(np.zeros((1, *shape, 3), np.uint8))
-    with pytest.raises(ValueError, match="expected uint8"):
+    with pytest.raises(ValueError, match="accepted: uint8"):
         codec.encode(np.zeros((1, 5, 16, 16, 3), np.float32))
 
 

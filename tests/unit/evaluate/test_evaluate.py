@@ -175,7 +175,7 @@ def test_without_data_a_run_is_scored_on_what_it_held_out(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--checkpoint or --compare is needed"),
+        ((), "--checkpoint and --compare are missing; accepted: --checkpoint=DIR"),
         (("--compare", "jpeg:101", "--buckets", "image_32x32"), "jpeg:1 to jpeg:100"),
         (("--compare", "identity"), "--buckets is missing"),
         (("--compare", "identity", "--buckets", "image_32"), "image_HxW or video_TxHxW"),

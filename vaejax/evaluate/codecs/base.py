@@ -1,4 +1,4 @@
-"""The interface of everything that is scored: it encodes frames to something smaller and decodes it.
+"""The interface of a codec, which encodes frames to a smaller form and decodes that form.
 
 All codecs take and return the same frames, so their scores measure the same thing.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from vaejax.errors import InputError
 from vaejax.models.latent_shape import decoded_frames
 
-LATENT_BITS = 16  # per latent number: latents are stored in bfloat16 or float16
+LATENT_BITS = 16  # per latent number, as if stored in bfloat16 or float16
 
 
 class Codec(Protocol):
@@ -21,13 +21,13 @@ class Codec(Protocol):
     A codec may also have
     - `frame_multiple`, which replaces temporal_factor in the length of a clip;
     - `posterior(frames)`, the (mean, log_variance) of the latents;
-    - `decode_chunked(latents, latent_frames)`: `decode`, that many latent frames at a time;
-    - `decode_tiled(latents, tile, overlap)`: `decode`, in tiles of latent pixels, together with
+    - `decode_chunked(latents, latent_frames)`, which decodes `latent_frames` latent frames at a time;
+    - `decode_tiled(latents, tile, overlap)`, which decodes square tiles of `tile` latent pixels, and
       `tile_spans(size, tile, overlap)`, the spans of these tiles along one side.
 
     Attributes:
-      name: as on the command line.
-      settings: everything that changes a score, as JSON.
+      name: name of the codec on the command line.
+      settings: JSON values of everything that affects a score.
       spatial_factor: pixels per latent pixel along H and along W.
       temporal_factor: frames per latent frame.
     """
@@ -59,7 +59,7 @@ class Codec(Protocol):
 
 
 class LatentSize(NamedTuple):
-    """The compression of a codec's latents, which baselines of equal size are given."""
+    """The compression factors and channels of a codec's latents, which baselines can match."""
 
     spatial: int
     temporal: int
@@ -84,9 +84,9 @@ def check_shape(codec: Codec, frames: int, height: int, width: int) -> None:
 
 
 def check_frames(codec: Codec, frames: np.ndarray) -> None:
-    """Raises ValueError for anything but (B, T, H, W, 3) uint8, InputError for a size as `check_shape`."""
+    """Raises ValueError for anything but (B, T, H, W, 3) uint8, and InputError like `check_shape`."""
     if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (B, T, H, W, 3)")
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}; accepted: uint8 (B, T, H, W, 3)")
     check_shape(codec, *frames.shape[1:4])
 
 

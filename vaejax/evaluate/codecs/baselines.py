@@ -18,22 +18,27 @@ from vaejax.evaluate.codecs.linear import LinearCodec
 from vaejax.models.latent_shape import latent_frames, latent_side
 from vaejax.models.pixels import from_uint8
 
-MATCHED_FRAMES = 64  # at most, per shape, to choose a JPEG quality
+MATCHED_FRAMES = 64  # most frames per clip shape from which a JPEG quality is chosen
 
 
 class Files(NamedTuple):
-    """A batch as files: `data` in the order of clips and frames; `shape` of the frames, (B, T, H, W, 3)."""
+    """A batch stored as files.
+
+    Attributes:
+      data: contents of the files, in the order of clips and frames.
+      shape: shape of the frames, (B, T, H, W, 3).
+    """
 
     data: list[bytes]
     shape: tuple[int, ...]
 
     def bits(self) -> float:
-        """Bits per pixel, headers included."""
+        """Bits per pixel, with file headers."""
         return 8 * sum(map(len, self.data)) / np.prod(self.shape[:-1])
 
 
 class Identity:
-    """Loses nothing: the upper bound of every score, and a test of its implementation."""
+    """A lossless codec: the best value of every score, and a check of how the score is computed."""
 
     name = "identity"
     spatial_factor = temporal_factor = 1
@@ -59,7 +64,7 @@ class Identity:
 
 
 class Linear:
-    """`linear.LinearCodec` as a `Codec`, whose latents are coordinates; created by `fit`."""
+    """`linear.LinearCodec` as a `Codec`, whose latents are principal components; created by `fit`."""
 
     name = "linear"
 
@@ -129,7 +134,7 @@ class Jpeg:
     Args:
       name: 'jpeg:Q' or 'jpeg:matched'.
       quality: 1 to 100, or a quality for each size (T, H, W) of clips.
-      settings: further settings to report.
+      settings: further settings to record in results.
     """
 
     spatial_factor = temporal_factor = 1
@@ -208,7 +213,8 @@ class Jpeg:
 def nearest_quality(frames: Iterable[np.ndarray], bits: float) -> int:
     """The JPEG quality at which the mean size of frames (H, W, 3) uint8 is closest to `bits` per pixel.
 
-    File sizes rise with quality, except for a byte or two between neighbors: bisection, then a local search.
+    File sizes rise with quality, except for a byte or two between neighbors. So a local search follows the
+    bisection.
     """
     frames, sizes = list(frames), {}
 
@@ -231,9 +237,9 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
     return file.getvalue()
 
 
-_BT709, _LIMITED = 1, 1  # AVColorSpace and swscale's matrix alike; AVColorRange
+_BT709, _LIMITED = 1, 1  # values of AVColorSpace, which is also swscale's matrix, and of AVColorRange
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# Down: the mean of 2x2 pixels. Up: 1 dB better than bilinear on photos.
+# Chroma goes down by the mean of 2x2 pixels, and up by Lanczos: 1 dB better than bilinear on photos.
 _DOWN, _UP = Interpolation.AREA | _EXACT, Interpolation.LANCZOS | _EXACT
 
 
@@ -291,9 +297,9 @@ class H264:
         encoder.pix_fmt, encoder.framerate, encoder.time_base = "yuv420p", self._fps, 1 / self._fps
         encoder.colorspace = encoder.color_primaries = encoder.color_trc = _BT709
         encoder.color_range = _LIMITED
-        # With its assembly x264 does not give the same stream every time.
+        # The assembly code of x264 does not give the same stream every time.
         encoder.options = {"crf": str(self._crf), "preset": "medium", "x264-params": "asm=0"}
-        encoder.thread_count = 1  # otherwise the bits depend on the number of cores
+        encoder.thread_count = 1  # with more, the stream depends on the number of cores
         without_name = BitStreamFilterContext("filter_units=remove_types=6", "h264")
         reformatter, packets = VideoReformatter(), []
         for i, frame in enumerate(clip):

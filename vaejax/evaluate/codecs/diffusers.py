@@ -28,7 +28,7 @@ _RECORDED = (
     "shift_factor",
     "latents_mean",
     "latents_std",
-)  # of latents, unused here
+)  # normalization of latents: recorded in results, not applied
 
 
 class DiffusersCodec:
@@ -39,10 +39,10 @@ class DiffusersCodec:
     the length of a clip only from an odd number of latent frames, so its clips have T = 1 + 8k.
 
     Args:
-      name: of the codec.
+      name: name of the codec in results.
       vae: the model.
-      settings: further settings to report.
-      seed: of the noise that the decoder of some LTX models adds.
+      settings: further settings to record in results.
+      seed: seed of the noise that the decoder of some LTX models adds.
     """
 
     def __init__(self, name: str, vae: Any, settings: dict[str, Any] | None = None, seed: int = 0):
@@ -75,9 +75,9 @@ class DiffusersCodec:
         """Opens 'diffusers:CLASS:PATH' from local files.
 
         Args:
-          name: PATH is a folder written by `save_pretrained` (the vae folder of a pipeline); for random
-            weights a config.json, or JSON text with its contents.
-          seed: of random weights.
+          name: the name, with a PATH that is a folder written by `save_pretrained` (the vae folder of a
+            pipeline). For random weights it is a config.json, or JSON text with its contents.
+          seed: seed of random weights and of the decoder's noise.
 
         Raises:
           InputError: if the class or the path is not accepted, or torch or diffusers is not installed.
@@ -116,26 +116,26 @@ class DiffusersCodec:
         return t, h, w, self._channels
 
     def posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes (B, T, H, W, 3) uint8 to the latents' mean and log-variance, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, 3) uint8 to the posterior's mean and log-variance, (b, t, h, w, c) float32."""
         check_frames(self, frames)
         mean, log_variance = self._moments(from_uint8(frames))
         return mean, log_variance
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (B, T, H, W, 3) uint8 to the latents' mean, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, 3) uint8 to the posterior's mean, (b, t, h, w, c) float32."""
         return self.posterior(frames)[0]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
         z = self._channels_first(np.asarray(latents, np.float32))
-        # Noise is drawn for each sample anew, so that results do not depend on the batch.
+        # Decoded one by one, each sample gets the same noise, so that results do not depend on the batch.
         parts = z.split(1) if self._noisy else [z]
         with self._computing():
             frames = [self._decode_part(part) for part in parts]
         return self._channels_last(self._torch.cat(frames), len(latents)).clip(-1, 1)
 
     def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
-        """Decodes in square tiles of `tile` latent pixels, by the tiling of the class itself."""
+        """Decodes in square tiles of `tile` latent pixels, by the model's own tiling."""
         check_tile(tile, overlap)
         vae, s = self._vae, self.spatial_factor
         share = fractions.Fraction(overlap, tile)  # exact, since diffusers rounds products down
@@ -159,7 +159,7 @@ class DiffusersCodec:
             vae.disable_tiling()
 
     def tile_spans(self, size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-        """Spans of the tiles of `decode_tiled` along one side: at equal distances, up to the end."""
+        """(start, stop) of the tiles of `decode_tiled` along one side, equally spaced, in latent pixels."""
         starts = range(0, size, tile - overlap) if size > tile else (0,)
         return [(start, min(start + tile, size)) for start in starts]
 
@@ -168,9 +168,10 @@ class DiffusersCodec:
         return array_bits(self, latents)
 
     def _find_factors(self) -> None:
-        """Measures the compression factors by encoding a clip of 9 frames, and the multiple of clip lengths.
+        """Measures the compression factors on a clip of 9 frames, and finds `frame_multiple`.
 
-        The multiple is the smallest with which a decoded clip has its original length.
+        Clips have 1 + k·`frame_multiple` frames. It is the smallest multiple for which decoding restores the
+        length.
         """
         side = 64
         while True:
@@ -211,7 +212,7 @@ class DiffusersCodec:
 
     @contextlib.contextmanager
     def _computing(self):
-        """Disables gradients, and on a GPU the TF32 format."""
+        """Disables gradients and, on a GPU, TF32 convolutions."""
         torch = self._torch
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
@@ -243,7 +244,7 @@ def _pretrained(name: str, made: type, folder: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"codec {name!r}: {one_line(error)}; accepted: a folder of config.json and weights"
+            f"codec {name!r}: {one_line(error)}; accepted: a folder with config.json and weights"
         ) from error
     if loading["missing_keys"]:
         raise InputError(
@@ -260,7 +261,7 @@ def _random(name: str, made: type, config: dict[str, Any], seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return made.from_config(config)
-    except Exception as error:  # constructors raise anything for settings that do not fit together
+    except Exception as error:  # constructors raise any exception for inconsistent settings
         raise InputError(
             f"codec {name!r}: {one_line(error)}; accepted: a configuration of {made.__name__}"
         ) from error

@@ -89,7 +89,9 @@ class LinearCodec:
         return np.concatenate([self.decode(self.encode(sample[None])) for sample in frames])
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (N, T, H, W, 3) uint8 to latents (n, t, h, w, c) float64; excess channels are 0.
+        """Encodes (N, T, H, W, 3) uint8 to latents (n, t, h, w, c) float64.
+
+        Channels in excess of the components are 0.
 
         Raises:
           ValueError: see `reconstruct`.
@@ -161,16 +163,16 @@ class _Moments:
 def _from_uint8(frames: np.ndarray) -> np.ndarray:
     """uint8 pixels as float64 in [-1, 1]: the sums of products need the precision."""
     if frames.dtype != np.uint8:
-        raise ValueError(f"frames are {frames.dtype}; accepted: uint8")
+        raise ValueError(f"frames are {frames.dtype}, not uint8")
     return frames / 127.5 - 1
 
 
 def _groups(sample: np.ndarray, spatial: int, temporal: int) -> list[tuple[int, int]]:
-    """The span of frames of each latent frame: the first frame, then `temporal` frames at a time."""
+    """The (start, stop) frames of each latent frame: the first frame, then `temporal` frames at a time."""
     length, height, width, _ = sample.shape
     if (length - 1) % temporal or height % spatial or width % spatial:
         raise ValueError(
-            f"a clip of {length}x{height}x{width} (T, H, W); accepted: T = 1 + a multiple of {temporal}, "
+            f"a clip is {length}x{height}x{width} (T, H, W), not T = 1 + a multiple of {temporal}, "
             f"H and W multiples of {spatial}"
         )
     return [(0, 1), *((start, start + temporal) for start in range(1, length, temporal))]

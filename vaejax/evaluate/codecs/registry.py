@@ -29,17 +29,18 @@ def open_codec(
     """Opens a codec by its name.
 
     Args:
-      name: 'RUN' or 'RUN/checkpoints/STEP', 'diffusers:CLASS:PATH', 'linear', 'jpeg:Q', 'jpeg:matched',
-        'h264:CRF' or 'identity'. PATH is a folder of weights; for random weights a config.json or JSON text.
+      name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, 'diffusers:CLASS:PATH', 'linear',
+        'jpeg:Q', 'jpeg:matched', 'h264:CRF' or 'identity'. PATH is a folder of weights; for random weights it
+        is a config.json or JSON text.
       step: checkpoint of a run; default: the one in `name`, else the latest.
       dtype: compute dtype of a run's autoencoder, 'float32' or 'bfloat16'; '' keeps the run's.
       mesh: devices that share the batches of a run's codec; None: one device.
-      like: the codec whose latent size `linear` gets and whose bits `jpeg:matched` matches; DEFAULT_SIZE
-        without one, or if it has no latents.
+      like: codec whose latent size `linear` and `jpeg:matched` match; if it is None or has no latents, they
+        match DEFAULT_SIZE.
       samples: training frames (N, T, H, W, 3) uint8 that `linear` and `jpeg:matched` are fitted to, or an
         iterable of such arrays, whose shapes may differ. Read once, by these two only.
-      fps: frame rate, which h264 uses to weight frames.
-      seed: of random weights.
+      fps: frames per second; H.264 spends more bits on frames that are shown for longer.
+      seed: seed of random weights and of the noise that some decoders of diffusers add.
 
     Raises:
       InputError: if no codec has this name, or it cannot be opened.

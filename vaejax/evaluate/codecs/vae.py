@@ -21,9 +21,9 @@ class VaeCodec:
     """An autoencoder and its parameters as a `Codec`; latents are the posterior's mean.
 
     Args:
-      name: of the codec.
+      name: name of the codec in results.
       model: the autoencoder.
-      params: its parameters, `model.init`'s 'params'.
+      params: parameters of the model: 'params' of the variables that `model.init` returns.
       settings: further settings to report.
       mesh: devices of all processes that share each batch; the processes then call the methods in lockstep.
         None: one device.
@@ -31,7 +31,7 @@ class VaeCodec:
     Attributes:
       model: the autoencoder.
       params: the current parameters.
-      shards: number of parts of a batch; smaller batches are padded to a multiple of it.
+      shards: number of devices that share a batch; batches are padded to a multiple of it.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class VaeCodec:
         return self.model.architecture.latent_shape(frames, height, width)
 
     def posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes (B, T, H, W, 3) uint8 to the latents' mean and log-variance, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, 3) uint8 to the posterior's mean and log-variance, (b, t, h, w, c) float32."""
         check_frames(self, frames)
         mean, log_variance = self._run(network.posterior, frames)
         return mean, log_variance
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (B, T, H, W, 3) uint8 to the latents' mean, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, 3) uint8 to the posterior's mean, (b, t, h, w, c) float32."""
         return self.posterior(frames)[0]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ class VaeCodec:
         return self._run(network.decode, np.asarray(latents, np.float32))
 
     def decode_chunked(self, latents: np.ndarray, latent_frames: int) -> np.ndarray:
-        """Decodes as `decode`, `latent_frames` at a time; each chunk gets the cache of the one before.
+        """Decodes like `decode`, `latent_frames` latent frames at a time; the cache continues between chunks.
 
         Raises:
           InputError: if latent_frames is below 1.
@@ -101,7 +101,7 @@ class VaeCodec:
             raise InputError(f"chunks of {latent_frames} latent frames; accepted: a whole number from 1")
         shared, count = self._shard(np.asarray(latents, np.float32)), len(latents)
         is_video = shared.shape[1] > 1
-        unused = jnp.zeros(()), jnp.ones(())  # the statistics of normalized latents
+        unused = jnp.zeros(()), jnp.ones(())  # mean 0 and std 1: the latents are not to be denormalized
         cache, frames = {}, []
         for start in range(0, shared.shape[1], latent_frames):
             chunk = shared[:, start : start + latent_frames]
@@ -112,11 +112,11 @@ class VaeCodec:
         return np.concatenate(frames, axis=1)
 
     def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
-        """Decodes as `decode`, in blended square tiles; `tile` and `overlap` are latent pixels."""
+        """Decodes like `decode`, in blended square tiles; `tile` and `overlap` are in latent pixels."""
         return decode_tiled(self.decode, latents, tile, overlap, self.spatial_factor)
 
     def tile_spans(self, size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-        """Spans of the tiles of `decode_tiled` along one side, in latent pixels."""
+        """(start, stop) of the tiles of `decode_tiled` along one side, in latent pixels."""
         return spans(size, tile, overlap)
 
     def bits(self, latents: np.ndarray) -> float:
@@ -124,7 +124,7 @@ class VaeCodec:
         return array_bits(self, latents)
 
     def _run(self, function: Callable[..., Any], batch: np.ndarray) -> Any:
-        """Runs a function of the model on a batch, shared among the devices, and gathers on this host."""
+        """Runs a function of the model on a batch split over the devices, and gathers the result here."""
         result = function(self.model, self.params, self._shard(batch))
         return jax.tree.map(lambda x: self._gather(x)[: len(batch)], result)
 
