@@ -1,4 +1,4 @@
-"""Plans a run: python -m vaejax.plan --config=joint:large --topology=v5e:16x16."""
+"""The command python -m vaejax.plan --config=joint:large --topology=v5e:16x16, which plans a run."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ from vaejax.errors import InputError
 from vaejax.plan.topology import ACCEPTED
 
 TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices to plan for, which may be absent: {ACCEPTED}.")
-SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; default: those of config.steps updates.")
+SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; 0: those of config.steps updates.")
 PRICE = flags.DEFINE_float("price", 0.0, "Price of one chip for an hour.")
 JSON = flags.DEFINE_string("json", "", "File to write the numbers of the plan to, as JSON.")
 JOBS = flags.DEFINE_integer(

@@ -27,8 +27,8 @@ class Cost:
     """The cost of one program; all numbers but the FLOPs are per chip.
 
     Attributes:
-      flops: operations over all chips, recomputation included.
-      model_flops: operations over all chips, without those that rematerialization repeats.
+      flops: floating-point operations over all chips, with rematerialization.
+      model_flops: floating-point operations over all chips, without rematerialization.
       memory_traffic: bytes read from and written to memory; 0 if the program does not fit.
       collectives: bytes sent to other chips, by kind of collective.
       output: bytes of the outputs.
@@ -59,13 +59,13 @@ class Cost:
 class Costs:
     """The costs of programs for a topology, cached in $XDG_CACHE_HOME/vaejax/plan (~/.cache/vaejax/plan).
 
-    The cache has two kinds of key. A program's sources (configuration, vaejax and versions) are known at once
-    and lead to its operations, counted from the trace. Its HLO text is known once it is traced and leads to
-    the numbers of the compiled program.
+    The cache has two levels. The first is keyed by a program's sources: its configuration, vaejax's code and
+    package versions. It stores the operation counts and a key of the second level. That level is keyed by the
+    HLO text and stores the numbers of the compiled program. So a known program is not even traced.
 
     Args:
       topology: the topology to compile for.
-      report: receives one line when a program is traced, compiled or done.
+      report: function that receives one line when a program is traced, compiled or done.
     """
 
     def __init__(self, topology: Topology, report: Callable[[str], None] = lambda line: None):
@@ -80,9 +80,9 @@ class Costs:
 
         Args:
           name: the program's name in reports.
-          made_from: JSON value of all that the program depends on, except the topology and vaejax.
-          trace: returns the traced program.
-          model_flops: counts its operations without rematerialization.
+          made_from: JSON value of everything that determines the program, except the topology and vaejax.
+          trace: function that returns the traced program.
+          model_flops: function that counts its operations without rematerialization.
         """
         source = self._key("made from", _sources(), json.dumps(made_from, sort_keys=True))
         known = self._read(source)
@@ -120,7 +120,7 @@ class Costs:
 
 
 def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
-    """Compiles a program; every field of its `Cost` except the operations."""
+    """Compiles a program and returns the fields of its `Cost` except the operation counts."""
     begin = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -132,7 +132,7 @@ def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
         return unknown | {"temporary": needed, "fits": False, "seconds": time.monotonic() - begin}
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if memory is None or text is None:
-        raise RuntimeError("the compiler reports neither the memory nor the text of a program")
+        raise RuntimeError("the compiler does not report the memory or the text of a program")
     moved = hlo.traffic(text)
     return {
         "memory_traffic": moved.memory,

@@ -54,7 +54,7 @@ class Traffic:
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Traffic", times: float = 1.0) -> None:
-        """Adds another traffic, multiplied by `times`, in place."""
+        """Adds `times` times another traffic, in place."""
         self.memory += times * other.memory
         for kind, value in other.collectives.items():
             self.collectives[kind] = self.collectives.get(kind, 0.0) + times * value
@@ -117,7 +117,7 @@ def size(shape: str, anywhere: bool = False) -> int:
 
     Args:
       shape: HLO shape with its layout.
-      anywhere: also count arrays in a TPU's fast memory.
+      anywhere: whether to also count arrays in a TPU's fast memory.
     """
     leaves = (leaf for leaf in _LEAF.findall(shape) if leaf[0] in SIZES)
     return sum(_leaf_size(*leaf) for leaf in leaves if anywhere or "S(" not in leaf[2])
@@ -141,7 +141,7 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
     if kind in COLLECTIVES:
         sent, operands = _sent(instruction, shapes)
         return Traffic(2 * operands, sent)
-    if opcode == "copy-start":  # (to, from, token): one is in fast memory, which is not counted
+    if opcode == "copy-start":  # shape (to, from, token); one array is in fast memory
         return Traffic(size(instruction.shape))
     if opcode == "slice-start":  # shape ((from), to, token)
         return Traffic(size(_balanced(instruction.shape[1:])[1], anywhere=True))
@@ -171,7 +171,7 @@ def _sent_inside(instruction: Instruction, computations, seen_channels: set[str]
 
     Args:
       instruction: any instruction; only fusions have something inside.
-      computations: of the program.
+      computations: instructions of the program, by computation.
       seen_channels: channels already counted in the instruction's computation; updated in place.
     """
     total, inner = Traffic(), _fused(instruction, computations)

@@ -1,4 +1,4 @@
-"""A roofline: memory, time and throughput of an update from the costs of its programs."""
+"""A roofline model: predicts the memory, time and throughput of an update from its programs' costs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ class Prediction:
     """The memory that an update needs on every chip, and the time that it takes.
 
     XLA's own estimate of a large program's time is negative, so time is predicted from the program's work.
-    It is the longer of computation at peak FLOP/s and memory traffic at full bandwidth, plus the collectives.
+    That is the longer of computation at peak FLOP/s and memory traffic at full bandwidth, plus collectives.
     Collectives are assumed to overlap with nothing and to use the links of one dimension of the slice. The
-    operations are assumed to be split evenly, so work that several chips repeat is missed. A real run is
+    operations are assumed to be split evenly, so work that several chips repeat is not counted. A real run is
     slower, because no kernel reaches the peak.
 
     Attributes:
-      buckets: of the run.
-      costs: of the gradients of each bucket, by its name, and of the optimizer step, 'update'.
+      buckets: buckets of the run.
+      costs: costs of each bucket's gradient program, by bucket name, and of the optimizer step, 'update'.
       parameters: bytes per chip of the autoencoder and the discriminators.
       state: bytes per chip of parameters, EMA, optimizer states, discriminators and accumulated gradients.
       chips: number of chips.
-      chip: data sheet of one chip; None if it is unknown, and then there are no times.
+      chip: data sheet of one chip; None if it is unknown, in which case no times are predicted.
       shape: chips along each dimension of the slice.
     """
 

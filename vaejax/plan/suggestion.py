@@ -13,9 +13,9 @@ from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
-SCALES = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # common factors of all batch sizes
-TRIES = 4  # plans compiled at most, after the first
-WORTH = 1.02  # an estimate is compiled if it is this many times as fast as the best plan so far
+SCALES = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # factors by which all batch sizes are multiplied
+TRIES = 4  # most plans to compile after the first
+WORTH = 1.02  # least estimated speed of a plan worth compiling, relative to the best so far
 GATHERS = 2  # all-gathers of the parameters per update: one forward, one backward
 
 
@@ -28,12 +28,12 @@ class Key(NamedTuple):
 
 
 def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction]) -> Config:
-    """The fastest configuration that fits, over mesh.fsdp, mesh.space and a common factor of all batches.
+    """The fastest configuration that fits, varying mesh.fsdp, mesh.space and a common factor of all batches.
 
     The first plan compiles the configuration itself, or the nearest candidate that suits the topology. All
     others are estimated from a plan whose programs fit. The estimate assumes that work and activations are
     proportional to the samples per chip, whatever the mesh. The best estimate is compiled and the others are
-    estimated again, until none promises more than the best plan that fits.
+    estimated again, until no estimate beats the best plan that fits or TRIES plans are compiled.
 
     Raises:
       InputError: if no compiled plan fits, no candidate suits the topology, or its chips are unknown.
@@ -120,7 +120,7 @@ def _batches(config: Config) -> dict[str, int]:
 
 
 def _suits(changed: Config, config: Config, chips: int) -> bool:
-    """Whether the chips can form the mesh and hold the batches, with no batch of the configuration now 0."""
+    """Whether the chips can form the mesh and hold the batches, and no batch has become 0."""
     mesh = changed.mesh
     if (mesh.data or chips // (mesh.fsdp * mesh.space)) * mesh.fsdp * mesh.space != chips:
         return False

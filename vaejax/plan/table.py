@@ -10,7 +10,7 @@ from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
 GB = 1e9
-PARTS = ("compute", "memory", "links", "total")  # of the predicted time, in this order
+PARTS = ("compute", "memory", "links", "total")  # parts of the predicted time
 COLUMNS = ("batch", "work GB", "needs GB", "TFLOP", "moved GB", "sent MB")
 COLUMNS += (*(f"{part} ms" for part in PARTS), "samples/s", "MFU")
 LEGEND = "per chip: work = activations and temporaries; needs = work, state and code; moved = memory traffic;"
@@ -169,7 +169,7 @@ def _cells(name: str, bucket: Bucket | None, prediction: Prediction) -> dict[str
 
 
 def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
-    """Settings that may make each program fit that does not, estimated from what it needs now."""
+    """For each program that does not fit, settings that may make it fit, estimated from its needs."""
     room, last_resort = prediction.room, "a smaller model, or chips with more memory"
     if not prediction.fits("update"):
         more = _more_fsdp(config, prediction.chips)
@@ -201,7 +201,7 @@ def _more_fsdp(config: Config, chips: int) -> str:
 
 
 def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
-    """The flags of a batch reduced to `share`, at most one.
+    """The flags that reduce a batch to `share` of its size; at most one suggestion.
 
     If the mesh cannot divide the smaller batch, mesh.space is doubled until it can; then the height of frames
     is split instead.

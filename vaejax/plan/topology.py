@@ -37,7 +37,7 @@ class Topology:
 
     @classmethod
     def of(cls, name: str) -> "Topology":
-        """The topology of a name such as 'v5e:16x16' or 'cpu:8'. Call it before JAX opens any device.
+        """The topology with a name such as 'v5e:16x16' or 'cpu:8'. Call it before JAX opens any device.
 
         Raises:
           InputError: if there is no such topology, or if libtpu, the compiler for TPUs, is missing.
@@ -55,8 +55,8 @@ class Topology:
             raise InputError(f"--topology={name}; accepted: {ACCEPTED}")
         if not importlib.util.find_spec("libtpu"):
             raise InputError(f"--topology={name}: libtpu is missing; accepted: pip install libtpu, or cpu:N")
-        # Otherwise libtpu asks the metadata server which TPU this host has, complains if there is none, and
-        # locks the TPU.
+        # Without these variables, libtpu asks the metadata server which TPU this host has, complains if there
+        # is none, and locks the TPU.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
         try:

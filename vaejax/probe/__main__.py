@@ -1,6 +1,6 @@
 """The command python -m vaejax.probe --checkpoint=runs/demo --data=FOLDER --out=OUT.
 
-It trains a small diffusion transformer on the latents of a codec in a fixed budget. It writes OUT/probe.json,
+It trains a small diffusion transformer on the latents of a codec in a fixed budget. It writes OUT/probe.json:
 the scores (see vaejax/probe/score.py) and their settings, and OUT/samples.png, a picture of samples.
 """
 
@@ -39,13 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for probe.json and samples.png")
     parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the budget (default: cpu)")
     parser.add_argument(
-        "--seeds", type=cli.at_least(1), default=3, metavar="N", help="number of fits (default: 3)"
+        "--seeds", type=cli.at_least(1), default=3, metavar="N", help="models to train (default: 3)"
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="a completed checkpoint of the run (default: the latest)"
+        "--step", type=int, metavar="N", help="step of a checkpoint of the run (default: the latest)"
     )
     parser.add_argument("--inception", metavar="FILE", default="", help="FID's Inception weights; adds FID")
-    parser.add_argument("--labels", action="store_true", help="the folders in FOLDER are classes")
+    parser.add_argument("--labels", action="store_true", help="use the folders in FOLDER as classes")
     changes = parser.add_argument_group("budget", "Each flag replaces a setting of the preset.")
     for field in dataclasses.fields(Preset):
         flag = f"--{field.name.replace('_', '-')}"

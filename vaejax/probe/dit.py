@@ -11,7 +11,7 @@ FREQUENCIES = 256  # size of the sinusoidal embedding of a time
 
 
 class DiT(nn.Module):
-    """Predicts a velocity from noisy latents.
+    """Diffusion transformer that predicts a velocity from noisy latents.
 
     Attributes:
       width: channels of a token; a multiple of 4 and of `heads`.
@@ -54,7 +54,9 @@ class DiT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each shifted, scaled and gated by the condition; the identity at initialization.
+    """Transformer block: attention and an MLP, each shifted, scaled and gated by the condition.
+
+    It starts as the identity.
 
     Attributes:
       heads: number of attention heads.
@@ -68,7 +70,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """Maps tokens (b, t, s, d) and a condition (b, 1, 1, d) to tokens."""
+        """Maps tokens (b, t, s, d), s per frame, and a condition (b, 1, 1, d) to tokens."""
         width = x.shape[-1]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(condition, 6)
         h = _normalized(x) * (1 + scale_1) + shift_1
@@ -94,7 +96,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens (b, t, s, d) to tokens."""
+        """Maps tokens (b, t, s, d), s per frame, to tokens of that shape."""
         b, t, s, width = x.shape
         if self.axis == "time":
             x = x.swapaxes(1, 2)
@@ -124,7 +126,10 @@ def unpatchify(tokens: jax.Array, h: int, w: int, patch: int) -> jax.Array:
 
 
 def embed_positions(t: int, h: int, w: int, width: int) -> jax.Array:
-    """Sinusoidal position embeddings (t, h·w, width): half for row, half for column; frames are added."""
+    """Sinusoidal position embeddings (t, h·w, width).
+
+    Half of the channels encode the row and half the column. An embedding of the frame index is added to all.
+    """
     rows, columns = (_waves(np.arange(n), width // 2) for n in (h, w))
     grid = [np.broadcast_to(rows[:, None], (h, w, width // 2)), np.broadcast_to(columns, (h, w, width // 2))]
     space = np.concatenate(grid, -1).reshape(1, h * w, width)
@@ -133,7 +138,7 @@ def embed_positions(t: int, h: int, w: int, width: int) -> jax.Array:
 
 
 def embed_times(times: jax.Array) -> jax.Array:
-    """Sinusoidal embedding (b, FREQUENCIES) of times (b,); t = 1 corresponds to step 1000 of DiT."""
+    """Sinusoidal embedding (b, FREQUENCIES) of times (b,) in [0, 1]; t = 1 is step 1000 of DiT."""
     waves = np.exp(-math.log(10_000) * np.arange(FREQUENCIES // 2) / (FREQUENCIES // 2))
     angles = 1000 * times[:, None] * waves.astype(np.float32)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

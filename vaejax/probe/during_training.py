@@ -1,4 +1,4 @@
-"""The probe during training: it scores the latents of the averaged parameters."""
+"""The probe during training: it scores the latents of the averaged (EMA) parameters."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -24,17 +24,17 @@ from vaejax.rundir.panels import sample_grid
 
 
 class TrainingProbe:
-    """The probe of config.probe, which scores one bucket with the same samples and seeds each time.
+    """The probe that config.probe sets up. It scores one bucket with the same samples and seeds each time.
 
     All devices encode and decode. Each process fits the same model on one of its devices.
 
     Args:
-      sources: opened sources of the run.
+      sources: data sources of the run, opened.
       buckets: buckets of the run.
       config: configuration of the run; its data.fps, data.zoom and data.holdout replace those of the preset.
-      model: the run's model.
-      mesh: mesh of the parameters.
-      stopping: called regularly on all processes in lockstep; True gives up.
+      model: the autoencoder of the run.
+      mesh: device mesh of the run.
+      stopping: function called regularly, in lockstep on all processes; if it returns True, the probe stops.
 
     Attributes:
       bucket: the bucket that is scored.
@@ -67,7 +67,7 @@ class TrainingProbe:
             )
 
     def evaluate(self, average: dict) -> tuple[dict[str, float], np.ndarray | None]:
-        """Scores the averaged parameters, {'autoencoder': ...}.
+        """Scores the averaged (EMA) parameters, {'autoencoder': ...}.
 
         Returns:
           'BUCKET/NAME' to value for each NAME in SCORES, and a picture of samples. ({}, None) if the probe
@@ -99,7 +99,7 @@ class TrainingProbe:
         return dict(zip(names, values.tolist(), strict=True)), picture
 
     def line(self, step: int, scores: dict[str, float]) -> str:
-        """One line with the scores."""
+        """One line for the console with the scores."""
         shown = "  ".join(
             f"{name.removeprefix('probe_')} {scores[f'{self.bucket.name}/{name}']:.4f}" for name in SCORES
         )

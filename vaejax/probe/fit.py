@@ -1,4 +1,4 @@
-"""Trains the diffusion transformer for a fixed number of updates; equal seeds give equal bits."""
+"""Trains the diffusion transformer for a fixed number of updates; equal seeds give identical bits."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -40,10 +40,10 @@ def fit(
 
     Args:
       model: the transformer.
-      latents: the latents, of which the training part is learned.
-      preset: the budget.
+      latents: normalized latents, of which those of training samples are used.
+      preset: the budget of the fit.
       seed: seed of the initialization, the order of the samples, the noise and the times.
-      progress: called after every compiled call with its number of updates and their mean loss.
+      progress: function called after every compiled call with its number of updates and their mean loss.
     """
     key = jax.random.key(seed)
     state = _init(jax.random.fold_in(key, 0), latents.train.shape[1:], model, preset)
@@ -77,7 +77,7 @@ def optimizer(preset: Preset) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _init(key: jax.Array, shape: tuple[int, ...], model: DiT, preset: Preset) -> FitState:
     params = model.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
-    average = jax.tree.map(jnp.copy, params)  # a buffer cannot be donated twice
+    average = jax.tree.map(jnp.copy, params)  # the state is donated, and no buffer twice
     return FitState(jnp.zeros((), jnp.int32), cast(Params, params), average, optimizer(preset).init(params))
 
 

@@ -30,14 +30,14 @@ def losses(velocity: Velocity, x: jax.Array, noise: jax.Array, times: jax.Array)
 
 
 def logit_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Training times, denser in the middle, where prediction is hardest (arXiv 2403.03206, section 3.1)."""
+    """Training times in (0, 1), densest near 0.5, the hardest to predict (arXiv 2403.03206, section 3.1)."""
     return jax.nn.sigmoid(jax.random.normal(key, shape))
 
 
 def white_loss(times: np.ndarray, power: float = 1.0) -> np.ndarray:
-    """The loss at each time of a model that treats x as white noise of variance 1.
+    """The flow-matching loss, at each time, of a model that treats x as white noise of variance 1.
 
-    This is the loss on normalized latents without any learning. The best such prediction is linear,
+    It is the loss on normalized latents without any learning. The best such prediction is linear:
     E[v | x_t] = (2t - 1) / ((1 - t)² + t²) · x_t.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-CHUNK = 1024  # samples
+CHUNK = 1024  # samples normalized at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Latents:
       train: (n, t, h, w, c) float32; each channel has mean 0 and variance 1.
       held_out: (m, t, h, w, c) float32, normalized by the statistics of `train`.
       mean: mean of the training latents before normalization, (c,).
-      std: their standard deviation, (c,); 1 for a constant channel.
+      std: standard deviation before normalization, (c,); 1 for a constant channel.
       labels: classes of the training samples, (n,) int32.
       held_out_labels: classes of the held-out samples, (m,) int32.
     """

@@ -16,7 +16,7 @@ def _setting(help: str, default: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A budget; the 'help' of each field describes it. The defaults are the preset 'cpu'.
+    """The budget of a probe. The 'help' of each field describes it; the defaults are the preset 'cpu'.
 
     Raises:
       InputError: for the first invalid field.
@@ -27,8 +27,8 @@ class Preset:
     zoom: float = _setting(
         "largest random scale of a crop, relative to the scale that just covers the bucket", 4.0
     )
-    # More than a training run holds out, because a comparison needs at least some tens of real photos.
-    holdout: float = _setting("share of a folder that is held out and compared with", 0.2)
+    # A larger share than a training run holds out: the comparison needs at least some tens of real photos.
+    holdout: float = _setting("share of a folder to hold out for comparison", 0.2)
     train_samples: int = _setting("number of samples to encode and learn from", 4096)
     samples: int = _setting("number of generated samples, and of held-out samples to compare them with", 256)
     width: int = _setting("channels of a token", 128)
@@ -83,8 +83,8 @@ PRESETS: Mapping[str, Preset] = {
         ema=0.998,
         solver_steps=25,
     ),
-    # DiT-B/2 as trained by SiT (arXiv 2401.08740) on ImageNet, except for the times and QK-norm. Latents of
-    # 32x32x16 take 84 GB of memory, and twice that during normalization.
+    # DiT-B/2 as trained by SiT (arXiv 2401.08740) on ImageNet, except for training times and QK-norm.
+    # Latents of 32x32x16 take 84 GB of memory, and twice that during normalization.
     "standard": Preset(
         bucket="image_256x256",
         fps=24.0,

@@ -16,7 +16,7 @@ from vaejax.evaluate.samples import class_of
 from vaejax.probe.presets import Preset
 
 BATCH = 16  # samples
-# The command's flags, by the key that an error message names.
+# The command's flag for each configuration key that an error message may name.
 _FLAGS = {
     "data.buckets.": "--bucket=",
     "data.media": "--data",
@@ -27,16 +27,16 @@ _FLAGS = {
 
 
 class Media:
-    """The media of a probe; every codec and every seed gets the same samples in the same order.
+    """The samples of a probe; every codec and every seed gets the same ones in the same order.
 
     Args:
-      sources: opened sources; generated samples are compared with their held-out part.
+      sources: opened data sources; generated samples are compared with their held-out part.
       bucket: the shape of a sample.
-      data: config.data.
-      folder: root whose first level of folders are classes; '' without classes.
+      data: data settings, such as config.data of a run.
+      folder: folder whose direct subfolders are the classes; '' without classes.
 
     Attributes:
-      bucket, data: as given.
+      bucket, data: the arguments.
       classes: names of the classes, sorted; empty without classes.
 
     Raises:
@@ -72,7 +72,7 @@ class Media:
     def _class(self, path: str) -> str:
         name = class_of(path, self._folder)
         if name is None:
-            raise InputError(f"--labels: {path} has no class; accepted: files in the folder of their class")
+            raise InputError(f"--labels: {path} has no class; accepted: files inside class folders")
         return name
 
 

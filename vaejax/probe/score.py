@@ -8,8 +8,8 @@ badly. The other scores put it in context:
 - `floor`: the distances of decoded latents of *training samples*, which a perfect model of the latents would
   reach. It shows whether the codec or the diffusion model causes a bad score. It is not subtracted: a codec
   whose latents are mostly noise has a high floor, but noise is easy to generate.
-- `frechet`: the Fréchet distance of the same samples. Unlike the kernel distance it is biased upwards for few
-  samples. With Inception weights from the user, `fid` is the standard FID.
+- `frechet`: the Fréchet distance of the same samples. Unlike the kernel distance it is biased upward for few
+  samples. If the user provides Inception weights, `fid` is the standard FID.
 - `loss`: the flow-matching loss on held-out latents, normalized per channel, at fixed times with fixed noise.
   `white_loss` is the loss of a model that knows nothing beyond this normalization, and `explained` is the
   relative reduction from it. They compare codecs with latents of one shape, but do not rank them: redundant
@@ -46,18 +46,20 @@ Decoder = Callable[[np.ndarray], np.ndarray]  # latents (b, t, h, w, c) to frame
 
 
 class Probe:
-    """A budget and its media. It reads the real samples once and then scores any number of codecs.
+    """The probe with one budget and set of media; scores any number of codecs.
+
+    The constructor reads the real samples once.
 
     Args:
       media: training and held-out samples.
       preset: the budget.
-      features: networks that extract features.
+      features: the pretrained networks.
       fid: whether to compute FID too, which needs Inception weights in `features`.
       progress: whether to show progress on stderr.
-      stopping: called between batches and every few updates; True gives up.
+      stopping: function called between batches and every few updates; True stops the probe.
 
     Attributes:
-      media: as given.
+      media: the argument.
       network: the network whose features are compared, 'efficientnet' or 'i3d'.
 
     Raises:
@@ -117,11 +119,11 @@ class Probe:
     def score(
         self, latents: Latents, decode: Decoder, seeds: Sequence[int] = (0, 1, 2)
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Fits the model, generates, decodes and compares, once per seed.
+        """Fits the model and compares decoded generated samples with real ones, once per seed.
 
         Args:
-          latents: from `latents`.
-          decode: the decoder of these latents on the codec's own scale.
+          latents: latents of a codec, from the method `latents`.
+          decode: decoder of the codec, which takes latents on the codec's own scale.
           seeds: seeds of the fits and of the generated samples.
 
         Returns:
@@ -162,7 +164,7 @@ class Probe:
 
     def _generate(self, params: Params, latents: Latents, seed: int) -> np.ndarray:
         """Normalized latents (samples, t, h, w, c), with the class proportions of the training set."""
-        key = jax.random.fold_in(jax.random.key(seed), 2)  # `fit` uses 0 and 1
+        key = jax.random.fold_in(jax.random.key(seed), 2)  # 0 and 1 are taken by `fit`
         shape, steps = latents.train.shape[1:], self._preset.solver_steps
 
         def solve(indices: np.ndarray) -> jax.Array:
@@ -172,7 +174,7 @@ class Probe:
         return self._in_batches(solve, self._preset.samples)
 
     def _in_batches(self, function: Callable[[np.ndarray], jax.Array], count: int) -> np.ndarray:
-        """Applies a function to the indices 0 to `count` - 1 in batches; copies pad the last batch."""
+        """Applies a function to the indices 0 to `count` - 1 in batches; the last is padded with copies."""
         results, batch = [], self._preset.batch
         for start in range(0, count, batch):
             self._check_stop()
@@ -180,7 +182,7 @@ class Probe:
         return np.concatenate(results)[:count]
 
     def _compare(self, z: np.ndarray, decode: Decoder, task: str) -> tuple[dict[str, float], np.ndarray]:
-        """Decodes latents; returns their distances to the real samples, and the first ones as uint8."""
+        """Decodes latents; returns distances to the real samples, and the first decoded samples as uint8."""
         parts, shown = [], []
         with self._bar(len(z), task, " samples") as bar:
             for start in range(0, len(z), BATCH):
@@ -259,7 +261,7 @@ def _solve(
 
 
 def _noise(key: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Noise (b, *shape) that depends on the index of each sample but not on its batch."""
+    """Noise (b, *shape) that depends on the index of each sample, not on its batch."""
     return jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), shape))(indices)
 
 
