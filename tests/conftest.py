@@ -1,4 +1,4 @@
-"""Eight CPU devices, quick compilation and its cache for every test."""
+"""Gives every test eight CPU devices and quick, cached compilation; limits the CPU time of a test."""
 
 import os
 import pathlib
@@ -7,8 +7,8 @@ import signal
 import jaxlib.version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: unoptimised code is compiled seven times as fast, and twice as fast
-# again without the fusion emitters, which later releases have no choice about.
+# Tests compile much and compute little. Unoptimized code compiles seven times as fast, and twice as fast
+# again without XLA's fusion emitters, which jaxlib 0.11 and later cannot turn off.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -22,7 +22,7 @@ import pytest
 
 import tests.support.signatures
 
-# Signatures are checked when a test traces or calls a function. The hook must precede vaejax's first import.
+# The hook checks shapes and dtypes whenever a function is traced or called. It must precede vaejax's import.
 jaxtyping.install_import_hook(
     ["vaejax.models", "vaejax.losses", "vaejax.train", "vaejax.codec"],
     f"{tests.support.signatures.__name__}.checked",
@@ -31,12 +31,12 @@ jaxtyping.install_import_hook(
 from vaejax.models import conv  # noqa: E402
 from vaejax.runtime import distributed  # noqa: E402
 
-# A shell's background job ignores Ctrl-C, and with it whatever the tests start.
+# A background job of a shell ignores Ctrl-C, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_num_cpu_devices", 8)
 distributed.serialize_cpu_programs()
-# What accelerators compute, XLA's own convolutions, compiles in a quarter of the time of a CPU's, which tests
-# of convolutions and whole runs take.
+# Tests use XLA's own convolutions, as TPUs do: they compile in a quarter of the time of those for CPUs. Tests
+# of convolutions, and runs in processes of their own, use those for CPUs.
 conv.PLATFORMS["cpu"] = conv._native
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / "build" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -45,7 +45,7 @@ absl.flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture
 def as_the_command(monkeypatch):
-    """What a test computes has the bits of what the command does, in a process of its own."""
+    """Uses the convolutions for CPUs, so that a test computes the same bits as a command."""
     monkeypatch.setitem(conv.PLATFORMS, "cpu", conv._cpu)
 
 
@@ -54,7 +54,7 @@ def key():
     return jax.random.key(0)
 
 
-# A default test should take little CPU time: 10 s are reported, 20 s fail. Marked tests may take longer.
+# CPU seconds above which an unmarked test is reported, or fails. Marked tests may take longer.
 REPORTED, FAILING = 10, 20
 MARKS = {"runs", "hosts", "variants", "tpu"}
 
@@ -66,7 +66,7 @@ def cpu_seconds():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Measures a test without its fixtures."""
+    """Measures the CPU time of a test without its fixtures; fails an unmarked test that takes too much."""
     begin = cpu_seconds()
     result = yield
     used = cpu_seconds() - begin
@@ -78,7 +78,7 @@ def pytest_runtest_call(item):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Lists the unmarked tests that take long."""
+    """Lists the unmarked tests that take more than REPORTED seconds."""
     slow = {}
     for report in (r for reports in terminalreporter.stats.values() for r in reports):
         seconds = dict(getattr(report, "user_properties", ())).get("cpu_seconds", 0)
@@ -89,5 +89,5 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
-    """Whole runs come first: at the end one core would wait for the other."""
+    """Starts whole runs first: a long test at the end would leave the other cores idle."""
     items.sort(key=lambda item: item.path.parent.name != "runs")

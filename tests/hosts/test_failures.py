@@ -1,4 +1,4 @@
-"""Full disks and vanishing data: one clear line, and no loss of saved checkpoints."""
+"""A full disk or vanishing data gives one clear line of error and loses no saved checkpoint."""
 
 import os
 import shutil
@@ -70,7 +70,7 @@ def test_vanished_files_are_named_and_a_vanished_folder_ends_the_run(tmp_path):
     bad = workdir / "bad_samples.jsonl"
     assert wait_for(lambda: bad.exists() and photos[0].name in bad.read_text(), started)
     shutil.rmtree(media)
-    assert processes.finish(started, 300) == [1]  # not an input error: the command may be repeated
+    assert processes.finish(started, 300) == [1]  # not 2, an input error: the command may be repeated
     lines = started[0].log.read_text().splitlines()
     assert any(line.startswith("error: data.buckets.image_64x64: none of") for line in lines), lines[-9:]
     assert list((workdir / "checkpoints").glob("[0-9]*"))

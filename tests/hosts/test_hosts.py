@@ -1,4 +1,4 @@
-"""Runs of several real processes: the same numbers and samples; dead and stalled processes are noticed."""
+"""Several real processes train as one would, on the same samples, and notice dead and stalled processes."""
 
 import json
 import random
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.hosts
 JOINT = ["--config=configs/joint.py:tiny", "--config.data.sources={'demo': {'kind': 'demo'}}"]
 JOINT += ["--config.log_every=1", "--config.mesh.fsdp=2", "--config.data.workers=0"]
 JOINT += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.samples=4"]
-# A clip split by height, over several hosts if each has one device.
+# Clips are split by height, over several hosts if each has one device.
 SMALL = ["--config=configs/demo.py:tiny", "--config.log_every=1", "--config.model.widths=(8, 8, 8)"]
 SMALL += ["--config.eval.linear_samples=0", "--config.eval.latent_samples=0", "--config.eval.every=1000"]
 SMALL += ["--config.panels.every=1000", "--config.mesh.space=2", "--config.mesh.fsdp=2"]
@@ -67,9 +67,9 @@ def assert_same_params(folder, expected, **tolerance):
 
 @pytest.fixture(scope="module")
 def one_process_run(tmp_path_factory):
-    """A run of one process with four devices that exchange data by Gloo, which has its own order of addition.
+    """A run of one process whose four devices exchange data by Gloo, as several processes do.
 
-    A difference in the last bits of a sum would grow tenfold in each of the first updates.
+    Gloo adds in its own order, and a difference in the last bits would grow tenfold in each early update.
     """
     workdir = tmp_path_factory.mktemp("one")
     codes, logs = run(1, 4, workdir, *JOINT, multihost=True)
@@ -90,7 +90,7 @@ def test_several_processes_compute_the_same_as_one(count, one_process_run, tmp_p
 
 
 def test_two_processes_of_one_device_compute_the_same_as_one_of_two(tmp_path):
-    """The single process does without Gloo: a sum of two does not depend on their order."""
+    """The single process needs no Gloo, because a sum of two numbers does not depend on their order."""
     folders = tmp_path / "two", tmp_path / "one"
     for count, folder in zip((2, 1), folders, strict=True):
         codes, logs = run(count, 2 // count, folder, *JOINT)
@@ -109,7 +109,7 @@ def noted(folder):
 
 
 def test_a_run_continues_with_other_numbers_of_processes_and_devices(tmp_path, monkeypatch):
-    """Saved by two processes with two devices each, resumed by one with four and by four with one."""
+    """A run of two processes with two devices each is resumed by one with four, and by four with one."""
 
     def training(count, devices, name):
         notes = tmp_path / f"{name}-notes"
@@ -132,7 +132,7 @@ def test_a_run_continues_with_other_numbers_of_processes_and_devices(tmp_path, m
 
 
 def steps_done(workdir):
-    """The last step in metrics.jsonl; its last line may be torn."""
+    """The last step in metrics.jsonl, whose last line may be incomplete."""
     try:
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:

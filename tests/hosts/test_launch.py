@@ -1,4 +1,4 @@
-"""Launch scripts: ShellCheck, exit codes, and the examples in them."""
+"""Launch scripts pass ShellCheck and handle exit codes, and their examples fit the devices they name."""
 
 import importlib
 import os
@@ -59,7 +59,7 @@ def test_crashes_without_a_new_checkpoint_end_the_repetition(tmp_path):
 
 
 def test_the_jobset_has_known_fields_and_its_jobs_are_valid_kubernetes_jobs():
-    """Its Job is validated by the schemas of Kubernetes, the JobSet by its reference documentation."""
+    """The schemas of Kubernetes validate the Job; the JobSet's fields are those of its documentation."""
     jobset = yaml.safe_load((LAUNCH / "gke.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert set(jobset["spec"]) <= {"failurePolicy", "replicatedJobs", "network", "successPolicy", "suspend"}

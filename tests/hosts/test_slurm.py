@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch in a real Slurm of one node on loopback: killed, requeued, finished."""
+"""Jobs of launch/slurm.sbatch, in a real one-node Slurm, are killed, requeued and finished."""
 
 import json
 import os
@@ -172,7 +172,7 @@ def test_a_job_of_two_tasks_is_requeued_after_a_kill_and_a_signal_and_finishes(s
 
 
 def test_a_wrong_and_a_cancelled_job_are_not_requeued(slurm, tmp_path):
-    """If one task finds the error first, the other is killed, which must not look like a crash."""
+    """Slurm kills the other task once one has found the error; that must not look like a crash."""
     log = tmp_path / "wrong.log"
     number = submitted(tmp_path / "wrong", log, "--config.mesh.fsdp=3")
     wait_for(lambda: job(number)["JobState"] in ("COMPLETED", "FAILED"), log)

@@ -83,7 +83,7 @@ def test_one_bad_update_is_skipped_counted_and_named(media, tmp_path):
 
 @pytest.mark.runs
 def test_consecutive_bad_updates_roll_back_and_continue_past_their_samples(media, tmp_path):
-    """The fault is in the samples, not the steps: those of the first pass of steps 5 to 7."""
+    """Bad samples cause the fault, those that steps 5 to 7 draw before the rollback."""
     clean = tmp_path / "clean"
     seen = {}
 
@@ -99,7 +99,7 @@ def test_consecutive_bad_updates_roll_back_and_continue_past_their_samples(media
     *skipped, back = lines(run)
     assert [line["step"] for line in skipped] == [5, 6, 7]
     assert (back["step"], back["back_to"], back["positions"]) == (8, 4, {"image_32x32": 8})
-    assert position(run, 12) == {"image_32x32": 16}  # four updates more than steps
+    assert position(run, 12) == {"image_32x32": 16}  # 12 steps, and 4 updates that were rolled back
     assert sorted(logged(run, "loss")) == list(range(1, 13))  # no step is counted twice
     assert logged(run, "bad_steps")[12] == 3
     assert np.isfinite(list(logged(run, "loss").values())).all()
@@ -150,7 +150,7 @@ def test_a_run_that_rollbacks_do_not_help_ends_with_a_clear_error_and_its_counts
     assert position(tmp_path, 12) == {"image_32x32": found[-4]["positions"]["image_32x32"] + 8}
     assert (
         logged(tmp_path, "bad_steps")[12] == 6
-    )  # the updates after the last rollback were repeated and finite
+    )  # of nine, the three after the last rollback were repeated, and finite
 
 
 @pytest.mark.runs
@@ -192,7 +192,7 @@ def test_a_run_can_start_from_the_ema_of_another(media, tmp_path):
 
 @pytest.mark.runs
 def test_a_discriminator_may_join_another(tmp_path):
-    """A run of images gets clips: its checkpoint has one discriminator, the run has two now."""
+    """A run of images is resumed with clips: its checkpoint has one discriminator, the run now two."""
     mesh = make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     model, optimizer = Autoencoder(architecture(**SMALL)), optax.adam(1e-3)
 

@@ -1,4 +1,4 @@
-"""Whole runs of shrunk shipped configurations on generated media."""
+"""Whole runs of shipped configurations, shrunk, on generated media."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 from tests.support import media_files
 
 ROOT = pathlib.Path(__file__).parents[2]
-# The smallest that AlexNet accepts.
+# The smallest frames that LPIPS by AlexNet accepts.
 BUCKETS = """--config.data.buckets={"image_32x32": {"batch": 2}, "video_5x32x32": {"batch": 1}}"""
 
 
@@ -52,7 +52,7 @@ def command(workdir, media, *flags, config="demo.py:tiny"):
         f"--config.data.media={media}",
         "--config.eval.linear_samples=4",
         "--config.eval.latent_samples=4",
-        "--config.loss.perceptual.network=alexnet",  # VGG16 would take longer than all the rest
+        "--config.loss.perceptual.network=alexnet",  # VGG16 would take longer than everything else
         *flags,
     ]
 
@@ -82,7 +82,7 @@ def losses(workdir):
 
 
 def saved(workdir, step):
-    """Every array of a checkpoint by name, and its data position."""
+    """The arrays of a checkpoint by name, and the number of batches that it has drawn."""
     path = workdir / "checkpoints" / str(step)
     restore = ocp.StandardCheckpointer().restore
     items = ("state", "discriminator_image", "discriminator_video")
@@ -170,7 +170,7 @@ def stop(workdir, media, number, step, *flags):
 
 @pytest.mark.runs
 def test_a_run_stopped_in_every_way_and_resumed_ends_in_the_same_bits(tmp_path, media, straight):
-    """Killed after a checkpoint, resumed with other workers, stopped by either signal, which saves."""
+    """The run is killed after a checkpoint, then stopped by each signal after saving; workers vary."""
     stop(tmp_path, media, signal.SIGKILL, 8)
     for number, step, flags in ((signal.SIGTERM, 9, ["--config.data.workers=2"]), (signal.SIGINT, 12, [])):
         code, stderr = stop(tmp_path, media, number, step, *flags)

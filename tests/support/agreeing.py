@@ -1,4 +1,4 @@
-"""One of several processes that agree with each other; prints the results as a line of JSON."""
+"""Each of several processes runs this to test how they agree; prints the results as a line of JSON."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     second = jax.process_index() == 1
     if second:
-        time.sleep(2)  # as if it compiled longer than the other
+        time.sleep(2)  # as if this process compiled longer
     begin = time.monotonic()
     distributed.barrier("compiled")
     waited = time.monotonic() - begin
@@ -84,7 +84,7 @@ def main():
         preemption.listen()
         step = 1000
         preemption.requested(step)
-        while preemption._next < step + 50:  # until exchanges are rare
+        while preemption._next < step + 50:  # until the processes exchange signals rarely
             step += 1
             preemption.requested(step)
         results["steps to agree after a rollback"] = steps_to_agree(preemption, range(500, 700))

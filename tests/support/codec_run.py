@@ -1,4 +1,4 @@
-"""A small run whose codec the tests of python -m vaejax.codec use, and how they call it."""
+"""A small run for the tests of python -m vaejax.codec, and a function that calls the command."""
 
 import json
 from fractions import Fraction
@@ -20,11 +20,11 @@ from vaejax.runtime import mesh as sharding
 from vaejax.train.state import TrainState, to_items
 
 NTSC = Fraction(24000, 1001)
-OLD = 3  # a checkpoint that is another model
+OLD = 3  # step of an older checkpoint, whose parameters differ
 
 
 def write(folder):
-    """Writes a run with two checkpoints and the statistics of their latents; its folder's path."""
+    """Writes a run with two checkpoints and the statistics of their latents, and returns its folder."""
     config = demo.get_config("tiny")
     config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in SMALL.items()})
     (folder / "config.json").write_text(config.to_json_best_effort(indent=2))
@@ -46,7 +46,7 @@ def run(model, *arguments):
 
 
 def shown(path):
-    """Every frame's seconds from the first, (H, W), and the rate in the header, by PyAV alone."""
+    """The frames' times in seconds from the first, (H, W), and the frame rate in the header, read by PyAV."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))

@@ -1,4 +1,4 @@
-"""Faults injected into a run: NaN in one sample, and so on the device that holds it."""
+"""Faults injected into a run: NaN in one sample, and thus only on the device that holds it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,9 +14,10 @@ class Fault:
     """A NaN in one sample.
 
     Attributes:
-      place: 'data' (x), 'generator' (x_hat) or 'discriminator' (the reconstruction that it sees).
+      place: where to add it: 'data' (x), 'generator' (x_hat), or 'discriminator' (the x_hat that it sees).
       bucket: name of the bucket.
-      strikes: maps the step, counted from 0, and the batch in [-1, 1], (B, T, H, W, C), to () bool; traced.
+      strikes: whether to add the NaN, as a boolean scalar, traced from the step, counted from 0, and the batch
+        (B, T, H, W, C) in [-1, 1].
       sample: index in the batch.
     """
 

@@ -1,4 +1,4 @@
-"""Objectives and adversaries: the configuration's defaults plus the settings that a test names."""
+"""Objectives, and adversaries (discriminators and their losses), with defaults except what a test sets."""
 
 import dataclasses
 

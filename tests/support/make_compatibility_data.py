@@ -1,6 +1,6 @@
 """Makes the run, latent files and export that tests/unit/rundir/test_compatibility.py opens.
 
-Commit d58aa62 made the data once. They are kept as they are: never make them again with later code.
+Commit d58aa62 made the data once. Never make them again with later code: they prove that it opens old files.
 To repeat it, in a checkout of that commit with its dependencies installed:
 
     cp THIS_FILE make_compatibility_data.py
@@ -30,7 +30,7 @@ import safetensors.numpy
 from PIL import Image
 
 SIDE = 48  # pixels of photos and clip
-FRAMES, RATE = 30, 24  # of the clip; its last fifth is held out
+FRAMES, RATE = 30, 24  # length and frame rate of the clip, whose last fifth is held out
 SAMPLE_RATE = 16000
 
 
@@ -39,9 +39,9 @@ def main(out: pathlib.Path) -> None:
     out.mkdir(parents=True)
     os.environ["PYTHONPATH"] = os.getcwd()
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = (
-        "0"  # programs shall name no folder of this machine either
+        "0"  # exported programs shall not name folders of this machine
     )
-    # The run is started beside its media, so that its files name no folder of this machine.
+    # Relative paths keep the folders of this machine out of the run's files.
     os.chdir(out)
     make_media(pathlib.Path("media"))
     train()
@@ -87,7 +87,7 @@ def make_media(folder: pathlib.Path) -> None:
 def train() -> None:
     """Trains four updates of a tiny model, with a NaN in the first."""
     sys.path.insert(0, os.environ["PYTHONPATH"])
-    # By name, for later versions have these modules elsewhere.
+    # Imported by name, because later versions have moved these modules.
     train, fault, demo = map(importlib.import_module, ("vaejax.train", "vaejax.fault", "configs.demo"))
     config = demo.get_config("tiny")
     config.data.media = "media"
@@ -99,7 +99,7 @@ def train() -> None:
     config.loss.adversarial.width = 2
     config.optim.learning_rate = 1e-3
     config.optim.warmup = 1
-    config.ema.decay = 0.5  # the averaged parameters leave their start in four updates
+    config.ema.decay = 0.5  # so that four updates change the averaged parameters
     config.checkpoint.every = 2
     config.eval.every = 4
     config.eval.samples = 2

@@ -90,8 +90,9 @@ def write_clip(
 ):
     """Encodes pictures (H, W, 3) as 4:2:0, or 4:4:4 if H or W is odd; without pictures, only audio.
 
-    `times` are the ticks of the frames; by default a frame lasts 1 / rate. `matrix` and `span` are the tags
-    written, None for an untagged clip. `drawn` is the (matrix, span) of the pixels if they differ.
+    `times` are the frames' timestamps in units of `tick` seconds; by default a frame lasts 1 / rate. `matrix`
+    and `span` are the color tags written, None for none. `drawn` is the (matrix, span) of the pixels if it
+    differs from the tags.
     """
     used = drawn or (matrix or "601", span or "limited")
     height, width = pictures[0].shape[:2] if pictures else (0, 0)

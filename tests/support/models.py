@@ -1,4 +1,4 @@
-"""Small autoencoders with every parameter away from its neutral start."""
+"""Small autoencoders whose parameters are all away from their initial values, many of which are 0."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ SMALL = {"widths": (8, 12), "encoder_blocks": 1, "decoder_blocks": 1, "latent_ch
 
 def architecture(**options) -> Architecture:
     """The configuration's default architecture with `options`, e.g. size='tiny' or `SMALL`'s."""
-    remat = options.pop("remat", ())  # of any level: a model ignores those that it lacks
+    remat = options.pop("remat", ())  # any levels; a model ignores those that it lacks
     model = defaults().model
     model.update(options)
     return dataclasses.replace(Architecture.of(model), remat=remat)
@@ -23,7 +23,7 @@ def architecture(**options) -> Architecture:
 
 @functools.cache
 def randomised(seed: int = 0, **options):
-    """An autoencoder of `SMALL` with `options`, and its parameters, gains and biases made random."""
+    """An autoencoder of `SMALL` with `options`, and its parameters, all made random."""
     model = Autoencoder(architecture(**(SMALL | options)))
     s, t = model.architecture.spatial_factor, model.architecture.temporal_factor
 

@@ -1,4 +1,4 @@
-"""vaejax.main with a record of the samples that each process trains on: one file per process in $NOTED."""
+"""Runs vaejax.main and records the samples that each process trains on, in a file per process in $NOTED."""
 
 import json
 import os

@@ -31,10 +31,10 @@ def start(
 
     Args:
       count: number of processes.
-      devices: number of CPU devices of each.
+      devices: number of CPU devices per process.
       arguments: arguments of the command.
-      logs: folder for their output.
-      module: the command.
+      logs: folder for the output of the processes.
+      module: the module to run.
       multihost: pass --multihost to a single process too; its devices then exchange data by Gloo.
     """
     multihost = multihost or count > 1

@@ -1,7 +1,7 @@
 """The command python -m vaejax.probe --checkpoint=runs/demo --data=FOLDER --out=OUT.
 
-It trains a small diffusion transformer on the latents of a codec in a fixed budget. It writes OUT/probe.json:
-the scores (see vaejax/probe/score.py) and their settings, and OUT/samples.png, a picture of samples.
+It trains a small diffusion transformer on the latents of a codec in a fixed budget, and writes OUT/probe.json
+with the scores (see vaejax/probe/score.py) and their settings, and OUT/samples.png with samples.
 """
 
 import argparse
