@@ -1,8 +1,8 @@
-"""Time and memory of encoding and decoding, against diffusers' Wan 2.1 VAE of as many parameters.
+"""Time and memory of encoding and decoding, beside diffusers' Wan 2.1 VAE of equal parameter count.
 
     python benchmarks/codec.py [--config=demo] [--clip=17x256x256] [--rounds=3] [--tile=0]
 
-Both have random weights, compute in float32 on this machine's CPU, and run in a process of their own. They
+Both have random weights, compute in float32 on this machine's CPU, and run in processes of their own. They
 take turns, so that other work slows both alike, and ratios are medians over rounds. Compilation and warm-up
 are reported separately. Requires `pip install torch==2.13.0 diffusers`.
 """
@@ -23,7 +23,7 @@ CHANNELS = 16
 
 
 def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
-    """Returns vaejax's parameter count, its encoder of uint8 (T, H, W, 3), and its decoder to the same."""
+    """Returns vaejax's parameter count, an encoder of uint8 (T, H, W, 3), and a decoder to such frames."""
     import importlib
 
     import jax
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--config", default="demo", help="shipped configuration of the autoencoder to time")
     parser.add_argument("--clip", default="17x256x256", help="frames x height x width (default: 17x256x256)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tile", type=int, default=0, help="vaejax's tiles, pixels (default: whole frames)")
+    parser.add_argument("--tile", type=int, default=0, help="vaejax's tile side, pixels (default: no tiles)")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = tuple(map(int, args.clip.split("x")))

@@ -2,9 +2,9 @@
 
     python benchmarks/data.py [--media=FOLDER] [--out=FILE.json]
 
-First each bucket alone, decoded in one thread: frames and megapixels per second on one core, counted in the
-bucket's size rather than the file's. Then all buckets together through worker processes: once at full speed,
-and once for a consumer that computes for a fixed time per update, with the share of time that it waits.
+It first decodes each bucket alone in one thread, and prints frames and megapixels per second of one core.
+Pixels are counted at the bucket's size, not the file's. Then worker processes decode all buckets together: at
+full speed, and for a consumer that computes for a fixed time per update, with the share of its time waiting.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BUCKETS = {
 
 
 def one_core(sources, bucket, data, seconds):
-    """Samples of one bucket, one after the other, in this process."""
+    """Measures samples of one bucket, decoded one after the other in this process."""
     sampler = Sampler(sources, bucket, "train", data)
     sampler[0], sampler[1]
     times = []
@@ -89,10 +89,10 @@ def main():
     )
     parser.add_argument("--out", metavar="FILE", help="JSON file for the numbers")
     parser.add_argument(
-        "--seconds", metavar="S", type=float, default=4.0, help="length of each measurement (default: 4)"
+        "--seconds", metavar="S", type=float, default=4.0, help="seconds per measurement (default: 4)"
     )
     parser.add_argument(
-        "--compute", metavar="S", type=float, default=0.5, help="computation per update (default: 0.5)"
+        "--compute", metavar="S", type=float, default=0.5, help="seconds to compute per update (default: 0.5)"
     )
     parser.add_argument(
         "--workers",

@@ -54,7 +54,7 @@ def peak(command: list[str]) -> float:
 def main() -> None:
     """Makes the clips and runs both evaluations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="a folder")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for clips and results")
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--bucket", default="video_5x32x32")
     parser.add_argument("--codec", default="linear", help="a run or another codec (default: linear)")

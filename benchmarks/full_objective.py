@@ -5,8 +5,8 @@
     python benchmarks/full_objective.py --init=runs/plain --out=DIR [--config.KEY=VALUE ...]
 
 Starts from the EMA parameters of the first run. The perceptual term counts from the first update, the
-discriminators from the 100th. The demo itself has both from update 650. Prints held-out PSNR and LPIPS
-before and after, the minutes taken, and the largest value of every loss term over its running median.
+discriminators from the 100th. In the demo they count from 650 and 700. Prints held-out PSNR and LPIPS
+before and after, the minutes taken, and the largest ratio of every loss term to its running median.
 DIR/curve.png shows the curves and DIR/run/panels the samples. Requires matplotlib.
 """
 
@@ -20,7 +20,7 @@ import runs
 SETTING = {
     "steps": 350,
     "log_every": 1,
-    "data.buckets.video_9x64x64.batch": 4,  # with 2, the term depends on which clips were drawn
+    "data.buckets.video_9x64x64.batch": 4,  # with 2, the perceptual term depends on which were drawn
     "optim.learning_rate": 3e-4,
     "optim.warmup": 50,
     "ema.decay": 0.98,
@@ -39,7 +39,7 @@ WINDOW = 50  # updates of the running median
 def spikes(steps: dict[int, dict[str, float]]) -> dict[str, float]:
     """Returns each training term's largest ratio to the median of the WINDOW values before it.
 
-    A term of either sign uses 1 + (value - median) / max(|median|, 1), which is the ratio for a median of 1.
+    For a term that may be negative, it is 1 + (value - median) / max(|median|, 1) instead of a ratio.
     """
     largest = {}
     for name, values in runs.loss_terms(steps).items():
@@ -78,7 +78,7 @@ def main() -> None:
     """Trains, and prints and plots the changes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--init", required=True, help="the --workdir of the run to start from")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="new folder for the results")
     args, more = parser.parse_known_args()
     begin = time.monotonic()
     steps = runs.train("demo", args.out / "run", SETTING | {"init": args.init}, more)
@@ -94,7 +94,7 @@ def main() -> None:
         elif name.startswith("lpips"):
             print(f"{key}: {first[key]:.4f} -> {last[key]:.4f} ({last[key] / first[key] - 1:+.1%})")
     for name, ratio in sorted(spikes(steps).items(), key=lambda item: -item[1]):
-        print(f"{ratio:.2f} of the running median at most: {name}")
+        print(f"{ratio:.2f} times the running median at most: {name}")
 
 
 if __name__ == "__main__":

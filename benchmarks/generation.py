@@ -1,4 +1,4 @@
-"""Reconstruction against generation: small VAEs that differ in one setting, by PSNR and by the probe.
+"""Reconstruction against generation: scores small VAEs that differ in one setting by PSNR and the probe.
 
     python benchmarks/generation.py --out=DIR --config.data.media=FOLDER [--steps=400] [--seeds=2]
 
@@ -46,10 +46,10 @@ VARIANTS = {
 def main() -> int:
     """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="a folder")
+    parser.add_argument("--out", required=True, help="folder for runs and results")
     parser.add_argument("--steps", type=int, default=400, help="updates per VAE (default: 400)")
     parser.add_argument(
-        "--seeds", type=cli.at_least(2), default=2, help="fits of the probe per VAE (default: 2)"
+        "--seeds", type=cli.at_least(2), default=2, help="models that the probe trains per VAE (default: 2)"
     )
     args, more = parser.parse_known_args()
     return cli.run(lambda: measure(args, more))
@@ -112,7 +112,7 @@ def print_table(rows: dict[str, dict]) -> None:
     for key, sign in (("kernel", -1), ("frechet", -1), ("explained", 1)):
         found = stats.spearmanr(psnr, [sign * row[key]["mean"] for row in rows.values()])
         print(
-            f"rank correlation (Spearman) of PSNR with {key}, good with good: {found.statistic:+.2f}"
+            f"rank correlation (Spearman) of PSNR with {key}, + if both improve: {found.statistic:+.2f}"
             f" (p = {found.pvalue:.2f}, {len(rows)} VAEs)"
         )
 

@@ -3,8 +3,8 @@
     python benchmarks/image_path.py --out=image_path.json
 
 All three give the same latent and the same first frame, which is checked. FLOPs are XLA's count for a TPU,
-because a CPU program consists of loops whose bodies XLA counts once. Times are this machine's, taken in turn,
-and ratios are medians over rounds.
+because XLA counts the body of a loop only once, and a CPU program consists of loops. Times are this
+machine's, taken in turn, and ratios are medians over rounds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", help="JSON file of every figure")
+    parser.add_argument("--out", help="JSON file for all numbers")
     args = parser.parse_args()
 
     config = schema.defaults().model

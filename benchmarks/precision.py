@@ -2,9 +2,10 @@
 
     python benchmarks/precision.py --out=DIR [--config.data.media=FOLDER]
 
-Trains joint:tiny, discriminators included, for 300 updates in each dtype. Prints the difference of every loss
-term of every bucket, in means over the last 50 updates that had it. The default media are the demo's. A term
-of either sign (nll, adversarial) is compared in units of at least 1.
+Trains joint:tiny, discriminators included, for 300 updates in each dtype. For every loss
+term of every bucket, it compares the means of the last 50 updates that had the term. The difference is
+relative to the mean, or to 1 if the term may be negative (nll, adversarial) and its mean is smaller. The
+default media are the demo's.
 """
 
 import argparse
@@ -28,7 +29,7 @@ LAST = 50
 def main() -> None:
     """Trains twice and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="new folder for the runs")
     args, more = parser.parse_known_args()
     exact, rough = (
         runs.loss_terms(runs.train("joint:tiny", args.out / dtype, SETTING | {"model.dtype": dtype}, more))

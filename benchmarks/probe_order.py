@@ -1,4 +1,4 @@
-"""Whether the probe ranks latents that are known to differ. At most twelve minutes on two cores.
+"""Whether the probe ranks latents that are known to differ; takes at most twelve minutes on two cores.
 
     python benchmarks/probe_order.py --checkpoint=runs/demo --data=FOLDER --out=DIR
 
@@ -35,13 +35,13 @@ def mix_positions(latents: Latents, decode: Decoder, seed: int = 0) -> tuple[Lat
     """Mixes the 8x8 positions of each window by a random orthogonal matrix; the decoder inverts it.
 
     The matrix is uniform over the orthogonal group, and all channels, frames and windows share it. The
-    information of the latents is the same, but not in place.
+    information of the latents stays, but moves to other positions.
 
     Raises:
       ValueError: if h or w is not a multiple of 8.
     """
     matrix, triangle = np.linalg.qr(np.random.default_rng(seed).normal(size=(WINDOW**2, WINDOW**2)))
-    matrix *= np.sign(np.diag(triangle))  # without this it is not uniform (Mezzadri 2007)
+    matrix *= np.sign(np.diag(triangle))  # makes the distribution uniform (Mezzadri 2007)
 
     def mix(z: np.ndarray, matrix: np.ndarray = matrix) -> np.ndarray:
         n, t, h, w, c = z.shape
@@ -127,7 +127,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="the output folder")
     parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the budget (default: cpu)")
     parser.add_argument(
-        "--seeds", type=cli.at_least(2), default=3, help="fits per form of the latents (default: 3)"
+        "--seeds", type=cli.at_least(2), default=3, help="models trained per form of latents (default: 3)"
     )
     args = parser.parse_args()
     return cli.run(lambda: measure(args))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-SIGNED = ("nll", "adversarial")  # terms of either sign: differences are in units of at least 1
+SIGNED = ("nll", "adversarial")  # terms that may be negative; see `unit`
 
 
 def train(config: str, workdir: pathlib.Path, settings: Mapping[str, object], more: Sequence[str] = ()):
@@ -38,7 +38,7 @@ def loss_terms(steps: Mapping[int, Mapping[str, float]]) -> dict[str, list[float
 
 
 def unit(name: str, value: float) -> float:
-    """Returns the unit of a difference from `value`: its size, and at least 1 for a term of either sign."""
-    # Above 0, because a term can be 0, as `temporal` is for images.
+    """Returns the divisor of a difference from `value`: its size, at least 1 if the term may be negative."""
+    # Not 0, because a term can be 0, as `temporal` is for images.
     smallest = 1.0 if name.rsplit("/", 1)[1].startswith(SIGNED) else 1e-9
     return max(abs(value), smallest)

@@ -70,7 +70,7 @@ class TorchAutoencoder(torch.nn.Module):
         padding = [k // 2 if s == 1 else 0 for k, s in zip(kernel.shape[3:], strides[1:], strict=True)]
         if x.shape[2] == 1 and self.planar_images:
             image, kernel = x[:, :, 0], kernel.sum(dim=2)
-            if self.layout == torch.channels_last_3d:  # the strides of a single frame do not imply it
+            if self.layout == torch.channels_last_3d:  # strides of one frame do not show the layout
                 image, kernel = (a.contiguous(memory_format=torch.channels_last) for a in (image, kernel))
             return F.conv2d(image, kernel, bias, strides[1:], padding)[:, :, None]
         if kernel.shape[2] > 1:
@@ -257,7 +257,7 @@ class JaxTrainer:
 def check(
     model: Autoencoder, params: dict, torch_model: TorchAutoencoder, objective, batches: Frames
 ) -> dict:
-    """Compares output, loss and gradients; returns differences relative to the largest element."""
+    """Compares output, loss and gradients; exits if they differ by 1e-4 of the largest element or more."""
     key, differences = jax.random.key(1), {}
     for name, frames in batches.items():
         frames = frames[:1]
@@ -314,7 +314,8 @@ def compete(contestants: dict[str, Callable[[], None]], rounds: int, patience: i
     Args:
       contestants: the functions to time.
       rounds: number of rounds to keep.
-      patience: maximum number of rounds; disturbed ones are kept only if too few others exist.
+      patience: maximum number of rounds. Those in which other processes take over 5% of the CPU time are
+        disturbed, and kept only if too few others exist.
 
     Returns:
       The seconds of every contestant in every kept round, and the number of disturbed rounds among them.

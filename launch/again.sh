@@ -12,7 +12,7 @@ shift
 tries=${TRIES:-3}
 crashes=0
 stopped=
-trap 'stopped=yes' TERM INT # the command gets the signal too, or is sent it below, and saves first
+trap 'stopped=yes' TERM INT # the command gets the signal too, or is sent it below, and saves before it exits
 
 latest() { find "$workdir/checkpoints" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | grep -xE '[0-9]+' | sort -n | tail -n 1; }
 

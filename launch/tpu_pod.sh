@@ -4,9 +4,9 @@
 #   TPU=mine ZONE=us-east5-b TYPE=v5litepod-256 BUCKET=my-bucket launch/tpu_pod.sh joint:large joint \
 #     --config.data.media=../bucket/media
 #
-# The second argument names the run. Its workdir is that folder of the bucket, which every worker mounts as ~/bucket.
-# The run starts in ~/vaejax, beside it. The bucket must have a hierarchical namespace (gcloud storage buckets create
-# --uniform-bucket-level-access --enable-hierarchical-namespace). A checkpoint is complete once its folder is renamed,
+# The second argument names the run; its workdir is the folder of that name in the bucket. Every worker mounts the
+# bucket as ~/bucket and runs in ~/vaejax. The bucket must have a hierarchical namespace (gcloud storage buckets create
+# --uniform-bucket-level-access --enable-hierarchical-namespace): a checkpoint is complete once its folder is renamed,
 # and other buckets rename file by file. Watch the run with
 #   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=0 --command='tail -f vaejax.log'
 # Run the same command again to continue a run that stopped. SPOT=1 uses cheaper, preemptible chips; after a preemption

@@ -16,8 +16,8 @@ class Fault:
     Attributes:
       place: where to add it: 'data' (x), 'generator' (x_hat), or 'discriminator' (the x_hat that it sees).
       bucket: name of the bucket.
-      strikes: whether to add the NaN, as a boolean scalar, traced from the step, counted from 0, and the batch
-        (B, T, H, W, C) in [-1, 1].
+      strikes: traced function of the step, counted from 0, and the batch (B, T, H, W, C) in [-1, 1]; returns
+        whether to add the NaN, a boolean scalar.
       sample: index in the batch.
     """
 
