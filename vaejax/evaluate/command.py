@@ -11,7 +11,7 @@ from vaejax.errors import InputError
 from vaejax.evaluate import evaluation, html_report
 from vaejax.runtime import cache
 
-# Scores on the console: key, heading with the unit, digits.
+# Scores shown on the console: key in results.json, heading with the unit, decimal places.
 _SHOWN = (
     ("psnr", "PSNR dB", 2),
     ("ssim", "SSIM", 4),
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     """
     names = [options.checkpoint] * bool(options.checkpoint) + options.compare
     if not names:
-        raise InputError("--checkpoint or --compare is needed: --checkpoint=DIR --data=FOLDER --out=OUT")
+        raise InputError("--checkpoint and --compare are missing; accepted: --checkpoint=DIR or --compare")
     out = cli.made_folder(options.out)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
     cache.keep_compiled()

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def summary(source: str, exported: Exported) -> str:
-    """The export, its verification, the main scores and the next command."""
+    """The text printed at the end: the export, its verification, the main scores and the next command."""
     config, out = exported.config, exported.name
     parts = [f"step {config['step']}", config["weights"]["dtype"], f"{exported.size / 1e6:.1f} MB"]
     if config["stablehlo"]:

@@ -51,12 +51,12 @@ def run(config: Any, name: str, samples: int, price: float, json_path: str, jobs
 
 
 def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Prediction:
-    """Compiles all programs of a configuration's last phase for a topology, the largest first.
+    """Compiles all programs of a run's last phase, in which every loss counts, the largest first.
 
     Args:
       config: the configuration to plan.
       topology: the topology to compile for.
-      costs: the costs of programs, cached for this topology.
+      costs: cache of the costs of programs for this topology.
       jobs: number of programs compiled at a time.
 
     Raises:
@@ -68,7 +68,7 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
     phase = programs.phase(config.steps - 1)
     everything = json.loads(json.dumps(config.to_dict()))
     made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
-    made_from["buckets"] = sorted(b.name for b in buckets)  # they determine the discriminators
+    made_from["buckets"] = sorted(b.name for b in buckets)  # the buckets decide which discriminators exist
     pool, submitted = concurrent.futures.ThreadPoolExecutor(jobs), {}
     try:
         for number, bucket in enumerate(sorted(buckets, key=lambda b: -b.pixels * b.batch), 1):

@@ -60,7 +60,7 @@ def probe(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.nda
     try:
         probe = Probe(media, preset, Features(options.inception), bool(options.inception), progress=True)
     except weights.BadWeights as error:
-        raise InputError(f"features: {error}; accepted: the network's weights") from error
+        raise InputError(f"features: {error}; accepted: the network's published weights") from error
     latents = probe.latents(codec)
     scores, shown = probe.score(latents, codec.decode, range(options.seeds))
     settings = {
@@ -85,7 +85,7 @@ def budget(options: argparse.Namespace) -> Preset:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The scores in four lines."""
+    """The scores as lines for the console."""
     settings, floor, seeds = results["settings"], results["floor"], len(results["kernel"]["seeds"])
     fits = f"{seeds} seed{'s' if seeds > 1 else ''}"
     seconds = duration(results["time"]["seconds"])
@@ -111,7 +111,7 @@ def mean_and_spread(score: dict[str, Any], digits: int) -> str:
 
 
 def _next_command(options: argparse.Namespace, settings: dict[str, Any]) -> str:
-    """The export of a run; the evaluation of any other codec."""
+    """The command to run next: the export of a run, or the evaluation of any other codec."""
     name = options.checkpoint
     if settings["codec"].get("kind") == "vaejax" and read_export_config(name) is None:
         out = pathlib.Path("exports") / RunFolder(name).path.name

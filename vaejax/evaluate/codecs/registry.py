@@ -12,7 +12,7 @@ from vaejax.evaluate.codecs.base import Codec, LatentSize
 from vaejax.evaluate.codecs.diffusers import DiffusersCodec
 from vaejax.evaluate.codecs.vae import VaeCodec
 
-DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)  # of fitted baselines without a codec to match
+DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)  # if there is no codec to match
 
 
 def open_codec(
