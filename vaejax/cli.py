@@ -29,8 +29,11 @@ def main() -> int:
     """Runs `vaejax COMMAND ...` by replacing this process with `python -m MODULE ...`."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in COMMANDS:
+        if command not in ("", "-h", "--help"):
+            print(f"error: {command}: not a command; accepted: {', '.join(COMMANDS)}", file=sys.stderr)
+            return INPUT_ERROR
         print(f"usage: vaejax {'|'.join(COMMANDS)} ...\n\nvaejax COMMAND --help describes a command.")
-        return 0 if command in ("", "-h", "--help") else INPUT_ERROR
+        return 0
     module, arguments = COMMANDS[command]
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments, *sys.argv[2:]])
 
@@ -115,9 +118,10 @@ def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:
     """Returns an argparse type that accepts numbers of type `kind` from `smallest` up."""
 
     def number(text: str) -> float:
-        value = kind(text)
-        if not value >= smallest:
-            raise argparse.ArgumentTypeError(f"{text}; accepted: a number from {smallest}")
-        return value
+        with contextlib.suppress(ValueError):  # of a text that is not a number
+            if (value := kind(text)) >= smallest:
+                return value
+        name = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text}; accepted: a {name} from {smallest}")
 
     return number

@@ -3,11 +3,12 @@
 import functools
 import os
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from vaejax import cli
-from vaejax.config.flag import CONFIG, parse, print_help_if_asked
+from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import STOPPED, InputError
 
 MULTIHOST = flags.DEFINE_bool(
@@ -16,13 +17,19 @@ MULTIHOST = flags.DEFINE_bool(
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that it already has is resumed.")
 
 
-def main(argv: list[str]) -> int:
-    """Trains, and returns the exit code: 0 when done, 75 if stopped by a signal and saved."""
+def main(argv: list[str]) -> NoReturn:
+    """Trains, and exits with code 0 when done, or 75 if stopped by a signal and saved."""
     if len(argv) > 1:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are required, e.g. --config=demo --workdir=runs/demo")
-    # Here, because --help needs no JAX.
+    from vaejax.runtime import distributed  # here, because --help needs no JAX
+
+    with distributed.exiting_at_once():
+        sys.exit(cli.run(_train))
+
+
+def _train() -> int:
     import jax
 
     from vaejax.runtime import cache, distributed
@@ -42,8 +49,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    print_help_if_asked()
-    from vaejax.runtime import distributed
-
-    with distributed.exiting_at_once():
-        sys.exit(cli.run(functools.partial(app.run, main, flags_parser=parse)))
+    sys.exit(cli.run(functools.partial(app.run, main, flags_parser=parse)))

@@ -1,23 +1,16 @@
 """A small run for the tests of python -m vaejax.codec, and a function that calls the command."""
 
-import json
 from fractions import Fraction
 
 import av
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from ml_collections import ConfigDict
 
+from tests.support import saved_run
 from tests.support.frames import pans
-from tests.support.models import SMALL, randomised
+from tests.support.models import SMALL, randomized
 from vaejax.codec.__main__ import main
 from vaejax.configs import demo
 from vaejax.rundir import latent_statistics
-from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.runtime import mesh as sharding
-from vaejax.train.state import TrainState, to_items
 
 NTSC = Fraction(24000, 1001)
 OLD = 3  # step of an older checkpoint, whose parameters differ
@@ -26,17 +19,10 @@ OLD = 3  # step of an older checkpoint, whose parameters differ
 def write(folder):
     """Writes a run with two checkpoints and the statistics of their latents, and returns its folder."""
     config = demo.get_config("tiny")
-    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in SMALL.items()})
-    (folder / "config.json").write_text(config.to_json_best_effort(indent=2))
-    mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
-    with Checkpoints(folder, keep=2) as checkpoints:
-        for step in (OLD, 7):
-            average = jax.tree.map(lambda x, s=step: x * (1 - s / 20), randomised()[1])
-            params = {"autoencoder": average, "likelihood": {"log_scale": jnp.zeros(())}}
-            state = TrainState(jnp.zeros((), jnp.int32), params, params, optax.adam(1e-3).init(params), {})
-            state = jax.device_put(state, sharding.state_shardings(mesh, state))
-            checkpoints.save(step, to_items(state), {}, json.loads(config.to_json_best_effort()), {})
-    for step in (OLD, 7):
+    config.model.update(SMALL)
+    averages = {step: saved_run.scaled(randomized()[1], 1 - step / 20) for step in (OLD, 7)}
+    saved_run.write(folder, config, averages)
+    for step in averages:
         latent_statistics.store(folder, step, {"mean": [0.1, -0.2, 0.3, 0.0], "std": [1.0, 2.0, 0.5, 1.5]})
     return str(folder)
 

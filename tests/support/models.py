@@ -5,12 +5,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import numpy as np
 
 from vaejax.config.schema import defaults
 from vaejax.models.autoencoder import Architecture, Autoencoder
 
 SMALL = {"widths": (8, 12), "encoder_blocks": 1, "decoder_blocks": 1, "latent_channels": 4, "stem_factor": 2}
+# Two levels instead of three, for tests that compile whole updates.
+SMALLEST = SMALL | {"widths": (8,), "stem_factor": 4, "temporal_factor": 2}
 
 
 def architecture(**options) -> Architecture:
@@ -22,17 +24,30 @@ def architecture(**options) -> Architecture:
 
 
 @functools.cache
-def randomised(seed: int = 0, **options):
+def randomized(seed: int = 0, **options):
     """An autoencoder of `SMALL` with `options`, and its parameters, all made random."""
     model = Autoencoder(architecture(**(SMALL | options)))
     s, t = model.architecture.spatial_factor, model.architecture.temporal_factor
+    return model, random_parameters(model, jnp.zeros((1, 1 + t, s, s, 3)), jax.random.key(seed), seed=seed)
 
-    def init():
-        key = jax.random.key(seed)
-        params, as_tree = ravel_pytree(model.init(key, jnp.zeros((1, 1 + t, s, s, 3)), key)["params"])
-        return as_tree(params + 0.1 * jax.random.normal(key, params.shape))
 
-    return model, jax.jit(init)()
+def random_parameters(module, *inputs, seed: int = 0, gain: float = 0.5):
+    """Random parameters of a module: kernels of this gain, and everything else near its usual initial value.
+
+    NumPy draws them, because XLA takes seconds to compile an initialization.
+    """
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        noise = rng.standard_normal(shape.shape)
+        if shape.ndim > 1:
+            noise *= gain / np.prod(shape.shape[:-1]) ** 0.5
+        else:
+            noise = 0.1 * noise + (path[-1].key in ("scale", "gain"))
+        return jnp.asarray(noise, shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def clip(frames: int, height: int = 16, width: int = 16, batch: int = 1, seed: int = 1) -> jax.Array:

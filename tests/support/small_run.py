@@ -1,6 +1,6 @@
 """The configuration of a run so small that it initializes and evaluates within seconds."""
 
-from tests.support.models import SMALL
+from tests.support.models import SMALLEST
 from vaejax.config import Config, check
 from vaejax.configs import demo
 
@@ -14,7 +14,7 @@ def small_config(media, **changes) -> Config:
     config.data.buckets = {BUCKET: {"batch": 8}}
     config.data.workers = 0
     config.loss.weights.perceptual = config.loss.weights.adversarial = 0.0
-    config.model.update(SMALL)
+    config.model.update(SMALLEST)
     config.eval.linear_samples = config.eval.latent_samples = 0
     config.eval.samples = 8
     config.steps = 12

@@ -118,7 +118,9 @@ def test_the_script_forwards_to_the_modules():
     script = "import sys; sys.argv[0] = 'vaejax'; from vaejax.cli import main; sys.exit(main())"
     done = run("-c", script)
     assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
-    assert run("-c", script, "fly").returncode == 2
+    unknown = run("-c", script, "fly")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error: fly: not a command; accepted: train, ")
     forwarded = run("-c", script, "index", "--help")
     assert forwarded.returncode == 0 and "python -m vaejax.data.index" in forwarded.stdout
 

@@ -25,7 +25,7 @@ from vaejax.data import media
 from vaejax.errors import InputError, one_line
 
 Item = TypeVar("Item")
-FRAMES, BYTES = 16, 2**25  # largest chunk of frames, though at least one frame
+FRAMES, BYTES = 16, 2**25  # a chunk has at most this many frames and bytes, but at least one frame
 LATENT_FRAMES = 4  # latent frames in a chunk of latents
 AHEAD = 2  # chunks that are read before they are needed
 _END = object()

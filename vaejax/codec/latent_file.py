@@ -30,7 +30,7 @@ from vaejax.models.latent_shape import latent_frames, latent_side
 
 EXTENSION = ".latent"
 FORMAT, VERSION = "vaejax.latent", 1
-DTYPES = {"float16": "F16", "float32": "F32"}  # by safetensors' names
+DTYPES = {"float16": "F16", "float32": "F32"}  # NumPy's name of a data type -> safetensors' name
 ACCEPTED = "a file written by python -m vaejax.codec encode"
 
 
@@ -234,7 +234,7 @@ class LatentFile:
             yield np.asarray(self._latent[start : min(start + size, self.shape[0])], np.float32)
 
     def audio(self) -> Audio | None:
-        """Reads the audio of the clip, whose `file` the caller must close; None without audio.
+        """Reads the clip's audio; the caller must close its `file`. None if the clip has no audio.
 
         Raises:
           InputError: if the stored audio cannot be read; its packets are not checked.

@@ -23,9 +23,9 @@ from vaejax.models.autoencoder import Architecture
 from vaejax.models.pixels import to_uint8
 
 TileLayout = Callable[[int, int], Tiles]  # from (h, w), the size of a latent frame
-MAX_LATENT_FRAMES = 4  # per chunk
-MAX_PIXELS = 2**20  # per chunk, though at least one latent frame
-SMALLEST = 16  # least pixels along each side of a frame
+# At most this many per chunk, but a chunk has at least one latent frame.
+MAX_LATENT_FRAMES, MAX_PIXELS = 4, 2**20
+SMALLEST = 16  # smallest accepted height and width of a frame, in pixels
 LARGEST_FLOAT = 1.5  # float pixels are in [-1, 1]; resampling filters overshoot a little
 
 
@@ -34,7 +34,7 @@ class _Stream:
 
     def __init__(self, network: Network, architecture: Architecture, layout: TileLayout, unit: int):
         self._network, self._architecture, self._layout = network, architecture, layout
-        self._unit = unit  # items (frames or latent frames) that make one latent frame
+        self._unit = unit  # items per latent frame: the temporal factor when encoding, 1 when decoding
         self._spatial, self._temporal = architecture.spatial_factor, architecture.temporal_factor
         self._channels, self._film = architecture.latent_channels, architecture.film
         self._waiting: Any = None  # (B, n, ...)

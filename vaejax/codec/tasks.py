@@ -153,7 +153,10 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
 
 
 def _target_name(action: str, path: pathlib.Path, name: str, kind: str) -> str:
-    """The name of the target for the source `path`, whose name is `name`."""
+    """The name or relative path of the target: `name`, which may contain folders, with the right extension.
+
+    `path` is the file to read; a latent file is opened if its name does not tell a photo from a clip.
+    """
     if action == ENCODE:
         return name + EXTENSION
     if action == DECODE:

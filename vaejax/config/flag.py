@@ -17,19 +17,15 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def print_help_if_asked() -> None:
-    """Prints the command's help and exits with code 0 if --help is among the arguments."""
-    if any(arg in ("-h", "-?", "--help", "--helpshort") for arg in sys.argv[1:]):
-        print(help_text(sys.argv[0]))
-        raise SystemExit(0)
-
-
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags, for `absl.app.run`.
+    """Parses flags, for `absl.app.run`; --help prints the flags of the command and exits with code 0.
 
     Raises:
       InputError: naming the flag that cannot be used.
     """
+    if any(arg in ("-h", "-?", "--help", "--helpshort") for arg in argv[1:]):
+        print(help_text(argv[0]))
+        raise SystemExit(0)
     argv = [f"--config={_file(arg[9:])}" if arg.startswith("--config=") else arg for arg in argv]
     try:
         rest = flags.FLAGS(argv)

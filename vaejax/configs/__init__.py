@@ -17,9 +17,7 @@ def variant(arg: str, known: Sequence[str]) -> Any:
       ValueError: if `arg` is not a known variant.
     """
     if arg not in known:
-        raise ValueError(
-            f":{arg}: no such variant; accepted: {', '.join(f':{k}' for k in known if k)} or none"
-        )
+        raise ValueError(f"{arg}: no such variant; accepted: {', '.join(k for k in known if k)}, or none")
     return defaults()
 
 

@@ -49,7 +49,7 @@ EXTENSIONS = frozenset(
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace of a frame -> swscale's matrix
 _LIMITED, _FULL = 1, 2  # AVColorRange
 _LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # formats that seek by bytes: frames were off by 10 afterwards
+_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # they seek by bytes; frame numbers were wrong by 10 afterwards
 # A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _TOLERANCE = 1e-3  # seconds; a clock of 1/600 s rounds a frame's time by up to 0.8 ms

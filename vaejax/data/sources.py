@@ -182,7 +182,10 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
 
 
 def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> tuple[list[str], bool]:
-    """The files of the held-out records that fit a bucket, and whether only their ends are held out."""
+    """The files of the held-out records that fit a bucket, and whether any of them is held out only in part.
+
+    With too few clips to hold out whole ones, only the last fifth of each clip is held out.
+    """
     paths: dict[str, None] = {}
     tails = False
     for source in sources:

@@ -81,7 +81,8 @@ def keep(
       step: step of a completed checkpoint.
 
     Returns:
-      Like `of_run`. None, with a message on stderr, if samples cannot be read; a finished run does not fail.
+      Like `of_run`. If samples cannot be read, prints a message to stderr and returns None, because a missing
+      statistic must not make a finished run fail.
     """
     by_bucket, count = {}, config.eval.latent_samples or SAMPLES
     is_main = jax.process_index() == 0

@@ -16,7 +16,10 @@ import numpy as np
 from vaejax.networks import weights
 from vaejax.networks.weights import BadWeights
 
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files before PyTorch 1.6 (legacy format)
+_MAGIC, _PROTOCOL = (
+    0x1950A86A20F9469CFC6C,
+    1001,
+)  # start of a file from before PyTorch 1.6 (legacy)
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _BFLOAT16 = "bfloat16"  # not in NumPy: the upper half of a float32
 _STORAGES: Mapping[str, str] = {

@@ -7,7 +7,7 @@ import sys
 from absl import app, flags
 
 from vaejax import cli
-from vaejax.config.flag import CONFIG, parse, print_help_if_asked
+from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import InputError
 from vaejax.plan.topology import ACCEPTED
 
@@ -40,7 +40,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    print_help_if_asked()
     interrupted = "stopped; the programs compiled so far are cached"
     code = cli.run(functools.partial(app.run, main, flags_parser=parse), interrupted)
     sys.stdout.flush()

@@ -120,7 +120,10 @@ def _batches(config: Config) -> dict[str, int]:
 
 
 def _suits(changed: Config, config: Config, chips: int) -> bool:
-    """Whether the chips can form the mesh and hold the batches, and no batch has become 0."""
+    """Whether the mesh uses all chips and can split every batch, and no batch of `config` became 0.
+
+    Whether the batches fit in memory is not checked.
+    """
     mesh = changed.mesh
     if (mesh.data or chips // (mesh.fsdp * mesh.space)) * mesh.fsdp * mesh.space != chips:
         return False

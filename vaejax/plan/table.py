@@ -201,10 +201,11 @@ def _more_fsdp(config: Config, chips: int) -> str:
 
 
 def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
-    """The flags that reduce a batch to `share` of its size; at most one suggestion.
+    """Flags that reduce a batch to at most `share` of its size: one string, or none if no mesh allows it.
 
-    If the mesh cannot divide the smaller batch, mesh.space is doubled until it can; then the height of frames
-    is split instead.
+    A batch must be a multiple of chips / mesh.space. If that leaves no batch above 0, mesh.space is doubled,
+    unless mesh.data is set. A batch that is not a multiple of `chips` has the height of its frames split into
+    mesh.space parts, so the height must be divisible too.
     """
     mesh, factor = config.mesh, config.model.spatial_factor
     for doublings in range(1 if mesh.data else 8):

@@ -40,7 +40,8 @@ class TrainingProbe:
       bucket: the bucket that is scored.
 
     Raises:
-      InputError: if the bucket has no held-out samples, or the patch does not divide its latents.
+      InputError: if the bucket has no held-out samples, or the patch size of the transformer does not
+        divide the sides of its latents.
     """
 
     def __init__(

@@ -122,16 +122,17 @@ class Probe:
         """Fits the model and compares decoded generated samples with real ones, once per seed.
 
         Args:
-          latents: latents of a codec, from the method `latents`.
+          latents: latents of a codec, as returned by the method `latents` of this class.
           decode: decoder of the codec, which takes latents on the codec's own scale.
           seeds: seeds of the fits and of the generated samples.
 
         Returns:
-          The scores and samples to look at. The scores are 'kernel', 'frechet', 'fid' if requested, 'loss'
-          and 'explained', each {'mean', 'spread': standard deviation over seeds, NaN for one seed, 'seeds':
-          the value for each seed}; 'floor': distances; and 'white_loss'. The samples are (n, T, H, W, 3)
-          uint8 with n up to SHOWN: 'real' ones, which are held out, 'decoded training latents', and those
-          'generated' with the first seed.
+          The scores, which the docstring of this module explains, and samples to look at, both by name.
+          'kernel', 'frechet', 'fid' if requested, 'loss' and 'explained' are each {'mean', 'spread': standard
+          deviation over seeds, NaN for one seed, 'seeds': the value for each seed}. 'floor' has the kernel
+          and Fréchet distances of decoded training latents, by the same names. 'white_loss' is the loss of a
+          model that has learned nothing. The samples are (n, T, H, W, 3) uint8 with n up to SHOWN: 'real'
+          ones, which are held out, 'decoded training latents', and those 'generated' with the first seed.
         """
         power = np.square(latents.held_out).mean(dtype=np.float64)
         white_loss = float(flow.white_loss(flow.VALIDATION_TIMES, power).mean())

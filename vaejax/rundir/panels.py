@@ -80,7 +80,7 @@ def write_panels(
 
 
 def write_picture(workdir: str | os.PathLike, step: int, name: str, picture: np.ndarray) -> None:
-    """Writes a picture (H, W, 3) uint8 as DIR/panels/STEP/NAME.png."""
+    """Writes a picture (H, W, 3) uint8 as panels/STEP/NAME.png in the run's folder."""
     Image.fromarray(picture).save(_folder(workdir, step) / f"{name}.png")
 
 

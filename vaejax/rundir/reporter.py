@@ -15,7 +15,7 @@ from vaejax.rundir.console import Cost, Progress
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
 
-SETTLING = 100  # updates that a discriminator learns before its accuracy may cause a warning
+SETTLING = 100  # updates for which a discriminator must have trained before its accuracy causes warnings
 
 
 class Reporter:

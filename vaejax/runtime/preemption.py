@@ -10,7 +10,7 @@ import jax
 
 from vaejax.runtime import distributed
 
-AGREE_SECONDS = 5  # approximate time between two exchanges of the processes about signals
+AGREE_SECONDS = 5  # approximate time between two exchanges in which the processes compare signals
 
 
 class Preemption:

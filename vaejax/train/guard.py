@@ -66,7 +66,10 @@ class StepGuard:
             self._write()
 
     def positions(self, start: int) -> dict[str, int]:
-        """Batches already drawn per bucket at `start`; {} unless the latest rollback led to this step."""
+        """Batches drawn per bucket before the latest rollback, if it returned to step `start`; otherwise {}.
+
+        They replace the positions of the checkpoint, so that training continues with new samples.
+        """
         rollbacks = [line for line in self._lines if "back_to" in line]
         return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
 

@@ -71,8 +71,9 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
                 while outcome is Outcome.ROLLED_BACK:  # continues like a resumed run
                     outcome = run.train_from(run.guard.restart_step)
             if outcome is Outcome.STOPPED:
-                saved = checkpoints.latest() or 0
-                console.say(f"stopped by a signal, saved at step {saved}; run the same command to continue")
+                saved = checkpoints.latest()
+                where = "before the first checkpoint" if saved is None else f"saved at step {saved}"
+                console.say(f"stopped by a signal, {where}; run the same command to continue")
                 return False
             watchdog.begin("measuring latents", checked.steps, patient=True)
             finish.keep_latent_statistics(setup, folder, run.ema)

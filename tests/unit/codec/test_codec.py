@@ -7,12 +7,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from ml_collections import ConfigDict
 
+from tests.support import saved_run
 from tests.support.frames import pans
-from tests.support.models import SMALL, randomised
+from tests.support.models import SMALL, randomized
 from vaejax.codec import network
 from vaejax.codec import tiling as tile
 from vaejax.configs import demo
@@ -21,9 +21,7 @@ from vaejax.evaluate.codecs.base import check_shape
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.models.autoencoder import Autoencoder
-from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.runtime import mesh as sharding
-from vaejax.train.state import TrainState, to_items
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +29,11 @@ def run(tmp_path_factory):
     """A run's folder with two checkpoints, saved by eight devices, and the EMA parameters of each."""
     folder = tmp_path_factory.mktemp("run")
     config = demo.get_config("tiny")
-    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in SMALL.items()})
-    (folder / "config.json").write_text(config.to_json_best_effort(indent=2))
-    model = Autoencoder(randomised()[0].architecture)
-    averages = {step: jax.tree.map(lambda x, s=step: x * (1 - s / 20), randomised()[1]) for step in (3, 7)}
-    params = {"autoencoder": randomised()[1], "likelihood": {"log_scale": jnp.zeros(())}}
-    state = TrainState(jnp.zeros((), jnp.int32), params, params, optax.adam(1e-3).init(params), {})
+    config.model.update(SMALL)
+    averages = {step: saved_run.scaled(randomized()[1], 1 - step / 20) for step in (3, 7)}
     mesh = sharding.make_mesh(ConfigDict({"data": 4, "fsdp": 2, "space": 1}))
-    state = jax.device_put(state, sharding.state_shardings(mesh, state))
-    with Checkpoints(folder, keep=2) as checkpoints:
-        for step, average in averages.items():
-            ema = state.ema | {"autoencoder": average}
-            items = to_items(state.replace(ema=ema))
-            checkpoints.save(step, items, {}, json.loads(config.to_json_best_effort()), {})
+    saved_run.write(folder, config, averages, mesh)
+    model = Autoencoder(randomized()[0].architecture)
     return folder, model, averages
 
 
@@ -98,7 +88,7 @@ def test_a_run_may_be_computed_in_another_precision(run):
 @pytest.fixture(scope="module")
 def decoded():
     """A codec, latents of two clips of 17 frames, and what they decode to, neither clipped nor in parts."""
-    codec = VaeCodec("run", *randomised())
+    codec = VaeCodec("run", *randomized())
     latents = codec.encode(pans(2, 17, 16, 24))
     variables = {"params": codec.params}
     return codec, latents, jax.jit(partial(codec.model.apply, method="decode"))(variables, latents)
@@ -112,7 +102,7 @@ def test_decoding_in_chunks_is_decoding_the_whole(decoded, latent_frames):
 
 
 def test_tiles_that_overlap_enough_leave_no_seam():
-    codec = VaeCodec("run", *randomised())
+    codec = VaeCodec("run", *randomized())
     latents = codec.encode(pans(1, 5, 48, 256))
     whole = codec.decode(latents)
     errors = [np.abs(codec.decode_tiled(latents, 16, n) - whole) for n in (0, 8, 12)]
@@ -201,7 +191,7 @@ def test_a_folder_that_is_no_run_gets_one_line(run, tmp_path):
     ],
 )
 def test_a_size_that_a_codec_cannot_take_is_told_before_it_is_encoded(shape, told):
-    codec = VaeCodec("run", *randomised())
+    codec = VaeCodec("run", *randomized())
     with pytest.raises(InputError, match=told):
         check_shape(codec, *shape)
     with pytest.raises(InputError, match=told):
@@ -212,7 +202,7 @@ def test_a_size_that_a_codec_cannot_take_is_told_before_it_is_encoded(shape, tol
 
 def test_precision_is_asked_for_where_an_accelerator_would_save_it():
     """On a CPU all is float32: what can be seen here is what every product asks of the compiler."""
-    codec = VaeCodec("run", *randomised())
+    codec = VaeCodec("run", *randomized())
     latents, frames = jnp.zeros((1, 2, 2, 2, 4)), jnp.zeros((1, 5, 16, 16, 3), jnp.uint8)
     statistics = jnp.zeros(4), jnp.ones(4)
     for lowered in (

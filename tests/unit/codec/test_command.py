@@ -166,7 +166,7 @@ def test_latents_of_other_settings_are_refused(model, tmp_path, capsys):
     for flags, told in (
         (["--seed=3"], "1 encoded"),
         (["--seed=3"], "1 already there"),
-        ([], "--dtype=float16 and --seed=3; accepted: the same flags, or another folder"),
+        ([], "--dtype=float16 and --seed=3; accepted: the same flags, or another OUT"),
         (["--seed=4"], "--seed=3; accepted"),
         (["--seed=3", "--dtype=float32"], "--dtype=float16 and"),
     ):

@@ -21,8 +21,6 @@ from vaejax.codec import media_writer as clip_writer
 from vaejax.data import media
 from vaejax.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("as_the_command")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

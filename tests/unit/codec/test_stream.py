@@ -10,7 +10,7 @@ import pytest
 from skimage import data
 
 from tests.support.frames import pans, photos
-from tests.support.models import randomised
+from tests.support.models import randomized
 from vaejax.codec import codec as codec_module
 from vaejax.codec import network
 from vaejax.codec import tiling as tile
@@ -20,8 +20,8 @@ from vaejax.codec.stream import StreamEncoder
 from vaejax.errors import InputError
 
 LENGTHS = [
-    *((n, film) for n in (1, 2, 5, 16, 33, 81) for film in (False, True) if n < 3 or not film),
-    *(pytest.param(n, False, marks=pytest.mark.variants) for n in (3, 17, 31)),
+    *((n, film) for n in (1, 2, 81) for film in (False, True) if n < 3 or not film),
+    *(pytest.param(n, False, marks=pytest.mark.variants) for n in (3, 5, 16, 17, 31, 33)),
 ]
 MEAN, STD = np.float32([0.5, -1.0, 0.0, 2.0]), np.float32([0.5, 2.0, 1.0, 0.1])
 
@@ -29,7 +29,7 @@ MEAN, STD = np.float32([0.5, -1.0, 0.0, 2.0]), np.float32([0.5, 2.0, 1.0, 0.1])
 def opened(statistics=True, **options):
     """The codec of a random autoencoder, and the autoencoder and its parameters."""
     how = {key: options.pop(key) for key in ("tile", "overlap", "devices") if key in options}
-    model, params = randomised(**options)
+    model, params = randomized(**options)
     known = (MEAN, STD) if statistics else (None, None)
     trained = TrainedVAE("run", model.architecture, params, *known, 7, fingerprint(params))
     return Codec(trained, **how), model, params
@@ -37,7 +37,7 @@ def opened(statistics=True, **options):
 
 @cache
 def whole(method, **options):
-    model, params = randomised(**options)
+    model, params = randomized(**options)
     return jax.jit(partial(model.apply, {"params": params}, method=method))
 
 
@@ -131,7 +131,7 @@ def test_a_latent_is_a_tree_of_its_values():
 
 def test_samples_are_drawn_from_the_posterior_whatever_the_parts():
     codec, *_ = opened()
-    frames = np.repeat(pans(1, 17, 16, 24), 300, axis=0)
+    frames = np.repeat(pans(1, 17, 16, 24), 100, axis=0)
     posterior = whole("encode")(filled(frames[:1]))
     latent = codec.encode(frames, key=jax.random.key(3), normalize=False)
     noise = (latent.values - posterior.mean) / np.exp(0.5 * posterior.log_variance)
@@ -178,7 +178,7 @@ def test_reach_is_what_a_pixel_depends_on(options):
 
 
 def test_tiles_are_the_whole_frame():
-    frames = pans(1, 2, 110, 133)
+    frames = pans(1, 1, 110, 133)
     at_once, *_ = opened()
     latent = at_once.encode(frames)
     pixels = at_once.decode(latent, dtype="float32")
@@ -186,7 +186,7 @@ def test_tiles_are_the_whole_frame():
         codec, *_ = opened(**how)
         assert codec.tiles_exact and len(codec._tile_layout(codec._reach[1])(14, 17).places) > 3
         np.testing.assert_allclose(codec.encode(frames), latent, atol=1e-4)
-        stream = codec.stream_decoder((2, 110, 133), dtype="float32")
+        stream = codec.stream_decoder((1, 110, 133), dtype="float32")
         parts = np.concatenate([stream.push(np.asarray(latent)), stream.flush()], axis=1)
         np.testing.assert_allclose(parts, pixels, atol=1e-5)
         assert stream.disagreement == 0

@@ -211,7 +211,7 @@ def test_any_evaluated_score_may_be_followed(best):
             ["steps = many", "accepted: "],
             id="wrong type",
         ),
-        pytest.param(["--config=joint:tinny"], [":tinny", ":tiny", ":large"], id="no variant"),
+        pytest.param(["--config=joint:tinny"], ["tinny: no such variant", "large, tiny"], id="no variant"),
         pytest.param(["--config=none"], ["--config=none: no such file; accepted: demo, image"], id="no file"),
         pytest.param([], ["--config", "--workdir"], id="no config"),
         pytest.param(

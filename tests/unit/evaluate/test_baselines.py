@@ -13,7 +13,7 @@ from sklearn import decomposition
 
 from tests.support.frames import pans, photos
 from tests.support.media_files import to_yuv
-from tests.support.models import randomised
+from tests.support.models import randomized
 from vaejax.data import media
 from vaejax.errors import InputError
 from vaejax.evaluate.codecs import baselines
@@ -157,7 +157,7 @@ def test_linear_latents_are_scikit_learns_principal_components():
 
 
 def test_linear_has_the_latent_size_of_the_codec_that_it_is_compared_with():
-    like = VaeCodec("run", *randomised(latent_channels=5, spatial_factor=4, temporal_factor=2))
+    like = VaeCodec("run", *randomized(latent_channels=5, spatial_factor=4, temporal_factor=2))
     codec = open_codec("linear", like=like, samples=pans(4, 5))
     for shape in ((1, 48, 64), (5, 48, 64)):
         assert codec.latent_shape(*shape) == like.latent_shape(*shape)

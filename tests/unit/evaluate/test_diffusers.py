@@ -117,7 +117,7 @@ def test_weights_are_read_from_a_folder_and_a_configuration_from_a_file(torch, t
     with pytest.raises(InputError, match="the configuration is of AutoencoderKL; accepted: diffusers"):
         open_codec(f"diffusers:AutoencoderKLWan:{text}")
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"accepted: a folder of config\.json and weights") as error:
+    with pytest.raises(InputError, match=r"accepted: a folder with config\.json and weights") as error:
         open_codec(f"diffusers:AutoencoderKL:{tmp_path}")
     assert "\n" not in str(error.value)
 

@@ -7,7 +7,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.support import losses
-from tests.support.models import randomised
+from tests.support.models import randomized
 from vaejax.config import schema
 from vaejax.data import sources
 from vaejax.data.bucket import parse_buckets
@@ -17,7 +17,7 @@ from vaejax.runtime import mesh as sharding
 
 
 def test_scores_are_those_of_what_the_mean_decodes_to():
-    model, params = randomised()
+    model, params = randomized()
     frames = np.random.default_rng(0).integers(256, size=(2, 5, 32, 32, 3), dtype=np.uint8)
     params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
     objective = losses.objective({"reconstruction": 1.0, "kl": 1e-6})
@@ -54,7 +54,7 @@ def test_the_table_compares_with_the_linear_codec_and_explains_missing_buckets(t
     config.data.sources = {"photos": {"kind": "media", "path": str(tmp_path)}}
     config.data.buckets = {"image_32x32": {"batch": 8}, "video_5x32x32": {"batch": 8}}
     buckets = parse_buckets(config.data.buckets, 8, 4)
-    model, params = randomised()
+    model, params = randomized()
     params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
     evaluation = TrainingEvaluation(
         sources.open_sources(config.data),

@@ -6,25 +6,19 @@ import json
 import pathlib
 
 import numpy as np
-import optax
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 from skimage import data
 
-from tests.support import media_files
-from tests.support.models import SMALL
+from tests.support import media_files, saved_run
+from tests.support.models import SMALLEST, randomized
 from vaejax.config import defaults
 from vaejax.config.schema import DataConfig
 from vaejax.data.bucket import Bucket
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.evaluate.command import summary
 from vaejax.evaluate.samples import open_samples
-from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.rundir import latent_statistics
-from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.runtime import mesh as sharding
-from vaejax.train import state as train_state
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +87,8 @@ def run(folder, tmp_path_factory):
     config.data.holdout = 0.4
     config.eval.linear_samples = 8
     config.data.buckets = {"image_32x32": {"batch": 2}, "video_5x32x32": {"batch": 1}}
-    config.model.update(SMALL)
-    (workdir / "config.json").write_text(config.to_json_best_effort())
-    mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
-    model = Autoencoder(Architecture.of(config.model))
-    state = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(7, train_state.to_items(state), {}, json.loads(config.to_json_best_effort()), {})
-    return workdir
+    config.model.update(SMALLEST)
+    return saved_run.write(workdir, config, {7: randomized(**SMALLEST)[1]})
 
 
 @pytest.fixture(scope="module")

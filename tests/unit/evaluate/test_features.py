@@ -261,12 +261,12 @@ def test_fid_sees_8_bit_pictures():
 
 def test_features_do_not_depend_on_the_batch(features):
     frames = np.concatenate([clip(), clip()[:, ::-1]])
-    clips, images = features.clips(frames), features.images(frames[:, :5])
-    assert clips.shape == (2, 400) and images.shape == (10, 1280)
+    clips, images = features.clips(frames), features.images(frames[:, :2])
+    assert clips.shape == (2, 400) and images.shape == (4, 1280)
     assert images.dtype == clips.dtype == np.float32
     assert np.abs(clips[0] - clips[1]).max() > 0.1  # time matters
     np.testing.assert_allclose(features.clips(frames[1:])[0], clips[1], atol=1e-6)
-    np.testing.assert_allclose(features.images(frames[1:, 3:4])[0], images[8], atol=1e-6)
+    np.testing.assert_allclose(features.images(frames[1:, 1:2])[0], images[3], atol=1e-6)
 
 
 def test_what_cannot_be_seen_is_told_in_one_line(features):

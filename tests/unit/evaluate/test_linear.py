@@ -49,8 +49,8 @@ def test_each_kind_of_block_is_coded_as_by_scikit_learns_pca():
 
 def test_groups_of_frames_share_their_components_wherever_they_stand_in_the_clip():
     train = clips(4, 9)
-    codec = linear.LinearCodec.fit(train, channels=6, spatial=8, temporal=4)
-    blocks = np.concatenate([blocks_of(train, 1, 5, 8), blocks_of(train, 5, 9, 8)])
+    codec = linear.LinearCodec.fit(train, channels=6, spatial=4, temporal=4)
+    blocks = np.concatenate([blocks_of(train, 1, 5, 4), blocks_of(train, 5, 9, 4)])
     np.testing.assert_allclose(codec.rest.mean, blocks.mean(0), atol=1e-12)
     pca = decomposition.PCA(6, svd_solver="full").fit(blocks)
     overlap = np.abs(np.diag(pca.components_ @ codec.rest.basis))  # up to sign
@@ -59,8 +59,8 @@ def test_groups_of_frames_share_their_components_wherever_they_stand_in_the_clip
 
 def test_batches_give_the_codec_of_all_samples_at_once():
     train, held_out = clips(9, 5), clips(2, 5, seed=1)
-    whole = linear.LinearCodec.fit(train, 6, 8, 4).reconstruct(held_out)
-    batches = linear.LinearCodec.fit((train[i : i + 4] for i in (0, 4, 8)), 6, 8, 4).reconstruct(held_out)
+    whole = linear.LinearCodec.fit(train, 6, 4, 4).reconstruct(held_out)
+    batches = linear.LinearCodec.fit((train[i : i + 4] for i in (0, 4, 8)), 6, 4, 4).reconstruct(held_out)
     np.testing.assert_allclose(batches, whole, atol=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_psnr_linear_is_the_mean_over_frames_of_scikit_images_psnr():
 
 def test_more_channels_code_better():
     train, held_out = clips(12, 5), clips(3, 5, seed=1)
-    scores = [linear.psnr_linear(linear.LinearCodec.fit(train, c, 8, 4), held_out) for c in (1, 4, 16)]
+    scores = [linear.psnr_linear(linear.LinearCodec.fit(train, c, 4, 4), held_out) for c in (1, 4, 16)]
     assert scores[0] < scores[1] < scores[2]
 
 

@@ -10,7 +10,7 @@ from scipy import linalg
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tests.support.models import SMALL, architecture
+from tests.support.models import architecture, randomized
 from vaejax.evaluate import scorer as scores
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.codecs.vae import VaeCodec
@@ -63,14 +63,8 @@ def values(results):
 
 @pytest.fixture(scope="module")
 def codec():
-    """A small autoencoder, untrained, whose chunks and tiles differ from the whole."""
-    model = Autoencoder(architecture(**SMALL))
-    clip = np.zeros((1, 5, 16, 16, 3), np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), clip, jax.random.key(1))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return VaeCodec("run", model, jax.tree.unflatten(tree, noisy))
+    """A small autoencoder with random parameters, whose chunks and tiles differ from the whole."""
+    return VaeCodec("run", *randomized())
 
 
 def test_identity_loses_nothing():

@@ -11,18 +11,16 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import vaejax
-from tests.support import media_files
+from tests.support import media_files, saved_run
 from tests.support.frames import pans
-from tests.support.models import SMALL, architecture, randomised
+from tests.support.models import SMALL, architecture, randomized
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import TrainedVAE, flatten, load_vae
 from vaejax.configs import demo
@@ -31,28 +29,21 @@ from vaejax.evaluate import __main__ as evaluate
 from vaejax.export import __main__ as export
 from vaejax.export import stablehlo, verify
 from vaejax.rundir import latent_statistics
-from vaejax.rundir.checkpoint import Checkpoints
-from vaejax.train.state import TrainState, to_items
 
 STATISTICS = {"mean": [0.25, -0.5, 0.0, 1.5], "std": [0.5, 2.0, 1.25, 0.75]}
 SHAPE = 5, 16, 24
 STEP = 7
 
 
-def saved_run(folder, statistics, media="nowhere"):
+def write_run(folder, statistics, media="nowhere"):
     """A run with one checkpoint, whose averaged parameters differ from the others."""
     config = demo.get_config("tiny")
-    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in SMALL.items()})
+    config.model.update(SMALL)
     config.data.sources = {"media": {"kind": "media", "path": str(media)}}
     config.data.buckets = {"image_32x32": {"batch": 4}}
     config.eval.latent_samples = 4
     folder.mkdir()
-    (folder / "config.json").write_text(config.to_json_best_effort())
-    params = {"autoencoder": randomised()[1], "likelihood": {"log_scale": jnp.zeros(())}}
-    ema = params | {"autoencoder": jax.tree.map(lambda x: 0.75 * x, randomised()[1])}
-    state = TrainState(jnp.zeros((), jnp.int32), params, ema, optax.adam(1e-3).init(params), {})
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save(STEP, to_items(state), {}, json.loads(config.to_json_best_effort()), {})
+    saved_run.write(folder, config, {STEP: saved_run.scaled(randomized()[1], 0.75)})
     if statistics:
         latent_statistics.store(folder, STEP, statistics)
     return folder
@@ -60,13 +51,13 @@ def saved_run(folder, statistics, media="nowhere"):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return saved_run(tmp_path_factory.mktemp("export") / "run", STATISTICS)
+    return write_run(tmp_path_factory.mktemp("export") / "run", STATISTICS)
 
 
 @pytest.fixture(scope="module")
 def params():
     """The averaged parameters of the run, by name."""
-    return flatten(jax.tree.map(lambda x: 0.75 * np.asarray(x), randomised()[1]))
+    return flatten(jax.tree.map(lambda x: 0.75 * np.asarray(x), randomized()[1]))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -135,8 +126,8 @@ assert not [name for name in sys.modules if name.split(".")[0] == "vaejax"]
         np.testing.assert_array_equal(weights[name], leaf.astype(kind).astype(np.float32))
         assert weights[name].shape == leaf.shape
     if exported.name == "float32":
-        found, model = np.load(tmp_path / "found.npz"), randomised()[0]
-        variables = {"params": jax.tree.map(lambda x: 0.75 * x, randomised()[1])}
+        found, model = np.load(tmp_path / "found.npz"), randomized()[0]
+        variables = {"params": jax.tree.map(lambda x: 0.75 * x, randomized()[1])}
         mean, std = (np.float32(STATISTICS[key]) for key in ("mean", "std"))
         posterior = model.apply(variables, np.float32(frames) / 127.5 - 1, method="encode")
         decoded = np.clip(model.apply(variables, z * std + mean, method="decode"), -1, 1)
@@ -332,7 +323,7 @@ def test_verification_reports_every_difference(run, whole, params):
     ids=["bfloat16", "attention and film"],
 )
 def test_programs_of_every_kind_of_model_agree_with_the_codec(tmp_path, options):
-    model, params = randomised(**options)
+    model, params = randomized(**options)
     mean, std = (np.float32(STATISTICS[key]) for key in ("mean", "std"))
     one = TrainedVAE("one", model.architecture, jax.tree.map(np.asarray, params), mean, std, 1, "1")
     entry = stablehlo.write(tmp_path, one, (5, 16, 16))
@@ -364,7 +355,7 @@ def test_shapes_follow_the_architecture():
 
 def test_missing_statistics_are_computed(tmp_path):
     media_files.write_photos(tmp_path, 8)
-    run = saved_run(tmp_path / "run", None, tmp_path)
+    run = write_run(tmp_path / "run", None, tmp_path)
     assert vaejax.load(run).mean is None
     assert export.main([str(run), str(tmp_path / "out")]) == 0
     kept = latent_statistics.load(run, STEP)
@@ -374,7 +365,7 @@ def test_missing_statistics_are_computed(tmp_path):
 
 @pytest.mark.variants
 def test_without_statistics_latents_are_not_normalized(tmp_path, capsys):
-    run = saved_run(tmp_path / "run", None)
+    run = write_run(tmp_path / "run", None)
     assert export.main([str(run), str(tmp_path / "out"), "--stablehlo=1x16x24"]) == 0
     assert "is exported without statistics of its latents" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()

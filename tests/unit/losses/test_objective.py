@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_the_formulas(shape, likelihood, normalization):
     x, x_hat, mean, log_variance = map(jnp.float32, batch(shape))
     objective = weighed(likelihood, normalization, kl=0.3)
     out = outputs(x_hat, DiagonalGaussian(mean, log_variance), -0.7)
-    loss, terms = objective(x, out, {}, jax.random.key(0))
+    loss, terms = jax.jit(lambda *given: objective(*given))(x, out, {}, jax.random.key(0))
     np.testing.assert_allclose(loss, by_hand(shape, likelihood, normalization, -0.7, 0.3), rtol=1e-5)
     per_pixel = by_hand(shape, likelihood, "mean", -0.7, 0.3)
     np.testing.assert_allclose(terms["loss"], per_pixel, rtol=1e-5)  # what a person reads has no shape in it
@@ -97,7 +97,8 @@ def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_oth
     def loss(normalization, t, h, w):
         x = jnp.zeros((1, t, h, w, 3))
         out = outputs(x + 0.1, flat_posterior(1, 1, 1, 1, 1))
-        return weighed("laplace", normalization)(x, out, {}, jax.random.key(0))[0]
+        objective = weighed("laplace", normalization)
+        return jax.jit(lambda *given: objective(*given)[0])(x, out, {}, jax.random.key(0))
 
     shapes = [(1, 8, 8), (1, 16, 32), (5, 8, 8), (17, 16, 16)]
     np.testing.assert_allclose([loss("reference", *s) for s in shapes], loss("reference", 1, 8, 8), rtol=1e-5)
@@ -122,6 +123,16 @@ def test_a_fixed_error_costs_the_same_at_every_shape_under_reference_and_not_oth
 @pytest.fixture(scope="module")
 def alexnet():
     return perceptual.load("alexnet")
+
+
+@functools.cache
+def settled_discriminator():
+    """A discriminator of images whose spectral norms have converged."""
+    judge = losses.discriminator()
+    variables = jax.jit(judge.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
+    settle = jax.jit(functools.partial(power_iteration, squarings=5))
+    variables |= {"spectral": settle(variables["params"], variables["spectral"])}
+    return jax.jit(functools.partial(judge.apply, variables))
 
 
 @pytest.mark.parametrize(
@@ -157,12 +168,8 @@ def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
     per_pixel = terms["nll"] + 0.5 * terms["kl"] + 2 * terms["perceptual"]
     np.testing.assert_allclose([terms["loss"], loss], [per_pixel, per_pixel * 3 * 64], rtol=1e-5)
 
-    judge = losses.discriminator()
-    variables = jax.jit(judge.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
-    settle = jax.jit(functools.partial(power_iteration, squarings=5))
-    variables |= {"spectral": settle(variables["params"], variables["spectral"])}
-    few = jax.jit(judge.apply)(variables, jnp.full((1, 1, 32, 32, 3), 0.3))
-    here = jax.jit(judge.apply)(variables, x + 0.1)
+    judge = settled_discriminator()
+    few, here = judge(jnp.full((1, 1, 32, 32, 3), 0.3)), judge(x + 0.1)
     for _, generator_loss in LOSSES.values():
         # Thousands of equal numbers, added up one by one, are wrong by 2e-5 in float32.
         with jax.enable_x64(True):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import media_files
+from tests.support.models import SMALLEST, randomized
 from tests.unit.probe.test_probe import TINY
 from vaejax.configs import demo
 from vaejax.data import bucket, pipeline, sources
@@ -33,7 +34,7 @@ def config(tmp_path_factory):
     config.data.media = str(folder)
     config.data.buckets = {NAME: {"batch": 8}}
     config.loss.weights.perceptual = config.loss.weights.adversarial = 0.0
-    config.model.widths = (8, 8, 8)
+    config.model.update(SMALLEST)
     config.steps, config.log_every = 6, 3
     config.eval.samples, config.eval.linear_samples, config.eval.latent_samples = 4, 0, 12
     config.eval.every = config.panels.every = 100
@@ -55,6 +56,7 @@ def opened(config):
     return sources.open_sources(config.data), bucket.parse_buckets(config.data.buckets, 8, 4)
 
 
+@pytest.mark.runs
 def test_the_checkpoint_with_the_best_probe_score_is_kept(run, config):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kernels = {line["step"]: line["probe_kernel"] for line in lines if "probe_kernel" in line}
@@ -70,10 +72,11 @@ def test_the_checkpoint_with_the_best_probe_score_is_kept(run, config):
     assert scores["kernel"]["mean"] == pytest.approx(kernels[best], rel=1e-4)
 
 
+@pytest.mark.runs
 def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, config):
     (source,), (shape,) = opened(config)
     frames = np.concatenate(list(pipeline.train_samples([source], shape, config.data, 12, config.seed)))
-    z = VaeCodec.open(str(run)).encode(frames).reshape(-1, 16).astype(np.float64)
+    z = VaeCodec.open(str(run)).encode(frames).reshape(-1, 4).astype(np.float64)
     stored = latent_statistics.load(run, 6)
     np.testing.assert_allclose(stored["mean"], z.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stored["std"], z.std(0), rtol=1e-5)
@@ -81,10 +84,10 @@ def test_the_last_checkpoint_has_the_mean_and_std_of_training_latents(run, confi
 
 
 @pytest.mark.variants
-def test_a_probe_stops_with_the_run(run, config, monkeypatch):
+def test_a_probe_stops_with_the_run(config, monkeypatch):
     """It stops while it reads samples and while it learns."""
     monkeypatch.setattr(during_training, "PRESETS", {"cpu": TINY})
-    codec, mesh = VaeCodec.open(str(run)), sharding.make_mesh(config.mesh)
+    (model, params), mesh = randomized(), sharding.make_mesh(config.mesh)
     asked, last = 0, 10**9
 
     def stopping():
@@ -92,14 +95,14 @@ def test_a_probe_stops_with_the_run(run, config, monkeypatch):
         asked += 1
         return asked >= last
 
-    probe = during_training.TrainingProbe(*opened(config), config, codec.model, mesh, stopping)
-    scores, picture = probe.evaluate({"autoencoder": codec.params})
+    probe = during_training.TrainingProbe(*opened(config), config, model, mesh, stopping)
+    scores, picture = probe.evaluate({"autoencoder": params})
     assert set(scores) == {f"{NAME}/{name}" for name in during_training.SCORES} and picture is not None
     total, asked = asked, 0
     for last in (1, total // 2):
         asked = 0
-        again = during_training.TrainingProbe(*opened(config), config, codec.model, mesh, stopping)
-        assert again.evaluate({"autoencoder": codec.params}) == ({}, None)
+        again = during_training.TrainingProbe(*opened(config), config, model, mesh, stopping)
+        assert again.evaluate({"autoencoder": params}) == ({}, None)
         assert asked == last
 
 
@@ -119,20 +122,21 @@ def test_a_signal_ends_an_evaluation_at_once(config, tmp_path, monkeypatch):
     assert not [line for line in lines if line["split"] == "eval"]
 
 
-def test_a_failed_probe_does_not_end_the_run(run, config, monkeypatch, capsys):
+def test_a_failed_probe_does_not_end_the_run(config, monkeypatch, capsys):
     def fail(*_):
         raise InputError("features of 1 of 9 samples are not finite")
 
     monkeypatch.setattr(during_training, "PRESETS", {"cpu": TINY})
     monkeypatch.setattr(Probe, "score", fail)
-    codec = VaeCodec.open(str(run))
+    model, params = randomized()
     probe = during_training.TrainingProbe(
-        *opened(config), config, codec.model, sharding.make_mesh(config.mesh), lambda: False
+        *opened(config), config, model, sharding.make_mesh(config.mesh), lambda: False
     )
-    assert probe.evaluate({"autoencoder": codec.params}) == ({}, None)
+    assert probe.evaluate({"autoencoder": params}) == ({}, None)
     assert f"{NAME} is not probed: features of 1 of 9" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_finished_run_without_statistics_gets_them(run, config):
     stored = latent_statistics.load(run, 6)
     (run / "checkpoints" / "6" / latent_statistics.FILE).unlink()

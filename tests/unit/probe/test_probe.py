@@ -1,6 +1,7 @@
 """The probe: its transformer, its flow, its latents, its scores and its command."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -12,6 +13,7 @@ from skimage import data
 from sklearn.metrics import pairwise
 
 from benchmarks import probe_order
+from tests.support.models import random_parameters
 from vaejax.data import sources
 from vaejax.data.sampler import Sampler
 from vaejax.errors import InputError, Stopped
@@ -25,18 +27,14 @@ from vaejax.probe.samples import open_media
 from vaejax.probe.score import Probe
 
 TINY = dataclasses.replace(
-    PRESETS["cpu"], width=16, depth=2, heads=2, steps=12, batch=8, warmup=2, train_samples=24, samples=9,
+    PRESETS["cpu"], width=16, depth=1, heads=2, steps=12, batch=8, warmup=2, train_samples=24, samples=9,
     solver_steps=2,
 )  # fmt: skip
 
 
-def randomised(module, *inputs, seed=1):
+def randomized(module, *inputs):
     """Random parameters of a module, including those initialized to zero, and float64 copies of them."""
-    params = module.init(jax.random.key(0), *inputs)["params"]
-    leaves, structure = jax.tree.flatten(params)
-    rng = np.random.default_rng(seed)
-    leaves = [jnp.asarray(x + 0.2 * rng.normal(size=x.shape), jnp.float32) for x in leaves]
-    params = jax.tree.unflatten(structure, leaves)
+    params = random_parameters(module, *inputs, gain=1.0)
     return params, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
 
@@ -51,20 +49,20 @@ def normal(*shape, seed=0):
 def test_a_new_transformer_predicts_zero_and_its_blocks_are_the_identity(attention):
     model = dit.DiT(16, 2, 2, attention=attention)
     x, times = normal(2, 3, 4, 6, 5), jnp.array([0.1, 0.9])
-    variables = model.init(jax.random.key(0), x, times)
-    np.testing.assert_array_equal(model.apply(variables, x, times), np.zeros_like(x))
+    variables = jax.jit(model.init)(jax.random.key(0), x, times)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, x, times), np.zeros_like(x))
     tokens, condition = normal(2, 3, 24, 16), normal(2, 1, 1, 16)
     block = dit.Block(2, "full", jnp.float32)
-    variables = block.init(jax.random.key(0), tokens, condition)
-    np.testing.assert_array_equal(block.apply(variables, tokens, condition), tokens)
+    variables = jax.jit(block.init)(jax.random.key(0), tokens, condition)
+    np.testing.assert_array_equal(jax.jit(block.apply)(variables, tokens, condition), tokens)
 
 
 @pytest.mark.parametrize("axis", ["full", "space", "time"])
 def test_attention_is_numpys_softmax_over_the_tokens_of_its_axis(axis):
     x, heads, width = normal(2, 3, 5, 8), 2, 8
     module = dit.Attention(heads, axis)
-    params, p = randomised(module, x)
-    got = module.apply({"params": params}, x)
+    params, p = randomized(module, x)
+    got = jax.jit(module.apply)({"params": params}, x)
 
     qkv = (x @ p["qkv"]["kernel"] + p["qkv"]["bias"]).reshape(2, 3, 5, 3, heads, width // heads)
     unit = [a / np.sqrt(np.square(a).mean(-1, keepdims=True) + 1e-6) for a in np.moveaxis(qkv, 3, 0)[:2]]
@@ -86,8 +84,8 @@ def test_attention_is_numpys_softmax_over_the_tokens_of_its_axis(axis):
 def test_a_block_is_the_block_of_the_paper():
     x, condition = normal(2, 1, 6, 8), normal(2, 1, 1, 8, seed=2)
     block = dit.Block(2, "full", jnp.float32)
-    params, p = randomised(block, x, condition)
-    got = block.apply({"params": params}, x, condition)
+    params, p = randomized(block, x, condition)
+    got = jax.jit(block.apply)({"params": params}, x, condition)
 
     def norm(a):
         return (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)
@@ -98,7 +96,7 @@ def test_a_block_is_the_block_of_the_paper():
     modulation = condition @ p["modulation"]["kernel"] + p["modulation"]["bias"]
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = np.split(modulation, 6, -1)
     attention = dit.Attention(2, "full")
-    h = attention.apply(
+    h = jax.jit(attention.apply)(
         {"params": params["attention"]}, (norm(x) * (1 + scale_1) + shift_1).astype(np.float32)
     )
     wanted = x + gate_1 * h
@@ -198,11 +196,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
 
 def test_a_fit_learns_more_than_the_normalization():
     latents = smooth_latents()
-    model = dit.DiT(32, 2, 2)
+    model = dit.DiT(32, 1, 2)
     params = fit(model, latents, dataclasses.replace(TINY, steps=100, learning_rate=5e-3), 0)
     x = latents.held_out
     times = np.full(len(x), 0.5, np.float32)
-    losses = flow.losses(velocity(model, params, latents.held_out_labels), x, normal(*x.shape), times)
+    losses = jax.jit(functools.partial(flow.losses, velocity(model, params, latents.held_out_labels)))(
+        x, normal(*x.shape), times
+    )
     # Neighbors predict each value, so the loss is well below that of white noise.
     assert losses.mean() < 0.7 * flow.white_loss(0.5)
 
@@ -303,7 +303,7 @@ def test_scores_are_listed_by_seed_and_reproducible(probe, linear, latents):
 
 
 def test_generated_latents_and_the_loss_do_not_depend_on_the_batch_size(probe, latents):
-    params, _ = randomised(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
+    params, _ = randomized(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
     other = Probe(probe.media, dataclasses.replace(TINY, batch=5), Features())
     losses = [p._validate(params, latents) for p in (probe, other)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -339,7 +339,7 @@ def test_held_out_photos_are_cropped_like_training_photos(probe, photos):
 
 def test_a_probe_can_be_stopped_while_it_generates_and_validates(probe, latents):
     asked = [False, True]
-    params, _ = randomised(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
+    params, _ = randomized(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
     deaf = Probe(probe.media, TINY, Features())
     for work in (lambda: deaf._generate(params, latents, 0), lambda: deaf._validate(params, latents)):
         answers = iter(asked)
@@ -397,7 +397,7 @@ def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, c
         (["--bucket=image_64"], "--bucket=image_64: not a valid bucket name"),
         (["--bucket=image_640x640"], "--bucket=image_640x640: no training sample fits"),
         (["--bucket=video_9x64x64"], "--bucket=video_9x64x64: no training sample fits; there are no clips"),
-        (["--bucket=image_60x64"], "linear: a clip of 1x60x64"),
+        (["--bucket=image_60x64"], "linear: a clip is 1x60x64 (T, H, W)"),
         (["--patch=3"], "patch = 3: latents are 8x8"),
         (["--width=30"], "width = 30"),
         (["--attention=none"], "attention = none; accepted: full, factorised"),

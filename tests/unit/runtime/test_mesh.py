@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from tests.support import losses
 from tests.support.faults import Fault, injecting
-from tests.support.models import SMALL, architecture
+from tests.support.models import SMALLEST, architecture
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
@@ -38,7 +38,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
     mesh = jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    model = Autoencoder(architecture(**SMALL))
+    model = Autoencoder(architecture(**SMALLEST))
     weights = {"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}
     objective = losses.objective(weights, likelihood="gaussian")
     adversary = losses.adversary(("image", "video"), lecam=0.1)
@@ -114,8 +114,8 @@ def test_no_leaf_of_a_new_state_is_weakly_typed():
     """A weak type becomes strong in the first update, and everything compiles twice."""
     mesh = make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
     optimizer = optim.optimizer(config.defaults().optim, 10)
-    model, adversary = Autoencoder(architecture(**SMALL)), losses.adversary()
-    state = train_state.create(model, optimizer, adversary, mesh, 0)
+    model, adversary = Autoencoder(architecture(**SMALLEST)), losses.adversary()
+    state = jax.eval_shape(lambda: train_state.create(model, optimizer, adversary, mesh, 0))
     assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
 
 
@@ -123,7 +123,7 @@ def train_with_nan(place, devices):
     """States of three updates and whether each was finite; one sample of the second has a NaN."""
     mesh = make_mesh(ConfigDict({"data": devices // 2, "fsdp": 2, "space": 1}))
     model, objective = (
-        Autoencoder(architecture(**SMALL)),
+        Autoencoder(architecture(**SMALLEST)),
         losses.objective({"reconstruction": 1.0, "adversarial": 0.1}),
     )
     adversary = losses.adversary()

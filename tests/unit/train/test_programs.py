@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.support import losses
-from tests.support.models import SMALL, architecture
+from tests.support.models import SMALLEST, architecture
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
@@ -22,7 +22,7 @@ from vaejax.train import state as train_state
 def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
     mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     adversary = losses.adversary(start=2)
-    model = Autoencoder(architecture(**SMALL))
+    model = Autoencoder(architecture(**SMALLEST))
     settings = config.defaults().optim
     optimizer = optim.optimizer(settings, 10)
     state = train_state.create(model, optimizer, adversary, mesh, 0)

@@ -59,7 +59,7 @@ def test_a_network_that_differs_is_named_with_both_values(tmp_path):
     other = copy.deepcopy(saved)
     other["model"]["widths"] = [8, 16]
     message = (
-        r"^model\.widths = \(8, 12\), but the run in .*three has \(8, 16\);"
+        r"^model\.widths = \(8,\), but the run in .*three has \(8, 16\);"
         r" accepted: \(8, 16\), or the folder of another run$"
     )
     initialized = small_config("photos", init=str(tmp_path / "three"))
