@@ -108,8 +108,8 @@ def naming_disk_errors(workdir: str) -> Iterator[None]:
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE):
             if os.strerror(number) in text:
                 raise TrainingFailed(
-                    f"--workdir={workdir}: {os.strerror(number)}; completed checkpoints are intact, run the"
-                    " same command to continue from the last"
+                    f"--workdir={workdir}: {os.strerror(number)}; correct this, then run the same command to"
+                    " continue from the last complete checkpoint"
                 ) from error
         raise
 

@@ -12,7 +12,7 @@ from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import STOPPED, InputError
 
 MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Join the other processes of the run; start the same command on each."
+    "multihost", False, "Train on several hosts together; start the same command on each of them."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that it already has is resumed.")
 

@@ -31,7 +31,7 @@ def randomized(seed: int = 0, **options):
     return model, random_parameters(model, jnp.zeros((1, 1 + t, s, s, 3)), jax.random.key(seed), seed=seed)
 
 
-def random_parameters(module, *inputs, seed: int = 0, gain: float = 0.5):
+def random_parameters(module, *inputs, seed: int = 0, gain: float = 0.4):
     """Random parameters of a module: kernels of this gain, and everything else near its usual initial value.
 
     NumPy draws them, because XLA takes seconds to compile an initialization.

@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I/N",
         type=_shard,
         default=(0, 1),
-        help="process every Nth file of a folder from the Ith on, I from 0; for several machines",
+        help="process files I, I + N, I + 2N, ... of a folder, I from 0 to N - 1; for several machines",
     )
     return parser
 

@@ -60,7 +60,8 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
                 return None
             if not can_hold("matroska", container):
                 name = codec_name(container.streams.audio[0])
-                raise InputError(f"audio codec {name}; accepted: a codec that Matroska can hold")
+                accepted = "audio that Matroska can hold, e.g. re-encoded as AAC"
+                raise InputError(f"audio codec {name}: cannot be copied; accepted: {accepted}")
         container = clip.open_container(path)
     except FFmpegError as error:
         raise InputError(f"audio: {one_line(error)}; accepted: {ACCEPTED}") from error

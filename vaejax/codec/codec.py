@@ -167,8 +167,8 @@ class Codec:
     def wrong_model(self, fingerprint: str) -> str:
         """The error message for latents of another model."""
         return (
-            f"a latent of the model {fingerprint}; accepted: a latent of {self.fingerprint}, the model in"
-            f" {self.name}"
+            f"a latent of another model ({fingerprint}); accepted: one of {self.name} ({self.fingerprint}),"
+            " or the run and step that encoded it as the model"
         )
 
     def _check_size(self, latent: Latent) -> None:
@@ -176,8 +176,9 @@ class Codec:
         shape = self.architecture.latent_shape(latent.frames, latent.height, latent.width)
         if latent.shape[-4:] not in (shape, shape[1:]):
             raise ValueError(
-                f"latents of {latent.frames}x{latent.height}x{latent.width} frames have shape {latent.shape};"
-                f" accepted: {shape}, or a plain array of any size"
+                f"latents have shape {latent.shape}, but are of a clip of"
+                f" {latent.frames}x{latent.height}x{latent.width} (T, H, W); accepted: {shape}, or a plain"
+                " array of any size"
             )
 
     def _tile_layout(self, reach: int) -> Callable[[int, int], tiling.Tiles]:
@@ -197,9 +198,9 @@ class Codec:
     def _check_statistics(self, normalized: bool) -> None:
         if normalized and self.mean is None:
             raise InputError(
-                f"{self.name}: no statistics of its latents, which normalization needs; accepted: a finished"
-                " run, a run that vaejax.evaluate --checkpoint has scored, or in Python normalize=False"
-                " (normalized=False to decode)"
+                f"{self.name}: no latent statistics, which normalization needs; accepted: a finished run, or"
+                " one scored by vaejax evaluate --checkpoint; in Python also normalize=False to encode and"
+                " normalized=False to decode"
             )
 
 
@@ -226,13 +227,14 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
         if value < 0 or value % s:
             raise InputError(f"{name} = {value} pixels; accepted: multiples of {s}, or 0 for none")
     if tile and overlap is not None:
-        tiling.check_tile(tile // s, overlap // s)
+        if overlap >= tile:
+            raise InputError(f"overlap = {overlap} pixels; accepted: less than the tile of {tile} pixels")
     elif tile and tiling.is_exact(architecture):
         needed = 2 * max(tiling.encoder_reach(architecture), tiling.decoder_reach(architecture))
         if tile // s <= needed:
             raise InputError(
-                f"tile = {tile} pixels; accepted: from {s * (needed + 1)}, because exact tiles overlap by"
-                f" {s * needed}, or any tile with an explicit overlap"
+                f"tile = {tile} pixels; accepted: from {s * (needed + 1)}, or a smaller one with an explicit"
+                f" overlap, which is not exact (exact results need an overlap of {s * needed})"
             )
     return tile // s, None if overlap is None else overlap // s
 

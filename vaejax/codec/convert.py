@@ -301,7 +301,8 @@ def _one_line_errors(name: str, target: pathlib.Path) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"{name}: its frames do not fit into the device's memory; accepted: --tile=PIXELS, such as 256"
+            f"{name}: its frames do not fit into the device's memory; accepted: --tile=PIXELS, e.g. 512, or a"
+            " smaller one than now"
         ) from error
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)

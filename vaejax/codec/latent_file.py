@@ -197,7 +197,8 @@ class LatentFile:
                 raise InputError(f"{self.name}: not a latent file; accepted: {ACCEPTED}")
             if int(header["version"]) > VERSION:
                 raise InputError(
-                    f"{self.name}: a latent file of version {header['version']}; accepted: up to {VERSION}"
+                    f"{self.name}: version {header['version']} of the format; accepted: up to {VERSION}, or a"
+                    " newer vaejax"
                 )
             self.facts = Facts.from_header(header)
             self._latent = self._file.get_slice("latent")

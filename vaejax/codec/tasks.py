@@ -102,7 +102,7 @@ def _file_task(action: str, source: str, target: str, spool: pathlib.Path) -> Ta
         names = ", ".join(accepted)
         raise InputError(f"OUT = {target}; accepted: an existing folder, - or a name that ends in {names}")
     if not to.absolute().parent.is_dir():
-        raise InputError(f"OUT = {target}: no such folder; accepted: a file in an existing folder")
+        raise InputError(f"OUT = {target}: its folder does not exist; accepted: a file in an existing folder")
     if to.exists() and to.samefile(path):
         raise InputError(f"OUT = {target}: the same file as IN; accepted: another file")
     return Task(path, to, name, kind, to.suffix.lower(), keep=False)
@@ -123,7 +123,7 @@ def _source_file(source: str, spool: pathlib.Path) -> tuple[pathlib.Path, str]:
 
 def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[int, int]) -> list[Task]:
     if target == PIPE or os.path.isfile(target):
-        raise InputError(f"OUT = {target}: must be a folder, as IN = {source} is; accepted: a folder")
+        raise InputError(f"OUT = {target}: not a folder, but IN = {source} is one; accepted: a folder")
     out = _make_folder(target)
     if action == RECONSTRUCT and out.samefile(source):
         raise InputError(f"OUT = {target}: the same folder as IN; accepted: another folder")

@@ -151,9 +151,10 @@ def _check_best(config: Config, buckets: Sequence[str]) -> None:
     name = best.removeprefix("-")
     if name not in known + probed:
         raise InputError(
-            f"checkpoint.best = {best!r}; accepted: '' or BUCKET/NAME, with '-' in front if lower is better;"
-            f" BUCKET: mean, {', '.join(buckets)}; NAME: {', '.join(scores['mean'])}, if the bucket has it"
-            + (f"; or {', '.join(probed)}" if probed else "; with probe.every, BUCKET/probe_kernel")
+            f"checkpoint.best = {best!r}; accepted: '' or BUCKET/SCORE, e.g. mean/psnr, with '-' in front if"
+            f" lower is better; buckets: mean, {', '.join(buckets)}; scores (not all in every bucket):"
+            f" {', '.join(scores['mean'])}"
+            + (f"; or {', '.join(probed)}" if probed else "; probe scores need probe.every above 0")
         )
     key = "probe.every" if name in probed else "eval.every"
     every, saved = get(config, key), config.checkpoint.every

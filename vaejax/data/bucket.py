@@ -152,9 +152,8 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
     unit = spatial * space
     if batch % (shards * space) and height % unit:
         raise InputError(
-            f"{key}: H = {height}; accepted: multiples of {spatial}·mesh.space = {unit}, nearest"
-            f" {_nearest(height, unit)}, or a batch that is a multiple of {shards * space}, so that no frame"
-            " is split"
+            f"{key}: H = {height} with batch = {batch}; accepted: H a multiple of {unit} ({spatial} x"
+            f" mesh.space), nearest {_nearest(height, unit)}, or batch a multiple of {shards * space}"
         )
     if (
         isinstance(weight, bool)

@@ -34,7 +34,8 @@ class Crop(NamedTuple):
         """
         cover = max(self.width / shown[0], self.height / shown[1])
         if cover > self.max_upscale * (1 + 1e-9):
-            raise Unreadable(f"does not fit: {shown[1]:g}x{shown[0]:g} for {self.height}x{self.width} (HxW)")
+            size = f"{shown[1]:g}x{shown[0]:g}, needed: {self.height}x{self.width} (HxW)"
+            raise Unreadable(f"does not fit: {size}")
         scale = max(cover, min(cover * self.zoom, self.max_upscale))
         wide, high = min(self.width / scale, shown[0]), min(self.height / scale, shown[1])
         top, left = (shown[1] - high) * self.offset[0], (shown[0] - wide) * self.offset[1]

@@ -46,10 +46,11 @@ def pack(
       InputError: if the folder has no media, or `out` contains other files or cannot be written.
     """
     folder, out = (os.path.abspath(os.path.expanduser(path)) for path in (folder, out))
+    accepted = "accepted: a new or empty folder, or one that vaejax prepare made"
     if os.path.exists(out) and not os.path.isdir(out):
-        raise InputError(f"--out={out}: is a file; accepted: a new folder, or one packed before")
+        raise InputError(f"--out={out}: a file, not a folder; {accepted}")
     if os.path.isdir(out) and os.listdir(out) and not os.path.isfile(os.path.join(out, INDEX_FILE)):
-        raise InputError(f"--out={out}: contains other files; accepted: a new folder, or one packed before")
+        raise InputError(f"--out={out}: not empty, and without {INDEX_FILE}; {accepted}")
     files = index.load_or_build(folder, progress=progress, name="--media").to_pylist()
     with contextlib.ExitStack() as stack:
         with cli.writing(out):

@@ -122,9 +122,10 @@ class Sampler:
             if len(unreadable) == MAX_UNREADABLE:
                 break
             place = self._random(index, attempt).integers(len(fitting))
+        last = reason.partition("; accepted: ")[0]
         raise InputError(
             f"data.buckets.{self.bucket.name}: none of {len(unreadable) + len(unfit)} files could be used"
-            f" (the last: {reason}); accepted: a source with more readable files that fit"
+            f" (the last: {last}); accepted: a source with files that are readable and fit"
         )
 
     def _drawn(self, index: int) -> tuple[Crop, float]:

@@ -87,10 +87,10 @@ class TfdsSource(Source):
         pictures = features[self.feature].bytes_list.value
         spare = len(pictures) - frames
         if spare < 0:
-            raise Unfit(f"{len(pictures)} frames; accepted: at least {frames}")
+            raise Unfit(f"{len(pictures)} frames, needed: {frames}")
         size = media.probe(pictures[0], "image")
         if not covers(crop.height, crop.width, size["height"], size["width"], crop.max_upscale):
-            raise Unfit(f"{size['height']}x{size['width']} for {crop.height}x{crop.width} (HxW)")
+            raise Unfit(f"{size['height']}x{size['width']}, needed: {crop.height}x{crop.width} (HxW)")
         first = round(moment * spare)
         parts = [
             media.read(picture, "image", frames=1, **crop._asdict())

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--seed",
         type=cli.at_least(0),
         default=0,
-        help="seed of the bootstrap intervals and of random weights (default: 0)",
+        help="seed of bootstrap intervals, and of random weights and noise of diffusers codecs (default: 0)",
     )
     parser.add_argument(
         "--inception", metavar="FILE", default="", help="file of FID's Inception weights; adds standard rFID"

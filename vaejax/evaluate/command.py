@@ -30,7 +30,9 @@ def run(options: argparse.Namespace) -> None:
     """
     names = [options.checkpoint] * bool(options.checkpoint) + options.compare
     if not names:
-        raise InputError("--checkpoint and --compare are missing; accepted: --checkpoint=DIR or --compare")
+        raise InputError(
+            "--checkpoint and --compare are missing; accepted: --checkpoint=DIR, --compare CODEC, or both"
+        )
     out = cli.made_folder(options.out)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
     cache.keep_compiled()

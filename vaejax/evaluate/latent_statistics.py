@@ -45,7 +45,9 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
     exported = trained.read_export_config(name)
     if exported is not None:
         if exported["latents"]["mean"] is None:
-            print(f"{name}: exported without statistics of its training latents", file=sys.stderr)
+            print(
+                f"warning: {name}: exported without latent statistics, which encoding needs", file=sys.stderr
+            )
             return None
         return exported["latents"]
     folder = RunFolder(name).path
@@ -57,7 +59,7 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
         opened = sources.open_sources(config.data)
         buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
     except InputError as error:
-        print(f"{name}: no statistics of the training latents: {error}", file=sys.stderr)
+        print(f"warning: {name}: no latent statistics, which encoding needs: {error}", file=sys.stderr)
         return None
     return keep(codec, opened, buckets, config, folder, step)
 
@@ -97,7 +99,7 @@ def keep(
             by_bucket[bucket.name] = latents.measure(codec, _batched(samples, batch))
     except InputError as error:
         if is_main:
-            print(f"{folder}: no statistics of the training latents: {error}", file=sys.stderr)
+            print(f"warning: {folder}: no latent statistics, which encoding needs: {error}", file=sys.stderr)
         return None
     mean, std = latents.pooled(list(by_bucket.values()))
     statistics = {"mean": mean, "std": std, "buckets": by_bucket, "step": step}

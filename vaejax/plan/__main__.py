@@ -11,8 +11,8 @@ from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import InputError
 from vaejax.plan.topology import ACCEPTED
 
-TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices to plan for, which may be absent: {ACCEPTED}.")
-SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; 0: those of config.steps updates.")
+TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices to plan for, attached or not: {ACCEPTED}.")
+SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; 0: as many as config.steps updates take.")
 PRICE = flags.DEFINE_float("price", 0.0, "Price of one chip for an hour.")
 JSON = flags.DEFINE_string("json", "", "File to write the numbers of the plan to, as JSON.")
 JOBS = flags.DEFINE_integer(

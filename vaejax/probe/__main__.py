@@ -9,7 +9,6 @@ import dataclasses
 import sys
 
 from vaejax import cli
-from vaejax.evaluate.codecs import NAMES
 from vaejax.probe.presets import PRESETS, Preset
 
 
@@ -32,7 +31,12 @@ def _parser() -> argparse.ArgumentParser:
         " samples it generates with real ones. Scores are comparable only with the same budget and media.",
         "--checkpoint=runs/demo --data=~/Pictures --preset=cpu --out=runs/demo/probe",
     )
-    parser.add_argument("--checkpoint", metavar="NAME", required=True, help=f"the codec: {NAMES}")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        required=True,
+        help="the codec: folder of a run or export, diffusers:CLASS:PATH, or linear",
+    )
     parser.add_argument(
         "--data", metavar="FOLDER", required=True, help="FOLDER[,FOLDER] of photos and clips, or tfds:NAME"
     )

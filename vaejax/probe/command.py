@@ -60,7 +60,7 @@ def probe(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.nda
     try:
         probe = Probe(media, preset, Features(options.inception), bool(options.inception), progress=True)
     except weights.BadWeights as error:
-        raise InputError(f"features: {error}; accepted: the network's published weights") from error
+        raise InputError(f"features: {error} (needed: the network's published weights)") from error
     latents = probe.latents(codec)
     scores, shown = probe.score(latents, codec.decode, range(options.seeds))
     settings = {

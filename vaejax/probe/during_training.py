@@ -63,8 +63,8 @@ class TrainingProbe:
         )
         if h % self._preset.patch or w % self._preset.patch:
             raise InputError(
-                f"probe.bucket = {self.bucket.name!r}: its latents are {h}x{w}; accepted with probe.preset ="
-                f" {settings.preset!r}: multiples of {self._preset.patch}"
+                f"probe.bucket = {self.bucket.name!r}: its latents are {h}x{w}; accepted: a bucket whose"
+                f" latent sides are multiples of {self._preset.patch} (probe.preset = {settings.preset!r})"
             )
 
     def evaluate(self, average: dict) -> tuple[dict[str, float], np.ndarray | None]:

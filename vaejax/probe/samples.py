@@ -18,6 +18,8 @@ from vaejax.probe.presets import Preset
 BATCH = 16  # samples
 # The command's flag for each configuration key that an error message may name.
 _FLAGS = {
+    "--config.data.media": "--data",
+    "data.sources.probe.name": "--data",
     "data.buckets.": "--bucket=",
     "data.media": "--data",
     "data.sources.probe": "--data",

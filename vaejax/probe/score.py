@@ -104,7 +104,8 @@ class Probe:
         check_shape(codec, *size)
         shape = codec.latent_shape(*size)
         if shape is None:
-            raise InputError(f"{codec.name}: has no latents to learn; accepted: a codec with latents")
+            accepted = "a run, an export, diffusers:CLASS:PATH or linear"
+            raise InputError(f"{codec.name}: has no latents to learn; accepted: {accepted}")
         if shape[1] % patch or shape[2] % patch:
             raise InputError(
                 f"patch = {patch}: latents are {shape[1]}x{shape[2]}; accepted: a divisor of both sides"

@@ -41,7 +41,7 @@ def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: damaged ({error}); accepted: a file of vaejax.evaluate, or none (delete it)"
+            f"{path}: damaged ({error}); accepted: none (delete it; vaejax evaluate writes it again)"
         ) from error
 
 

@@ -97,5 +97,5 @@ def _check_same(saved: Mapping[str, Any], config: Config, where: str, discrimina
             if key in is_now and is_now[key] != value and key not in HARMLESS:
                 raise InputError(
                     f"{section}.{key} = {is_now[key]!r}, but the run in {where} has {value!r};"
-                    f" accepted: {value!r}, or the folder of another run"
+                    f" accepted: {value!r}, or another {'--workdir' if discriminators else 'init'}"
                 )

@@ -155,8 +155,8 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"checkpoint.best": "mean/psrn"}, r"checkpoint\.best = 'mean/psrn'; .* BUCKET: mean, image_64x64"),
-        ({"checkpoint.best": "-image_64x64/probe_kernel"}, r"with probe\.every, BUCKET/probe_kernel"),
+        ({"checkpoint.best": "mean/psrn"}, r"checkpoint\.best = 'mean/psrn'; .* buckets: mean, image_64x64"),
+        ({"checkpoint.best": "-image_64x64/probe_kernel"}, r"probe scores need probe\.every above 0"),
         (
             {"checkpoint.best": "-mean/probe_kernel", "probe.every": 300},
             r"or image_64x64/probe_kernel, image_64x64/probe_frechet",

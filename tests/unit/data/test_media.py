@@ -112,7 +112,7 @@ def test_without_resizing_the_pixels_are_the_files_own(files):
 
 
 def test_nothing_is_enlarged_beyond_the_limit(files):
-    with pytest.raises(media.Unreadable, match="does not fit: 12x20 for 24x40"):
+    with pytest.raises(media.Unreadable, match="does not fit: 12x20, needed: 24x40"):
         read(files["tiny_20x12.jpg"], height=24, width=40, max_upscale=1.9)
     assert read(files["tiny_20x12.jpg"], height=24, width=40, max_upscale=2.0).shape == (1, 24, 40, 3)
 

@@ -248,7 +248,7 @@ def test_only_an_earlier_export_is_replaced(run, whole, tmp_path, capsys):
     refused(tmp_path / "full", "contains other files, such as letter.txt")
     (tmp_path / "file").write_text("x")
     refused(tmp_path / "file", "Not a directory")
-    refused(run, "the folder that is exported")
+    refused(run, "the same folder as RUN")
     shutil.copytree(whole, tmp_path / "published")
     (tmp_path / "published" / ".git").mkdir()
     refused(tmp_path / "published", "contains .git, which no export wrote")
@@ -367,7 +367,7 @@ def test_missing_statistics_are_computed(tmp_path):
 def test_without_statistics_latents_are_not_normalized(tmp_path, capsys):
     run = write_run(tmp_path / "run", None)
     assert export.main([str(run), str(tmp_path / "out"), "--stablehlo=1x16x24"]) == 0
-    assert "is exported without statistics of its latents" in capsys.readouterr().err
+    assert "is exported without latent statistics; vaejax encode will refuse it" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text()
     assert "codec.encode(frames, normalize=False)" in card and "latents are not normalized" in card
     frames = pans(1, 1, 16, 24)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.models import architecture, clip, randomized
+from tests.support.models import SMALL, architecture, clip, randomized
 from vaejax.models.autoencoder import SIZES, Autoencoder
 from vaejax.models.conv import general_path
 from vaejax.models.dct_init import LATENT_SCALE, low_frequencies
@@ -206,7 +206,7 @@ def test_bfloat16_is_near_float32():
 
 
 def test_an_untrained_autoencoder_is_a_cosine_transform_codec():
-    model = Autoencoder(architecture(size="tiny"))
+    model = Autoencoder(architecture(**SMALL | {"latent_channels": 16}))
     x, key = clip(1, 32, 32), jax.random.key(0)
     params = jax.jit(model.init)(key, clip(5, 32, 32), key)
     assert params.keys() == {"params"}  # nothing of a stream, nor of the monitors

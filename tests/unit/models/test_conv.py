@@ -1,18 +1,19 @@
 """The convolution primitive against PyTorch, a direct computation and XLA's own convolution."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
 from scipy import ndimage, signal
 
 from vaejax.models import conv
+from vaejax.models.constraints import place
 from vaejax.models.conv import convolve
+from vaejax.runtime import mesh as sharding
 
 # Shape of x, kernel, strides: the general path, both parities of T, the image path, patches.
 CASES = [
@@ -35,7 +36,6 @@ FEATURES = 4
 def path(request, monkeypatch):
     """The implementation of CPUs, then that of TPUs."""
     monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, request.param))
-    return request.param
 
 
 def arrays(shape, size, features=FEATURES):
@@ -223,21 +223,9 @@ def test_a_tpu_program_holds_3d_convolutions_and_a_gpu_s_2d_ones(as_the_command)
     assert "conditional" not in lowered["cpu"].compile().as_text()  # one platform, one branch
 
 
-def test_sharding_changes_nothing(path):
-    """Batch and height over eight CPU devices, in a process of its own: devices are counted at start."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    subprocess.run([sys.executable, __file__, path], env=environment, check=True, timeout=300)
-
-
-def compare_shardings():
+@pytest.mark.usefixtures("path")
+def test_sharding_changes_nothing():
     """Values and gradients on eight devices, batch, kernel and height shared out among them, and on one."""
-    from jax.sharding import NamedSharding
-    from ml_collections import ConfigDict
-
-    from vaejax.models.constraints import place
-    from vaejax.runtime import mesh as sharding
-
-    conv.PLATFORMS["cpu"] = getattr(conv, sys.argv[1])
     mesh = sharding.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "space": 2}))
     frames = NamedSharding(mesh, sharding.HEIGHT)
     for shape, size, features in (
@@ -254,7 +242,3 @@ def compare_shardings():
             eight = with_gradients(lambda x, kernel: place(convolve(place(x), kernel)), *parts)
         for actual, desired in zip(eight, one, strict=True):
             close(actual, desired, 2e-6)
-
-
-if __name__ == "__main__":
-    compare_shardings()

@@ -282,7 +282,7 @@ def test_one_chip_gets_a_suggestion_too_and_batches_that_suit_no_mesh_are_refuse
     config = demo.get_config()
     assert "suggested" in suggested(config, 1, memory=1e6, capsys=capsys)[0]
     config.data.buckets.image_64x64.batch = 7
-    with pytest.raises(InputError, match="no multiple of these batch sizes suits 1009 chips"):
+    with pytest.raises(InputError, match="the mesh cannot split these batch sizes over 1009 chips"):
         suggested(config, 1009, memory=1e6, capsys=capsys)
 
 

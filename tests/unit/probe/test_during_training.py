@@ -106,6 +106,7 @@ def test_a_probe_stops_with_the_run(config, monkeypatch):
         assert asked == last
 
 
+@pytest.mark.runs
 def test_a_signal_ends_an_evaluation_at_once(config, tmp_path, monkeypatch):
     """The evaluation has no result, and the checkpoint is of the current step."""
     config = config.copy_and_resolve_references()
@@ -149,6 +150,6 @@ def test_a_finished_run_without_statistics_gets_them(run, config):
 def test_a_patch_that_does_not_divide_the_latents_is_refused_before_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setattr(during_training, "PRESETS", {"cpu": dataclasses.replace(TINY, patch=8)})
     with pytest.raises(
-        InputError, match=r"probe\.bucket = 'image_32x32': its latents are 4x4; accepted .* of 8"
+        InputError, match=r"probe\.bucket = 'image_32x32': its latents are 4x4; accepted: .* multiples of 8"
     ):
         train.fit(config, str(tmp_path))

@@ -7,8 +7,6 @@ import socket
 import subprocess
 import sys
 
-import pytest
-
 from tests.support import processes
 
 
@@ -41,29 +39,41 @@ def free_port():
         return str(free.getsockname()[1])
 
 
-@pytest.mark.parametrize(
-    ("tasks", "local", "visible"),
-    [
-        ("1(x4)", "", "all"),
-        ("2(x4)", "", "1"),
-        ("1,2(x3)", "", "1"),
-        ("1(x4)", "2", "1"),
-        ("2(x4)", "1", "all"),
-    ],
-    ids=["alone", "two", "two on some", "two of mpirun", "alone of mpirun"],
-)
-def test_the_only_task_on_a_node_sees_all_of_its_gpus(tasks, local, visible):
+def test_the_only_task_on_a_node_sees_all_of_its_gpus():
     """JAX alone would show a task one GPU; the tasks of mpirun inherit the variables of Slurm."""
-    program = "import jax; from vaejax.runtime import distributed; distributed.initialize();"
-    program += "print(jax.config.values['jax_cuda_visible_devices'])"
+    cases = {  # SLURM_STEP_TASKS_PER_NODE, OMPI_COMM_WORLD_LOCAL_SIZE: visible GPUs
+        ("1(x4)", ""): "all",
+        ("2(x4)", ""): "1",
+        ("1,2(x3)", ""): "1",  # two tasks on some nodes
+        ("1(x4)", "2"): "1",  # two tasks of mpirun
+        ("2(x4)", "1"): "all",
+    }
+    program = (
+        "import json, os, sys, jax\n"
+        "from vaejax.runtime import distributed\n"
+        "for variables in json.loads(sys.argv[1]):\n"
+        "    if not os.fork():\n"  # importing JAX once is quicker
+        "        os.environ.update(variables)\n"
+        "        distributed.initialize()\n"
+        "        print(jax.config.values['jax_cuda_visible_devices'], flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+    )
     environment = dict(os.environ, JAX_PLATFORMS="cpu", SLURM_JOB_ID="7", SLURM_STEP_NODELIST="localhost")
     environment |= {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "1"}
-    environment |= {"SLURM_STEP_TASKS_PER_NODE": tasks, "JAX_COORDINATOR_PORT": free_port()}
-    environment |= {"OMPI_COMM_WORLD_LOCAL_SIZE": local}
+    variables = [
+        {
+            "SLURM_STEP_TASKS_PER_NODE": tasks,
+            "OMPI_COMM_WORLD_LOCAL_SIZE": local,
+            "JAX_COORDINATOR_PORT": free_port(),
+        }
+        for tasks, local in cases
+    ]
     found = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.split() == [visible]
+        [sys.executable, "-c", program, json.dumps(variables)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout.split() == list(cases.values())
 
 
 def test_a_signal_before_training_listens_terminates_the_process():

@@ -2,7 +2,6 @@ import gc
 
 import jax
 import numpy as np
-import pytest
 from ml_collections import ConfigDict
 
 from tests.support import losses
@@ -18,7 +17,6 @@ from vaejax.train import programs as compiled
 from vaejax.train import state as train_state
 
 
-@pytest.mark.variants  # 20 CPU-seconds of compilation
 def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
     mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     adversary = losses.adversary(start=2)

@@ -60,7 +60,7 @@ def test_a_network_that_differs_is_named_with_both_values(tmp_path):
     other["model"]["widths"] = [8, 16]
     message = (
         r"^model\.widths = \(8,\), but the run in .*three has \(8, 16\);"
-        r" accepted: \(8, 16\), or the folder of another run$"
+        r" accepted: \(8, 16\), or another init$"
     )
     initialized = small_config("photos", init=str(tmp_path / "three"))
     with saved_run(tmp_path / "three", other):

@@ -191,8 +191,9 @@ class DiffusersCodec:
             if clip.shape[1:3] == (1 + self.frame_multiple, 2 * self.spatial_factor):
                 return
         raise InputError(
-            f"codec {self.name!r}: decodes {1 + k} latent frames of 2x2 to {clip.shape[1]}x{clip.shape[2]}"
-            f" (T, H); accepted: a model that restores a clip's size"
+            f"codec {self.name!r}: decodes {1 + k} latent frames to {clip.shape[1]} frames instead of"
+            f" {1 + self.frame_multiple}, and 2 latent rows to {clip.shape[2]} instead of"
+            f" {2 * self.spatial_factor}; accepted: a model that restores the size of a clip"
         )
 
     def _moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
