@@ -25,15 +25,16 @@ def load(
 ) -> Codec:
     """Opens a trained VAE, which encodes frames to latents and decodes them.
 
-    A further model of the same architecture reuses the compiled programs.
+    Within a process, a second model of the same architecture reuses the compiled programs of the first.
 
     Args:
       path: folder of a run, one of its checkpoints/STEP, or a folder written by vaejax.export.
-      step: step of a completed checkpoint; default: the one in `path`, else the latest.
+      step: training step of the checkpoint; None: the step that `path` names, or else the latest.
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
-      overlap: overlap of neighboring tiles, pixels; None: enough for exact results if the network allows it.
-      devices: JAX devices that share each frame by height; None: one device.
+      overlap: overlap of neighboring tiles in pixels. None: enough for exact results, or a quarter of a tile
+        if attention or group normalization rules them out.
+      devices: JAX devices over which the height of each frame is split; None: one device.
 
     Returns:
       A `vaejax.codec.codec.Codec`.

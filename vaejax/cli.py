@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError, TrainingFailed
 
-# The module of each command of the `vaejax` script, and the arguments that precede the user's.
+# Command of the `vaejax` script -> the module that runs it, and the arguments before those of the user.
 COMMANDS = {
     "train": ("vaejax.main", []),
     "index": ("vaejax.data.index", []),
@@ -94,7 +94,8 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
 def naming_disk_errors(workdir: str) -> Iterator[None]:
     """Turns errors of a full or failing disk into a TrainingFailed that names the folder of the run.
 
-    Libraries wrap the OSError in errors of their own, so it is recognized by the system's message.
+    Libraries wrap an OSError in their own exceptions. The texts of all chained exceptions are therefore
+    searched for the operating system's message.
     """
     try:
         yield
@@ -118,7 +119,7 @@ def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:
     """Returns an argparse type that accepts numbers of type `kind` from `smallest` up."""
 
     def number(text: str) -> float:
-        with contextlib.suppress(ValueError):  # of a text that is not a number
+        with contextlib.suppress(ValueError):  # raised if the text is not a number
             if (value := kind(text)) >= smallest:
                 return value
         name = "whole number" if kind is int else "number"

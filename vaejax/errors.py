@@ -1,7 +1,7 @@
 """Errors that commands print as one line, and exit codes."""
 
 FAILED, INPUT_ERROR, INTERRUPTED = 1, 2, 130
-STOPPED = 75  # EX_TEMPFAIL: stopped after saving; the same command continues
+STOPPED = 75  # EX_TEMPFAIL: a signal stopped the run; the same command continues it
 
 
 class InputError(ValueError):
@@ -20,7 +20,7 @@ class TrainingFailed(RuntimeError):
 
 
 class Stopped(Exception):
-    """Raised to end work early because the user asked for it."""
+    """Raised to end work early after a request to stop, such as SIGTERM or Ctrl-C."""
 
 
 def one_line(error: BaseException, longest: int = 200) -> str:

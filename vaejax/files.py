@@ -85,8 +85,8 @@ def sweep(paths: Iterable[pathlib.Path]) -> None:
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Creates a temporary folder, and renames it to `path` if the block succeeds.
 
-    An existing folder stays in place until then, and is restored if the renaming fails. What a killed job
-    left behind is removed first.
+    An existing folder stays in place until then, and is restored if the renaming fails. Before the block,
+    what a killed job left behind is cleaned up.
 
     Raises:
       OSError: if it cannot be written.
@@ -163,7 +163,10 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict]:
-    """Reads a file of one JSON object per line; skips incomplete lines; [] if the file does not exist."""
+    """Reads a file of one JSON object per line; skips invalid lines; returns [] if there is no file.
+
+    An invalid line is usually the last one, which a killed process left incomplete.
+    """
     lines = []
     if os.path.exists(path):
         with open(path, encoding="utf-8", errors="surrogateescape") as file:

@@ -14,11 +14,11 @@ from vaejax.errors import STOPPED, InputError
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Train on several hosts together; start the same command on each of them."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that it already has is resumed.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run already stored there is resumed.")
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Trains, and exits with code 0 when done, or 75 if stopped by a signal and saved."""
+    """Trains; exits with code 0 when done, or 75 if a signal stopped the run, which can be resumed."""
     if len(argv) > 1:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
