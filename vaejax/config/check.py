@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from vaejax.config.schema import OPEN_SECTIONS, SMALLEST_LPIPS, Config, defaults, is_section
 from vaejax.errors import InputError
 
-# Scores that checkpoint.best may follow: those of evaluation and those of the probe.
+# Names of the scores that checkpoint.best accepts, from evaluation and from the diffusion probe.
 EVAL_SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
 PROBE_SCORES = ("probe_kernel", "probe_frechet", "probe_loss", "probe_explained")
 LPIPS_NETWORKS = ("alexnet", "vgg16")
@@ -20,8 +20,8 @@ Section = TypeVar("Section")
 def check(config: Mapping[str, Any]) -> Config:
     """Returns the frozen, typed configuration after checking every key and value.
 
-    Buckets are checked in data/bucket.py, the mesh in runtime/mesh.py and the architecture in
-    models/autoencoder.py.
+    Some checks follow elsewhere: of buckets in data/bucket.py, of the number of devices in runtime/mesh.py
+    and of the architecture in models/autoencoder.py.
 
     Args:
       config: a ConfigDict or nested dictionaries with the keys of `Config`.
@@ -67,7 +67,7 @@ def unknown_key(key: str) -> str:
 
 
 def keys(kind: type, prefix: str = "") -> Iterator[str]:
-    """Every key of a section, 'section.key', subsections included."""
+    """Every key of a section class and its subsections, with dots, such as 'optim.learning_rate'."""
     for field in dataclasses.fields(kind):
         yield prefix + field.name
         if is_section(field):
@@ -75,14 +75,14 @@ def keys(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def get(config: Any, key: str) -> Any:
-    """The value of 'section.key' in a ConfigDict or Config."""
+    """The value of a dotted key, such as 'optim.learning_rate', in a ConfigDict or Config."""
     for name in key.split("."):
         config = config[name] if isinstance(config, Mapping) else getattr(config, name)
     return config
 
 
 def _kind(field: dataclasses.Field) -> type:
-    """The class of a section; its default factory."""
+    """The class of the section that a field holds: the default factory of the field."""
     assert isinstance(field.default_factory, type)
     return field.default_factory
 
@@ -129,7 +129,7 @@ def _restore(kind: type[Section], saved: Mapping[str, Any], prefix: str) -> Sect
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value with dictionaries for ConfigDicts and tuples for lists, which JSON makes of tuples."""
+    """Turns ConfigDicts into dictionaries, and lists into tuples, because JSON stores tuples as lists."""
     if hasattr(value, "items"):
         return {name: _plain(one) for name, one in value.items()}
     return tuple(_plain(one) for one in value) if isinstance(value, list | tuple) else value
@@ -140,7 +140,7 @@ def _batch(fields: Any) -> int:
 
 
 def _check_best(config: Config, buckets: Sequence[str]) -> None:
-    """Raises an InputError unless checkpoint.best is a score that exists when checkpoints are saved."""
+    """Raises an InputError unless checkpoint.best is '' or a score that exists when checkpoints are saved."""
     best = config.checkpoint.best
     if not best:
         return

@@ -21,7 +21,7 @@ def parse(argv: list[str]) -> list[str]:
     """Parses flags, for `absl.app.run`; --help prints the flags of the command and exits with code 0.
 
     Raises:
-      InputError: naming the flag that cannot be used.
+      InputError: if a flag or the configuration file cannot be used; the message names the flag.
     """
     if any(arg in ("-h", "-?", "--help", "--helpshort") for arg in argv[1:]):
         print(help_text(argv[0]))
@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is not None:
-            dict(CONFIG.value)  # absl reads the file at its first use only
+            dict(CONFIG.value)  # absl reads the file only at this first use
         return rest
     except (AttributeError, KeyError) as error:
         raise InputError(unknown_key(_unknown(argv) or str(error))) from error
@@ -64,7 +64,7 @@ def shipped_names() -> list[str]:
 
 
 def _file(name: str) -> str:
-    """Returns FILE[:VARIANT] with the path of FILE; `demo` and `configs/demo.py` name a shipped one."""
+    """Returns FILE[:VARIANT] with the path of a shipped FILE, such as `demo` or `configs/demo.py`."""
     path, *variant = name.split(":", 1)
     shipped = SHIPPED / pathlib.Path(path).with_suffix(".py").name
     if not os.path.isfile(path) and os.path.dirname(path) in ("", "configs") and shipped.is_file():
@@ -76,7 +76,7 @@ def _file(name: str) -> str:
 
 
 def _unknown(argv: list[str]) -> str:
-    """The first unknown key on a command line, entries of OPEN_SECTIONS last; '' if there is none."""
+    """The first unknown key on a command line, or else the first one in OPEN_SECTIONS, or else ''."""
     given = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
     known = set(keys(Config))
     unknown = sorted((key for key in given if key not in known), key=lambda k: k.startswith(OPEN_SECTIONS))
@@ -91,7 +91,7 @@ def _message(error: Exception) -> str:
             default = get(defaults(), key)
             text = f"{key} = {value.partition(': ')[0]}; accepted: a value like {default!r}"
         except (AttributeError, KeyError, TypeError):
-            pass  # a flag of another kind
-    if "Traceback" in text:  # the configuration file raised: its message is the last line
+            pass  # not a flag --config.KEY: absl's message is used
+    if "Traceback" in text:  # from the configuration file; its last line is the message
         text = f"--config: {text.splitlines()[-1].partition(': ')[2]}"
     return one_line(ValueError(text), longest=500)

