@@ -5,8 +5,9 @@
     vaejax train --config=joint:large --workdir=DIR  # 342M parameters instead of 122M, for a TPU pod
     vaejax train --config=joint:tiny --workdir=DIR   # shrunk: minutes on a laptop
 
-Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space trade communication
-for memory. `large` sets the mesh and batches for 256 TPU chips; `vaejax plan` reports what fits on others.
+Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space save memory
+at the cost of communication. `large` sets the mesh and batches for 256 TPU chips; `vaejax plan` reports what
+fits on others.
 Scores: not measured. Only `tiny` was trained, and the full size for a few updates on one H100
 (benchmarks/README.md).
 
