@@ -27,7 +27,9 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "base": {"stem_factor": 2, "widths": (144, 288, 576), "encoder_blocks": 2, "decoder_blocks": 3},
     "large": {"stem_factor": 2, "widths": (192, 384, 768), "encoder_blocks": 4, "decoder_blocks": 4},
 }
-LOG_VARIANCE_INIT = -8.0  # little sampling noise, so reconstruction starts at once; the KL term raises it
+# Initial log-variance of the posterior. Sampling noise is small at first, so that the decoder soon learns to
+# reconstruct; the KL term raises the log-variance later.
+LOG_VARIANCE_INIT = -8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Architecture:
       encoder_blocks, decoder_blocks: residual blocks per level.
       latent_channels: number of latent channels c.
       spatial_factor: fs, pixels per latent pixel along height and along width: 4, 8 or 16.
-      temporal_factor: ft, frames per latent frame after the first: 1, 2, 4 or 8.
+      temporal_factor: ft, frames per latent frame: 1, 2, 4 or 8; the first latent frame holds one frame.
       stem: 'haar' (wavelet bands) or 'patch' (plain pixels), see `resample.stem`.
       stem_factor: side of the pixel block that the stem moves into channels: 1, 2 or 4.
       conv: 'smc' (self-modulated convolutions) or 'groupnorm'.

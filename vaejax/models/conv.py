@@ -95,8 +95,8 @@ def _padding(kernel: jax.Array, strides: Triple, same: bool) -> list[tuple[int, 
 def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
     """Computes the convolution by XLA's 3D operator.
 
-    With strides and fewer than 128 channels, each block of sh x sw pixels becomes channels first. A TPU pads
-    channels to 128, so an input of 3 channels would occupy 43 times its size.
+    If the convolution has strides and fewer than 128 channels, each block of sh x sw pixels is first moved
+    into the channels. A TPU pads channels to 128, so an input of 3 channels would occupy 43 times its size.
     """
     padding = [(0, 0), *_padding(kernel, strides, same)]
     dimensions = ("NDHWC", "DHWIO", "NDHWC")
@@ -159,8 +159,8 @@ def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Ar
 def _by_columns(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
     """Convolves every frame of (B, T, H, W, C), unpadded, with (kh, kw, C, C') by one matrix product.
 
-    The kernel's gradient is then a matrix product too. XLA's, of a strided convolution, takes 10 to 25 times
-    as long.
+    The kernel's gradient is then a matrix product too. XLA's gradient of a strided convolution takes 10 to 25
+    times as long.
     """
     (kh, kw), (sh, sw) = kernel.shape[:2], strides
     high, wide = (x.shape[2] - kh) // sh * sh + 1, (x.shape[3] - kw) // sw * sw + 1

@@ -46,7 +46,8 @@ class Discriminator(nn.Module):
     def __call__(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T_out h w"]:
         """Maps pixels (B, T, H, W, 3) in [-1, 1] to float32 logits (B, T', h, w), positive for real.
 
-        A temporal PatchGAN halves the frames up to three times, while more than two remain; else T' = T.
+        A temporal PatchGAN halves the number of frames up to three times, as long as more than two remain.
+        Any other discriminator keeps all frames: T' = T.
         """
         d, frames = self.design, 3 if self.temporal else 1
 
@@ -115,8 +116,8 @@ def power_iteration(params: Any, spectral: Any, squarings: int = 0) -> Any:
     Args:
       params: parameters of a discriminator.
       spectral: the discriminator's collection "spectral": left and right singular vectors of each kernel.
-      squarings: if n > 0, 2^n further steps come first, computed by squaring a matrix n times. A loop over
-        them, unrolled, took longer to compile than the rest of the initialization.
+      squarings: if n > 0, 2^n further steps come first, computed by squaring a matrix n times. An
+        unrolled loop of 2^n steps took longer to compile than the rest of the initialization.
 
     Returns:
       The refined collection, of float32 unit vectors.

@@ -29,7 +29,7 @@ class FrameGroupNorm(nn.Module):
     """Group normalization of each frame alone (arXiv 1803.08494), with statistics in float32.
 
     Attributes:
-      groups: maximum number of groups; the largest divisor of the channels up to it is used.
+      groups: maximum number of groups; the largest divisor of C up to this maximum is used.
       dtype: dtype of the result.
     """
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-LOG_VARIANCE_RANGE = (-30.0, 20.0)  # its exponential is finite and above 0 in float32
+LOG_VARIANCE_RANGE = (-30.0, 20.0)  # keeps the variance finite and above 0 in float32
 
 
 @flax.struct.dataclass
@@ -32,6 +32,6 @@ class DiagonalGaussian:
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
     def kl(self) -> Float[Array, "*latent"]:
-        """Computes KL(q || N(0, 1)) in nats of each latent element, (b, t, h, w, c); see appendix B."""
+        """Computes KL(q || N(0, 1)) of each latent element (b, t, h, w, c), in nats (paper, appendix B)."""
         variance = jnp.exp(self.log_variance)
         return 0.5 * (jnp.square(self.mean) + variance - 1.0 - self.log_variance)

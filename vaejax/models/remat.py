@@ -12,8 +12,8 @@ def recomputed(f: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Arr
     """Computes f(params, x) and stores only params and x for the backward pass.
 
     Unlike `jax.checkpoint`, it makes the gradient of x wait for the gradients of the parameters. Otherwise
-    XLA may postpone the latter and keep the activations that they need until the end. On a TPU this cost as
-    much memory as rematerialization saves.
+    XLA may compute the gradients of the parameters last and keep the activations for them until then. On a
+    TPU this cost as much memory as rematerialization saves.
 
     Args:
       f: function of (params, x) that returns an array.

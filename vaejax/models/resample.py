@@ -26,7 +26,7 @@ def depth_to_space(x: Float[Array, "B T h w c"], factor: int) -> Float[Array, "B
 
 
 def _haar_matrix(factor: int) -> jax.Array:
-    """Returns the orthonormal 2D Haar transform of a patch, (f·f, f·f), log2(f) levels, low band first."""
+    """Returns the orthonormal 2D Haar transform of a patch as a matrix (f·f, f·f), the low band first."""
     rows = jnp.ones((1, 1))
     while rows.shape[0] < factor:
         low = jnp.kron(rows, jnp.array([[1.0, 1.0]]))
