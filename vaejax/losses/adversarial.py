@@ -30,8 +30,8 @@ def logistic(real: Logits, fake: Logits) -> Float[Array, ""]:
     return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
 
 
-# name: (loss of the discriminator, loss of the generator). The generator is the autoencoder. With 'logistic'
-# its loss is linear, as in VQGAN (arXiv 2012.09841).
+# Name of a GAN loss -> the discriminator's loss and the generator's, as functions of logits. The generator is
+# the autoencoder. With 'logistic' the generator's loss is linear, as in VQGAN (arXiv 2012.09841).
 LOSSES = {
     "hinge": (hinge, lambda fake: -fake.mean()),
     "logistic": (logistic, lambda fake: -fake.mean()),
@@ -53,7 +53,7 @@ def lecam(
       fake_mean: moving average () of fake logits.
 
     Returns:
-      Mean squared excess ().
+      The sum () of the two mean squared excesses.
     """
     above = jnp.square(jax.nn.relu(real - fake_mean)).mean()
     return above + jnp.square(jax.nn.relu(real_mean - fake)).mean()
@@ -87,7 +87,8 @@ class DiscriminatorState:
       optimizer: optax state.
       real_mean, fake_mean: moving averages () of the logits of real samples and of reconstructions, for
         LeCam.
-      accuracy: moving average () of the share of logits with the right sign: above 0 for real samples.
+      accuracy: moving average () of the share of logits with the right sign: positive for real samples,
+        negative for reconstructions.
     """
 
     params: Any
@@ -229,13 +230,13 @@ class Adversary:
           states: states of the discriminators by name.
           x: pixels (B, T, H, W, 3) in [-1, 1].
           x_hat: reconstruction of x, of the same shape.
-          key: random key of the frames that 'image' sees.
+          key: random key that chooses the frames that 'image' sees.
 
         Returns:
           The gradient of the sum of generator losses with respect to x_hat; the gradients of each
           discriminator's parameters, by name; the statistics of each discriminator's logits, by name; and
           scalar metrics: 'adversarial_NAME' (the generator's loss), 'discriminator_NAME' (the
-          discriminator's loss) and, unless its weight is 0, 'r1_NAME'.
+          discriminator's loss) and, if the R1 weight is not 0, 'r1_NAME' (the R1 penalty).
         """
         total, gradients, stats, terms = jnp.zeros_like(x_hat), {}, {}, {}
         for name, module in self.discriminators.items():
@@ -256,7 +257,7 @@ class Adversary:
         x_hat: Float[Array, "B T H W C"],
         frames: Int[Array, " n"] | None,
     ) -> tuple[Float[Array, "B T H W C"], Any, LogitStats, dict[str, Float[Array, ""]]]:
-        """Computes `gradients` for one discriminator; `frames` are the indices it sees, None for all."""
+        """Computes `gradients` for one discriminator; it sees only `frames`, None for all."""
 
         def discriminate(params: Any, x: jax.Array) -> Any:
             x = x if frames is None else x[:, frames]
@@ -292,7 +293,8 @@ class Adversary:
         Args:
           state: state before the update.
           gradients: gradients of the parameters, summed over the update's batches.
-          stats: statistics of the logits; a count of 0 leaves the whole state unchanged.
+          stats: statistics of the logits. With a count of 0 the whole state stays unchanged, because the
+            update had no batch for this discriminator.
 
         Returns:
           The state after the update.

@@ -88,7 +88,7 @@ def temporal(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> 
 # Terms that sharpen reconstructions beyond a pixelwise likelihood. A new term needs an entry here and a
 # weight in `WeightsConfig`.
 DETAIL_TERMS = {"high_pass": high_pass, "wavelet": wavelet, "temporal": temporal}
-# Every term by the name of its weight; losses/adversarial.py computes 'adversarial'.
+# The names of all terms and of their weights; losses/adversarial.py computes the term 'adversarial'.
 TERMS = (
     "reconstruction",
     "kl",
