@@ -11,7 +11,7 @@ from vaejax.networks import batch_norm as folded
 from vaejax.networks import weights
 from vaejax.networks.batch_norm import Layers
 
-SIZE = 224  # height and width of its input in pixels
+SIZE = 224  # height and width of the network's input in pixels
 FEATURES = 1280
 CLASSES = 1000
 
@@ -79,7 +79,7 @@ def features(params: dict, x: jax.Array) -> jax.Array:
 
 
 def logits(params: dict, x: jax.Array) -> jax.Array:
-    """Computes logits (N, 1000) of the ImageNet classes in their usual order; arguments as in `features`."""
+    """Computes logits (N, 1000) of the ImageNet classes in standard order; arguments as in `features`."""
     layer = params["_fc"]
     return jnp.dot(features(params, x), layer["kernel"], precision="highest") + layer["bias"]
 
@@ -113,7 +113,7 @@ def _conv(
 
 
 def _depthwise(layers: Layers, name: str, x: jax.Array, size: int, stride: int) -> jax.Array:
-    """Convolves each channel alone by a sum of shifted images: 3 to 40 times as fast as XLA's on a CPU."""
+    """Convolves each channel alone by a sum of shifted images: 3 to 40 times as fast on a CPU as in XLA."""
     layer = layers(name, (size, size, 1, x.shape[-1]))
     high, wide = (-(-n // stride) for n in x.shape[1:3])
     # TensorFlow's padding: of an odd number of zeros, one more goes to the end.

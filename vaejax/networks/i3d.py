@@ -10,8 +10,8 @@ from vaejax.networks import batch_norm as folded
 from vaejax.networks import weights
 from vaejax.networks.batch_norm import Layers
 
-SIZE = 224  # height and width of its input in pixels
-SHORTEST = 9  # frames: three halvings, rounded up, leave the two that the last average needs
+SIZE = 224  # height and width of the network's input in pixels
+SHORTEST = 9  # fewest frames: halved three times, rounded up, they leave the two that the last average needs
 CLASSES = 400
 
 # Output channels of Branch_0, of Branch_1's and Branch_2's two convolutions (1x1x1, then 3x3x3), and of
@@ -27,7 +27,8 @@ _STAGES = (
     },
     {"Mixed_5b": (256, 160, 320, 32, 128, 128), "Mixed_5c": (384, 192, 384, 48, 128, 128)},
 )
-_POOLS = (((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)))  # before each stage
+# Window and strides of the max pooling before each stage.
+_POOLS = (((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)))
 _LOGITS = "Logits/Conv3d_0c_1x1"
 
 

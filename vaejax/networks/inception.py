@@ -1,6 +1,7 @@
-"""FID's Inception v3 (arXiv 1512.00567, 1706.08500): TensorFlow's of 2015-12-05, as pytorch-fid ports it.
+"""Inception v3 for FID (arXiv 1512.00567, 1706.08500): TensorFlow's model of 2015-12-05.
 
-The user supplies the weights: pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
+The user supplies the weights, as the package pytorch-fid converted them to PyTorch:
+pt_inception-2015-12-05-6726825d.pth.
 """
 
 import os
@@ -13,7 +14,7 @@ from vaejax.networks import batch_norm as folded
 from vaejax.networks.batch_norm import Layers
 from vaejax.networks.weights import BadWeights
 
-SIZE = 299  # height and width of its input in pixels
+SIZE = 299  # height and width of the network's input in pixels
 FEATURES = 2048
 _FILE = "pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
 
@@ -22,7 +23,8 @@ def load(path: str | os.PathLike) -> dict:
     """Loads the weights, with batch normalizations folded.
 
     Args:
-      path: state dict with pytorch-fid's names. Torchvision's weights are refused: they do not give FID.
+      path: state dict with pytorch-fid's names. Torchvision's weights are refused, because they
+        belong to a different training and give other scores than FID.
 
     Returns:
       Float32 parameters {layer: {'kernel': array, 'bias': array}}.
@@ -79,7 +81,7 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
 
 
 class _Block:
-    """The five kinds of Inception block; branches have torchvision's names."""
+    """The five kinds of Inception block, one method each; blocks and branches are named as in torchvision."""
 
     def __init__(self, layers: Layers, name: str):
         self.layers, self.name = layers, name

@@ -19,9 +19,9 @@ from vaejax.networks.weights import BadWeights
 _MAGIC, _PROTOCOL = (
     0x1950A86A20F9469CFC6C,
     1001,
-)  # start of a file from before PyTorch 1.6 (legacy)
+)  # first two numbers of a file in the legacy format, from before PyTorch 1.6
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
-_BFLOAT16 = "bfloat16"  # not in NumPy: the upper half of a float32
+_BFLOAT16 = "bfloat16"  # NumPy lacks this type; its bits are the upper half of a float32
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -138,7 +138,8 @@ def _next_pickle(file: IO[bytes]) -> io.BytesIO:
     """Reads the pickle that begins at the file's position, and leaves the position at its end.
 
     Raises:
-      BadWeights: if a memo index exceeds the size of the pickle; Python would allocate that much memory.
+      BadWeights: if a memo index exceeds the size of the pickle, because Python would allocate memory for
+        that many entries.
     """
     start = file.tell()
     indices = [index or 0 for opcode, index, _ in pickletools.genops(file) if opcode.name in _PUTS]
@@ -179,7 +180,9 @@ def _read_legacy(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, n
     except Exception:
         magic = None
     if magic != _MAGIC:
-        raise BadWeights("truncated or not written by torch.save; accepted: its zip or legacy format")
+        raise BadWeights(
+            "truncated or not written by torch.save; accepted: the zip or legacy format of torch.save"
+        )
     version, machine = _Tensors(file).load(), _Tensors(file).load()
     if version != _PROTOCOL:
         raise BadWeights(f"has version {version} of the legacy format; accepted: version {_PROTOCOL}")
@@ -196,7 +199,7 @@ def _read_legacy(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, n
 
 def _check_order(little: bool) -> None:
     if not little or sys.byteorder != "little":
-        raise BadWeights("file or machine has another byte order; accepted: little-endian for both")
+        raise BadWeights("the file or this machine has another byte order; accepted: little-endian for both")
 
 
 def _numbers(data: bytes, storage: _Storage) -> np.ndarray:

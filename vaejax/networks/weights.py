@@ -81,7 +81,7 @@ def check(tree: Any, shapes: Any, where: str) -> Any:
     Args:
       tree: nested dictionaries of arrays.
       shapes: expected names and shapes, as nested dictionaries.
-      where: prefix of error messages, such as the file and ': '.
+      where: prefix of error messages, such as 'FILE: '.
 
     Raises:
       BadWeights: if a name or shape differs, or an array is not of floating-point type or not finite.
