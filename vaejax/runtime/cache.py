@@ -1,4 +1,4 @@
-"""The cache of compiled programs and of indexes of read-only media; it may be deleted at any time."""
+"""The cache of compiled programs and of indexes of read-only media folders; it may be deleted at any time."""
 
 import os
 import pathlib
@@ -7,13 +7,13 @@ _of_run: pathlib.Path | None = None
 
 
 def folder() -> pathlib.Path:
-    """The cache: $XDG_CACHE_HOME/vaejax, by default ~/.cache/vaejax, or the one that `share` chose."""
+    """The folder of the cache: the one set by `share`, else $XDG_CACHE_HOME/vaejax or ~/.cache/vaejax."""
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vaejax"
     return _of_run or home
 
 
 def share(workdir: str) -> None:
-    """Uses the folder `cache` of a run, which all its hosts share, as the cache from now on."""
+    """From now on, uses the folder `cache` inside `workdir` as the cache, because all hosts share it."""
     global _of_run
     _of_run = pathlib.Path(workdir).expanduser() / "cache"
 

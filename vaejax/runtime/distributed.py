@@ -22,10 +22,10 @@ from vaejax.errors import FAILED, STOPPED, InputError, TrainingFailed, one_line
 T = TypeVar("T")
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-START_SECONDS = 300  # within which all processes must have started
-BARRIER_MILLISECONDS = 24 * 3600 * 1000  # the watchdog reports late processes long before
-# Seconds without a heartbeat of one process after which JAX aborts the others. A heartbeat is sent every half
-# of this, so a stopped process is noticed after half to all of it.
+START_SECONDS = 300  # limit on the time until all processes have started
+BARRIER_MILLISECONDS = 24 * 3600 * 1000  # a day, so that the watchdog reports late processes first
+# Seconds without a heartbeat of one process after which JAX aborts the others. Heartbeats are sent
+# every HEARTBEAT / 2 seconds, so JAX notices a stopped process 30 to 60 s after its end.
 HEARTBEAT = 60
 
 
@@ -42,8 +42,8 @@ def initialize() -> None:
     """Connects the processes of a run.
 
     The variables JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID take
-    precedence. Without them JAX asks the launcher: Slurm, Open MPI, the metadata of a TPU pod, or GKE. The
-    only process on a host uses all its GPUs, unless JAX_LOCAL_DEVICE_IDS says otherwise.
+    precedence. Without them JAX asks the launcher: Slurm, Open MPI, the metadata of a TPU pod, or GKE. A
+    process that is alone on its host uses all GPUs of the host, unless JAX_LOCAL_DEVICE_IDS chooses some.
 
     Raises:
       InputError: if neither the variables nor a launcher name the other processes, or if a variable is wrong.
@@ -73,7 +73,8 @@ def initialize() -> None:
         ) from error
     # If another process dies, JAX aborts this one while its threads run; dumping their stacks could crash it.
     faulthandler.enable(all_threads=False)
-    # JAX has installed a handler of SIGTERM, but nothing acts on it until preemption.py listens.
+    # JAX has installed a handler that only records SIGTERM. Until preemption.py listens, SIGTERM must end the
+    # process.
     signal.signal(signal.SIGTERM, sigterm_handler)
 
 
@@ -193,7 +194,7 @@ def lockstep(items: Iterable[T], frames: Callable[[T], Any] = lambda item: item)
 
 
 def key_value_store() -> Any:
-    """JAX's client for key-value store and barriers, shared by all processes; None if there is only one."""
+    """JAX's client for the key-value store and barriers of all processes; None in a run of one process."""
     from jax._src import distributed
 
     return distributed.global_state.client
@@ -210,7 +211,7 @@ def barrier(name: str) -> None:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Returns the values of all processes, in their order, to each of them; all processes must call it.
+    """Returns the values of all processes, by process index, to each of them; all processes must call it.
 
     Args:
       value: value of this process that JSON can represent.

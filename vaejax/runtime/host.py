@@ -12,7 +12,7 @@ def cores() -> int:
 
 
 def memory() -> int:
-    """Bytes of memory of the host or, if that is less, of the container."""
+    """Bytes of memory of the host, or the limit of the container if it is lower."""
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     return min(size, int(limit)) if limit.isdecimal() else size

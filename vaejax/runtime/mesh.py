@@ -1,7 +1,8 @@
 """The device mesh and every sharding rule. No other file names a mesh axis.
 
 `data` splits the batch. `fsdp` splits the batch, parameters, optimizer state and EMA (ZeRO-3). `space` splits
-the batch too if it is large enough, otherwise the height of frames and activations; XLA exchanges the halos.
+the batch too if its size is a multiple of the number of devices. Otherwise `space` splits the height of
+frames and activations, and XLA exchanges the rows that convolutions need from neighboring parts.
 """
 
 import bisect
@@ -21,10 +22,13 @@ from vaejax.errors import InputError
 from vaejax.models.constraints import Placement, placing
 
 AXES = ("data", "fsdp", "space")
-BATCH = AXES[:2]  # axes that split any batch
-SAMPLES = P(AXES)  # of frames and latents (B, T, H, W, C): whole samples on every device
-HEIGHT = P(BATCH, None, "space")  # of the same, if the batch is not a multiple of the number of devices
-SMALLEST_SHARDED = 2**14  # elements; below it a collective costs more than the memory it saves
+BATCH = AXES[:2]  # the axes that split every batch
+# The two shardings of frames and latents (B, T, H, W, C). SAMPLES puts whole samples on every device. HEIGHT,
+# for batches that are not a multiple of the number of devices, splits samples too.
+SAMPLES = P(AXES)
+HEIGHT = P(BATCH, None, "space")
+# Arrays with fewer elements are replicated: sharding would save too little memory for its communication.
+SMALLEST_SHARDED = 2**14
 
 
 def make_mesh(
@@ -65,7 +69,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def height_parts(mesh: Mesh) -> int:
-    """The number of parts of the height, if the batch is not a multiple of the number of devices."""
+    """The number of parts that frame heights are split into if the device count does not divide the batch."""
     return mesh.shape["space"]
 
 
@@ -106,7 +110,7 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:
-    """The mesh axes whose number of parts divides `count` images."""
+    """The largest set of mesh axes that splits `count` images into equal parts; () if there is none."""
     return next(axes for axes in (AXES, BATCH, ()) if count % _parts(mesh, axes) == 0)
 
 
@@ -130,7 +134,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copies a tree of arrays to every device; each array is sharded, or equal on all processes."""
+    """Copies a tree of arrays to every device; each must be sharded already, or equal on all processes."""
     return jax.jit(_identity, out_shardings=replicated(mesh))(tree)
 
 

@@ -24,7 +24,7 @@ class Profile:
 
     @contextlib.contextmanager
     def update(self, step: int) -> Iterator[None]:
-        """A context for the host's work on update `step`; starts the trace at its first update."""
+        """A context for the host's work on update `step`; starts the trace if `step` is in its range."""
         if step in self._steps and not self._tracing:
             jax.profiler.start_trace(self._directory)
             self._tracing = True

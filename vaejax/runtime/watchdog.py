@@ -18,9 +18,10 @@ from vaejax.errors import FAILED
 from vaejax.runtime import distributed
 
 REPORT_SECONDS = 5  # interval of each process's reports to the others
-# Seconds without a report after which process 0 reports a silent process, before JAX ends all of them.
+# Seconds without a report from a process after which process 0 prints a warning. This is shorter than
+# HEARTBEAT, after which JAX ends all processes.
 SILENCE = distributed.HEARTBEAT // 4
-KEY = "vaejax/activity/"  # of the reports in JAX's key-value store
+KEY = "vaejax/activity/"  # prefix of the reports' keys in JAX's key-value store
 WAITING_FOR_DEVICES = "waiting for the devices"
 DONE = "done"
 PATIENCE = 10  # factor on the time limit while a process starts, compiles, evaluates or saves
@@ -103,7 +104,7 @@ class Watchdog:
                 self._abort(dataclasses.replace(activity, reported=time.time()))
 
     def _abort(self, own: Activity) -> None:
-        """Ends this process with a report, unless another process is still within a patient activity."""
+        """Ends this process with a report, unless a process still has time for a patient activity."""
         try:
             activities = self._exchange.submit(_activities).result(REPORT_SECONDS)
         except (concurrent.futures.TimeoutError, RuntimeError):
@@ -123,11 +124,12 @@ class SilenceDetector:
     """Detects processes that stopped reporting, by this process's clock, as the clocks of hosts differ."""
 
     def __init__(self):
-        self._heard: dict[int, tuple[float, float]] = {}  # by process: its latest report, and when it arrived
+        # Process -> (its latest report by the clock of its host, the report's arrival by this host's clock).
+        self._heard: dict[int, tuple[float, float]] = {}
         self._named: set[int] = set()
 
     def newly_silent(self, activities: Sequence[Activity], now: float) -> list[Activity]:
-        """The latest reports of processes silent for SILENCE seconds, each once until it reports again.
+        """The latest report of each process silent for SILENCE seconds, but only once until the next report.
 
         Args:
           activities: latest reports of all processes.
@@ -148,9 +150,9 @@ class SilenceDetector:
 def diagnose(own: Activity, activities: Sequence[Activity], seconds: float) -> list[str]:
     """One line for each stuck process; none while a process is within the limit of a patient activity.
 
-    Processes run in lockstep, so one that waits for its devices waits for another process. Stuck are the
-    processes that stopped reporting; if there are none, those at an earlier step; if there are none either,
-    those that do not wait for their devices.
+    Processes run in lockstep, so one that waits for its devices waits for another process. The first of these
+    groups that is not empty is stuck: processes that stopped reporting, processes behind the latest step,
+    processes that do not wait for their devices, or else all processes.
 
     Args:
       own: activity of this process.
@@ -186,7 +188,7 @@ def _line(activity: Activity, verb: str) -> str:
 
 
 def _report(activity: Activity) -> list[Activity]:
-    """Stores an activity for all processes; returns the activities of all on process 0, else []."""
+    """Publishes an activity of this process; returns those of all processes if this is process 0, else []."""
     store = distributed.key_value_store()
     if store is None:
         return []
