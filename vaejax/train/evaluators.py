@@ -20,7 +20,8 @@ class Evaluators:
     Args:
       setup: configuration, mesh, data and programs of the run.
       watchdog: notified before every batch.
-      preemption: source of stop signals; they end an evaluation early, except the scoring of the last update.
+      preemption: source of stop signals, which end an evaluation early. Only the scoring after the last
+        update always finishes.
     """
 
     def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
@@ -67,7 +68,7 @@ class Evaluators:
         return scores
 
     def score(self, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
-        """Scores the held-out samples of every bucket and reports; returns {} if a signal ended it early."""
+        """Scores held-out samples of every bucket and reports the results; {} if a signal ended it early."""
         self._step = step
         try:
             scores = self._held_out.evaluate(state.ema, state.params)

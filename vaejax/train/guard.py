@@ -32,20 +32,20 @@ class StepGuard:
     """Counts skipped updates and rollbacks. All processes hold the same counts; process 0 writes them.
 
     bad_steps.jsonl has a line {"step", "samples": {bucket: names}} for each skipped update, and a line
-    {"step", "back_to", "positions"} for each rollback; "positions" are the batches drawn per bucket until
-    then.
+    {"step", "back_to", "positions"} for each rollback. "positions" is the number of batches that each bucket
+    had drawn by then.
 
     Args:
       folder: folder of the run; if it has a bad_steps.jsonl, counting continues from it.
       config: section `recovery` of the configuration.
-      start: step at which the run starts or resumes. Skipped updates from this step on are dropped, because
-        the run will repeat them. Rollbacks are kept, because their data positions stay valid.
+      start: step at which the run starts or resumes. Lines of skipped updates from this step on that follow
+        the latest rollback are dropped, because the run will repeat these updates.
 
     Attributes:
       total: updates skipped so far.
       in_row: number of consecutive skipped updates up to the latest.
       rollbacks: rollbacks so far.
-      restart_step: step of the checkpoint that the latest rollback returned to; before any, `start`.
+      restart_step: step of the checkpoint that the latest rollback returned to; `start` before any rollback.
     """
 
     def __init__(self, folder: RunFolder, config: RecoveryConfig, start: int):
@@ -66,9 +66,10 @@ class StepGuard:
             self._write()
 
     def positions(self, start: int) -> dict[str, int]:
-        """Batches drawn per bucket before the latest rollback, if it returned to step `start`; otherwise {}.
+        """The data positions that replace those of checkpoint `start`: batches drawn so far, by bucket name.
 
-        They replace the positions of the checkpoint, so that training continues with new samples.
+        If the latest rollback returned to this checkpoint, they are the positions before that rollback, so
+        that training continues with new samples. Otherwise nothing is replaced, and the result is {}.
         """
         rollbacks = [line for line in self._lines if "back_to" in line]
         return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
@@ -102,7 +103,7 @@ class StepGuard:
         return self.in_row >= self._config.bad_steps
 
     def roll_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:
-        """Records a rollback from `step` to checkpoint `back_to`, and the batches drawn per bucket so far.
+        """Records a rollback from `step` to checkpoint `back_to`, and the number of batches drawn per bucket.
 
         Raises:
           TrainingFailed: after config.recovery.rollbacks rollbacks to the same checkpoint.

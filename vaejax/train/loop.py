@@ -47,7 +47,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
       inject: function with which tests break values, see train/step.py.
 
     Returns:
-      True if the run is complete, False if a signal stopped it after saving a checkpoint.
+      True if the run is complete, False if a signal stopped it; another call then resumes it.
 
     Raises:
       InputError: if the configuration or an input cannot be used.
@@ -82,7 +82,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
 
 
 class Run:
-    """The objects of a run that outlive a rollback. Its programs are among them, so no rollback recompiles.
+    """The objects of a run that outlive a rollback, compiled programs included: no rollback recompiles.
 
     Attributes:
       guard: counts skipped updates and rollbacks.
@@ -117,7 +117,7 @@ class Run:
         console.introduce(folder, config, setup.buckets, start, programs.state.params["autoencoder"])
 
     def train_from(self, start: int) -> Outcome:
-        """Trains from step `start`, 0 or a checkpoint's, until the run is done, stopped or rolled back."""
+        """Trains from step 0 or checkpoint `start` until the run is done, stopped or rolled back."""
         config, guard, watchdog = self.setup.config, self.guard, self.watchdog
         state, positions = resume.restore(self.setup, self.checkpoints, guard, start)
         self.preemption.listen()  # only now, so that Ctrl-C interrupts the start-up at once
@@ -132,7 +132,7 @@ class Run:
                 self.evaluators.score(0, state, report)  # what the loaded parameters score before training
             for step in range(start, config.steps):
                 with report.paused():
-                    self.update.prepare(step, watchdog)  # compiles if a loss term starts
+                    self.update.prepare(step, watchdog)  # compiles at the first step and when a term starts
                 with profile.update(step):
                     watchdog.begin("waiting for samples", step)
                     batches, waited = _next(stream)

@@ -189,7 +189,7 @@ class Update:
         )
         self._phase: Phase | None = None
         self._compiled: tuple = ()
-        self._phases = 0  # number compiled so far
+        self._phases = 0  # number of phases compiled so far, for the names of barriers
         self._flops: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}
 

@@ -84,7 +84,10 @@ def _latest(source: Checkpoints, name: str) -> int:
 
 
 def _check_same(saved: Mapping[str, Any], config: Config, where: str, discriminators: bool = False) -> None:
-    """Raises an InputError if a key that shapes parameters differs; keys that only one has are ignored."""
+    """Raises an InputError if a key on which parameters depend differs between the two configurations.
+
+    A key that exists in only one of them, because another version of vaejax saved it, is ignored.
+    """
     now = config.to_dict()
     sections = [("model", saved["model"], now["model"])]
     if discriminators and saved["loss"]["weights"].get("adversarial"):

@@ -22,9 +22,9 @@ from vaejax.models.pixels import from_uint8
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.train.state import TrainState
 
-# A function with which tests break values: (bucket, place, step, x, y) -> y, or a broken y. At place 'data' y
-# is the batch x, at 'generator' its reconstruction, at 'discriminator' the reconstruction that discriminators
-# see.
+# A function with which tests break values: (bucket, place, step, x, y) -> y, or a broken y. x is the batch.
+# place says which value y is: 'data' the batch, 'generator' its reconstruction, 'discriminator' the
+# reconstruction as only the discriminators see it.
 Inject = Callable[[str, str, Array, Array, Array], Array]
 
 
@@ -36,7 +36,7 @@ class Accumulated:
       generator: weighted sum of the gradients of state.params.
       discriminators: weighted sums of the gradients of each discriminator's parameters, by name.
       logits: statistics of each discriminator's logits, by name.
-      finite: whether () every loss and gradient so far is finite.
+      finite: boolean (), True if every loss and gradient so far is finite.
     """
 
     generator: dict
@@ -46,7 +46,7 @@ class Accumulated:
 
 
 def zeros(state: TrainState, adversary: Adversary | None) -> Accumulated:
-    """Returns zero gradients and statistics, to which every bucket's are added."""
+    """Returns zero gradients and statistics, to which those of every bucket are added."""
     discriminators = adversary.zeros(state.discriminators) if adversary else ({}, {})
     return Accumulated(jax.tree.map(jnp.zeros_like, state.params), *discriminators, jnp.array(True))
 
@@ -109,7 +109,7 @@ def bucket_gradients(
       model: the autoencoder.
       objective: loss without its adversarial term.
       adversary: discriminators; None omits the adversarial term.
-      inject: `Inject` without its first argument, or None.
+      inject: an `Inject` whose first argument, the bucket's name, is already bound; or None.
 
     Returns:
       The accumulated gradients, and the bucket's scalar metrics.
@@ -181,13 +181,13 @@ def apply_gradients(
       state: state before the update.
       accumulated: gradients of all buckets.
       optimizer: optimizer of state.params, clipping included.
-      clipping: clipping of the optimizer alone, for the norm of the clipped gradients.
+      clipping: the clipping inside `optimizer`, applied again to measure the norm of the clipped gradients.
       ema_decay: upper bound of the EMA's decay.
       adversary: discriminators; None if they do not train yet.
 
     Returns:
       The next state, and its scalar metrics: norms, the log-scale, accuracies of the discriminators, and
-      'finite'.
+      'finite', False if the update was skipped.
     """
     gradients = accumulated.generator
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
