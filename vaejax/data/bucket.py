@@ -67,7 +67,7 @@ def parse_buckets(
       space: number of parts into which the mesh divides each shard: by samples if possible, else by height.
 
     Raises:
-      InputError: if a bucket is invalid, none has a batch, or none is drawn at every step.
+      InputError: if a bucket is invalid, all batches are 0, or no bucket is drawn at every step.
     """
     parsed = [
         _parse(name, fields, spatial_factor, temporal_factor, shards, space)
@@ -90,7 +90,7 @@ def parse_buckets(
 
 
 def buckets_of(config: Any, shards: int = 1, space: int = 1) -> tuple[Bucket, ...]:
-    """Returns the buckets of a whole configuration, for a mesh of the given parts; see `parse_buckets`."""
+    """Returns the buckets of a whole configuration; for `shards` and `space` see `parse_buckets`."""
     model = config.model
     return parse_buckets(config.data.buckets, model.spatial_factor, model.temporal_factor, shards, space)
 
@@ -106,7 +106,7 @@ def draws(bucket: Bucket, seed: int, step: int) -> int:
 
 
 def _first_step(bucket: Bucket, seed: int) -> int:
-    """The first step that draws a bucket; it depends on the name, to spread buckets of equal period."""
+    """The first step that draws a bucket; a hash of the name spreads buckets of equal period."""
     # Unlike hash(), crc32 is the same in every process.
     return zlib.crc32(f"{seed}/{bucket.name}".encode()) % bucket.every
 
@@ -146,8 +146,8 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
     if batch % shards:
         accepted = _nearest(batch, shards)
         raise InputError(
-            f"{key}.batch = {batch}; accepted: multiples of {shards}, the number of parts of the mesh"
-            f" (mesh.data x mesh.fsdp), nearest {accepted}"
+            f"{key}.batch = {batch}; accepted: multiples of {shards} (mesh.data x mesh.fsdp), the number of"
+            f" parts into which a batch is divided, nearest {accepted}"
         )
     unit = spatial * space
     if batch % (shards * space) and height % unit:

@@ -1,4 +1,4 @@
-"""Decodes clips to uint8 RGB frames by their timestamps and tagged colors: upright, with square pixels."""
+"""Decodes clips to upright uint8 RGB frames with square pixels, by their timestamps and color tags."""
 
 import contextlib
 import io
@@ -46,20 +46,22 @@ EXTENSIONS = frozenset(
     }
 )
 
-_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace of a frame -> swscale's matrix
-_LIMITED, _FULL = 1, 2  # AVColorRange
+# FFmpeg's AVColorSpace of a frame -> number of the color matrix in swscale.
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_LIMITED, _FULL = 1, 2  # values of FFmpeg's AVColorRange
 _LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}  # they seek by bytes; frame numbers were wrong by 10 afterwards
+# FFmpeg seeks in these formats by byte position, and frame numbers were off by 10 after a seek.
+_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}
 # A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-_TOLERANCE = 1e-3  # seconds; a clock of 1/600 s rounds a frame's time by up to 0.8 ms
+_TOLERANCE = 1e-3  # seconds; a file whose clock ticks in 1/600 s rounds times by up to 0.8 ms
 
 
 @contextlib.contextmanager
 def _open(file: str | os.PathLike | bytes) -> Iterator[tuple]:
     """Opens a clip; yields the container and its first video stream that is not cover art."""
     # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
-    # The whitelist is not in `options`: PyAV passes those on to the streams, which crashes on .mpg before 18.
+    # The whitelist is not in `options`: PyAV passes those to the streams too, and before 18 crashes on .mpg.
     target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
     local = {"protocol_whitelist": "file"}
     with av.open(target, container_options=local, **_METADATA) as container:
@@ -81,8 +83,8 @@ def open_container(path: str | os.PathLike) -> av.container.InputContainer:
 
 
 class _Frame(NamedTuple):
-    time: float  # seconds: on the file's clock from _decode, after the first frame from _frames_from
-    period: float  # seconds that the frame is shown if it is the last
+    time: float  # seconds by the file's clock; `_frames_from` makes it seconds after the first frame
+    period: float  # seconds for which the frame is shown if it is the last one
     ratio: float  # pixel aspect ratio: width of a coded pixel / its height
     codec: str
     picture: av.VideoFrame
@@ -92,7 +94,7 @@ def _decode(container, stream) -> Iterator[_Frame]:
     """Yields the frames in display order with strictly increasing times; missing timestamps are filled in."""
     nominal = float(1 / (stream.average_rate or Fraction(25)))
     ratio = float(stream.sample_aspect_ratio or 1)
-    ratio = ratio if 0.1 < ratio < 10 else 1.0  # otherwise the header is wrong
+    ratio = ratio if 0.1 < ratio < 10 else 1.0  # a header with a ratio outside this range is wrong
     last = None
     for picture in container.decode(stream):
         time = picture.time
@@ -104,7 +106,7 @@ def _decode(container, stream) -> Iterator[_Frame]:
 
 
 def _frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[_Frame]:
-    """Yields frames from a keyframe at or before `start` on, or from the first frame if seeking fails."""
+    """Yields frames, beginning with a keyframe at or before `start`, or with the first if seeking fails."""
     with _open(file) as (container, stream):
         frames = _decode(container, stream)
         first = next(frames, None)
@@ -121,7 +123,7 @@ def _frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[_Fr
 
 
 def _seek(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | None:
-    """The frames from a keyframe at or before `start` on; None if the file cannot seek there exactly."""
+    """The frames, beginning with a keyframe at or before `start`; None if seeking fails or lands later."""
     tick = first.picture.time_base
     if first.picture.pts is None or tick is None or container.format.name in _NO_CLOCK_AFTER_SEEK:
         return None
@@ -137,7 +139,7 @@ def _seek(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | 
 
 
 def _deinterlace(frames: Iterator[_Frame]) -> Iterator[_Frame]:
-    """Deinterlaces flagged frames with FFmpeg's bwdif filter, which starts at the first flagged frame."""
+    """Deinterlaces frames flagged as interlaced with FFmpeg's bwdif; earlier frames pass unchanged."""
     graph: Graph | None = None
     waiting: deque[_Frame] = deque()  # the filter looks one frame ahead, so its output comes one frame later
     for frame in frames:
@@ -169,11 +171,14 @@ def _pull(graph: Graph, waiting: deque[_Frame]) -> Iterator[_Frame]:
             picture = graph.pull()
         except (FilterNeedsInput, FilterAtEnd):
             return
-        yield waiting.popleft()._replace(picture=picture)  # with the old time: the filter has its own clock
+        yield waiting.popleft()._replace(picture=picture)  # keeps the time: the filter has its own
 
 
 def _intervals(frames: Iterator[_Frame]) -> Generator[tuple[float, float, _Frame]]:
-    """Yields (begin, end, frame), with times in seconds; raises an error after the last intact frame."""
+    """Yields (begin, end, frame): the times, in seconds, at which a frame appears and disappears.
+
+    If the clip is damaged, raises the error only after the last intact frame.
+    """
     current = damage = None
     try:
         for frame in frames:
@@ -196,7 +201,8 @@ def read(
     done, scale = 0, _Scaler(crop)
     with contextlib.closing(_intervals(_deinterlace(_frames_from(file, start)))) as intervals:
         for _, end, frame in intervals:
-            # `until` is the number of requested times, start + i / fps, before the next frame is shown.
+            # `until` counts the requested times, start + i / fps, that precede the next frame. Without fps,
+            # every frame that is still shown after `start` is requested once.
             left = end - _TOLERANCE - start
             until = done + (left > 0) if fps is None else min(count, math.ceil(left * fps))
             if until > done:
@@ -245,7 +251,10 @@ def stream(file: str | os.PathLike | bytes) -> Iterator[tuple[float, float, np.n
 
 
 def _intact(frames: Iterator[_Frame], damage: list[FFmpegError]) -> Iterator[_Frame]:
-    """Yields frames up to an error, which is added to `damage`, so that a filter can drain its queue."""
+    """Yields frames until an error, and appends the error to `damage` instead of raising it.
+
+    The deinterlacer can therefore still return the frames that it holds.
+    """
     try:
         yield from frames
     except FFmpegError as error:
@@ -278,12 +287,12 @@ class _Scaler:
     """Converts a clip's frames to RGB at the scale of a crop, in one swscale pass; then rotates and crops.
 
     Lanczos with full chroma and accurate rounding has a PSNR of 54 to 59 dB against an exact conversion
-    followed by Pillow's Lanczos, and is 8 times as fast at 720p. swscale's defaults (bilinear, half chroma)
+    followed by Pillow's Lanczos, and is 8 times as fast at 720p. PyAV's defaults (bilinear, half chroma)
     reach 43 dB.
     """
 
     def __init__(self, crop: Crop):
-        self._crop, self._reformatter = crop, VideoReformatter()  # one for all frames: caches filters
+        self._crop, self._reformatter = crop, VideoReformatter()  # reused, because it caches filters
 
     def __call__(self, frame: _Frame) -> np.ndarray:
         """Converts a frame to uint8 (H, W, C)."""
@@ -301,8 +310,8 @@ class _Scaler:
     def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> np.ndarray:
         """Converts a picture to RGB by its tagged color matrix and range.
 
-        Untagged pictures are taken as limited range, and as BT.709 from 720 lines on, else BT.601, as players
-        do.
+        Like players, it takes untagged pictures as limited range, and as BT.709 if they have at least 720
+        lines, otherwise as BT.601.
         """
         colors = {}
         if not picture.format.is_rgb:

@@ -15,8 +15,10 @@ class Crop(NamedTuple):
     Attributes:
       height: H of the result, pixels.
       width: W of the result, pixels.
-      zoom: scale of the picture relative to the smallest that covers H x W, from 1; limited by `max_upscale`.
-      offset: (y, x) in [0, 1], the position of the crop between the top left and the bottom right.
+      zoom: scale of the picture, at least 1, relative to the smallest scale at which it covers H x W;
+        `max_upscale` limits it.
+      offset: position of the crop in the picture, from (0, 0) at the top left to (1, 1) at the bottom right,
+        as (y, x).
       max_upscale: largest factor by which the picture may be enlarged.
     """
 

@@ -14,7 +14,7 @@ from vaejax.errors import InputError
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-# package: (folder, {file: held out}); None marks a clip, whose last fifth is held out.
+# Package -> (its folder, {file: whether it is held out}); None: only the last fifth of a clip is held out.
 _FILES: dict[str, tuple[str, dict[str, bool | None]]] = {
     "skimage": (
         "data",

@@ -75,7 +75,7 @@ def load_or_build(
       folder: a folder tree; hidden files and other kinds of files are ignored.
       workers: number of decoding processes; None starts one per core.
       progress: whether to show a progress bar and a summary on stderr.
-      out: file in which to store the index instead; None: as above.
+      out: file in which to store the index instead; None stores it as described above.
       name: setting or argument that named the folder, for error messages.
 
     Returns:
@@ -134,7 +134,7 @@ def duration_of(seconds: float) -> str:
 
 
 def _files(folder: str) -> Iterator[dict]:
-    """Yields path, kind, size and mtime_ns of every photo and clip; follows links, once per folder."""
+    """Yields path, kind, size and mtime_ns of photos and clips; follows links, but no folder twice."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(root)
@@ -204,7 +204,7 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def probe(self, path: str, kind: str) -> dict:
-        """Returns the result of `media.probe` with 'error' None, or only {'error': reason}."""
+        """Returns the result of `media.probe` and {'error': None}, or only {'error': reason} if it failed."""
         if "\ufffd" in path and not os.path.exists(path):
             return {"error": "the file's name is not UTF-8"}
         process = self._process or self._start()

@@ -30,10 +30,13 @@ EXTENSIONS = frozenset(
     }
 )
 
-# Pillow warns of photos above 89 megapixels, which are fine here. Above 179 it raises: they are unreadable.
+# Pillow warns of photos above 89 megapixels, but reads them. Above 179 megapixels it raises an error, and the
+# photo counts as unreadable.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_REDUCING_GAP = 3.0  # first shrink by whole factors, to at least 3x the target: fast, nearly the same result
+# Pillow first shrinks by whole factors, to at least this many times the target size, and then resizes. This
+# is faster and gives nearly the same result.
+_REDUCING_GAP = 3.0
 
 
 def _open(file: str | os.PathLike | bytes) -> Image.Image:
@@ -109,7 +112,10 @@ def probe(file: str | os.PathLike | bytes) -> dict:
 
 
 def _resize(image: Image.Image, shown: tuple[float, float], crop: Crop) -> np.ndarray:
-    """Crops and resizes in one resampling; `image` may be smaller than `shown`, to which the crop refers."""
+    """Crops and resizes in one resampling.
+
+    The crop refers to the size `shown`; `image` is smaller if a JPEG was decoded at a fraction of its size.
+    """
     x, y = image.width / shown[0], image.height / shown[1]
     left, top, right, bottom = crop.box(shown)
     box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))

@@ -52,7 +52,7 @@ class StepBatches:
 
     Attributes:
       step: number of the step, counted from 0.
-      batches: one batch per bucket that is scheduled at this step, by bucket name.
+      batches: {bucket name: batch}, for the buckets that are scheduled at this step.
     """
 
     step: int
@@ -60,10 +60,10 @@ class StepBatches:
 
 
 class _SampleSequence:
-    """The sequence of one host's training samples, step after step.
+    """The sequence of one host's training samples of all buckets, step after step.
 
     With a single sequence, one pool of workers serves all buckets, and several workers share one step. The
-    step and bucket of an element are computed from its index, so a resumed run need not replay earlier steps.
+    step and bucket of a sample are computed from its index, so a resumed run need not replay earlier steps.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class _SampleSequence:
         self._start, self._positions, self.rows = start_step, positions, rows
 
     def plan(self, step: int) -> list[tuple[Bucket, int]]:
-        """The (bucket, index in the host's batch) of each element of a step, in order.
+        """The (bucket, index in the host's batch) of each sample of a step, in order.
 
-        Grain assigns elements to its workers round-robin. Each step's list is rotated by a different amount;
-        otherwise one worker would always decode the clips and another the photos.
+        Grain assigns samples to its workers round-robin. Every step rotates its list by another amount,
+        because otherwise one worker would always decode the clips and another the photos.
         """
         drawn = scheduled(self._buckets, self._seed, step)
         elements = [(bucket, i) for bucket in drawn for i in range(self._local_batch(bucket))]
@@ -103,15 +103,15 @@ class _SampleSequence:
         return self._samplers[bucket.name][drawn * bucket.batch + self.rows[bucket.name][i]]
 
     def _local_batch(self, bucket: Bucket) -> int:
-        """The number of samples that this host reads of a batch."""
+        """The number of samples of a batch that this host reads."""
         return len(self.rows[bucket.name])
 
     def _before(self, step: int) -> int:
-        """The number of elements from the start up to `step`, exclusive."""
+        """The number of this host's samples from the start step up to `step`, exclusive."""
         return sum(self._drawn(bucket, step) * self._local_batch(bucket) for bucket in self._buckets)
 
     def _drawn(self, bucket: Bucket, step: int) -> int:
-        """The number of batches drawn from the start up to `step`, exclusive."""
+        """The number of batches that a bucket draws from the start step up to `step`, exclusive."""
         return draws(bucket, self._seed, step) - draws(bucket, self._seed, self._start)
 
 
@@ -158,7 +158,7 @@ class TrainStream:
     def _sample(self) -> Sample:
         try:
             return next(self._samples)
-        except InputError as error:  # files have vanished, e.g. a lost mount: wrong settings fail earlier
+        except InputError as error:  # files vanished during the run; wrong settings fail earlier
             raise TrainingFailed(
                 f"{error}; the last checkpoint is complete; run the same command to continue from it"
             ) from error
@@ -200,8 +200,9 @@ def train_stream(
       data: config.data.
       seed: seed of the schedule, the shuffles and the crops.
       start_step: the first step.
-      positions: {bucket: number of batches drawn before `start_step`}; default: as scheduled.
-      rows: {bucket: indices, in its global batch, of the samples that this host reads}; default: all.
+      positions: {bucket name: number of batches already drawn}; default: as many as scheduled before
+        `start_step`. After a rollback the number is larger, so that training continues with new samples.
+      rows: {bucket name: indices, in the global batch, of the samples that this host reads}; default: all.
 
     Raises:
       InputError: if no training sample fits a bucket.
@@ -223,7 +224,7 @@ def read_batches(sampler: Sampler, count: int, batch: int) -> Iterator[Batch]:
       batch: samples per batch; the last batch may have fewer.
 
     Yields:
-      Batches whose `rows` are the indices of the samples: `sampler[row]` reads one again.
+      Batches whose `rows` are sample indices: `sampler[row]` reads the same sample again.
 
     Raises:
       InputError: if the files can no longer be read.
@@ -246,7 +247,7 @@ def eval_batches(
       sources: data sources, from `open_sources`.
       bucket: the shape of a sample.
       data: config.data.
-      samples: number of samples; if there are fewer files, they are cropped again elsewhere.
+      samples: number of samples; if there are fewer files, each gives several crops.
       batch: samples per batch; default: that of the bucket. The last batch may have fewer.
     """
     return read_batches(Sampler(sources, bucket, "eval", data), samples, batch or bucket.batch)

@@ -30,7 +30,7 @@ from vaejax.files import atomic_folder
 def pack(
     folder: str | os.PathLike, out: str | os.PathLike, shard_mb: float = 256.0, progress: bool = True
 ) -> pa.Table:
-    """Packs the readable files of a folder tree into shards in `out`, which appears when it is complete.
+    """Packs the readable files of a folder tree into shards; `out` appears only once it is complete.
 
     Args:
       folder: a folder tree of photos and clips.
@@ -77,7 +77,8 @@ def _write_shards(files: list[dict], folder: str, out: Path, shard_bytes: float,
             if writer is None or written >= shard_bytes:
                 shard.close()
                 name = f"media-{count:05}.array_record"
-                # One record per group, because files are read singly at random. They are compressed already.
+                # One file per group, because training reads single files at random; uncompressed, because the
+                # formats of photos and clips are compressed already.
                 writer = ArrayRecordWriter(str(out / name), "group_size:1,uncompressed")
                 shard.callback(writer.close)
                 count, record, written = count + 1, 0, 0

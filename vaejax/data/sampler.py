@@ -17,18 +17,19 @@ from vaejax.errors import InputError, one_line
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-MAX_UNREADABLE = 20  # unreadable files tried for one sample before it raises an error
-MAX_DRAWS = 200  # records tried for one sample before it raises an error; repeated and unfit ones count too
-# With fewer records than this, NumPy shuffles: Grain takes 2.4 ms a sample for 8 records, 9 µs for 10 000.
+MAX_UNREADABLE = 20  # unreadable files tried for one sample before an error is raised
+MAX_DRAWS = 200  # records drawn for one sample before an error is raised, counting repeats and unfit ones
+# Fewer records than this are shuffled by NumPy, because Grain is slow with few: it takes 2.4 ms per sample
+# for 8 records, but 9 µs for 10 000.
 FEW = 4096
 
 
 class Sample(NamedTuple):
-    """One decoded sample. Grain treats it as a tree of arrays, and passes the frames in shared memory.
+    """One decoded sample. Grain treats it as a tree of arrays, and shares `frames` between processes.
 
     Attributes:
       frames: uint8, (T, H, W, C).
-      name: 'path@start', with the start in seconds.
+      name: 'path@start'; start is the time of the first frame, in seconds.
       skipped: (path, reason) of each unreadable file that this sample replaces.
     """
 
@@ -41,8 +42,9 @@ class Sampler:
     """The endless sequence of a bucket's samples; `sampler[i]` reads sample i.
 
     Sources alternate in proportion to their weights. For training, each source is shuffled anew in every
-    epoch, and crops are drawn from (seed, bucket, i). For evaluation the order is fixed: the first epoch
-    crops the middle of every held-out file, and later epochs crop the same files elsewhere in space and time.
+    epoch, and the crop of sample i is drawn from (seed, bucket, i). For evaluation the order is fixed: the
+    first epoch crops the middle of every held-out file, and later epochs crop the same files elsewhere in
+    space and time.
     """
 
     def __init__(
@@ -82,7 +84,10 @@ class Sampler:
             self._mixture: Any = grain.MapDataset.mix([self._places(number) for number in used], weights)
 
     def _places(self, number: int) -> grain.MapDataset:
-        """An endless data set of (number of the source, index into its candidates, epoch; 0 for training)."""
+        """An endless data set of (source number, index among the records of the source that fit, epoch).
+
+        For training the epoch is always 0, because crops do not depend on it.
+        """
         count = len(self._candidates[number])
         if self.split == "eval":
             return grain.MapDataset.range(sys.maxsize).map(partial(_eval_place, number, count))
@@ -129,15 +134,18 @@ class Sampler:
         )
 
     def _drawn(self, index: int) -> tuple[Crop, float]:
-        """The random crop of a training sample, and its time in the clip from 0 to 1; zoom is log-uniform."""
+        """The random crop of a training sample, and its time in the clip, from 0 (earliest) to 1 (latest).
+
+        The zoom is log-uniform between 1 and data.zoom.
+        """
         moment, zoom, y, x = self._random(index).random(4)
         return self._crop(float(self.data.zoom) ** zoom, (y, x)), moment
 
     def _varied(self, passes: int) -> tuple[Crop, float]:
-        """The crop of a held-out sample, and its time in the clip from 0 to 1, in epoch `passes`.
+        """The crop of a held-out sample, and its time in the clip, from 0 to 1, after `passes` epochs.
 
-        The first epoch takes the middle of the file. In later epochs, a Kronecker sequence of three
-        irrational numbers covers the possible positions evenly.
+        The first epoch takes the middle of the file, unless `middle_first` is False. In later epochs,
+        multiples of three irrational numbers modulo 1 (a Kronecker sequence) cover all positions evenly.
         """
         passes += self._first_pass
         if not passes:

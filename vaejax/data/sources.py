@@ -29,7 +29,7 @@ from vaejax.errors import InputError
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-FEW_FILES = 10  # fewer held-out files than this give noisy scores
+FEW_FILES = 10  # scores of fewer held-out files than this are noisy
 _NOUNS = {"image": "photo", "video": "clip"}
 
 
@@ -72,7 +72,7 @@ KINDS: Mapping[str, type[Source]] = {
 
 
 def open_sources(data: "DataConfig") -> tuple[Source, ...]:
-    """Opens the sources of a configuration, sorted by label; data.media replaces data.sources.
+    """Opens the sources of a configuration, sorted by label; data.media, if set, replaces data.sources.
 
     Args:
       data: config.data.

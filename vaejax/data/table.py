@@ -1,4 +1,4 @@
-"""The table of a data source: photos and spans of clips, each for training or evaluation, by bucket."""
+"""The table of a data source: its photos and spans of clips, their split, and the buckets they fit."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ from vaejax.data.crop import Crop, covers
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-MANY_CLIPS = 10  # of at least this many clips, whole ones are held out; of fewer, the end of each
-HELD_OUT_TAIL = 0.2  # fraction of each clip that is held out, at its end, if there are fewer
+MANY_CLIPS = 10  # with at least this many clips, whole clips are held out; with fewer, the end of each
+HELD_OUT_TAIL = 0.2  # with fewer than MANY_CLIPS clips, this last fraction of each clip is held out
 # Lowest frame rate of a clip, relative to data.fps. Film at 24 fps may train at 48, but a slide show at 5 fps
 # would repeat its frames too often.
 MIN_FPS_RATIO = 0.5
@@ -148,7 +148,7 @@ class Source:
           moment: position of the sample in the clip's span, from 0 (earliest) to 1 (latest).
 
         Returns:
-          The frames, uint8 (T, H, W, C), and the time of the first in seconds.
+          The frames, uint8 (T, H, W, C), and the time of the first one, in seconds after that of the file.
 
         Raises:
           media.Unreadable: if the file cannot be decoded.
@@ -172,8 +172,8 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
 
     A record fits if covering the bucket enlarges it by at most data.max_upscale and its quality estimate, if
     any, reaches data.min_quality. For a video bucket its span must also be long enough and its frame rate at
-    least MIN_FPS_RATIO of data.fps. An image bucket takes photos and one-frame videos, but no frames of
-    longer clips. Their blur and compression artifacts would degrade images, and clips would count twice.
+    least MIN_FPS_RATIO of data.fps. An image bucket takes photos and one-frame videos. It takes no frames of
+    longer clips: they have blur and compression artifacts, and a clip would count for both kinds of bucket.
     """
     c = columns([source])
     fits = c["held_out"] == (split == "eval")
@@ -225,7 +225,7 @@ def from_index(index: pa.Table, holdout: float, folder: str = "", everything: st
     """The table of a media index's readable files, split into training and evaluation.
 
     If there are at least MANY_CLIPS clips, whole clips are held out. Otherwise the last fifth of each clip is
-    held out, and the rest of it trains.
+    held out, and the rest of the clip is for training.
 
     Args:
       index: a table with INDEX_COLUMNS and relative paths; also shard and record if the files are in shards.
@@ -248,7 +248,7 @@ def from_index(index: pa.Table, holdout: float, folder: str = "", everything: st
 
 
 def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[dict[str, Any]]:
-    """The table rows of a file: one, or the training and the held-out span if clips are `cut`."""
+    """The table rows of a file: one, or two if clips are `cut`: its training span and its held-out span."""
     fps = file["fps"] or 0.0
     quality = file.get("quality")
     row = {

@@ -39,7 +39,7 @@ class TfdsSource(Source):
         """Opens the data set `name`.
 
         By default it reads the first image or video feature. It trains on the split 'train', and evaluates on
-        'validation' or 'test' if there is one.
+        'validation' or 'test'. Without such a split, it holds out the last records, by data.holdout.
         """
         name, data_dir = fields.get("name", ""), fields.get("data_dir") or None
         if not name:
@@ -68,7 +68,8 @@ class TfdsSource(Source):
                     f"{key}.{field} = {part!r}; accepted: {accepted}, or a slice such as train[:90%]"
                 ) from None
             held_out = np.full(count, field == "eval_split")
-            if not eval_split and data.holdout and count > 1:  # the last records: TFDS has shuffled them
+            if not eval_split and data.holdout and count > 1:
+                # The last records are a random choice, because TFDS has shuffled all of them.
                 held_out[-max(1, round(count * data.holdout)) :] = True
             tables.append(_table(name, part, held_out, kinds[feature]))
         table = pa.concat_tables(tables).combine_chunks()
@@ -80,7 +81,7 @@ class TfdsSource(Source):
         """Reads a sample. TFDS stores videos without timestamps, so `fps` is taken as their frame rate."""
         from tensorflow_datasets.proto import tf_example_pb2
 
-        # Parsed here, because TFDS would decode all pictures of a video.
+        # Parsed here and not by TFDS, which would decode every frame of a video.
         content = _records(self.name, record.shard, self.data_dir)[record.position]
         example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue] - made at import
         features = example.FromString(content).features.feature
@@ -139,7 +140,7 @@ def _builder(name: str, data_dir: str | None, key: str) -> Any:
     return builder
 
 
-@functools.lru_cache(maxsize=64)  # one per split and process
+@functools.lru_cache(maxsize=64)  # one entry per split, in each process
 def _records(name: str, split: str, data_dir: str | None):
     """The serialized records of a split."""
     tfds = import_tfds()
