@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: the arrays, data positions, configuration and metadata of one step each."""
+"""Orbax checkpoints of a run: each holds the arrays, data positions, configuration and metadata of a step."""
 
 import contextlib
 import math
@@ -46,7 +46,7 @@ class Checkpoints:
             pathlib.Path(workdir).expanduser().absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                best_fn=goodness if best else None,  # without it Orbax drops the scores when the run ends
+                best_fn=goodness if best else None,  # without it, Orbax drops the scores when a run ends
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
             ),
@@ -57,7 +57,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def latest_on_all_hosts(self) -> int | None:
-        """The latest step that process 0 sees; on a shared file system, other hosts may see it later."""
+        """The latest step that process 0 sees, returned on all processes; None if there is no checkpoint.
+
+        On a shared file system, other hosts may see a new checkpoint later than process 0.
+        """
         return distributed.all_gather(self.latest())[0]
 
     def save(
@@ -74,10 +77,10 @@ class Checkpoints:
 
         Args:
           step: number of updates done.
-          items: trees of arrays by name.
-          positions: number of batches drawn so far, by bucket name.
+          items: {name: tree of arrays}.
+          positions: data positions, {bucket name: number of batches drawn so far}.
           config: the configuration as nested dictionaries.
-          scores: scores at this step, 'BUCKET/NAME' to value; {} without an evaluation.
+          scores: scores at this step, {'BUCKET/NAME': value}; {} if this step was not evaluated.
         """
         if step == self.latest():
             return
@@ -98,10 +101,11 @@ class Checkpoints:
 
         Args:
           step: step of a completed checkpoint.
-          targets: trees of arrays or ShapeDtypeStructs with shardings, by item name.
+          targets: {item name: tree of arrays or ShapeDtypeStructs with shardings}.
 
         Returns:
-          Those items that the checkpoint contains, and its data positions: batches drawn, by bucket name.
+          The items of `targets` that the checkpoint contains, {name: tree}, and its data positions,
+          {bucket name: number of batches drawn so far}.
         """
         self._manager.wait_until_finished()
         folder = self._manager.directory / str(step)

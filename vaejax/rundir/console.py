@@ -101,7 +101,7 @@ def schedule_lines(config: Config) -> list[str]:
     """One line with the update at which each loss term starts, then a warning for each that never starts."""
     weights, game = dataclasses.asdict(config.loss.weights), config.loss.adversarial
     terms = [name for name in TERMS if weights.get(name)]
-    # Key of the setting, what starts, and the first update, counted from 0.
+    # (key of the setting, what starts, number of the first update, counted from 0).
     late = []
     if "perceptual" in terms:
         late.append(("loss.perceptual.start", "perceptual", config.loss.perceptual.start))
@@ -147,7 +147,8 @@ class Progress:
 
     Call `tick` after every update and `log` whenever a line is due. The first update is not timed, because it
     compiles, and neither is time inside `paused()` (evaluation, checkpoints). The remaining time is estimated
-    from the median of recent intervals between logs, so single slow ones, as by compilation, do not count.
+    from the median speed of the recent intervals between log lines, so that a few slow intervals, for example
+    with a compilation, do not distort it.
 
     Args:
       total_steps: step at which the run ends.
@@ -191,7 +192,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time does not count as training."""
+        """A context in which time does not count as training time."""
         begin = time.monotonic()
         try:
             yield
@@ -206,9 +207,10 @@ class Progress:
           scalars: metrics with keys 'split/bucket/name'.
 
         Returns:
-          The speeds since the last call, with keys 'train/all/NAME': step_seconds, samples_per_second,
-          megapixels_per_second, data_wait (fraction of the time) and, if the peak is known, flop_utilisation
-          (fraction of the bfloat16 peak). {} if no update was timed since.
+          Speeds since the last call, {'train/all/NAME': number}. NAME is step_seconds, samples_per_second,
+          megapixels_per_second, data_wait (fraction of the time spent waiting for data) or, if `peak_flops`
+          is known, flop_utilisation (fraction of `peak_flops` that the networks used). {} if no update was
+          timed since the last call, as after the first update of a run.
         """
         line = f"step {step:>{len(str(self._total))}}/{self._total} {100 * step / self._total:5.1f}%"
         speeds = {}
@@ -253,7 +255,7 @@ class Progress:
 
 
 def _compact(number: float) -> str:
-    """A number with three significant digits, or all digits from 100 on: 0.0123, 1.23, 12.3, 1,230."""
+    """A number with three significant digits, or rounded to an integer from 100 on: 0.0123, 12.3, 1,230."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 

@@ -34,7 +34,7 @@ class RunFolder:
         """Creates the folder of a run if it is missing.
 
         Raises:
-          InputError: if it is a URL, cannot be written, or is not the same folder on all hosts.
+          InputError: if `workdir` is a URL, cannot be written, or is not the same folder on all hosts.
         """
         if "://" in workdir:
             raise InputError(f"--workdir={workdir}; accepted: a folder of a local or mounted file system")

@@ -11,7 +11,7 @@ FILE = "latents.json"
 
 
 def store(workdir: str | os.PathLike, step: int, statistics: dict[str, Any]) -> None:
-    """Stores statistics in the folder of a checkpoint, atomically; they are deleted together with it.
+    """Stores statistics atomically in the folder of a checkpoint, so they are deleted with the checkpoint.
 
     Args:
       workdir: folder of the run.
@@ -29,7 +29,7 @@ def store(workdir: str | os.PathLike, step: int, statistics: dict[str, Any]) -> 
 
 
 def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
-    """The statistics stored with a checkpoint, or None.
+    """The statistics stored with a checkpoint; None if there are none.
 
     Raises:
       InputError: if the file is damaged.

@@ -63,7 +63,7 @@ class JsonlWriter:
         self._file.flush()
 
     def flush(self) -> None:
-        """Writes everything to the disk."""
+        """Writes buffered lines to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -82,8 +82,8 @@ class TensorboardWriter:
 
     Args:
       directory: folder of the event files.
-      resume_step: the step to resume from; TensorBoard hides later steps of the earlier run. 0 hides them
-        all.
+      resume_step: the step to resume from; TensorBoard hides later steps of the earlier run. 0 hides all of
+        its steps.
     """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int = 0):
@@ -97,13 +97,13 @@ class TensorboardWriter:
         self._thread, self._gave_up = events._worker, False
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes numbers by name."""
+        """Writes numbers, {'split/bucket/name': number}."""
         for key, value in scalars.items():
             if self._is_alive():
                 self._writer.add_scalar(key, _number(value), step)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Writes images by name: (H, W, C) or (N, H, W, C), uint8, or floats in [0, 1]."""
+        """Writes images, {name: array (H, W, C) or (N, H, W, C)}, uint8 or floats in [0, 1]."""
         for key, array in images.items():
             array = np.asarray(array)
             for i, image in enumerate(array if array.ndim == 4 else [array]):
@@ -118,7 +118,7 @@ class TensorboardWriter:
             self._writer.add_text("hparams", "\n".join(["| key | value |", "|---|---|", *rows]), 0)
 
     def flush(self) -> None:
-        """Waits until everything is written, unless the thread is dead."""
+        """Waits until everything is written, unless the writing thread is dead."""
         if self._is_alive():
             try:
                 self._writer.flush()

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 ERROR_GAIN = 4
 MIN_CELL = 192  # least width of a cell in pixels; narrower frames are enlarged by a whole factor
-MIN_SAMPLE = 96  # the same for grids of samples
+MIN_SAMPLE = 96  # least width of a cell in grids of samples, in pixels
 MAX_VIDEO = 4096  # longest side in pixels; browsers and hardware decoders play no larger H.264
 _GAP = 4
 _HEADER = 24
@@ -39,7 +39,8 @@ def write_panels(
     """Writes DIR/panels/STEP/BUCKET.png, and for videos BUCKET.mp4.
 
     The columns are original, reconstruction, linear codec (if given), and the error of the reconstruction.
-    There is one row per sample; the PNG of a video has three, for its first, middle and last frame.
+    There is one row per sample. The PNG of a video has up to three rows per sample, for its first, middle and
+    last frame.
 
     Args:
       workdir: DIR, the folder of the run.
@@ -47,7 +48,7 @@ def write_panels(
       bucket_name: BUCKET.
       original: samples, (N, T, H, W, 3) uint8.
       reconstruction: reconstructions of the samples, of the same shape.
-      linear: reconstructions by a linear codec, of the same shape; None omits the column.
+      linear: reconstructions by a linear codec, the baseline, of the same shape; None omits the column.
       fps: frames per second of the MP4.
 
     Returns:
@@ -101,10 +102,10 @@ def _folder(workdir: str | os.PathLike, step: int) -> Path:
 def sample_grid(samples: Mapping[str, np.ndarray]) -> np.ndarray:
     """A picture (height, width, 3) uint8 of samples, in labeled rows.
 
-    An entry of images takes one row. An entry of clips takes one row for each of up to four frames.
+    The images of a label take one row. Its clips take up to four rows, one for each of the frames shown.
 
     Args:
-      samples: label to samples (N, T, H, W, 3) uint8, all of one shape.
+      samples: {label: samples}, with samples (N, T, H, W, 3) uint8 of one shape for all labels.
     """
     rows, labels = [], []
     for label, clips in samples.items():

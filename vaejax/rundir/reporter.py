@@ -26,7 +26,7 @@ class Reporter:
     Args:
       folder: folder of the run.
       config: configuration of the run.
-      start: number of updates done.
+      start: number of updates done when the run starts or resumes.
       peak_flops: peak operations per second of all devices together; 0 if unknown.
 
     Attributes:
@@ -54,7 +54,7 @@ class Reporter:
             sink.close()
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """A context whose time does not count as training."""
+        """A context in which time does not count as training time."""
         return self.progress.paused()
 
     def say(self, line: str) -> None:
@@ -65,7 +65,7 @@ class Reporter:
         """Counts an update, and keeps its metrics on the devices until the next log line.
 
         Args:
-          terms: metrics by bucket name; 'all' has those of the whole update.
+          terms: {bucket name: metrics}; the key 'all' has the metrics of the whole update.
           cost: size of the update.
           waited: seconds spent waiting for samples.
         """
@@ -119,7 +119,7 @@ class Reporter:
             sink.write_scalars(step, scalars)
 
     def _check_discriminators(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Warns if a discriminator is too strong or collapses, but not twice in a row of the same."""
+        """Warns if a discriminator is too strong or collapses; not if the last log gave the same warning."""
         game = self._config.loss.adversarial
         if step < max(game.start, game.start - game.warmup + SETTLING):
             return

@@ -1,4 +1,4 @@
-"""The record of unreadable files and how often they were skipped: DIR/bad_samples.jsonl."""
+"""The record of unreadable files and how often they were skipped: bad_samples.jsonl in a run's folder."""
 
 import os
 from collections import Counter
@@ -9,11 +9,13 @@ from vaejax.runtime.distributed import all_gather
 
 
 class SkippedSamples:
-    """Counts how often each file was skipped, over all hosts and restarts, as {"path", "reason", "count"}.
+    """Counts how often each file was skipped, over all hosts and restarts.
+
+    Each line of the file is {"path", "reason", "count"}.
 
     Args:
-      path: the file. Counts continue from an earlier run; damaged lines are dropped, because this file must
-        never stop a run.
+      path: path of bad_samples.jsonl. If the file exists, its counts continue. Damaged lines are dropped
+        without an error, because this file must never stop a run.
       writes: whether this process writes the file.
     """
 
@@ -28,7 +30,7 @@ class SkippedSamples:
                 continue
 
     def add_unreadable(self, files: Iterable[tuple[str, str]]) -> None:
-        """Counts files, as (path, reason), found unreadable at the start, unless an earlier start did so."""
+        """Counts files that the start of a run found unreadable, as (path, reason), unless counted before."""
         new = {file for file in files if file not in self._counts}
         if new:
             self._counts.update(new)
@@ -39,7 +41,7 @@ class SkippedSamples:
         self._new += files
 
     def write(self) -> None:
-        """Writes the file if any process skipped a sample since the last call; all processes must call it."""
+        """Writes the file if any process skipped a file since the last call; all processes must call this."""
         new = [(path, reason) for of_host in all_gather(self._new) for path, reason in of_host]
         self._new = []
         self._counts.update(new)
