@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from vaejax import cli
 from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED
 
-COMPUTE_DTYPES = ("float32", "bfloat16")  # load.DTYPES, without importing JAX for --help
+COMPUTE_DTYPES = ("float32", "bfloat16")  # as load.DTYPES, whose import would import JAX even for --help
 STOPPED = "stopped; run the same command again to continue"
 
 
@@ -54,7 +54,8 @@ def _interruptible() -> Iterator[_Interrupt]:
     ):
         yield interrupt
         return
-    # Hides exceptions that Python prints because it cannot raise them, as in JAX's callback from the GC.
+    # After a Ctrl-C, hides exceptions that Python only prints because it cannot raise them, for example in a
+    # callback of JAX during garbage collection.
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda error: None if interrupt.stop.is_set() else unraisable(error)
     former = signal.signal(signal.SIGINT, interrupt)
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         with _interruptible() as interrupt:
             try:
                 return _command(arguments, interrupt)
-            except BrokenPipeError:  # `| head` has read enough
+            except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
                 return FAILED
 
     return cli.run(work, STOPPED)
@@ -86,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         "vaejax.codec",
         "Encodes photos and clips to latent files with a trained VAE, and decodes them. Frame count, size,"
         f" orientation, frame rate and audio are kept. In folders, a/b.mp4 becomes OUT/a/b.mp4{EXTENSION} and"
-        " is decoded to OUT/a/b.mp4. Existing files are left alone, so the same command continues after a"
-        " stop; encode and decode check that the same model and settings made them, reconstruct does not."
-        " Exit code 2 if a file was refused; the others are finished nevertheless.",
+        " is decoded to OUT/a/b.mp4. Existing files in a folder are left alone, so the same command continues"
+        " after a stop. For these files, encode checks that the same model and settings made them, and decode"
+        " checks the model; reconstruct checks nothing. The exit code is 2 if a file was refused; the other"
+        " files are finished nevertheless.",
         "encode ~/Videos latents --model=runs/demo",
     )
     parser.add_argument(
@@ -129,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=cli.at_least(1),
         default=2,
-        help="files read and written at a time, to keep the device busy; default: 2",
+        help="number of files processed at a time, to keep the device busy; default: 2",
     )
     parser.add_argument(
         "--crf",
@@ -159,7 +161,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     from vaejax.runtime import cache
 
     interrupt.phase = "waits"
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it was opened
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs its settings when it is opened
     with open_tasks(flags.action, flags.source, flags.target, flags.shard) as tasks:
         interrupt.phase = "works"
         cache.keep_compiled()
@@ -220,6 +222,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 if __name__ == "__main__":
     code = main()
-    if code == INTERRUPTED:  # at once: a compilation that still runs would make an orderly exit abort
+    if code == INTERRUPTED:  # an orderly exit would abort if a compilation is still running
         os._exit(code)
     sys.exit(code)

@@ -18,7 +18,7 @@ from av.error import FFmpegError
 from vaejax.data import clip
 from vaejax.errors import InputError, one_line
 
-# Channel layouts for files that only give the number of channels: FFmpeg's own defaults.
+# Number of channels -> FFmpeg's default layout, for files that give no layout.
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 REPRODUCIBLE = {"fflags": "+bitexact"}  # otherwise Matroska draws random identifiers
 ACCEPTED = "an undamaged audio stream"
@@ -28,10 +28,10 @@ class Audio(NamedTuple):
     """The first audio stream of a clip.
 
     Attributes:
-      file: Matroska file (.mka) of the packets, whose own timestamps count milliseconds from 0.
+      file: Matroska file (.mka) with the packets; its own timestamps are rounded to milliseconds.
       times: exact time of every packet, seconds from the clip's first frame; may be negative.
       end: end of the last packet, seconds from the clip's first frame.
-      tick: unit of the exact times, in seconds; they are multiples of it.
+      tick: time base of the stream, in seconds; written packet times are multiples of it.
     """
 
     file: BinaryIO
@@ -46,7 +46,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
     Args:
       path: path of the clip.
       start: time of the clip's first frame, seconds on the file's clock.
-      end: packets from this time on are dropped, seconds from the first frame; None: keep all.
+      end: time in seconds from the first frame; packets from this time on are dropped. None keeps all.
 
     Returns:
       The audio, whose `file` the caller must close; None if the clip has no audio.
@@ -179,7 +179,7 @@ def codec_name(stream: av.AudioStream) -> str:
 
 
 def _add_stream(out: OutputContainer, stream: av.AudioStream) -> Any:
-    """Adds a stream with the settings of another, and a default channel layout if it has none, for .mp4."""
+    """Adds a stream with the settings of another; .mp4 needs a channel layout, so one is set if missing."""
     copied: Any = out.add_stream_from_template(stream)
     codec = copied.codec_context
     if codec and codec.layout.name == f"{codec.channels} channels" and codec.channels in LAYOUTS:
@@ -199,11 +199,11 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
-        raise InputError(f"its audio: {one_line(error)}; accepted: {ACCEPTED}") from error
+        raise InputError(f"its audio cannot be read: {one_line(error)}; accepted: {ACCEPTED}") from error
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yields the packets up to the first damage; one without a timestamp follows its predecessor in time."""
+    """Yields the packets up to the first damage; a packet without a timestamp starts where the last ended."""
     least = following = None
     with contextlib.suppress(FFmpegError):
         for packet in container.demux(stream):

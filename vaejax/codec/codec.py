@@ -33,8 +33,10 @@ class Codec:
       vae: the autoencoder, as `load_vae` returns it.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
       overlap: overlap of neighboring tiles in pixels. None: enough for exact results, or a quarter of a tile
-        if attention or group normalization rules them out. Tiles with a smaller overlap are blended.
-      devices: devices that share each frame by height; None: one device.
+        if attention or group normalization rules them out. Tiles with too small an overlap
+        for exact results are blended.
+      devices: devices among which a batch is divided, by samples if possible, else by height; None: one
+        device.
 
     Attributes:
       name: the path that the model was read from.
@@ -81,7 +83,8 @@ class Codec:
             training latents.
 
         Returns:
-          A `Latent`. Its `values` are float32 with as many axes as the frames, on JAX if the frames are.
+          A `Latent`. Its `values` are float32 with as many axes as the frames, a JAX array if the
+            frames are one.
 
         Raises:
           InputError: for frames smaller than 16x16, or if the model has no statistics to normalize by.
@@ -106,8 +109,8 @@ class Codec:
         Args:
           latents: a `Latent`; or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c), as a diffusion model
             generates it.
-          dtype: data type of the frames, 'uint8' or 'float32'; '' takes that of the encoded frames of a
-            `Latent`, and uint8 for an array.
+          dtype: data type of the frames, 'uint8' or 'float32'. '' takes the data type that the frames had
+            before encoding, as a `Latent` records it, and uint8 for an array.
           normalized: whether the values of an array are normalized; a `Latent` records this itself.
 
         Returns:
@@ -182,7 +185,10 @@ class Codec:
             )
 
     def _tile_layout(self, reach: int) -> Callable[[int, int], tiling.Tiles]:
-        """Returns a function from (h, w) to tiles; `reach` is the receptive field, in latent pixels."""
+        """Returns a function from (h, w), the size of a latent frame, to its tiles.
+
+        `reach` is how far the receptive field extends to each side, in latent pixels.
+        """
         margin = reach if self.tiles_exact else 0
         overlap = self._overlap
         if overlap is None:
@@ -218,7 +224,8 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
     """Converts tile and overlap from pixels to latent pixels.
 
     Raises:
-      InputError: if they are not multiples of fs, or the tile is too small.
+      InputError: if tile or overlap is not a multiple of fs, the tile is too small for the overlap, or there
+        is an overlap but no tile.
     """
     s = architecture.spatial_factor
     if overlap is not None and not tile:

@@ -26,7 +26,7 @@ from vaejax.errors import InputError, one_line
 
 Item = TypeVar("Item")
 FRAMES, BYTES = 16, 2**25  # a chunk has at most this many frames and bytes, but at least one frame
-LATENT_FRAMES = 4  # latent frames in a chunk of latents
+LATENT_FRAMES = 4  # latent frames that are decoded at a time
 AHEAD = 2  # chunks that are read before they are needed
 _END = object()
 
@@ -79,7 +79,7 @@ class Converter:
         Args:
           source: the file.
           target: the latent file, replaced if it exists.
-          name: name of the source in messages; without folders, it is recorded in the latent file.
+          name: name of the source in messages. The latent file records it without its folders.
           kind: 'image' or 'video'.
 
         Raises:
@@ -148,7 +148,7 @@ class Converter:
     ) -> Facts:
         """The header of the latent file of an encoded stream."""
         codec, a, seed = self._codec, self._codec.architecture, self._settings.seed
-        assert codec.mean is not None and codec.std is not None  # the stream has checked them
+        assert codec.mean is not None and codec.std is not None  # stream_encoder has checked them
         padding = a.padding(stream.frames, stream.height, stream.width)
         return Facts(
             kind=kind,
@@ -219,7 +219,7 @@ class Converter:
             audio = latents.audio()
         except InputError as error:
             audio = None
-            self._report(f"{error}: left out")
+            self._report(f"{error}; decoded without audio")
         with contextlib.ExitStack() as stack:
             if audio:
                 stack.enter_context(audio.file)
@@ -253,10 +253,10 @@ class Converter:
 
 
 def _frames(source: pathlib.Path, kind: str) -> Generator[tuple[np.ndarray, list[float], float]]:
-    """Yields chunks of a source, then raises media.Unreadable if the source is damaged.
+    """Yields chunks of a source; if the source is damaged, raises media.Unreadable after the last chunk.
 
     Yields:
-      Frames uint8 (n, H, W, 3), their times, and the end of the last; times in seconds from the first frame.
+      Frames uint8 (n, H, W, 3), the time of each, and the end of the last, in seconds from the first frame.
     """
     frames, times, end, damage = [], [], 0.0, None
     stream: Any = media.stream(source, kind)

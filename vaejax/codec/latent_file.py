@@ -51,8 +51,8 @@ class Facts:
       padding: {'frames', 'height', 'width'}: number of frames, rows and columns added before encoding.
       model: fingerprint of the model.
       source: name of the source's file, without its folder.
-      posterior: 'mean', or 'sample' by `seed`.
-      seed: seed of the sample; None for the mean.
+      posterior: 'mean' if the latents are the mean of the posterior, 'sample' if they are a sample of it.
+      seed: seed of the sample; None if the latents are the mean.
       normalised: whether the latents are normalized; always True.
       audio_tick: unit of the times of audio packets, in seconds; None without audio.
       audio_end: end of the last audio packet, seconds from the clip's first frame; None without audio.
@@ -190,7 +190,7 @@ class LatentFile:
     def __init__(self, path: str | os.PathLike, name: str = ""):
         self._path, self.name = pathlib.Path(path), name or os.fspath(path)
         try:
-            self._path.open("rb").close()  # if it cannot be read, says why, unlike safetensors
+            self._path.open("rb").close()  # its error says why, that of safetensors does not
             self._file = safe_open(self._path, "numpy")
             header = self._file.metadata() or {}
             if header.get("format") != FORMAT:

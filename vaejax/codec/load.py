@@ -26,7 +26,7 @@ from vaejax.rundir.folder import RunFolder
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = "vaejax.export"  # value of 'format' in the config.json of an export; that of a run has no such key
+FORMAT = "vaejax.export"  # value of 'format' in an export's config.json; that of a run has no such key
 
 ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or a folder of vaejax.export"
 
@@ -76,7 +76,7 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
         vae = load_export(name, config)
         if step is not None and step != vae.step:
             raise InputError(
-                f"{name}: an export of step {vae.step}, not {step}; accepted: step {vae.step} or none"
+                f"{name}: an export of step {vae.step}, not {step}; accepted: step {vae.step}, or no step"
             )
     if dtype:
         vae = vae._replace(architecture=dataclasses.replace(vae.architecture, dtype=dtype))

@@ -1,4 +1,4 @@
-"""Writes photos and clips: every frame at its exact time, audio unchanged, correct colors."""
+"""Writes photos and clips: every frame at its exact time, audio unchanged, colors tagged as BT.709."""
 
 import itertools
 import pathlib
@@ -15,9 +15,10 @@ from PIL import Image
 from vaejax.codec import audio as audio_stream
 from vaejax.codec.audio import Audio
 
-CLIPS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska", ".webm": "webm"}  # FFmpeg's formats
+# Extension -> FFmpeg's name of the format.
+CLIPS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska", ".webm": "webm"}
 _JPEG = {"quality": 95, "subsampling": 0}
-PHOTOS: dict[str, dict[str, Any]] = {  # Pillow's options
+PHOTOS: dict[str, dict[str, Any]] = {  # extension -> Pillow's options
     ".png": {},
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
@@ -61,7 +62,7 @@ def write_clip(
       duration: seconds to the end of the last frame.
       rate: frames per second.
       constant: whether frame i is shown at i / rate; otherwise at times[i].
-      crf: constant rate factor; lower is better and larger.
+      crf: constant rate factor, 0 to 51; lower means better quality and larger files.
       audio: audio to copy into the clip, or None.
 
     Returns:
@@ -146,24 +147,24 @@ class _Video:
 
     def _mux(self, packets: Iterable[av.Packet]) -> None:
         for packet in packets:
-            packet.duration = self._durations[packet.pts]  # else FFmpeg guesses the last one
+            packet.duration = self._durations[packet.pts]  # otherwise FFmpeg guesses that of the last packet
             self._out.mux(packet)
 
 
 def _why_audio_is_left_out(extension: str, audio: Audio) -> str:
     """The reason why audio cannot be copied into a clip, or ''."""
     if not audio_stream.is_undamaged(audio):
-        return "its audio is damaged: left out"
+        return "its audio is damaged; decoded without audio"
     audio.file.seek(0)
     with av.open(audio.file, "r", format="matroska") as container:
         if audio_stream.can_hold(CLIPS[extension], container):
             return ""
         codec = audio_stream.codec_name(container.streams.audio[0])
-        return f"{extension} cannot hold its audio, {codec}: left out; choose .mkv"
+        return f"{extension} cannot hold audio codec {codec}; decoded without audio; choose .mkv to keep it"
 
 
 def extension_for(source: str, kind: str) -> str:
-    """The extension to append to a source's name for a writable format of its kind; '' if it has one."""
+    """The extension to append to a name so that it can be written; '' if it ends in one for its kind."""
     extension = pathlib.PurePath(source).suffix.lower()
     if kind == "image":
         return "" if extension in PHOTOS else ".png"

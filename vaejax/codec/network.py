@@ -56,7 +56,7 @@ class Network:
       model: the autoencoder.
       params: parameters of the autoencoder, the tree 'params' of `model.init`.
       mean, std: statistics of the latents, (c,) float32, used for normalization.
-      mesh: devices that share each frame by height; None: one device.
+      mesh: devices among which a batch is divided, by samples if possible, else by height; None: one device.
     """
 
     model: Autoencoder
@@ -179,7 +179,10 @@ def _apply_chunk(
 
 
 def shard_frames(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Splits frames or latents among the devices of a mesh; the sizes need not be divisible."""
+    """Splits frames or latents among the devices of a mesh, by samples if possible, else by height.
+
+    The height need not be a multiple of the number of devices.
+    """
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, sharding.frames_sharding(mesh, len(x)))

@@ -1,8 +1,8 @@
 """Encodes and decodes a clip that arrives in parts, in memory that does not grow with its length.
 
 The convolutions are causal and cache their last frames (models/conv.py), so parts of any length give the
-same result as the whole clip. Parts are regrouped into chunks: the first frame, then 1, 2 or 4 latent frames
-at a time. Few programs are therefore compiled, however long the parts are.
+same result as the whole clip. Parts are regrouped into chunks: the first frame, then the frames of 1, 2 or 4
+latent frames at a time. Few programs are therefore compiled, however long the parts are.
 """
 
 import functools
@@ -23,14 +23,17 @@ from vaejax.models.autoencoder import Architecture
 from vaejax.models.pixels import to_uint8
 
 TileLayout = Callable[[int, int], Tiles]  # from (h, w), the size of a latent frame
-# At most this many per chunk, but a chunk has at least one latent frame.
+# A chunk has at most this many latent frames and this many pixels, but at least one latent frame.
 MAX_LATENT_FRAMES, MAX_PIXELS = 4, 2**20
 SMALLEST = 16  # smallest accepted height and width of a frame, in pixels
-LARGEST_FLOAT = 1.5  # float pixels are in [-1, 1]; resampling filters overshoot a little
+LARGEST_FLOAT = 1.5  # largest |pixel| of float frames: above 1, because resampling filters overshoot
 
 
 class _Stream:
-    """The state common to encoder and decoder: items that wait for a full chunk, and one cache per tile."""
+    """The state common to encoder and decoder: items that wait for a full chunk, and one cache per tile.
+
+    Items are frames in the encoder, and latent frames in the decoder.
+    """
 
     def __init__(self, network: Network, architecture: Architecture, layout: TileLayout, unit: int):
         self._network, self._architecture, self._layout = network, architecture, layout
@@ -38,7 +41,7 @@ class _Stream:
         self._spatial, self._temporal = architecture.spatial_factor, architecture.temporal_factor
         self._channels, self._film = architecture.latent_channels, architecture.film
         self._waiting: Any = None  # (B, n, ...)
-        self._like: Any = None  # (B, 0, ...): the shape and kind of the pushed arrays
+        self._like: Any = None  # (B, 0, ...): empty, with the shape and kind of the pushed arrays
         self._rank, self._started, self._flushed, self._is_video = 0, False, False, True
         self._tiles: Tiles | None = None
         self._caches: list[Cache] = []
@@ -84,7 +87,7 @@ class _Stream:
         if x is None:
             return
         done, count = 0, x.shape[1]
-        # FiLM distinguishes images from clips, so the first frame waits for a second one or for the end.
+        # FiLM distinguishes images from clips, so the first frame waits for a second or for `flush`.
         if not self._started and count > (self._film and not self._flushed):
             self._started, self._is_video, done = True, count > 1 or not self._film, 1
             yield x[:, :1]
@@ -118,7 +121,7 @@ class _Stream:
         for i, ((y0, y1), (x0, x1)) in enumerate(tiles.places):
             cut = (None if x is None else x[:, :, y0 * s : y1 * s, x0 * s : x1 * s] for x, s in arrays)
             result, cache = work(self._caches[i], *cut)
-            # Both move to the host: for all tiles together they are as large as for the whole frame.
+            # Result and cache move to the host: those of all tiles together are as large as of a whole frame.
             parts.append(np.asarray(result))
             self._caches[i] = jax.tree.map(np.asarray, cache)
         joined, disagreement = tiles.join(parts, factor)
@@ -141,8 +144,8 @@ class StreamEncoder(_Stream):
       frames: number of frames pushed so far.
       height, width: size of the frames; 0 before the first push.
       dtype: data type of the frames, 'uint8' or 'float32'; '' before the first push.
-      disagreement: how much blended tiles differ where they overlap, see `Tiles.join`; the largest value of
-        any chunk, 0 for exact tiles.
+      disagreement: how much blended tiles differ where they overlap, see `Tiles.join`: the largest value of
+        all chunks so far. Exact tiles give 0.
     """
 
     def __init__(
@@ -155,7 +158,7 @@ class StreamEncoder(_Stream):
     ):
         super().__init__(network, architecture, layout, architecture.temporal_factor)
         self._key, self._normalize = key, normalize
-        self._index = 0  # of the next latent frame
+        self._index = 0  # index of the next latent frame
         self.frames = self.height = self.width = 0
         self.dtype = ""
 
@@ -191,7 +194,7 @@ class StreamEncoder(_Stream):
         return self._encode(x)
 
     def flush(self) -> Float32[Array | np.ndarray, "*b t h w c"]:
-        """Ends the clip and returns the last latents; the last group is padded with copies of the last frame.
+        """Ends the clip and returns the last latents, after padding the clip with copies of its last frame.
 
         Raises:
           ValueError: if nothing was pushed, or the stream has ended already.
@@ -214,7 +217,7 @@ class StreamEncoder(_Stream):
         if rows or columns:
             room = (0, 0), (0, 0), (0, rows), (0, columns), (0, 0)
             frames = _numpy_of(frames).pad(frames, room, mode="edge")
-        t = max(1, frames.shape[1] // self._unit)  # a chunk is the first frame, or whole groups
+        t = max(1, frames.shape[1] // self._unit)  # a chunk is the first frame, or whole latent frames
         noise = None
         if self._key is not None:
             noise = _latent_noise(self._key, self._index, t, (len(frames), h, w, self._channels))
@@ -242,7 +245,7 @@ def _check_range(x: Any) -> None:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _latent_noise(key: jax.Array, start: int, count: int, shape: tuple[int, ...]) -> jax.Array:
-    """Normal noise for latent frames; that of a frame depends on its index, not on chunks or tiles."""
+    """Normal noise for latent frames; it depends on the index of a frame, not on chunks or tiles."""
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
 

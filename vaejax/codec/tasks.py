@@ -143,7 +143,7 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
         task = Task(path, to, name, "" if action == DECODE else kind, to.suffix.lower(), keep=True)
         other = by_path.setdefault(to, task)
         if other is not task:
-            refusal = f"would become {to}, which {other.name} becomes; accepted: different names"
+            refusal = f"would become {to}, as {other.name} does; accepted: files with different names"
             by_path[path] = task._replace(refusal=refusal)
     for error in unreadable:
         path = pathlib.Path(error.filename)
@@ -168,12 +168,12 @@ def _target_name(action: str, path: pathlib.Path, name: str, kind: str) -> str:
 def _kind_of_latent(path: pathlib.Path) -> str:
     try:
         return LatentFile(path).facts.kind
-    except InputError:  # reported when it is decoded
+    except InputError:  # decoding reports the error
         return "video"
 
 
 def _walk(folder: pathlib.Path, out: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
-    """Every file in a folder, in the same order on every machine, without those in the folder `out`.
+    """Every file in a folder tree, except hidden files and those in `out`, in the same order on all machines.
 
     The error of each folder that cannot be read is appended to `unreadable`.
     """

@@ -77,8 +77,8 @@ class Tiles:
 
         Returns:
           The joined frame, (B, T, H·factor, W·factor, C) float32, and how much the tiles differ where they
-          fade into each other: the weighted mean of |part - joined|. It is 0 with a margin, since such tiles
-            agree.
+          fade into each other: the weighted mean of |part - joined|. With a margin it is 0,
+          because such tiles agree.
         """
         high, wide = (factor * size for size in self._size)
         joined = np.zeros((*parts[0].shape[:2], high, wide, parts[0].shape[-1]), np.float32)
