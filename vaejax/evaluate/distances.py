@@ -18,9 +18,9 @@ _NORMAL_95 = 1.959964  # half-width of a Gaussian's two-sided 95% interval, in s
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to the sets (arXiv 1706.08500, eq. 6).
 
-    |mean_x - mean_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½). It is FVD for I3D's logits and FID for Inception's
-    features. With Σ = AᵀA, the trace of (Σ_x Σ_y)^½ is the sum of the singular values of A_x A_yᵀ. This
-    avoids the root of a matrix that is singular if there are fewer samples than features.
+    The distance is |mean_x - mean_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½). It is FVD for I3D's logits and FID for
+    Inception's features. With Σ = AᵀA, the trace of (Σ_x Σ_y)^½ is the sum of the singular values of
+    A_x A_yᵀ. This avoids the root of a matrix that is singular if there are fewer samples than features.
 
     Args:
       x: features (N, d), N at least 2.
@@ -50,8 +50,8 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float
       x: features (N, d), N at least 2.
       y: features (M, d).
       paired: whether y_i is made from x_i, like a reconstruction. If so, pairs (x_i, y_i) are omitted, like
-        (x_i, x_i) (Gretton et al. 2012, eq. 4): their similarity would pull the estimate below 0. Identical
-        sets then have distance 0. Must be False for independent sets.
+        (x_i, x_i) (Gretton et al. 2012, eq. 4): their similarity would pull the estimate below 0. Without
+        these pairs, identical sets have distance 0. Must be False for independent sets.
 
     Returns:
       The distance; it can be slightly negative if the sets hardly differ.
@@ -63,7 +63,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float
     n, m = len(x), len(y)
     if paired:
         _check_pairs(n, m)
-    # NumPy multiplies a matrix with itself by a routine that rounds differently; a copy avoids it.
+    # NumPy multiplies a matrix with itself by a special routine, which rounds differently. A copy avoids it.
     within_x = _kernel_sum(x, x.copy(), skip_diagonal=True) / (n * (n - 1))
     within_y = _kernel_sum(y, y.copy(), skip_diagonal=True) / (m * (m - 1))
     across = _kernel_sum(x, y, skip_diagonal=paired) / (n * (m - paired))
@@ -82,8 +82,8 @@ def interval(
 
     It covers the expected distance at this number of samples. Resamples give only the standard deviation:
     their distances are biased upward, because a resample repeats samples. On 100 samples of 50 features,
-    percentile intervals covered the truth 0 to 13 times in 100, this interval 95 to 100 times. It is too wide
-    if the sets hardly differ.
+    percentile intervals covered the truth 0 to 13 times in 100, this interval 95 to 100 times. This interval
+    is too wide if the sets hardly differ.
 
     Args:
       distance: function of features (N, d) and (M, d).
@@ -91,7 +91,8 @@ def interval(
         vectors are not independent, so they are drawn together.
       y: features (M, d) or (M, F, d).
       seed: seed of the resampling.
-      resamples: number of resamples; each computes the distance. 100 give the standard deviation to 7%.
+      resamples: number of resamples; the distance is computed for each. With 100, the standard deviation has
+        an error of 7%.
       paired: whether y_i is made from x_i. If so, both are drawn together; otherwise independently.
 
     Returns:
@@ -132,7 +133,7 @@ def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> t
         return np.nan, np.nan
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
-    # No interpolation: between two infinite means it would give NaN.
+    # Quantiles are not interpolated: between two infinite means, interpolation would give NaN.
     low, high = np.quantile(means, 0.025, method="lower"), np.quantile(means, 0.975, method="higher")
     return float(low), float(high)
 

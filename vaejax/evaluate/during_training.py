@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Scores that checkpoint.best may name. 'psnr_raw' is PSNR with the raw parameters, 'psnr' with their EMA.
 SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
-LPIPS_FRAMES = 8  # most frames of a clip that LPIPS scores, evenly spaced
-FEW_FILES = 10  # with fewer distinct files, the scores depend on which files are held out
+LPIPS_FRAMES = 8  # LPIPS scores at most this many frames of a clip, evenly spaced
+# With fewer distinct held-out files in a bucket, the console warns that scores may not be representative.
+FEW_FILES = 10
 
 
 class TrainingEvaluation:
@@ -44,7 +45,7 @@ class TrainingEvaluation:
       buckets: buckets of the run; those without held-out samples are skipped.
       config: configuration of the run.
       model: the autoencoder.
-      objective: provides the likelihood terms.
+      objective: training objective, which computes 'nll' and 'kl'.
       mesh: mesh of the run.
       lpips_params: parameters of the LPIPS networks, by name.
       stopping: function called between batches; if it returns True, all processes raise Stopped.
@@ -78,18 +79,19 @@ class TrainingEvaluation:
         self._warned = False
 
     def evaluate(self, average: dict, params: dict) -> dict[str, float]:
-        """Scores of every bucket as 'BUCKET/NAME', and their means over buckets as 'mean/NAME'.
+        """Scores of every bucket as 'BUCKET/NAME', and the means of SCORES over buckets as 'mean/NAME'.
 
         NAME is one of:
           psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: see `score`, with the EMA parameters.
-          psnr_raw, ...: the same with the raw parameters, without LPIPS.
+          psnr_raw and so on: the same scores except LPIPS, with the raw parameters.
           psnr_linear: PSNR of the best linear codec of the same latent size.
           samples: number of samples.
-          spread_encoder_LEVEL, spread_decoder_LEVEL: `metrics.activation_spread` with the EMA parameters.
+          spread_encoder_LEVEL, spread_decoder_LEVEL: the largest `metrics.activation_spread` of any batch,
+            with the EMA parameters.
 
         Args:
-          average: EMA parameters {'autoencoder', 'likelihood'}.
-          params: raw parameters, like `average`.
+          average: EMA parameters, a dictionary with 'autoencoder' and 'likelihood'.
+          params: raw parameters, a dictionary like `average`.
 
         Raises:
           Stopped: if `stopping` returns True.
@@ -181,7 +183,10 @@ class TrainingEvaluation:
         return result | spreads | {"samples": samples}
 
     def _linear_codec(self, bucket: Bucket) -> LinearCodec | None:
-        """The linear codec fitted to the bucket's training samples; None if it is off or cannot be fitted."""
+        """The linear codec fitted to the bucket's training samples.
+
+        None if eval.linear_samples is 0 or the codec cannot be fitted.
+        """
         count = self._config.eval.linear_samples
         if count and bucket.name not in self._linear:
             frames = distributed.lockstep(
@@ -206,7 +211,7 @@ class TrainingEvaluation:
             yield batch, sharding.shard_batch(self._mesh, padded)
 
     def _held_out(self, bucket: Bucket) -> Iterator[Batch]:
-        """Held-out batches, complete on every host. A bucket without any is reported and skipped."""
+        """Held-out batches, the same on every process. Without any, the reason is kept for `table`."""
         settings = self._config.data
         batches = pipeline.eval_batches(
             self._sources, bucket, settings, self._config.eval.samples, bucket.batch
@@ -246,18 +251,19 @@ def score(
     All scores but 'nll' clip the reconstruction to [-1, 1].
 
     Args:
-      params: parameters of the model and of the likelihood, {'autoencoder', 'likelihood'}.
+      params: dictionary with the parameters of the model, 'autoencoder', and of the 'likelihood'.
       lpips_params: parameters of the LPIPS networks, by name.
       frames: (B, T, H, W, C) uint8.
       model: the autoencoder.
-      objective: provides the likelihood terms.
+      objective: training objective, which computes 'nll' and 'kl'.
       shown: number of reconstructions to return.
 
     Returns:
-      Scores, each (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
+      Scores by name, each (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
       `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over at most LPIPS_FRAMES frames, absent for
-      frames too small for LPIPS; for clips 'flicker'.
-      Activation spreads of each level, scalars; see `metrics.activation_spread`.
+      frames too small for LPIPS; and 'flicker', absent for images.
+      The activation spread of each level, 'spread_encoder_LEVEL' or 'spread_decoder_LEVEL', a scalar; see
+      `metrics.activation_spread`.
       The first reconstructions, (shown, T, H, W, C) uint8.
     """
     x = from_uint8(frames)
@@ -286,6 +292,6 @@ def score(
 
 
 def _applied(model: Autoencoder, variables: dict, *inputs: Any, method: str) -> tuple[Any, dict[str, dict]]:
-    """The result of a model method, and its activation norms by half (encoder or decoder) and level."""
+    """Runs a model method; returns its result and {'encoder' or 'decoder': {level: activation norms}}."""
     result, state = model.apply(variables, *inputs, method=method, mutable="activations")
     return result, dict(state)["activations"]

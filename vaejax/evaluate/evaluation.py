@@ -45,18 +45,26 @@ DEFINITIONS = {
     "parts": {
         "samples": scorer.EXTRA_SAMPLES,
         "chunk": "half of the latent frames, rounded down",
-        "tile": f"{scorer.TILE} latent pixels or 5/8 of the longer side if less; the overlap is a quarter",
+        "tile": f"{scorer.TILE} latent pixels, or 5/8 of the longer side if that is less; a quarter overlaps",
     },
 }
-FITTED = ("linear", "jpeg:matched")  # fitted to training samples; opened last, to match another codec
-WORST, TYPICAL = 2, 2  # samples of each kind that the report shows per bucket
-NAMED = 5  # worst samples per codec and bucket that results.json lists
+# Codecs fitted to training samples. They are opened last, because they match the latent size of another codec.
+FITTED = ("linear", "jpeg:matched")
+WORST, TYPICAL = 2, 2  # how many worst and how many typical samples of a bucket the report shows
+NAMED = 5  # how many of the worst samples results.json lists per codec and bucket
 
-Networks = Mapping[str, Callable[[np.ndarray], np.ndarray]]  # from frames to features, by network
+Networks = Mapping[str, Callable[[np.ndarray], np.ndarray]]  # network name -> function, frames to features
 
 
 class _Scored(NamedTuple):
-    """The scores of each codec on a bucket, and the names and indices of its samples."""
+    """The scores of all codecs on one bucket.
+
+    Attributes:
+      scores: accumulated scores of each codec.
+      results: entry of each codec in results.json, keyed by codec name.
+      names: names of the bucket's samples, 'path@start'.
+      indices: index of each sample, for `Samples.read`.
+    """
 
     scores: list[BucketScores]
     results: dict[str, Any]
@@ -77,9 +85,9 @@ def evaluate(
     """Scores codecs on the same samples.
 
     Args:
-      names: codecs, see `open_codec`. The first run among them provides the default samples, buckets and
-        frame rate, and the training samples of FITTED codecs. FITTED codecs have the latent size of the first
-        codec with latents. Without a run, an export provides buckets and frame rate.
+      names: names of codecs, see `open_codec`. The first run among them provides the default samples, buckets
+        and frame rate, and the training samples of FITTED codecs. FITTED codecs have the latent size of the
+        first other codec with latents. Without a run, the first export provides buckets and frame rate.
       data: FOLDER or 'tfds:NAME'; '' takes the held-out part of the run's data.
       buckets: bucket names; () takes those of the run.
       samples: maximum number of samples per bucket; 0 takes all of `data`, or eval.samples of the run.
@@ -89,10 +97,10 @@ def evaluate(
       inception: file of FID's Inception weights; '' omits rFID.
 
     Returns:
-      The content of results.json, and the samples of each bucket for the report.
+      The content of results.json, and the samples that the report shows, keyed by bucket name.
 
     Raises:
-      InputError: for an argument that cannot be used, before anything is computed if possible.
+      InputError: if an argument cannot be used; most are checked before anything is scored.
     """
     started = time.monotonic()
     _check_names(names)
@@ -163,8 +171,8 @@ def _is_folder(name: str) -> bool:
 
 
 def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple[Samples, str, list[str]]:
-    """The samples to score, the run with the defaults ('' if none), and the run's or export's buckets."""
-    # A folder may be called like a baseline; then the name means the baseline.
+    """The samples to score, the run that provides the defaults ('' if none), and the default buckets."""
+    # If a folder has the same name as a baseline, the name means the baseline.
     folders = [name for name in names if not _is_baseline(name) and _is_folder(name)]
     run_name = next((name for name in folders if not trained.read_export_config(name)), "")
     limit = samples
@@ -199,10 +207,12 @@ def _exported_settings(folders: Sequence[str]) -> DataConfig:
 
 
 def _buckets(names: Sequence[str], defaults: Sequence[str], found: Samples) -> list[Bucket]:
-    """The buckets to score: those that the user names, or the default ones that have samples."""
+    """The buckets to score: those that the user names, or else the default ones that have samples."""
     asked, names = bool(names), names or defaults
     if not names:
-        raise InputError("--buckets is missing, and no run has any; accepted: e.g. --buckets image_256x256")
+        raise InputError(
+            "--buckets is missing, and no run or export has buckets; accepted: e.g. --buckets image_256x256"
+        )
     try:
         parsed = parse_buckets({name: {"batch": 1} for name in names}, 1, 1)
     except InputError as error:
@@ -271,7 +281,7 @@ def _lpips_params() -> dict[str, dict]:
 
 
 def _networks(inception: str, clips: bool) -> Networks:
-    """The feature networks; each is called once, so that missing weights fail early."""
+    """The feature networks. Each is called once here, so that missing weights raise before any scoring."""
     features, black = Features(inception), np.zeros((1, SHORTEST_CLIP, 32, 32, 3), np.uint8)
     networks: dict[str, Callable] = {"efficientnet": features.images}
     if clips:
@@ -329,7 +339,7 @@ def _score(
 
 
 def _show(scored: _Scored, bucket: Bucket, found: Samples) -> list[html_report.Shown]:
-    """Samples for the report: worst and typical ones of the first codec, and the worst one of each other."""
+    """The samples to show: worst and typical ones of the first codec, and every other codec's worst one."""
     psnr = [scores.psnr() for scores in scored.scores]
     order = np.argsort(psnr[0], kind="stable")
     middle = max(0, (len(order) - TYPICAL) // 2)

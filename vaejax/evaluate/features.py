@@ -12,10 +12,10 @@ from vaejax.errors import InputError
 from vaejax.models.pixels import from_uint8
 from vaejax.networks import efficientnet, i3d, inception
 
-SHORTEST_CLIP = i3d.SHORTEST  # frames
+SHORTEST_CLIP = i3d.SHORTEST  # least number of frames of a clip that has I3D features
 
-# Samples per network call, whatever the caller's batch size, so that each network compiles once. The features
-# of a sample do not depend on its batch. One clip keeps a device busy.
+# Images and clips per network call. The numbers do not depend on the caller's batch size, so each network
+# compiles once. The features of a sample do not depend on its batch. A single clip keeps a device busy.
 _IMAGES, _CLIPS = 8, 1
 
 
@@ -23,7 +23,7 @@ class Features:
     """Features of frames (B, T, H, W, 3), uint8 or float in [-1, 1], of any size, from published networks.
 
     Frames are resized to the network's square input regardless of their aspect ratio, as is usual. Floats are
-    not clipped, and rounded only for Inception. Weights are loaded on first use.
+    clipped and rounded to 8 bits for Inception only. Weights are loaded on first use.
 
     Args:
       inception_weights: file of FID's Inception weights; without it, `inception` raises.
@@ -60,7 +60,7 @@ class Features:
     def inception(self, frames: np.ndarray | jax.Array) -> np.ndarray:
         """Inception features of every frame, the features of FID: (B·T, 2048) float32, in order of clips.
 
-        Frames are rounded to 8 bits and resized without antialiasing, as in pytorch-fid.
+        Frames are clipped, rounded to 8 bits and resized without antialiasing, as in pytorch-fid.
 
         Raises:
           InputError: like `images`.

@@ -46,9 +46,9 @@ class Shown(NamedTuple):
 class _Metric(NamedTuple):
     label: str
     better: int  # 1: higher, -1: lower, 0: neither
-    digits: int
-    note: str
-    scale: float = 1.0
+    digits: int  # decimal places
+    note: str  # small print below the label
+    scale: float = 1.0  # factor from the stored to the shown value
 
 
 _METRICS = {
@@ -58,11 +58,11 @@ _METRICS = {
     "lpips_alexnet": _Metric("LPIPS AlexNet", -1, 4, "version 0.1"),
     "lpips_vgg16": _Metric("LPIPS VGG16", -1, 4, "version 0.1"),
     "frechet_efficientnet": _Metric("Fréchet EfficientNet", -1, 3, "EfficientNet-Lite0, 1280 features"),
-    "kid_efficientnet": _Metric("KID EfficientNet", -1, 5, "unbiased, cubic kernel, the same features"),
+    "kid_efficientnet": _Metric("KID EfficientNet", -1, 5, "unbiased, cubic kernel, features as above"),
     "rfid_inception": _Metric("rFID", -1, 3, "Inception-v3, 2048 features"),
-    "kid_inception": _Metric("KID Inception", -1, 5, "unbiased, cubic kernel, the same features"),
+    "kid_inception": _Metric("KID Inception", -1, 5, "unbiased, cubic kernel, features as above"),
     "rfvd_i3d": _Metric("rFVD", -1, 3, "I3D of Kinetics-400, 400 logits"),
-    "kvd_i3d": _Metric("KVD", -1, 5, "unbiased, cubic kernel, the same features"),
+    "kvd_i3d": _Metric("KVD", -1, 5, "unbiased, cubic kernel, features as above"),
     "flicker": _Metric("flicker, levels", -1, 3, "mean error of frame differences, 8-bit levels"),
     "spots": _Metric("spots, ppm", -1, 1, "pixels with an isolated error, per million", 1e6),
     "seam_chunked": _Metric("seams of chunks, levels", -1, 4, "change at chunk boundaries, 8-bit levels"),
@@ -100,7 +100,7 @@ def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[st
     Args:
       path: the file.
       results: the content of results.json, from `evaluation.evaluate`.
-      shown: samples by bucket.
+      shown: samples to show, keyed by bucket name.
 
     Raises:
       OSError: if it cannot be written.
@@ -109,7 +109,7 @@ def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[st
 
 
 def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> str:
-    """The page as text."""
+    """The HTML text of the page; arguments as for `write`."""
     settings, codecs = results["settings"], results["codecs"]
     fps = settings["cut"]["fps"]
     parts = [
@@ -295,7 +295,10 @@ def _latents(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
 
 
 def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
-    """A sample: the clip, the first codec's worst frame and its errors, with one column per codec."""
+    """A sample, with one column per codec and rows for the clip, one frame and the errors in that frame.
+
+    The frame is the one with the largest mean error of the first codec.
+    """
     original, first = sample.original, sample.decoded[codecs[0]].frames
     errors = np.abs(original.astype(np.int16) - first).max(-1)
     worst = int(errors.mean((1, 2)).argmax())

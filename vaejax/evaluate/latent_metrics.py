@@ -16,11 +16,11 @@ from vaejax.evaluate.metrics import LEVEL
 from vaejax.evaluate.moments import ChannelMoments
 
 DEAD, EXPLODING = 0.01, 10.0  # thresholds relative to the median standard deviation of the channels
-RHO = (0.25, 0.5, 0.75)  # cutoff frequencies of SEC, relative to the highest; see `statistics`
+RHO = (0.25, 0.5, 0.75)  # cutoffs of 'sec' in `LatentMoments.statistics`, relative to the highest frequency
 
 
 class LatentMoments:
-    """Sums over latents, from which the statistics of their channels follow.
+    """Sums over latents, from which the statistics of their channels are computed.
 
     The sums are float64. Memory grows with the number of channels, not of latents. Latents of several sizes
     may be added.
@@ -38,7 +38,8 @@ class LatentMoments:
 
         Args:
           latents: (b, t, h, w, c); the posterior means of a VAE.
-          log_variance: natural logarithm of the posterior variance, like latents; None without a posterior.
+          log_variance: natural logarithm of the posterior variance, shaped like the latents; None for a codec
+            without a posterior.
         """
         z = np.asarray(latents, np.float64)
         pixels = z.reshape(-1, z.shape[-1])
@@ -53,20 +54,23 @@ class LatentMoments:
             self._kl = kl if self._kl is None else self._kl + kl
 
     def statistics(self) -> dict:
-        """The statistics, as numbers and lists for JSON.
+        """The statistics: a dictionary of numbers and lists, ready for JSON, with these keys.
 
         samples: number of latents.
         mean, std: per channel, over samples, time and space. Diffusion models should learn (z - mean) / std.
         peak: per channel, the largest distance of a value from the mean, in standard deviations.
-        dead: channels that carry nothing: their standard deviation is below DEAD times the median channel's.
-        exploding: channels whose standard deviation exceeds EXPLODING times the median, or is not finite.
+        dead: indices of channels that carry nothing: their standard deviation is below DEAD times the median
+          channel's.
+        exploding: indices of channels whose standard deviation exceeds EXPLODING times the median, or is not
+          finite.
         spectrum: eigenvalues of the channel covariance, in descending order.
         effective_rank: exp of the entropy of the normalized spectrum (Roy & Vetterli 2007), 1 to c: the
           effective number of independent channels.
-        sec: by rho, the share of energy at high spatial frequencies, which diffusion models learn last (SEC,
-          arXiv 2606.03578). High are the coefficients of the 2D cosine transform of a latent frame, h x w,
-          with u + v > rho (h + w - 2), u and v from 0. It is the mean over normalized channels without dead
-          ones, so their mean and scale do not matter. Compare it only at equal latent shapes.
+        sec: for each rho in RHO, the share of energy at high spatial frequencies, which diffusion models
+          learn last (SEC, arXiv 2606.03578). A coefficient (u, v) of the 2D cosine transform of a latent
+          frame, h x w, has a high frequency if u + v > rho (h + w - 2), with u and v from 0. The share is
+          relative to the variance of a channel, and averaged over the channels that are not dead. Compare it
+          only at equal latent shapes.
         kl: per channel, the mean KL of the posterior from N(0, 1) in nats per latent value; absent without a
           posterior.
 
@@ -119,7 +123,7 @@ def encode(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | N
 
 
 def measure(codec: Codec, batches: Iterable[np.ndarray]) -> dict:
-    """`LatentMoments.statistics` of a codec's latents of uint8 batches (B, T, H, W, 3)."""
+    """`LatentMoments.statistics` of the latents to which a codec encodes batches (B, T, H, W, 3) uint8."""
     moments = LatentMoments()
     for batch in batches:
         moments.add(*encode(codec, batch))
@@ -130,8 +134,8 @@ def pooled(statistics: Sequence[dict]) -> tuple[list[float], list[float]]:
     """The mean and standard deviation of each channel over several sets of latents of equal weight.
 
     Args:
-      statistics: `LatentMoments.statistics` of each set. The sets are buckets; with equal weights, the one
-        with the largest clips does not dominate.
+      statistics: `LatentMoments.statistics` of each set. Each set has the latents of one bucket. With equal
+        weights, the bucket with the largest clips does not dominate.
     """
     mean = np.mean([s["mean"] for s in statistics], axis=0)
     square = np.mean([np.square(s["mean"]) + np.square(s["std"]) for s in statistics], axis=0)
@@ -145,7 +149,7 @@ def viv(latents: np.ndarray, labels: Sequence) -> float:
     the eigenvalues of the covariance of its latents, and classes are averaged by their number of samples.
     Channels are first normalized over all latents. The formula is exact for Gaussian latents: it is the
     integral over time of λ / ((1 - t)² + t² λ), summed over λ. Few samples per class span few directions, so
-    compare it only at equal latent shapes and class sizes.
+    compare VIV only at equal latent shapes and class sizes.
 
     Args:
       latents: (N, t, h, w, c).
@@ -181,9 +185,9 @@ def equivariance(
       frames: (B, T, H, W, 3) in [-1, 1], the clips that were encoded.
 
     Returns:
-      'equivariance_scale': height and width halved (antialiased linear, like the equivariance loss), absent
-      for latents of one pixel; 'equivariance_rotation': rotated by 90 degrees. Each is the mean absolute
-      error in 8-bit levels, (B,).
+      The mean absolute error in 8-bit levels, (B,), for each transformation. 'equivariance_scale' halves
+      height and width (antialiased linear, like the equivariance loss); it is absent for latents of one row
+      or column. 'equivariance_rotation' rotates by 90 degrees.
     """
     z, x = jnp.asarray(latents), jnp.asarray(frames)
     factor = x.shape[2] // z.shape[2]
@@ -206,7 +210,10 @@ def _effective_rank(spectrum: np.ndarray) -> float:
 
 
 def _high_frequency_energy(z: np.ndarray) -> np.ndarray:
-    """Energy of the orthonormal 2D cosine transform above each rho, summed: (b, t, h, w, c) to (rhos, c)."""
+    """Energy of the orthonormal 2D cosine transform of latents (b, t, h, w, c) above each cutoff in RHO.
+
+    It is summed over b and t; the result is (cutoffs, c).
+    """
     h, w = z.shape[2:4]
     spectrum = np.einsum("uh,bthwc->btuwc", _cosines(h), z, optimize=True)
     spectrum = np.einsum("vw,btuwc->btuvc", _cosines(w), spectrum, optimize=True)

@@ -1,4 +1,7 @@
-"""Channel statistics of a run's training latents, by which diffusion models normalize; computed once."""
+"""The channel statistics of a run's training latents, with which diffusion models normalize latents.
+
+They are computed once per checkpoint and stored there.
+"""
 
 import itertools
 import os
@@ -25,8 +28,9 @@ from vaejax.runtime import distributed
 if TYPE_CHECKING:
     from vaejax.config.schema import Config
 
-SAMPLES = 256  # samples per bucket if the run does not specify a number
-BATCH, PIXELS = 8, 2**21  # most samples and pixels of a device's batch, which holds at least one sample
+SAMPLES = 256  # samples per bucket if the run's configuration does not specify a number
+# A batch has at most BATCH samples and PIXELS pixels per device, but always at least one sample per device.
+BATCH, PIXELS = 8, 2**21
 
 
 def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
@@ -38,9 +42,9 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
       step: step of the codec's checkpoint.
 
     Returns:
-      'mean' and 'std', (c,), over all buckets with equal weights; 'buckets': `LatentMoments.statistics` of
-      each bucket; 'step'. None, with a message on stderr, if the training samples cannot be read or the
-      export has no statistics.
+      A dictionary with 'mean' and 'std' of each channel, (c,), to which all buckets contribute equally;
+      'buckets', the `LatentMoments.statistics` of each bucket; and 'step'. If the training samples cannot be
+      read or the export has no statistics, prints a message to stderr and returns None.
     """
     exported = trained.read_export_config(name)
     if exported is not None:
@@ -83,8 +87,8 @@ def keep(
       step: step of a completed checkpoint.
 
     Returns:
-      Like `of_run`. If samples cannot be read, prints a message to stderr and returns None, because a missing
-      statistic must not make a finished run fail.
+      Like `of_run`. If samples cannot be read, prints a message to stderr and returns None. This is no error,
+      because a finished run must not fail for lack of statistics.
     """
     by_bucket, count = {}, config.eval.latent_samples or SAMPLES
     is_main = jax.process_index() == 0
@@ -93,7 +97,7 @@ def keep(
             samples = pipeline.train_samples(opened, bucket, config.data, count, config.seed)
             samples = distributed.lockstep(samples)
             label = f"statistics of training latents, {bucket.name}"
-            quiet = None if is_main else True  # None: on a terminal only
+            quiet = None if is_main else True  # None shows the bar on a terminal only
             samples = tqdm(samples, label, count, leave=False, file=sys.stderr, disable=quiet)
             batch = max(1, min(BATCH, PIXELS // bucket.pixels)) * codec.shards
             by_bucket[bucket.name] = latents.measure(codec, _batched(samples, batch))

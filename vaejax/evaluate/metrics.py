@@ -14,9 +14,9 @@ import numpy as np
 # mean. Rounding to 8 bits alone limits PSNR to 59 dB, so real reconstructions stay below the cap.
 PSNR_CEILING = 100.0
 LEVEL = 2 / 255  # one 8-bit step in the range [-1, 1]
-SPOT_FLOOR = 26 * LEVEL  # a tenth of the range; the eye does not see fainter spots
-SPOT_RATIO = 3.0  # least ratio of a spot's error to the largest error around it
-SPOT_REACH = (8, 16)  # half-widths, in pixels, of the square rings around a spot
+SPOT_FLOOR = 26 * LEVEL  # least error of a spot, a tenth of the range; the eye does not see fainter spots
+SPOT_RATIO = 3.0  # least ratio of a spot's error to the largest error on a ring around it
+SPOT_REACH = (8, 16)  # half-widths, in pixels, of the square rings around a pixel
 
 
 def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -105,9 +105,9 @@ def spots(x: jax.Array, y: jax.Array) -> jax.Array:
     """The share of every frame's pixels that belong to spots, small isolated errors.
 
     The error of a pixel is the maximum of |x - y| over C. A pixel belongs to a spot if its error exceeds both
-    SPOT_FLOOR and SPOT_RATIO times the largest error on a square ring around it, for one of the distances
-    SPOT_REACH. A spot up to 16 pixels wide is thus counted whole. An error along an edge crosses the ring and
-    is not counted, nor is a diffuse one. A star in a dark sky that the codec loses also counts as a spot.
+    SPOT_FLOOR and SPOT_RATIO times the largest error on a square ring around it. One ring of the half-widths
+    SPOT_REACH is enough, so a spot up to 16 pixels wide is counted whole. An error along an edge crosses the
+    ring and is not counted, nor is a diffuse one. A star in a dark sky that the codec loses counts as a spot.
 
     Args:
       x: frames (B, T, H, W, C) in [-1, 1].
@@ -140,7 +140,7 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
     at = jnp.broadcast_to(at, change.shape[1:])
 
     def mean(where):
-        # Each frame is averaged first, as in `squared_error`; it counts by its share of selected pixels.
+        # The sum over the selected pixels divided by their number, both as nested means, see `squared_error`.
         share = where.mean((-2, -1))
         frames = (change * where).mean((-2, -1))
         return frames.mean(-1) / share.mean() / LEVEL
@@ -149,10 +149,10 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
 
 
 def activation_spread(x: jax.Array) -> jax.Array:
-    """The largest L2 norm of a pixel's channel vector over the median norm, a warning of colored spots.
+    """The largest L2 norm of a pixel's channel vector divided by the median norm; it warns of colored spots.
 
     It is about 1 to 10 in a healthy layer. Spots appear if a few pixels have far larger activations than the
-    rest: a network can use them to carry statistics through a normalization layer.
+    rest: a network can use such pixels to carry statistics through a normalization layer.
 
     Args:
       x: activations (B, T, H, W, C).
@@ -165,11 +165,13 @@ def activation_spread(x: jax.Array) -> jax.Array:
 
 
 def _largest_on_ring(error: jax.Array, reach: int) -> jax.Array:
-    """The largest value on the border of the square of 2 reach + 1 pixels around each pixel, (..., H, W).
+    """For each pixel, the largest value on the border of a square around it, (..., H, W).
+
+    The sides of the square are 2 reach + 1 pixels long.
 
     Positions outside the frame are ignored.
     """
-    ring = jnp.zeros_like(error)  # errors are at least 0
+    ring = jnp.zeros_like(error)  # the maximum may start at 0, because no error is below 0
     for along, across in ((-1, -2), (-2, -1)):
         along, across = along % error.ndim, across % error.ndim
         window = [1] * error.ndim
@@ -191,7 +193,7 @@ _WINDOW = _window()
 
 
 def _blur(x: jax.Array) -> jax.Array:
-    """Gaussian means of the windows inside the frame, (..., H-10, W-10, C).
+    """The Gaussian-weighted mean of every window that is inside the frame, (..., H-10, W-10, C).
 
     It adds shifted copies instead of convolving: accelerators round the inputs of a float32 convolution to
     bfloat16 or TF32, which is too coarse for the differences in `ssim`.

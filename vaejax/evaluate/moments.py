@@ -4,7 +4,7 @@ import numpy as np
 
 
 class ChannelMoments:
-    """Sums in float64 from which the mean and covariance of c channels follow.
+    """Sums over values, from which the mean and the covariance of c channels are computed.
 
     Memory grows with the number of channels, not with the number of values.
 
@@ -18,7 +18,7 @@ class ChannelMoments:
         self._products: np.ndarray = np.zeros((1, 1))
 
     def add(self, values: np.ndarray) -> None:
-        """Adds values (n, c)."""
+        """Adds values (n, c), which should be float64, because they are summed in their own type."""
         self.count += len(values)
         self._total = self._total + values.sum(0)
         self._products = self._products + values.T @ values

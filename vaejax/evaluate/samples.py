@@ -66,7 +66,8 @@ class Samples:
     def batches(self, bucket: Bucket, batch: int) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
         """Streams the samples of a bucket.
 
-        Another file replaces an unreadable one. If every file is used once, repeated samples are omitted.
+        Another file replaces an unreadable one. If every file is to be used once, a replacement that repeats
+        an earlier sample is omitted.
 
         Yields:
           frames (B, T, H, W, 3) uint8, names 'path@start', and the indices that `read` takes.
@@ -101,9 +102,10 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     """Opens the samples that `--data` names.
 
     Args:
-      name: FOLDER, for every photo and clip that fits, once, cropped from the middle. Or 'tfds:NAME', for the
-        validation or test split of a prepared data set, or its held-out share if it has neither.
-      data: config.data, of which fps, holdout (TFDS) and prefetch are used.
+      name: FOLDER, of which every photo and clip that fits is used once, cropped from the middle. Or
+        'tfds:NAME': the validation or test split of a prepared data set, or its held-out share if it has
+        neither.
+      data: config.data, of which fps, prefetch and, for TFDS, holdout are used.
       limit: maximum number of samples per bucket; 0 takes all.
 
     Raises:

@@ -1,7 +1,7 @@
 """Scores of a codec on the samples of a bucket, accumulated batch by batch.
 
-Of each sample, scores and features are kept, not frames. Scores are computed per sample, so the batch size
-does not change them. Distances between distributions compare the whole set.
+Scores and features of each sample are kept, but not its frames. Scores are computed per sample, so the batch
+size does not change them. Distances between distributions compare the whole set.
 """
 
 import functools
@@ -23,13 +23,13 @@ from vaejax.models.pixels import from_uint8
 from vaejax.networks import lpips as perceptual
 from vaejax.runtime import mesh as sharding
 
-# Samples per bucket that are also decoded in chunks and tiles, and from transformed latents: each variant
-# costs as much as plain decoding.
+# Number of samples per bucket that are also decoded in chunks, in tiles and from transformed latents. It is
+# small, because each of these variants costs as much as plain decoding.
 EXTRA_SAMPLES = 16
 TILE = 32  # latent pixels per side of a tile, if the frame is large enough
-SEAM = 4  # pixels on each side of an overlap of tiles that count as its seam
-VIV_BYTES = 2**28  # most bytes of labeled latents kept for VIV, see `latent_metrics.viv`
-# Distances between distributions, by the network whose features they compare.
+SEAM = 4  # pixels on each side of the overlap of two tiles that count as part of the seam
+VIV_BYTES = 2**28  # at most this many bytes of latents with class labels are kept for `latent_metrics.viv`
+# Name of a feature network -> names of the Fréchet and the kernel distance of its features.
 DISTANCES = {
     "efficientnet": ("frechet_efficientnet", "kid_efficientnet"),
     "inception": ("rfid_inception", "kid_inception"),
@@ -53,8 +53,9 @@ class FrameScorer:
         """Scores of frames y (B, T, H, W, 3) in [-1, 1] against the originals x.
 
         Returns:
-          'squared_error', 'psnr', 'ssim', 'spots' of each frame, (B, T), and 'lpips_NETWORK' if the frames
-          are large enough for the network; for clips also 'flicker', (B,).
+          Scores by name, see `metrics`: 'squared_error', 'psnr', 'ssim' and 'spots' of each frame, (B, T);
+          'lpips_NETWORK' of each frame, (B, T), unless the frames are too small for LPIPS; and 'flicker' of
+          each clip, (B,), absent for images.
         """
         originals, decoded = self._shared(x), self._shared(y)
         # One frame at a time: the activations of a batch of clips would not fit into memory.
@@ -71,12 +72,12 @@ class FrameScorer:
     def compare_parts(
         self, x: np.ndarray, whole: np.ndarray, parts: np.ndarray, at: np.ndarray, how: str
     ) -> dict[str, np.ndarray]:
-        """Scores of frames that are decoded in parts.
+        """Scores of frames that are decoded in parts, which are chunks or tiles.
 
         Args:
           x: originals (B, T, H, W, 3) in [-1, 1].
-          whole: like x, decoded at once.
-          parts: like x, decoded in parts.
+          whole: reconstructions like x, decoded at once.
+          parts: reconstructions like x, decoded in parts from the same latents.
           at: seams between the parts, broadcasting to (T, H, W).
           how: 'chunked' or 'tiled'.
 
@@ -100,11 +101,11 @@ class _Coded(NamedTuple):
     """A batch that a codec encoded and decoded, padded to the batch size with copies.
 
     Attributes:
-      frames: (B, T, H, W, 3) uint8.
-      latents: (b, t, h, w, c); None for a codec that stores files.
+      frames: originals (B, T, H, W, 3) uint8.
+      latents: latents (b, t, h, w, c); None for a codec that stores files.
       log_variance: log-variance of the posterior, shaped like the latents; None without a posterior.
-      decoded: (B, T, H, W, 3) float32 in [-1, 1].
-      bits: bits per pixel of each sample; the copies have none.
+      decoded: reconstructions (B, T, H, W, 3) float32 in [-1, 1].
+      bits: bits per pixel of each sample, without the copies, (n,).
     """
 
     frames: np.ndarray
@@ -121,8 +122,8 @@ class BucketScores:
       codec: the codec.
       shape: (T, H, W) of the bucket.
       scorer: scorer of frames, shared by all codecs.
-      batch: samples per call of a codec with latents; smaller batches are padded, so it compiles once.
-      features: functions from frames (B, T, H, W, 3) in [-1, 1] to features (B, d), by network.
+      batch: samples per call of a codec with latents. Smaller batches are padded, so the codec compiles once.
+      features: network name -> function from frames (B, T, H, W, 3) in [-1, 1] to features (B, d).
 
     Attributes:
       seconds: time spent on encoding and decoding.
@@ -183,13 +184,17 @@ class BucketScores:
         """All scores, as results.json stores them.
 
         Args:
-          originals: features (N, d) of the original frames, by network.
+          originals: network name -> features (N, d) of the original frames.
           seed: seed of the bootstrap.
 
         Returns:
-          'scores': {NAME: {'value', 'low', 'high', 'samples'}} with 95% bootstrap intervals over samples;
-          'psnr_by_frame': dB per frame index, (T,); 'samples'. For codecs with latents also 'latent_shape',
-          (t, h, w, c), and 'latents', `LatentMoments.statistics`, with 'viv' if samples have classes.
+          A dictionary with
+          'scores': {NAME: {'value', 'low', 'high', 'samples'}}, where 'low' and 'high' are the limits of a
+            95% bootstrap interval over samples;
+          'samples': number of samples;
+          'psnr_by_frame': mean PSNR over samples of frame 0, 1 and so on, in dB, (T,);
+          'latent_shape': (t, h, w, c), and 'latents': `LatentMoments.statistics`, both only for codecs with
+            latents. If samples have classes, 'latents' also has 'viv', 'viv_samples' and 'viv_classes'.
         """
         scores = self._mean_scores(seed)
         for network, parts in self._features.items():
@@ -229,12 +234,16 @@ class BucketScores:
     def _distances(
         self, network: str, x: np.ndarray, y: np.ndarray, seed: int
     ) -> dict[str, dict[str, float]]:
-        """Distances between features (N, d) of originals x and reconstructions y; {} for one sample."""
+        """Distances between features (N, d) of originals x and reconstructions y.
+
+        Empty for a single sample, which has no covariance.
+        """
         frechet, kernel = DISTANCES[network]
         broken = int((~np.isfinite(y).all(1)).sum())
         if broken:
             print(
-                f"{self.codec.name}: {broken} of {len(y)} samples are not finite; its distances are NaN",
+                f"{self.codec.name}: features of {broken} of {len(y)} reconstructions are not finite; the"
+                " codec's distances are NaN",
                 file=sys.stderr,
             )
             unknown = dict.fromkeys(("value", "low", "high"), math.nan) | {"samples": len(y)}
@@ -285,7 +294,7 @@ class BucketScores:
 
 
 def chunk_size(t: int) -> int:
-    """Latent frames per chunk, such that t of them make two or three chunks; 0 for an image."""
+    """Latent frames per chunk if t latent frames are cut into two or three chunks; 0 for an image."""
     return t // 2
 
 
@@ -296,7 +305,10 @@ def tile_size(h: int, w: int) -> tuple[int, int]:
 
 
 def chunk_seams(t: int, chunk: int, temporal_factor: int) -> np.ndarray:
-    """The frames on both sides of each chunk boundary, (T, 1, 1) booleans; latent frame 0 is one frame."""
+    """A mask of the frames on both sides of each chunk boundary, (T, 1, 1) booleans.
+
+    Latent frame 0 encodes one frame, every other latent frame `temporal_factor` frames.
+    """
     at = np.zeros(1 + (t - 1) * temporal_factor, bool)
     for first in range(chunk, t, chunk):
         frame = 1 + (first - 1) * temporal_factor
@@ -305,7 +317,7 @@ def chunk_seams(t: int, chunk: int, temporal_factor: int) -> np.ndarray:
 
 
 def tile_seams(h: int, w: int, tile: int, overlap: int, codec: Any) -> np.ndarray:
-    """The pixels where tiles overlap and SEAM pixels around them, (1, H, W) booleans.
+    """A mask of the pixels where tiles overlap and of SEAM pixels on both sides, (1, H, W) booleans.
 
     Args:
       h: latent height.
@@ -344,8 +356,8 @@ def _distance_with_interval(distance: Callable, x: np.ndarray, y: np.ndarray, se
 def _mean_psnr(psnr: np.ndarray) -> np.ndarray:
     """The mean PSNR of each sample's frames, (N, T) to (N,) float64.
 
-    Exact frames, such as black ones, count as PSNR_CEILING. If all frames of the set are exact, the codec is
-    lossless and the result is infinite.
+    Frames that are reconstructed exactly, such as black ones, count as PSNR_CEILING. If all frames of the set
+    are exact, the codec is lossless and the result is infinite.
     """
     psnr = psnr.astype(np.float64)
     if np.isposinf(psnr).all():

@@ -123,7 +123,8 @@ def test_a_codec_that_breaks_on_one_clip_keeps_its_other_scores(capsys):
     decode, places = codec.decode, iter(range(7))
     codec.decode = lambda z: decode(z) * (np.nan if next(places) == 3 else 1)
     found = evaluated(codec, clips(), 5, frame_scorer())["scores"]
-    assert "jpeg:40: 1 of 7 samples are not finite; its distances are NaN" in capsys.readouterr().err
+    warning = "jpeg:40: features of 1 of 7 reconstructions are not finite; the codec's distances are NaN"
+    assert warning in capsys.readouterr().err
     assert np.isnan(found["rfvd_i3d"]["value"]) and np.isnan(found["psnr"]["value"])
     assert np.isfinite(found["bits_per_pixel"]["value"])
 

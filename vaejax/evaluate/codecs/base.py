@@ -10,7 +10,7 @@ import numpy as np
 from vaejax.errors import InputError
 from vaejax.models.latent_shape import decoded_frames
 
-LATENT_BITS = 16  # per latent number, as if stored in bfloat16 or float16
+LATENT_BITS = 16  # bits per latent number, as if latents were stored in bfloat16 or float16
 
 
 class Codec(Protocol):
@@ -19,7 +19,7 @@ class Codec(Protocol):
     Clips have T = 1 + k·temporal_factor frames, H and W are multiples of spatial_factor, an image has T = 1.
 
     A codec may also have
-    - `frame_multiple`, which replaces temporal_factor in the length of a clip;
+    - `frame_multiple`, if clips must have T = 1 + k·frame_multiple frames instead;
     - `posterior(frames)`, the (mean, log_variance) of the latents;
     - `decode_chunked(latents, latent_frames)`, which decodes `latent_frames` latent frames at a time;
     - `decode_tiled(latents, tile, overlap)`, which decodes square tiles of `tile` latent pixels, and
@@ -27,7 +27,7 @@ class Codec(Protocol):
 
     Attributes:
       name: name of the codec on the command line.
-      settings: JSON values of everything that affects a score.
+      settings: everything that affects a score, as JSON values.
       spatial_factor: pixels per latent pixel along H and along W.
       temporal_factor: frames per latent frame.
     """
@@ -54,7 +54,7 @@ class Codec(Protocol):
         ...
 
     def bits(self, latents: Any) -> float:
-        """Bits per pixel, over B·T·H·W pixels: all bytes of files, 16 bits per number of arrays."""
+        """Bits per pixel of the result of `encode`: all bits of files, or 16 bits per number of arrays."""
         ...
 
 
@@ -66,7 +66,7 @@ class LatentSize(NamedTuple):
     channels: int
 
     def bits(self, frames: int, height: int, width: int) -> float:
-        """Bits per pixel of the latents of a clip, 16 per number; only whole latent pixels count."""
+        """Bits per pixel of the latents of a clip, at 16 bits per number; only whole latent pixels count."""
         numbers = (1 + (frames - 1) // self.temporal) * (height // self.spatial) * (width // self.spatial)
         return LATENT_BITS * numbers * self.channels / (frames * height * width)
 
@@ -91,7 +91,7 @@ def check_frames(codec: Codec, frames: np.ndarray) -> None:
 
 
 def array_bits(codec: Codec, latents: np.ndarray) -> float:
-    """Bits per pixel of latents (b, t, h, w, c), 16 per number."""
+    """Bits per pixel of latents (b, t, h, w, c), at 16 bits per number."""
     _, t, h, w, c = latents.shape
     s, ft = codec.spatial_factor, codec.temporal_factor
     return LatentSize(s, ft, c).bits(decoded_frames(t, ft), h * s, w * s)

@@ -18,7 +18,7 @@ from vaejax.evaluate.codecs.linear import LinearCodec
 from vaejax.models.latent_shape import latent_frames, latent_side
 from vaejax.models.pixels import from_uint8
 
-MATCHED_FRAMES = 64  # most frames per clip shape from which a JPEG quality is chosen
+MATCHED_FRAMES = 64  # the JPEG quality for a clip shape is chosen on at most this many frames
 
 
 class Files(NamedTuple):
@@ -38,7 +38,7 @@ class Files(NamedTuple):
 
 
 class Identity:
-    """A lossless codec: the best value of every score, and a check of how the score is computed."""
+    """A lossless codec, which gets the best value of every score and so checks how scores are computed."""
 
     name = "identity"
     spatial_factor = temporal_factor = 1
@@ -128,8 +128,9 @@ class Linear:
 class Jpeg:
     """Stores every frame as a JPEG, written by Pillow with 4:4:4 color.
 
-    4:4:4 and 4:2:0 were compared on photos, at the bits of 16-channel latents. At 1.2 bits per pixel (a
-    latent pixel encodes 8x8x4 pixels) they are equally good. At 4 bits (8x8) 4:4:4 is 0.8 to 1.7 dB better.
+    4:4:4 and 4:2:0 were compared on photos, at the file sizes of 16-channel latents. At 1.2 bits per pixel (a
+    latent pixel encodes 8x8x4 pixels) they are equally good. At 4 bits per pixel (a latent pixel encodes 8x8
+    pixels) 4:4:4 is 0.8 to 1.7 dB better.
 
     Args:
       name: 'jpeg:Q' or 'jpeg:matched'.
@@ -163,8 +164,9 @@ class Jpeg:
     def matched(cls, name: str, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Jpeg":
         """Chooses the quality at which frames take, on average, as many bits as latents of this size.
 
-        Each (T, H, W) has its own quality, since latents of an image take more bits per pixel than those of a
-        clip. It is chosen on the middle frames of the first MATCHED_FRAMES samples of that shape.
+        Each shape (T, H, W) has its own quality, because latents of an image take more bits per pixel than
+        those of a clip. The quality is chosen on the middle frames of the first MATCHED_FRAMES samples of
+        that shape.
 
         Raises:
           InputError: without samples.
@@ -237,9 +239,10 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
     return file.getvalue()
 
 
-_BT709, _LIMITED = 1, 1  # values of AVColorSpace, which is also swscale's matrix, and of AVColorRange
+# FFmpeg's numbers of BT.709 (as color space, primaries, transfer curve and matrix) and of limited range.
+_BT709, _LIMITED = 1, 1
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# Chroma goes down by the mean of 2x2 pixels, and up by Lanczos: 1 dB better than bilinear on photos.
+# Chroma is halved by the mean of 2x2 pixels and enlarged by Lanczos, 1 dB better than bilinear on photos.
 _DOWN, _UP = Interpolation.AREA | _EXACT, Interpolation.LANCZOS | _EXACT
 
 
@@ -251,7 +254,7 @@ class H264:
 
     Args:
       name: 'h264:CRF'.
-      crf: constant rate factor, 0 (lossless, except for color) to 51.
+      crf: constant rate factor, 0 (lossless except for the conversion of colors) to 51.
       fps: frames per second; x264 spends more bits on frames that are shown for longer.
     """
 

@@ -23,20 +23,22 @@ VIDEOS = (
     "AutoencoderKLHunyuanVideo",
     "AutoencoderKLLTXVideo",
 )
+# Keys of a model's configuration for the normalization of latents; recorded in results, but not applied here.
 _RECORDED = (
     "scaling_factor",
     "shift_factor",
     "latents_mean",
     "latents_std",
-)  # normalization of latents: recorded in results, not applied
+)
 
 
 class DiffusersCodec:
-    """An autoencoder of diffusers as a `Codec`: float32, evaluation mode, latents are the posterior's mean.
+    """An autoencoder of diffusers as a `Codec`, in float32 and evaluation mode.
 
-    Video models take images as clips of one frame, image models take clips frame by frame. The compression
-    factors are measured, since configurations name them differently and sometimes wrongly. CogVideoX restores
-    the length of a clip only from an odd number of latent frames, so its clips have T = 1 + 8k.
+    Latents are the posterior's mean. Video models take images as clips of one frame, and image models take
+    clips frame by frame. The compression factors are measured, since configurations name them differently and
+    sometimes wrongly. CogVideoX restores the length of a clip only from an odd number of latent frames, so
+    its clips have T = 1 + 8k.
 
     Args:
       name: name of the codec in results.
@@ -75,8 +77,8 @@ class DiffusersCodec:
         """Opens 'diffusers:CLASS:PATH' from local files.
 
         Args:
-          name: the name, with a PATH that is a folder written by `save_pretrained` (the vae folder of a
-            pipeline). For random weights it is a config.json, or JSON text with its contents.
+          name: 'diffusers:CLASS:PATH'. PATH is a folder written by `save_pretrained`, such as the vae folder
+            of a pipeline. For random weights, PATH is a config.json, or JSON text with its contents.
           seed: seed of random weights and of the decoder's noise.
 
         Raises:
@@ -96,7 +98,7 @@ class DiffusersCodec:
         made = getattr(diffusers, kind, None)
         if made is None:
             raise InputError(
-                f"codec {name!r}: diffusers {diffusers.__version__} is too old; accepted: one with {kind}"
+                f"codec {name!r}: diffusers {diffusers.__version__} has no {kind}; accepted: a later version"
             )
         folder = os.path.expanduser(path)
         if path and os.path.isdir(folder):
@@ -138,7 +140,8 @@ class DiffusersCodec:
         """Decodes in square tiles of `tile` latent pixels, by the model's own tiling."""
         check_tile(tile, overlap)
         vae, s = self._vae, self.spatial_factor
-        share = fractions.Fraction(overlap, tile)  # exact, since diffusers rounds products down
+        # An exact fraction: diffusers multiplies by it and rounds down, which a rounding error would disturb.
+        share = fractions.Fraction(overlap, tile)
         sizes = {
             "tile_sample_min": tile * s,
             "tile_latent_min": tile,
@@ -170,15 +173,15 @@ class DiffusersCodec:
     def _find_factors(self) -> None:
         """Measures the compression factors on a clip of 9 frames, and finds `frame_multiple`.
 
-        Clips have 1 + k·`frame_multiple` frames. It is the smallest multiple for which decoding restores the
-        length.
+        Clips have 1 + k·`frame_multiple` frames. `frame_multiple` is the smallest of 1, 2 and 4 times the
+        temporal factor for which decoding restores the length of a clip.
         """
         side = 64
         while True:
             try:
                 mean, _ = self._moments(np.zeros((1, 9 if self._is_video else 1, side, side, 3), np.float32))
                 break
-            except RuntimeError:  # a frame smaller than a kernel
+            except RuntimeError:  # the frame may be smaller than a kernel
                 side *= 2
                 if side > 512:
                     raise
@@ -219,14 +222,14 @@ class DiffusersCodec:
             yield
 
     def _channels_first(self, x: np.ndarray) -> Any:
-        """Converts (B, T, H, W, C) to the model's (B, C, T, H, W), or (B·T, C, H, W)."""
+        """Converts (B, T, H, W, C) to a video model's (B, C, T, H, W), or an image model's (B·T, C, H, W)."""
         tensor = self._torch.from_numpy(np.array(x)).to(self._device)
         if self._is_video:
             return tensor.permute(0, 4, 1, 2, 3)
         return tensor.flatten(0, 1).permute(0, 3, 1, 2)
 
     def _channels_last(self, x: Any, batch: int) -> np.ndarray:
-        """Inverse of `_channels_first`, on this host."""
+        """Inverse of `_channels_first`, from a tensor on the device to a NumPy array."""
         x = x.permute(0, 2, 3, 4, 1) if self._is_video else x.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
         return x.contiguous().cpu().numpy()
 
@@ -286,7 +289,7 @@ def _read(name: str, path: str) -> dict[str, Any]:
             return _parsed(name, file.read())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"codec {name!r}: {path or 'no path'} cannot be read; accepted: a folder of weights, a"
+            f"codec {name!r}: {path or 'an empty PATH'} cannot be read; accepted: a folder of weights, a"
             " config.json or JSON text"
         ) from error
 

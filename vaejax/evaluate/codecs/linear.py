@@ -39,8 +39,8 @@ class LinearCodec:
     channels: int
     spatial: int
     temporal: int
-    first: _Components
-    rest: _Components | None  # None if fitted on images only
+    first: _Components  # for blocks of the first frame
+    rest: _Components | None  # for blocks of later groups of frames; None if fitted on images only
 
     @classmethod
     def fit(
@@ -91,7 +91,7 @@ class LinearCodec:
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """Encodes (N, T, H, W, 3) uint8 to latents (n, t, h, w, c) float64.
 
-        Channels in excess of the components are 0.
+        If there are fewer components than channels, the last channels are 0.
 
         Raises:
           ValueError: see `reconstruct`.
@@ -140,7 +140,7 @@ def psnr_linear(codec: LinearCodec, frames: np.ndarray) -> float:
 
 
 class _Moments:
-    """Sums of blocks, in float64, that give their mean and covariance."""
+    """Sums over blocks, in float64, from which their mean and covariance are computed."""
 
     def __init__(self):
         self.count = 0

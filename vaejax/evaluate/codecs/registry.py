@@ -12,7 +12,8 @@ from vaejax.evaluate.codecs.base import Codec, LatentSize
 from vaejax.evaluate.codecs.diffusers import DiffusersCodec
 from vaejax.evaluate.codecs.vae import VaeCodec
 
-DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)  # if there is no codec to match
+# The latent size that `linear` and `jpeg:matched` match if no other codec has latents.
+DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)
 
 
 def open_codec(
@@ -38,7 +39,7 @@ def open_codec(
       like: codec whose latent size `linear` and `jpeg:matched` match; if it is None or has no latents, they
         match DEFAULT_SIZE.
       samples: training frames (N, T, H, W, 3) uint8 that `linear` and `jpeg:matched` are fitted to, or an
-        iterable of such arrays, whose shapes may differ. Read once, by these two only.
+        iterable of such arrays, whose shapes may differ. The iterable is read once. Other codecs ignore it.
       fps: frames per second; H.264 spends more bits on frames that are shown for longer.
       seed: seed of random weights and of the noise that some decoders of diffusers add.
 

@@ -24,9 +24,9 @@ class VaeCodec:
       name: name of the codec in results.
       model: the autoencoder.
       params: parameters of the model: 'params' of the variables that `model.init` returns.
-      settings: further settings to report.
-      mesh: devices of all processes that share each batch; the processes then call the methods in lockstep.
-        None: one device.
+      settings: further settings to record in results.
+      mesh: devices that share each batch. If they belong to several processes, all processes must call each
+        method together. None: one device.
 
     Attributes:
       model: the autoencoder.
@@ -92,7 +92,9 @@ class VaeCodec:
         return self._run(network.decode, np.asarray(latents, np.float32))
 
     def decode_chunked(self, latents: np.ndarray, latent_frames: int) -> np.ndarray:
-        """Decodes like `decode`, `latent_frames` latent frames at a time; the cache continues between chunks.
+        """Decodes like `decode`, `latent_frames` latent frames at a time.
+
+        The decoder's cache carries earlier frames from chunk to chunk.
 
         Raises:
           InputError: if latent_frames is below 1.
@@ -101,7 +103,7 @@ class VaeCodec:
             raise InputError(f"chunks of {latent_frames} latent frames; accepted: a whole number from 1")
         shared, count = self._shard(np.asarray(latents, np.float32)), len(latents)
         is_video = shared.shape[1] > 1
-        unused = jnp.zeros(()), jnp.ones(())  # mean 0 and std 1: the latents are not to be denormalized
+        unused = jnp.zeros(()), jnp.ones(())  # mean 0 and std 1, because these latents are not normalized
         cache, frames = {}, []
         for start in range(0, shared.shape[1], latent_frames):
             chunk = shared[:, start : start + latent_frames]
@@ -124,7 +126,7 @@ class VaeCodec:
         return array_bits(self, latents)
 
     def _run(self, function: Callable[..., Any], batch: np.ndarray) -> Any:
-        """Runs a function of the model on a batch split over the devices, and gathers the result here."""
+        """Runs a function of the model on a batch split over the devices; returns arrays of this host."""
         result = function(self.model, self.params, self._shard(batch))
         return jax.tree.map(lambda x: self._gather(x)[: len(batch)], result)
 
