@@ -48,7 +48,7 @@ DEFINITIONS = {
         "tile": f"{scorer.TILE} latent pixels, or 5/8 of the longer side if that is less; a quarter overlaps",
     },
 }
-# Codecs fitted to training samples. They are opened last, because they match the latent size of another codec.
+# Codecs fitted to training samples. They are opened last, because they match another codec's latent size.
 FITTED = ("linear", "jpeg:matched")
 WORST, TYPICAL = 2, 2  # how many worst and how many typical samples of a bucket the report shows
 NAMED = 5  # how many of the worst samples results.json lists per codec and bucket
