@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def work() -> None:
-        from vaejax.probe import command  # after --help, which needs no JAX
+        from vaejax.probe import command  # here, because --help needs no JAX
 
         command.run(options)
 
@@ -43,12 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for probe.json and samples.png")
     parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the budget (default: cpu)")
     parser.add_argument(
-        "--seeds", type=cli.at_least(1), default=3, metavar="N", help="models to train (default: 3)"
+        "--seeds", type=cli.at_least(1), default=3, metavar="N", help="number of models to train (default: 3)"
     )
     parser.add_argument(
         "--step", type=int, metavar="N", help="step of a checkpoint of the run (default: the latest)"
     )
-    parser.add_argument("--inception", metavar="FILE", default="", help="FID's Inception weights; adds FID")
+    parser.add_argument(
+        "--inception", metavar="FILE", default="", help="file of FID's Inception weights; adds the score FID"
+    )
     parser.add_argument("--labels", action="store_true", help="use the folders in FOLDER as classes")
     changes = parser.add_argument_group("budget", "Each flag replaces a setting of the preset.")
     for field in dataclasses.fields(Preset):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FREQUENCIES = 256  # size of the sinusoidal embedding of a time
+FREQUENCIES = 256  # channels of the sinusoidal embedding of a time
 
 
 class DiT(nn.Module):
@@ -19,7 +19,7 @@ class DiT(nn.Module):
       heads: number of attention heads.
       patch: side of a token in latent pixels, 1 or 2; a token covers one latent frame.
       attention: 'full' over all tokens, or 'factorised': blocks alternate between attention over space and
-        over time (Latte, arXiv 2401.03048, variant 1). For images, both attend over space only.
+        over time (Latte, arXiv 2401.03048, variant 1). For images, all blocks attend over space.
       classes: number of classes; 0 for an unconditional model.
       dtype: compute dtype; parameters, normalization, softmax and the output are float32.
     """
@@ -56,7 +56,7 @@ class DiT(nn.Module):
 class Block(nn.Module):
     """Transformer block: attention and an MLP, each shifted, scaled and gated by the condition.
 
-    It starts as the identity.
+    A newly initialized block is the identity, because its gates are 0.
 
     Attributes:
       heads: number of attention heads.
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        """Maps tokens (b, t, s, d), s per frame, and a condition (b, 1, 1, d) to tokens."""
+        """Maps tokens (b, t, s, d), s per latent frame, and a condition (b, 1, 1, d) to tokens."""
         width = x.shape[-1]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = _modulation(condition, 6)
         h = _normalized(x) * (1 + scale_1) + shift_1
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
     Attributes:
       heads: number of heads, each of width d / heads.
-      axis: 'full', 'space' or 'time'.
+      axis: 'full', 'space' or 'time', the axes over which tokens attend.
       dtype: compute dtype; the softmax is in float32.
     """
 
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens (b, t, s, d), s per frame, to tokens of that shape."""
+        """Maps tokens (b, t, s, d), s per latent frame, to tokens of that shape."""
         b, t, s, width = x.shape
         if self.axis == "time":
             x = x.swapaxes(1, 2)
@@ -128,7 +128,8 @@ def unpatchify(tokens: jax.Array, h: int, w: int, patch: int) -> jax.Array:
 def embed_positions(t: int, h: int, w: int, width: int) -> jax.Array:
     """Sinusoidal position embeddings (t, h·w, width).
 
-    Half of the channels encode the row and half the column. An embedding of the frame index is added to all.
+    Half of the channels encode the row and half the column. For clips, an embedding of the frame index is
+    added to all channels.
     """
     rows, columns = (_waves(np.arange(n), width // 2) for n in (h, w))
     grid = [np.broadcast_to(rows[:, None], (h, w, width // 2)), np.broadcast_to(columns, (h, w, width // 2))]
@@ -138,7 +139,7 @@ def embed_positions(t: int, h: int, w: int, width: int) -> jax.Array:
 
 
 def embed_times(times: jax.Array) -> jax.Array:
-    """Sinusoidal embedding (b, FREQUENCIES) of times (b,) in [0, 1]; t = 1 is step 1000 of DiT."""
+    """Sinusoidal embedding (b, FREQUENCIES) of times (b,) in [0, 1]; time 1 is step 1000 of DiT."""
     waves = np.exp(-math.log(10_000) * np.arange(FREQUENCIES // 2) / (FREQUENCIES // 2))
     angles = 1000 * times[:, None] * waves.astype(np.float32)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -150,7 +151,7 @@ def _waves(positions: np.ndarray, width: int) -> np.ndarray:
 
 
 def _normalized(x: jax.Array) -> jax.Array:
-    """Layer normalization without parameters, in float32; the condition scales and shifts instead."""
+    """Layer normalization without scale and bias, in float32; callers scale and shift by the condition."""
     return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=x.dtype)(x)
 
 

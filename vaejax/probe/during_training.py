@@ -68,11 +68,11 @@ class TrainingProbe:
             )
 
     def evaluate(self, average: dict) -> tuple[dict[str, float], np.ndarray | None]:
-        """Scores the averaged (EMA) parameters, {'autoencoder': ...}.
+        """Scores the averaged (EMA) parameters, of which the entry 'autoencoder' is used.
 
         Returns:
-          'BUCKET/NAME' to value for each NAME in SCORES, and a picture of samples. ({}, None) if the probe
-          was stopped, or if it failed, with a message on stderr.
+          The scores {'BUCKET/NAME': value} for each NAME in SCORES, and a picture of samples, (height, width,
+          3) uint8. If the probe is stopped or fails, ({}, None); a failure also prints a message to stderr.
         """
         codec = self._codec
         codec.load(average["autoencoder"])

@@ -1,4 +1,4 @@
-"""Trains the diffusion transformer for a fixed number of updates; equal seeds give identical bits."""
+"""Trains the diffusion transformer for a fixed number of updates; equal seeds give equal results."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def fit(
 
 
 def velocity(model: DiT, params: Params, labels: jax.Array | np.ndarray) -> flow.Velocity:
-    """The model as a function of noisy latents and times."""
+    """The model as a function of noisy latents and times, for samples with these class labels."""
     return lambda x, times: cast(jax.Array, model.apply({"params": params}, x, times, labels))
 
 
@@ -77,7 +77,7 @@ def optimizer(preset: Preset) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _init(key: jax.Array, shape: tuple[int, ...], model: DiT, preset: Preset) -> FitState:
     params = model.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
-    average = jax.tree.map(jnp.copy, params)  # the state is donated, and no buffer twice
+    average = jax.tree.map(jnp.copy, params)  # copied, because no buffer can be donated twice
     return FitState(jnp.zeros((), jnp.int32), cast(Params, params), average, optimizer(preset).init(params))
 
 

@@ -22,7 +22,7 @@ def losses(velocity: Velocity, x: jax.Array, noise: jax.Array, times: jax.Array)
       velocity: the model.
       x: data, (b, ...).
       noise: standard normal noise, like x.
-      times: in [0, 1], (b,).
+      times: times (b,) in [0, 1].
     """
     t = times.reshape(-1, *[1] * (x.ndim - 1))
     error = velocity((1 - t) * x + t * noise, times) - (noise - x)
@@ -30,18 +30,18 @@ def losses(velocity: Velocity, x: jax.Array, noise: jax.Array, times: jax.Array)
 
 
 def logit_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Training times in (0, 1), densest near 0.5, the hardest to predict (arXiv 2403.03206, section 3.1)."""
+    """Training times in (0, 1), densest near 0.5, where prediction is hardest (arXiv 2403.03206, 3.1)."""
     return jax.nn.sigmoid(jax.random.normal(key, shape))
 
 
 def white_loss(times: np.ndarray, power: float = 1.0) -> np.ndarray:
     """The flow-matching loss, at each time, of a model that treats x as white noise of variance 1.
 
-    It is the loss on normalized latents without any learning. The best such prediction is linear:
-    E[v | x_t] = (2t - 1) / ((1 - t)² + t²) · x_t.
+    It is the loss on normalized latents without any learning. For white noise, the best prediction of the
+    velocity v is linear: E[v | x_t] = (2t - 1) / ((1 - t)² + t²) · x_t.
 
     Args:
-      times: in [0, 1].
+      times: times in [0, 1].
       power: mean square of x; it is 1 for training latents but need not be for held-out ones.
     """
     return ((1 - times) ** 2 + power * times**2) / ((1 - times) ** 2 + times**2) ** 2

@@ -15,7 +15,7 @@ from vaejax.errors import InputError
 from vaejax.evaluate.samples import class_of
 from vaejax.probe.presets import Preset
 
-BATCH = 16  # samples
+BATCH = 16  # samples read or decoded at a time
 # The command's flag for each configuration key that an error message may name.
 _FLAGS = {
     "--config.data.media": "--data",
@@ -47,7 +47,8 @@ class Media:
 
     def __init__(self, sources: Sequence[Source], bucket: Bucket, data: DataConfig, folder: str = ""):
         self.bucket, self.data, self._folder = bucket, data, folder
-        # Held-out samples are cropped like training samples, because generated samples look like those.
+        # Held-out samples are cropped like training samples, because generated samples look like training
+        # samples.
         self._samplers = {
             split: Sampler(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
         }

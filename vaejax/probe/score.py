@@ -6,14 +6,15 @@ property of the latents alone can improve it: empty, blurred or redundant latent
 badly. The other scores put it in context:
 
 - `floor`: the distances of decoded latents of *training samples*, which a perfect model of the latents would
-  reach. It shows whether the codec or the diffusion model causes a bad score. It is not subtracted: a codec
-  whose latents are mostly noise has a high floor, but noise is easy to generate.
-- `frechet`: the Fréchet distance of the same samples. Unlike the kernel distance it is biased upward for few
-  samples. If the user provides Inception weights, `fid` is the standard FID.
+  reach. It shows whether the codec or the diffusion model causes a bad score. It is not subtracted from the
+  score, because that would favor codecs whose latents are mostly noise. They have a high floor, but noise is
+  easy to generate.
+- `frechet`: the Fréchet distance of the same samples. Unlike the kernel distance, the Fréchet distance is
+  biased upward for few samples. If the user provides Inception weights, `fid` is the standard FID.
 - `loss`: the flow-matching loss on held-out latents, normalized per channel, at fixed times with fixed noise.
-  `white_loss` is the loss of a model that knows nothing beyond this normalization, and `explained` is the
-  relative reduction from it. They compare codecs with latents of one shape, but do not rank them: redundant
-  latents are easy to explain.
+  `white_loss` is the loss of a model that knows nothing beyond this normalization, and `explained` is
+  1 - `loss` / `white_loss`. Compare these losses only between codecs with latents of the same shape. They do
+  not rank codecs, because redundant latents are easy to explain.
 
 Features come from EfficientNet for the middle frame of a sample, or from I3D for whole clips that are long
 enough. So `kernel` and `frechet` are KID and FID with another network, or KVD and FVD.
@@ -40,23 +41,23 @@ from vaejax.probe.presets import Preset
 from vaejax.probe.samples import BATCH, Media
 from vaejax.runtime import distributed
 
-SHOWN = 8  # samples per row of the picture
+SHOWN = 8  # samples per row of the picture samples.png
 
 Decoder = Callable[[np.ndarray], np.ndarray]  # latents (b, t, h, w, c) to frames (B, T, H, W, 3) in [-1, 1]
 
 
 class Probe:
-    """The probe with one budget and set of media; scores any number of codecs.
+    """Scores any number of codecs with the same budget and media.
 
-    The constructor reads the real samples once.
+    The constructor reads the held-out samples once and keeps their features.
 
     Args:
       media: training and held-out samples.
       preset: the budget.
       features: the pretrained networks.
-      fid: whether to compute FID too, which needs Inception weights in `features`.
+      fid: whether to compute FID too; requires that `features` has Inception weights.
       progress: whether to show progress on stderr.
-      stopping: function called between batches and every few updates; True stops the probe.
+      stopping: function called between batches and every few updates; if it returns True, the probe stops.
 
     Attributes:
       media: the argument.
@@ -96,8 +97,8 @@ class Probe:
         """Encodes the training and the held-out samples.
 
         Raises:
-          InputError: if the codec has no latents or does not take the bucket, or the patch does not divide
-            the latents.
+          InputError: if the codec has no latents or does not take samples of the bucket's shape, or the patch
+            size does not divide the height and width of the latents.
         """
         bucket, patch = self.media.bucket, self._preset.patch
         size = bucket.frames, bucket.height, bucket.width
@@ -124,16 +125,20 @@ class Probe:
 
         Args:
           latents: latents of a codec, as returned by the method `latents` of this class.
-          decode: decoder of the codec, which takes latents on the codec's own scale.
+          decode: decoder of the codec, which takes latents without the normalization.
           seeds: seeds of the fits and of the generated samples.
 
         Returns:
-          The scores, which the docstring of this module explains, and samples to look at, both by name.
-          'kernel', 'frechet', 'fid' if requested, 'loss' and 'explained' are each {'mean', 'spread': standard
-          deviation over seeds, NaN for one seed, 'seeds': the value for each seed}. 'floor' has the kernel
-          and Fréchet distances of decoded training latents, by the same names. 'white_loss' is the loss of a
-          model that has learned nothing. The samples are (n, T, H, W, 3) uint8 with n up to SHOWN: 'real'
-          ones, which are held out, 'decoded training latents', and those 'generated' with the first seed.
+          Two dictionaries, of scores and of samples to look at.
+
+          The docstring of this module explains the scores. 'kernel', 'frechet', 'fid' (if requested), 'loss'
+          and 'explained' each have the 'mean' over seeds, the 'spread' (standard deviation over seeds, NaN
+          for one seed), and 'seeds', the value for each seed. 'floor' has the 'kernel', 'frechet' and, if
+          requested, 'fid' of decoded training latents. 'white_loss' is the loss of a model that has learned
+          nothing.
+
+          The samples are up to SHOWN of each kind, (n, T, H, W, 3) uint8: 'real' are held-out samples,
+          'decoded training latents' are reconstructions, and 'generated' are those of the first seed.
         """
         power = np.square(latents.held_out).mean(dtype=np.float64)
         white_loss = float(flow.white_loss(flow.VALIDATION_TIMES, power).mean())
@@ -166,7 +171,7 @@ class Probe:
 
     def _generate(self, params: Params, latents: Latents, seed: int) -> np.ndarray:
         """Normalized latents (samples, t, h, w, c), with the class proportions of the training set."""
-        key = jax.random.fold_in(jax.random.key(seed), 2)  # 0 and 1 are taken by `fit`
+        key = jax.random.fold_in(jax.random.key(seed), 2)  # 2, because `fit` uses 0 and 1
         shape, steps = latents.train.shape[1:], self._preset.solver_steps
 
         def solve(indices: np.ndarray) -> jax.Array:
@@ -203,7 +208,7 @@ class Probe:
         return found, shown[0]
 
     def _extract(self, frames: np.ndarray) -> dict[str, np.ndarray]:
-        """Features (B, d) of each sample by network, from the whole clip (I3D) or its middle frame."""
+        """Network name -> features (B, d) of each sample, from the whole clip (I3D) or its middle frame."""
         middle = frames[:, frames.shape[1] // 2][:, None]
         clips = self.network == "i3d"
         features = {self.network: self._features.clips(frames) if clips else self._features.images(middle)}
