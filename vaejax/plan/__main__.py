@@ -18,7 +18,7 @@ JSON = flags.DEFINE_string("json", "", "File to write the numbers of the plan to
 JOBS = flags.DEFINE_integer(
     "jobs",
     0,
-    "Programs compiled at a time; each takes a core and about 4 GB. 0: as many as this machine can hold.",
+    "Programs compiled at a time; each takes a core and about 4 GB. 0: as many as cores and memory allow.",
     0,
 )
 SUGGEST = flags.DEFINE_bool("suggest", False, "Search batch sizes and mesh for the most samples per second.")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         raise InputError(
             "--config and --topology are required; accepted: e.g. --config=joint --topology=v5e:16x16"
         )
-    from vaejax.plan import command  # after --help, which needs no JAX
+    from vaejax.plan import command  # here, because --help needs no JAX
 
     return command.run(
         CONFIG.value, TOPOLOGY.value, SAMPLES.value, PRICE.value, JSON.value, JOBS.value, SUGGEST.value

@@ -51,7 +51,9 @@ def run(config: Any, name: str, samples: int, price: float, json_path: str, jobs
 
 
 def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Prediction:
-    """Compiles all programs of a run's last phase, in which every loss counts, the largest first.
+    """Compiles all programs of a run's last update, when every loss term is on, and predicts their cost.
+
+    The largest program is compiled first.
 
     Args:
       config: the configuration to plan.

@@ -33,10 +33,11 @@ class Cost:
       collectives: bytes sent to other chips, by kind of collective.
       output: bytes of the outputs.
       aliased: bytes of the outputs that reuse the memory of donated arguments.
-      temporary: bytes of temporaries; the total, arguments included, if the program does not fit.
+      temporary: bytes of temporaries. If the program does not fit, all bytes that it needs, with arguments,
+        because the compiler's error gives no other number.
       code: bytes of the compiled code.
       fits: whether the compiler could fit the program in memory.
-      seconds: compilation time.
+      seconds: compilation time in seconds.
     """
 
     flops: int
@@ -60,8 +61,9 @@ class Costs:
     """The costs of programs for a topology, cached in $XDG_CACHE_HOME/vaejax/plan (~/.cache/vaejax/plan).
 
     The cache has two levels. The first is keyed by a program's sources: its configuration, vaejax's code and
-    package versions. It stores the operation counts and a key of the second level. That level is keyed by the
-    HLO text and stores the numbers of the compiled program. So a known program is not even traced.
+    package versions. It stores the operation counts and a key of the second level. The second level is keyed
+    by the program's HLO text and stores the numbers of the compiled program. So a known program is not even
+    traced.
 
     Args:
       topology: the topology to compile for.
@@ -82,7 +84,7 @@ class Costs:
           name: the program's name in reports.
           made_from: JSON value of everything that determines the program, except the topology and vaejax.
           trace: function that returns the traced program.
-          model_flops: function that counts its operations without rematerialization.
+          model_flops: function that counts the program's operations without rematerialization.
         """
         source = self._key("made from", _sources(), json.dumps(made_from, sort_keys=True))
         known = self._read(source)
@@ -154,7 +156,7 @@ def needed_by(message: str) -> int:
 
 @functools.cache
 def _sources() -> str:
-    """A digest of vaejax without vaejax.plan; any change there may change a program."""
+    """A digest of the source code of vaejax, except vaejax.plan: a change of it may change a program."""
     digest = hashlib.sha256()
     root = pathlib.Path(vaejax.__file__).parent
     for path in sorted(root.rglob("*.py")):
@@ -165,7 +167,7 @@ def _sources() -> str:
 
 @functools.cache
 def _reader() -> str:
-    """A digest of the module that reads compiled programs, because it determines the numbers."""
+    """A digest of hlo.py, which reads compiled programs: a change of it may change the stored numbers."""
     return hashlib.sha256(pathlib.Path(hlo.__file__).read_bytes()).hexdigest()
 
 

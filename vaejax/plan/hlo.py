@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+# HLO's name of a data type -> bytes per number.
 SIZES = {"f64": 8, "s64": 8, "u64": 8, "c64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2}
 SIZES |= {"u16": 2, "s8": 1, "u8": 1, "pred": 1, "f8e4m3fn": 1, "f8e5m2": 1}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -29,7 +30,7 @@ class Instruction:
     Attributes:
       name, shape, opcode, arguments, rest: parts of the line.
       operands: instruction names in the arguments.
-      is_root: whether it is the result of its computation.
+      is_root: whether the instruction is the result of its computation.
     """
 
     name: str
@@ -141,9 +142,9 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
     if kind in COLLECTIVES:
         sent, operands = _sent(instruction, shapes)
         return Traffic(2 * operands, sent)
-    if opcode == "copy-start":  # shape (to, from, token); one array is in fast memory
+    if opcode == "copy-start":  # shape (to, from, token); `size` omits the array that is in fast memory
         return Traffic(size(instruction.shape))
-    if opcode == "slice-start":  # shape ((from), to, token)
+    if opcode == "slice-start":  # shape ((from), to, token); only the slice `to` moves
         return Traffic(size(_balanced(instruction.shape[1:])[1], anywhere=True))
     if opcode in ("slice", "dynamic-slice", "gather"):
         return Traffic(2 * size(instruction.shape))
@@ -170,7 +171,7 @@ def _sent_inside(instruction: Instruction, computations, seen_channels: set[str]
     all contain it, with the same channel. It is counted once per channel.
 
     Args:
-      instruction: any instruction; only fusions have something inside.
+      instruction: any instruction; if it is not a fusion, the traffic is 0.
       computations: instructions of the program, by computation.
       seen_channels: channels already counted in the instruction's computation; updated in place.
     """
@@ -193,7 +194,10 @@ def _fused(instruction: Instruction, computations) -> list[Instruction]:
 
 
 def _read_inside(fusion: list[Instruction], number: int) -> float:
-    """Bytes that a fusion reads of parameter `number` if it reads only slices of it; otherwise infinity."""
+    """Bytes that a fusion reads of parameter `number` if it reads only slices of the parameter.
+
+    Otherwise infinity, and the caller counts the whole operand.
+    """
     for parameter in fusion:
         if parameter.opcode == "parameter" and parameter.arguments == str(number):
             names, read = {parameter.name}, 0.0
@@ -211,7 +215,10 @@ def _read_inside(fusion: list[Instruction], number: int) -> float:
 
 
 def _written_inside(fusion: list[Instruction]) -> float:
-    """Bytes that a fusion writes if it only updates a slice; otherwise infinity."""
+    """Bytes that a fusion writes if it only updates a slice of its output.
+
+    Otherwise infinity, and the caller counts the whole output.
+    """
     by_name = {instruction.name: instruction for instruction in fusion}
     root = next((instruction for instruction in fusion if instruction.is_root), None)
     while root and root.opcode == "bitcast":
@@ -232,7 +239,7 @@ def _share_sent(kind: str, rest: str) -> float:
 
 
 def _group_size(rest: str) -> int:
-    """The number of chips in each group of a collective; 1 if it names no groups."""
+    """The number of chips in each group of a collective; 1 if its text has no replica groups."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
@@ -244,7 +251,7 @@ def _group_size(rest: str) -> int:
 
 
 def _called(instruction: Instruction, computations) -> Iterator[tuple[str, float]]:
-    """The computations that a loop, branch or call runs, and how often."""
+    """The computations that a loop, branch or call runs, and how often; branches count as equally likely."""
     if instruction.opcode == "while":
         names = dict(re.findall(r"(condition|body)=%?([\w.-]+)", instruction.rest))
         trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)

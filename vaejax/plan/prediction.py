@@ -13,14 +13,15 @@ class Prediction:
     """The memory that an update needs on every chip, and the time that it takes.
 
     XLA's own estimate of a large program's time is negative, so time is predicted from the program's work.
-    That is the longer of computation at peak FLOP/s and memory traffic at full bandwidth, plus collectives.
-    Collectives are assumed to overlap with nothing and to use the links of one dimension of the slice. The
-    operations are assumed to be split evenly, so work that several chips repeat is not counted. A real run is
-    slower, because no kernel reaches the peak.
+    The predicted time is the longer of computation at peak FLOP/s and memory traffic at full bandwidth, plus
+    the time of collectives. Collectives are assumed to overlap with nothing and to use the links of one
+    dimension of the slice. Operations are assumed to be split evenly, so work that several chips repeat is
+    not counted. A real run is slower, because no kernel reaches the peak.
 
     Attributes:
       buckets: buckets of the run.
-      costs: costs of each bucket's gradient program, by bucket name, and of the optimizer step, 'update'.
+      costs: costs of each bucket's gradient program, keyed by bucket name, and of the optimizer step, keyed
+        'update'.
       parameters: bytes per chip of the autoencoder and the discriminators.
       state: bytes per chip of parameters, EMA, optimizer states, discriminators and accumulated gradients.
       chips: number of chips.
@@ -42,7 +43,7 @@ class Prediction:
         return sum(cost.code for cost in self.costs.values())
 
     def work(self, name: str) -> int:
-        """Bytes per chip that one program needs beside state and code, mostly activations."""
+        """Bytes per chip that one program needs in addition to state and code, mostly activations."""
         cost = self.costs[name]
         if not cost.fits:
             return max(0, cost.temporary - self.state)
@@ -67,7 +68,12 @@ class Prediction:
         return all(map(self.fits, self.costs))
 
     def seconds(self, name: str) -> dict[str, float]:
-        """Predicted seconds of one program: 'compute', 'memory', 'links' and 'total'."""
+        """Predicted seconds of one program.
+
+        Returns:
+          'compute', 'memory' and 'links' (communication between chips), as if each ran alone, and 'total',
+          which is the longer of 'compute' and 'memory', plus 'links'.
+        """
         cost, chip = self.costs[name], self._known_chip
         parts = {
             "compute": cost.flops / self.chips / chip.flops,
@@ -78,7 +84,7 @@ class Prediction:
 
     @property
     def update_seconds(self) -> float:
-        """Predicted seconds per update, averaged over the bucket schedule."""
+        """Predicted seconds per update, averaged; a bucket takes part in one of `every` updates."""
         gradients = sum(self.seconds(b.name)["total"] / b.every for b in self.buckets)
         return gradients + self.seconds("update")["total"]
 
@@ -95,7 +101,7 @@ class Prediction:
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends to other chips per update, averaged over the bucket schedule."""
+        """Bytes that a chip sends to other chips per update, averaged like `update_seconds`."""
         return sum(self.costs[b.name].sent / b.every for b in self.buckets) + self.costs["update"].sent
 
     @property

@@ -14,13 +14,13 @@ from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
 SCALES = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # factors by which all batch sizes are multiplied
-TRIES = 4  # most plans to compile after the first
+TRIES = 4  # at most this many plans are compiled after the first
 WORTH = 1.02  # least estimated speed of a plan worth compiling, relative to the best so far
 GATHERS = 2  # all-gathers of the parameters per update: one forward, one backward
 
 
 class Key(NamedTuple):
-    """A candidate: the mesh axes to replace and the factor to multiply all batch sizes by."""
+    """A candidate configuration: mesh.fsdp, mesh.space, and a factor that scales all batch sizes."""
 
     fsdp: int
     space: int
@@ -30,10 +30,15 @@ class Key(NamedTuple):
 def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction]) -> Config:
     """The fastest configuration that fits, varying mesh.fsdp, mesh.space and a common factor of all batches.
 
-    The first plan compiles the configuration itself, or the nearest candidate that suits the topology. All
-    others are estimated from a plan whose programs fit. The estimate assumes that work and activations are
-    proportional to the samples per chip, whatever the mesh. The best estimate is compiled and the others are
-    estimated again, until no estimate beats the best plan that fits or TRIES plans are compiled.
+    The first plan compiles the configuration itself, or the nearest candidate that suits the topology. The
+    other candidates are estimated from a compiled plan, assuming that work and activations are proportional
+    to the samples per chip, whatever the mesh. The candidate with the best estimate is compiled and the rest
+    are estimated again, until no estimate beats the best plan that fits or TRIES plans are compiled.
+
+    Args:
+      config: the configuration to vary.
+      topology: the topology to plan for.
+      plan: function that compiles a configuration and predicts its cost.
 
     Raises:
       InputError: if no compiled plan fits, no candidate suits the topology, or its chips are unknown.
@@ -142,7 +147,7 @@ def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
     mesh, buckets = changed.mesh, _buckets(changed, base.chips)
     before = {b.name: b.batch for b in base.buckets}
     links = _exchanged(config.mesh.fsdp, base.chips)
-    links = links and _exchanged(mesh.fsdp, base.chips) / links  # a single chip exchanges nothing
+    links = links and _exchanged(mesh.fsdp, base.chips) / links  # 0 for a single chip, which sends nothing
     shard, update = config.mesh.fsdp / mesh.fsdp, base.costs["update"]
     costs = {
         "update": dataclasses.replace(
@@ -172,6 +177,10 @@ def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
 
 
 def _exchanged(fsdp: int, chips: int) -> float:
-    """Bytes that a chip sends per byte of gradients, sharded over `fsdp` and reduced over the other chips."""
+    """Bytes that a chip sends per update and byte of parameters.
+
+    The `fsdp` chips of a group all-gather parameters and reduce-scatter gradients. All-reduces then add the
+    gradients of all groups.
+    """
     rest = chips // fsdp
     return (GATHERS + 1) * (fsdp - 1) / fsdp + 2 * (rest - 1) / rest / fsdp

@@ -10,7 +10,7 @@ from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
 GB = 1e9
-PARTS = ("compute", "memory", "links", "total")  # parts of the predicted time
+PARTS = ("compute", "memory", "links", "total")  # keys of `Prediction.seconds`
 COLUMNS = ("batch", "work GB", "needs GB", "TFLOP", "moved GB", "sent MB")
 COLUMNS += (*(f"{part} ms" for part in PARTS), "samples/s", "MFU")
 LEGEND = "per chip: work = activations and temporaries; needs = work, state and code; moved = memory traffic;"
@@ -174,7 +174,7 @@ def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
     if not prediction.fits("update"):
         more = _more_fsdp(config, prediction.chips)
         yield (
-            f"update needs {prediction.needed('update') / GB:.1f} GB of {room / GB:.1f} GB;"
+            f"update needs {prediction.needed('update') / GB:.1f} GB of {room / GB:.1f} GB available;"
             f" try {more + ', ' if more else ''}{last_resort}"
         )
     for bucket in prediction.buckets:
@@ -189,23 +189,23 @@ def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
         if prediction.state > 0.2 * room and (more := _more_fsdp(config, prediction.chips)):
             remedies.append(more)
         yield (
-            f"{bucket.name} needs {prediction.needed(bucket.name) / GB:.1f} GB of {room / GB:.1f} GB;"
-            f" try {', or '.join(remedies) or last_resort}"
+            f"{bucket.name} needs {prediction.needed(bucket.name) / GB:.1f} GB of {room / GB:.1f} GB"
+            f" available; try {', or '.join(remedies) or last_resort}"
         )
 
 
 def _more_fsdp(config: Config, chips: int) -> str:
-    """The flag that doubles mesh.fsdp; '' if the chips cannot form that mesh."""
+    """The flag that doubles mesh.fsdp; '' if mesh.data is set or the chips cannot form that mesh."""
     mesh = config.mesh
     return "" if mesh.data or chips % (2 * mesh.fsdp * mesh.space) else f"--config.mesh.fsdp={2 * mesh.fsdp}"
 
 
 def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
-    """Flags that reduce a batch to at most `share` of its size: one string, or none if no mesh allows it.
+    """Yields a string of flags that reduce a batch to at most `share` of its size, or nothing.
 
-    A batch must be a multiple of chips / mesh.space. If that leaves no batch above 0, mesh.space is doubled,
-    unless mesh.data is set. A batch that is not a multiple of `chips` has the height of its frames split into
-    mesh.space parts, so the height must be divisible too.
+    A batch must be a multiple of chips / mesh.space. If that leaves no batch above 0, mesh.space is doubled
+    until one is left, unless mesh.data is set. If a batch is not a multiple of `chips`, the mesh splits the
+    height of its frames into mesh.space parts, so the height must be divisible too.
     """
     mesh, factor = config.mesh, config.model.spatial_factor
     for doublings in range(1 if mesh.data else 8):

@@ -19,14 +19,14 @@ _TPU = re.compile(r"(v5e|v5p|v6e):(\d+)x(\d+)(x\d+)?")
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips of one kind.
+    """The chips of a TPU slice, or CPU devices.
 
     Attributes:
-      name: as given on the command line.
+      name: name on the command line, such as 'v5e:16x16' or 'cpu:8'.
       devices: JAX devices. Programs can be compiled for them; only CPU devices can run them.
       platform: 'tpu' or 'cpu'.
       chip: data sheet of one chip; None for CPUs, whose limits are unknown.
-      shape: chips along each dimension of the slice.
+      shape: number of chips along each dimension of the slice; () for CPUs.
     """
 
     name: str

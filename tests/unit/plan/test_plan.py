@@ -196,7 +196,7 @@ def test_an_update_that_does_not_fit_is_reported_too():
     prediction = predicted()
     costs = dict(prediction.costs, update=cost(flops=0, temporary=1500))
     text = table.text(check(demo.get_config()), TOPOLOGY, dataclasses.replace(prediction, costs=costs))
-    assert "update needs 0.0 GB of 0.0 GB; try --config.mesh.fsdp=2, a smaller model" in text
+    assert "update needs 0.0 GB of 0.0 GB available; try --config.mesh.fsdp=2, a smaller model" in text
 
 
 def test_the_memory_that_a_program_lacks_is_read_from_libtpus_message():
