@@ -65,7 +65,7 @@ class Exported(NamedTuple):
 
     Attributes:
       name: the folder, as the user named it.
-      config: contents of its config.json; also 'rounding', the result of `verify.check_codec`.
+      config: contents of the export's config.json, and 'rounding', the result of `verify.check_codec`.
       size: total size of all files in bytes.
       seconds: duration of the export.
     """
@@ -93,7 +93,7 @@ def export(
       step: step of a completed checkpoint; default: the one in `name`, else the latest.
       dtype: dtype of the weights, 'float32' or 'bfloat16'.
       shapes: shapes of StableHLO programs, 'TxHxW' each.
-      scores: results.json of vaejax.evaluate; '' takes RUN/results.json if it is of this step.
+      scores: results.json of vaejax.evaluate; '' takes RUN/results.json if it has scores of this step.
 
     Raises:
       InputError: if an input cannot be read, or `out` cannot be written.
@@ -122,7 +122,10 @@ def export(
 
 
 def _check_replaceable(folder: pathlib.Path, out: str, name: str) -> None:
-    """Raises InputError if `folder`, named `out`, is the source or has files that no export wrote."""
+    """Raises InputError if `folder` is that of the source `name` or has files that no export wrote.
+
+    `out` is the user's text for `folder`, for the message.
+    """
     try:
         names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
@@ -165,7 +168,10 @@ def _source(name: str, vae: TrainedVAE, scores: str) -> Source:
 
 
 def _statistics(name: str, vae: TrainedVAE) -> dict[str, Any]:
-    """The statistics of a run's training latents, computed if not stored; with None values if unknown."""
+    """The statistics of a run's training latents, computed if the checkpoint has none.
+
+    If they cannot be computed, 'mean' and 'std' are None.
+    """
     stored = latent_statistics.load(RunFolder(name).path, vae.step) if vae.mean is not None else None
     if stored is not None:
         return stored
@@ -213,7 +219,7 @@ def read_scores(path: pathlib.Path, vae: TrainedVAE) -> dict[str, Any]:
       'cut' (how samples were cut from it) and 'versions' of the evaluation.
 
     Raises:
-      InputError: if the file cannot be read, or has no codec of this step with these latents.
+      InputError: if the file cannot be read, or none of its codecs is this VAE at this step.
     """
     accepted = "accepted: results.json of vaejax.evaluate --checkpoint=RUN"
     try:
@@ -240,7 +246,7 @@ def read_scores(path: pathlib.Path, vae: TrainedVAE) -> dict[str, Any]:
 
 
 def _is_same(results: dict[str, Any], name: str, vae: TrainedVAE) -> bool:
-    """Whether a codec of results.json is this VAE, by its step and, if both have any, latent statistics."""
+    """Whether a codec of results.json is this VAE: equal steps and, if both are known, equal latent means."""
     codec = results["settings"]["codecs"][name]
     if codec["kind"] != "vaejax" or codec["step"] != vae.step:
         return False
@@ -287,7 +293,7 @@ def _write(
         "stablehlo": programs,
     }
     files.write_json(folder / CONFIG, config)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # else only the owner could read the weights
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read the file
     return config
 
 

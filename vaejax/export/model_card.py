@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Score(NamedTuple):
-    """How the card shows a score: label, unit, number of decimals, and an arrow in the better direction."""
+    """How the card shows a score: label, unit, number of decimals, and an arrow towards better values."""
 
     label: str
     unit: str
@@ -14,7 +14,7 @@ class Score(NamedTuple):
     better: str
 
 
-SCORES = {  # by their names in results.json
+SCORES = {  # name of a score in results.json -> how the card shows it
     "psnr": Score("PSNR", "dB", 2, "↑"),
     "ssim": Score("SSIM", "", 4, "↑"),
     "lpips_alexnet": Score("LPIPS (AlexNet)", "", 4, "↓"),
@@ -116,7 +116,7 @@ frames = decode(latents)
 Frames are (b, T, H, W, 3) from 0 to 255; latents are {kind}.
 """
 
-_SETTINGS = {  # labels of training settings in config.json; other settings appear under their own names
+_SETTINGS = {  # name of a training setting in config.json -> label; other settings are labeled by their names
     "buckets": "samples of each bucket per step",
     "fps": "frame rate of clips",
     "size": "model size",
@@ -134,7 +134,7 @@ def text(name: str, config: Mapping[str, Any]) -> str:
 
     Args:
       name: name of the export's folder.
-      config: contents of its config.json; also 'rounding', the result of `verify.check_codec`.
+      config: contents of the export's config.json, and 'rounding', the result of `verify.check_codec`.
     """
     a, weights = config["architecture"], config["weights"]
     s, t, c = a["spatial_factor"], a["temporal_factor"], a["latent_channels"]

@@ -17,7 +17,7 @@ from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.pixels import from_uint8, to_uint8
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SMALLEST = 16  # least pixels per side, the same as for `Codec`
+SMALLEST = 16  # least height and width in pixels, the same as for `vaejax.codec.codec.Codec`
 
 Shape = tuple[int, int, int]
 
@@ -51,8 +51,8 @@ def write(folder: pathlib.Path, vae: TrainedVAE, shape: Shape) -> dict[str, Any]
     """Writes encode_TxHxW.stablehlo and decode_TxHxW.stablehlo, for batches of any size.
 
     Returns:
-      Their entry in config.json: 'shape', 'encode' and 'decode'. The last two have 'file', and the data type
-      and shape of 'input' and 'output'.
+      The entry of both programs in config.json: 'shape' is [T, H, W]; 'encode' and 'decode' each have the
+      name of the 'file', and the data type and shape of 'input' and 'output' as text.
     """
     latent_shape = vae.architecture.latent_shape(*shape)
     frames = jax.ShapeDtypeStruct(_batch_shape(*shape, 3), jnp.uint8)
@@ -72,7 +72,7 @@ def write(folder: pathlib.Path, vae: TrainedVAE, shape: Shape) -> dict[str, Any]
 
 
 def read(path: pathlib.Path) -> Callable[[np.ndarray], jax.Array]:
-    """Reads a program of `write`; returns it as a function of one array."""
+    """Reads a program that `write` has written; returns it as a function of one array."""
     return jax.export.deserialize(bytearray(path.read_bytes())).call
 
 

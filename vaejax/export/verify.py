@@ -20,11 +20,12 @@ from vaejax.models.pixels import from_uint8
 # Largest accepted difference between the StableHLO programs and the codec. Latents: relative to the largest
 # value, or to 1 if that is larger. Frames: in 8-bit levels.
 LATENTS, LEVELS = 1e-5, 1
-LATENTS_BFLOAT16, MEAN_LEVELS_BFLOAT16 = 0.1, 2  # for models that compute in bfloat16; mean of the frames
+# The same for models that compute in bfloat16; for frames, the mean difference is limited, not the largest.
+LATENTS_BFLOAT16, MEAN_LEVELS_BFLOAT16 = 0.1, 2
 
 
 def check_weights(source: TrainedVAE, exported: TrainedVAE, checkpoint: pathlib.Path, dtype: str) -> None:
-    """Checks that the parameters equal those of the source bit for bit, after rounding them to `dtype`.
+    """Checks that the exported parameters equal those of the source, rounded to `dtype`, bit for bit.
 
     Args:
       source: the VAE that was exported.
@@ -62,7 +63,7 @@ def check_codec(source: Codec, exported: Codec, dtype: str) -> dict[str, float]:
 
     Returns:
       For bfloat16 weights, PSNR of the reconstructed clip in dB: 'source' and 'exported' against the
-      original, and 'between' the two. For float32 weights {}.
+      original, and 'between' the two. Empty for float32 weights, which are not rounded.
 
     Raises:
       TrainingFailed: if float32 weights give other latents or frames.
@@ -88,8 +89,8 @@ def check_programs(
 ) -> None:
     """Checks that StableHLO programs agree with the codec on a test clip.
 
-    Latents must agree within 1e-5 and frames within one 8-bit level. If the model computes in bfloat16, its
-    rounding is allowed for.
+    Latents must agree within 1e-5 and frames within one 8-bit level. If the model computes in bfloat16, the
+    limits are wider, to allow for its rounding.
 
     Args:
       exported: codec of the export.
@@ -106,7 +107,7 @@ def check_programs(
     x = np.asarray(exported.decode(z, dtype="uint8", normalized=exported.mean is not None))
     latents, pixels = np.asarray(to_latents(frames[None]))[0], np.asarray(to_frames(z[None]))[0]
     error = np.abs(latents - z).max() / max(1, np.abs(z).max())
-    if not error <= (LATENTS_BFLOAT16 if is_bfloat16 else LATENTS):  # true for NaN too
+    if not error <= (LATENTS_BFLOAT16 if is_bfloat16 else LATENTS):  # `not <=` rather than `>`, to reject NaN
         raise _differs(programs["encode"]["file"], f"latents differ from the codec's by up to {error:.2g}")
     levels = np.abs(pixels.astype(int) - x)
     if (levels.mean() > MEAN_LEVELS_BFLOAT16) if is_bfloat16 else (levels.max() > LEVELS):
