@@ -13,7 +13,7 @@ from vaejax.plan.topology import ACCEPTED
 
 TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices to plan for, attached or not: {ACCEPTED}.")
 SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; 0: as many as config.steps updates take.")
-PRICE = flags.DEFINE_float("price", 0.0, "Price of one chip for an hour.")
+PRICE = flags.DEFINE_float("price", 0.0, "Price of one chip for an hour; adds the cost of the run.")
 JSON = flags.DEFINE_string("json", "", "File to write the numbers of the plan to, as JSON.")
 JOBS = flags.DEFINE_integer(
     "jobs",
