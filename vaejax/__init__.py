@@ -33,7 +33,7 @@ def load(
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
       overlap: overlap of neighboring tiles in pixels. None: enough for exact results, or a quarter of a tile
-        if attention or group normalization rules them out.
+        if attention or group normalization makes exact results impossible.
       devices: JAX devices over which the height of each frame is split; None: one device.
 
     Returns:

@@ -71,7 +71,7 @@ class BatchConverter:
             self._bar.update()
 
     def _convert(self, task: Task) -> str:
-        """Writes the target of a task, unless it exists; returns the outcome."""
+        """Writes the target of a task, unless it exists and is to be kept; returns the outcome."""
         if task.refusal:
             raise InputError(f"{task.name}: {task.refusal}")
         if task.keep and task.target.exists():
@@ -90,7 +90,15 @@ class BatchConverter:
         return DONE[self._action]
 
     def _check_existing(self, task: Task) -> None:
-        """Raises InputError if the existing target was made by another model or other settings."""
+        """Checks what can be checked of a target that exists, without making it again.
+
+        An encoded target must come from this model with the same dtype and seed. For a decoded target, only
+        the model of its source is checked, because photos and clips do not record how they were made. For a
+        reconstructed one nothing is checked.
+
+        Raises:
+          InputError: if the model, the dtype or the seed differs, or the latent file cannot be read.
+        """
         if self._action == RECONSTRUCT:
             return
         latent = LatentFile(task.target) if self._action == ENCODE else LatentFile(task.source, task.name)

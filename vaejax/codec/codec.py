@@ -224,8 +224,8 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
     """Converts tile and overlap from pixels to latent pixels.
 
     Raises:
-      InputError: if tile or overlap is not a multiple of fs, the tile is too small for the overlap, or there
-        is an overlap but no tile.
+      InputError: if tile or overlap is negative or not a multiple of the spatial factor, the tile is too
+        small for the overlap, or there is an overlap but no tile.
     """
     s = architecture.spatial_factor
     if overlap is not None and not tile:

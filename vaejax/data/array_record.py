@@ -30,7 +30,7 @@ class ArrayRecordSource(Source):
 
     @classmethod
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
-        """Opens the folder `path`, written by vaejax.data.prepare."""
+        """Opens the folder of shards `fields["path"]`, written by vaejax.data.prepare."""
         folder = os.path.expanduser(str(fields.get("path", "")))
         path = os.path.join(folder, INDEX_FILE)
         if not folder or not os.path.isfile(path):

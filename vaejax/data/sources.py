@@ -40,7 +40,10 @@ class MediaSource(Source):
 
     @classmethod
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
-        """Opens `path`, FOLDER[,FOLDER], as one source in which every file has the same weight."""
+        """Opens the folders `fields["path"]`, FOLDER[,FOLDER], as one source.
+
+        Every file has the same weight.
+        """
         folders = [folder.strip() for folder in str(fields.get("path", "")).split(",") if folder.strip()]
         if not folders:
             raise InputError(

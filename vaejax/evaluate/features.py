@@ -36,7 +36,7 @@ class Features:
         """EfficientNet-Lite0 features of every frame: (B·T, 1280) float32, in order of clips.
 
         Raises:
-          InputError: for frames of another shape or type.
+          InputError: unless frames are (B, T, H, W, 3), not empty, and uint8 or floats.
           weights.BadWeights: if the package with the weights is missing or damaged.
         """
         _check(frames)

@@ -123,7 +123,7 @@ def encode(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | N
 
 
 def measure(codec: Codec, batches: Iterable[np.ndarray]) -> dict:
-    """`LatentMoments.statistics` of the latents to which a codec encodes batches (B, T, H, W, 3) uint8."""
+    """Encodes batches (B, T, H, W, 3) uint8; returns `LatentMoments.statistics` of the latents."""
     moments = LatentMoments()
     for batch in batches:
         moments.add(*encode(codec, batch))

@@ -51,7 +51,7 @@ def write(folder: pathlib.Path, vae: TrainedVAE, shape: Shape) -> dict[str, Any]
     """Writes encode_TxHxW.stablehlo and decode_TxHxW.stablehlo, for batches of any size.
 
     Returns:
-      The entry of both programs in config.json: 'shape' is [T, H, W]; 'encode' and 'decode' each have the
+      The entry in config.json that describes both: 'shape' is [T, H, W]; 'encode' and 'decode' each have the
       name of the 'file', and the data type and shape of 'input' and 'output' as text.
     """
     latent_shape = vae.architecture.latent_shape(*shape)

@@ -96,7 +96,7 @@ def check_programs(
       exported: codec of the export.
       to_latents: the program that encodes.
       to_frames: the program that decodes.
-      programs: entry of both programs in config.json, see `stablehlo.write`.
+      programs: the entry in config.json that describes both programs, see `stablehlo.write`.
 
     Raises:
       TrainingFailed: if they disagree.

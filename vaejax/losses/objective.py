@@ -210,7 +210,7 @@ class Objective:
 
         Returns:
           The loss () and a dictionary of scalar metrics. 'nll' (the term 'reconstruction') and 'kl' are in
-          nats per pixel value; the others are named as in TERMS. 'loss' is the weighted sum before scaling.
+          nats per pixel value; the others are named as in TERMS. 'loss' is the weighted sum before `scale`.
         """
         by_sample = self.likelihood_terms(x, out.x_hat, out.posterior, out.log_scale)
         terms = {"nll": by_sample["nll"].mean(), "kl": by_sample["kl"].mean()}

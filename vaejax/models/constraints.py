@@ -61,7 +61,7 @@ def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 
 @contextlib.contextmanager
 def placing(placement: Placement) -> Iterator[None]:
-    """Uses these implementations for everything that JAX traces inside the context."""
+    """Uses `placement` for the functions of this module in all code that JAX traces inside the context."""
     token = _placement.set(placement)
     try:
         yield

@@ -47,8 +47,8 @@ class Media:
 
     def __init__(self, sources: Sequence[Source], bucket: Bucket, data: DataConfig, folder: str = ""):
         self.bucket, self.data, self._folder = bucket, data, folder
-        # Held-out samples are cropped like training samples, because generated samples look like training
-        # samples.
+        # middle_first=False: held-out samples are cropped at random like training samples, which generated
+        # samples resemble.
         self._samplers = {
             split: Sampler(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
         }

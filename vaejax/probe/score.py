@@ -1,14 +1,14 @@
 """Scores a latent space by how well a small diffusion model learns it in a fixed budget.
 
 **The main score is the kernel distance between decoded generated samples and real held-out samples, in the
-features of a pretrained network; lower is better.** It measures what users of a diffusion model see, and no
-property of the latents alone can improve it: empty, blurred or redundant latents are easy to model but decode
-badly. The other scores put it in context:
+features of a pretrained network; lower is better.** It measures what users of a diffusion model see. Latents
+that are easy to model only because they hold little, such as empty or blurred ones, do not get a good score:
+they decode badly. The other scores put it in context:
 
-- `floor`: the distances of decoded latents of *training samples*, which a perfect model of the latents would
-  reach. It shows whether the codec or the diffusion model causes a bad score. It is not subtracted from the
-  score, because that would favor codecs whose latents are mostly noise. They have a high floor, but noise is
-  easy to generate.
+- `floor`: the same distances for decoded latents of *training samples*, which a perfect model of the latents
+  would reach. If it is high, the codec limits the score, otherwise the diffusion model does. It is not
+  subtracted from the score: latents that are mostly noise decode badly, so their floor is high, but noise is
+  easy to generate, so their score is hardly above it. The difference would rank such codecs first.
 - `frechet`: the Fréchet distance of the same samples. Unlike the kernel distance, the Fréchet distance is
   biased upward for few samples. If the user provides Inception weights, `fid` is the standard FID.
 - `loss`: the flow-matching loss on held-out latents, normalized per channel, at fixed times with fixed noise.

@@ -127,8 +127,8 @@ def parameter_table(params: Mapping[str, Any]) -> tuple[str, str]:
     """A table of all parameters, and a line with the totals of encoder, decoder and the rest.
 
     Args:
-      params: nested dictionary of arrays or shapes; Flax's partitioning boxes and a top level with the only
-        key 'params' are removed.
+      params: nested dictionary of arrays or shapes. Flax's partitioning boxes are removed, and so is a top
+        level whose only key is 'params'.
     """
     params = meta.unbox(params)
     if set(params) == {"params"}:

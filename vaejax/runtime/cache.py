@@ -19,7 +19,11 @@ def share(workdir: str) -> None:
 
 
 def keep_compiled() -> None:
-    """Makes JAX store compiled programs for later commands, in $JAX_COMPILATION_CACHE_DIR or the cache."""
+    """Makes JAX store compiled programs for later commands.
+
+    They go to JAX's own cache directory if one is set, such as by $JAX_COMPILATION_CACHE_DIR, and otherwise
+    to `xla` in `folder()`.
+    """
     import jax  # here, because commands that only read files start faster without it
 
     if not jax.config.values["jax_compilation_cache_dir"]:

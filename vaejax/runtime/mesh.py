@@ -87,7 +87,7 @@ def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
 
 
 def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """A context in which traced models shard their activations like their batch."""
+    """A context in which traced models shard activations like their batch and gather kernels everywhere."""
 
     def frames(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, frames_sharding(mesh, len(x)))

@@ -89,7 +89,7 @@ class LinearCodec:
         return np.concatenate([self.decode(self.encode(sample[None])) for sample in frames])
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (N, T, H, W, 3) uint8 to latents (n, t, h, w, c) float64.
+        """Encodes (N, T, H, W, 3) uint8 to latents (N, t, h, w, c) float64.
 
         If there are fewer components than channels, the last channels are 0.
 
