@@ -3,7 +3,7 @@
 import functools
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -26,10 +26,10 @@ def main(argv: list[str]) -> NoReturn:
     from vaejax.runtime import distributed  # here, because --help needs no JAX
 
     with distributed.exiting_at_once():
-        sys.exit(cli.run(_train))
+        sys.exit(cli.run(functools.partial(_train, CONFIG.value, WORKDIR.value)))
 
 
-def _train() -> int:
+def _train(config: Any, workdir: str) -> int:
     import jax
 
     from vaejax.runtime import cache, distributed
@@ -40,12 +40,12 @@ def _train() -> int:
         distributed.serialize_cpu_programs()
     if MULTIHOST.value:
         distributed.initialize()
-        cache.share(WORKDIR.value)
+        cache.share(workdir)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax logs every rename and wait
     cache.keep_compiled()
-    with cli.naming_disk_errors(WORKDIR.value):
-        return 0 if fit(CONFIG.value, WORKDIR.value) else STOPPED
+    with cli.naming_disk_errors(workdir):
+        return 0 if fit(config, workdir) else STOPPED
 
 
 if __name__ == "__main__":

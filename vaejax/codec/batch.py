@@ -103,6 +103,11 @@ class BatchConverter:
             return
         latent = LatentFile(task.target) if self._action == ENCODE else LatentFile(task.source, task.name)
         if latent.facts.model != self._codec.fingerprint:
+            if self._action == ENCODE:
+                raise InputError(
+                    f"{latent.name}: already encoded by another model ({latent.facts.model}); accepted: the"
+                    " same --model and --step, or another OUT"
+                )
             raise InputError(f"{latent.name}: {self._codec.wrong_model(latent.facts.model)}")
         existing = _flags(latent.dtype, latent.facts.seed)
         if self._action == ENCODE and existing != _flags(self._settings.dtype, self._settings.seed):

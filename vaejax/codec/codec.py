@@ -171,7 +171,7 @@ class Codec:
         """The error message for latents of another model."""
         return (
             f"a latent of another model ({fingerprint}); accepted: one of {self.name} ({self.fingerprint}),"
-            " or the run and step that encoded it as the model"
+            " or load the run and step that encoded it (--model, --step)"
         )
 
     def _check_size(self, latent: Latent) -> None:
@@ -240,8 +240,8 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
         needed = 2 * max(tiling.encoder_reach(architecture), tiling.decoder_reach(architecture))
         if tile // s <= needed:
             raise InputError(
-                f"tile = {tile} pixels; accepted: from {s * (needed + 1)}, or a smaller one with an explicit"
-                f" overlap, which is not exact (exact results need an overlap of {s * needed})"
+                f"tile = {tile} pixels; accepted: {s * (needed + 1)} or more, or a smaller tile together with"
+                f" an overlap; results are exact only with an overlap of at least {s * needed} pixels"
             )
     return tile // s, None if overlap is None else overlap // s
 

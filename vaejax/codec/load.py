@@ -1,4 +1,4 @@
-"""Reads a trained autoencoder from a run's checkpoint or from a folder of vaejax.export."""
+"""Reads a trained autoencoder from a run's checkpoint or from an export."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "vaejax.export"  # value of 'format' in an export's config.json; that of a run has no such key
 
-ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or a folder of vaejax.export"
+ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or the folder of an export"
 
 Params = dict[str, Any]
 

@@ -65,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="seed of bootstrap intervals, and of random weights and noise of diffusers codecs (default: 0)",
     )
     parser.add_argument(
-        "--inception", metavar="FILE", default="", help="file of FID's Inception weights; adds standard rFID"
+        "--inception",
+        metavar="FILE",
+        default="",
+        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds standard rFID",
     )
     options = parser.parse_args(arguments)
 

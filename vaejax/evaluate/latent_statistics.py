@@ -111,7 +111,7 @@ def keep(
         if is_main:
             stored_statistics.store(folder, step, statistics)
     except InputError as error:  # the run's folder may be read-only
-        print(f"statistics of training latents are not stored: {error}", file=sys.stderr)
+        print(f"warning: latent statistics, which encoding needs, are not stored: {error}", file=sys.stderr)
     return statistics
 
 

@@ -54,7 +54,9 @@ def load(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> dict
     missing = [name for name in shapes if name not in state]
     if missing:
         names = repr(missing[0]) + (f" and {len(missing) - 1} more" if missing[1:] else "")
-        raise BadWeights(f"{path}: lacks {names} of the {len(shapes)} required arrays")
+        raise BadWeights(
+            f"{path}: lacks {names} of the {len(shapes)} required arrays; accepted: a file with all of them"
+        )
     return weights.check({name: state[name] for name in shapes}, shapes, f"{path}: ")
 
 

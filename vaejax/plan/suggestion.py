@@ -57,8 +57,8 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
         first = min(candidates, key=lambda key: (abs(math.log(key.scale)), key.space, -key.fsdp))
     else:
         raise InputError(
-            f"--suggest: the mesh cannot split these batch sizes over {chips} chips; accepted: sizes that are"
-            f" multiples of {chips}, as they are or all scaled by one of {SCALES[0]:g} to {SCALES[-1]}"
+            f"--suggest: the mesh cannot split these batch sizes over {chips} chips; accepted: a multiple of"
+            f" {chips} as every data.buckets.NAME.batch"
         )
     basis, tried = first, {first: plan(candidates[first])}
     for _ in range(TRIES):

@@ -41,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
         "--data", metavar="FOLDER", required=True, help="FOLDER[,FOLDER] of photos and clips, or tfds:NAME"
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for probe.json and samples.png")
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the budget (default: cpu)")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="cpu",
+        help="the budget: cpu for minutes on a CPU, gpu for a GPU, standard for ImageNet (default: cpu)",
+    )
     parser.add_argument(
         "--seeds", type=cli.at_least(1), default=3, metavar="N", help="number of models to train (default: 3)"
     )
@@ -49,14 +54,19 @@ def _parser() -> argparse.ArgumentParser:
         "--step", type=int, metavar="N", help="step of a checkpoint of the run (default: the latest)"
     )
     parser.add_argument(
-        "--inception", metavar="FILE", default="", help="file of FID's Inception weights; adds the score FID"
+        "--inception",
+        metavar="FILE",
+        default="",
+        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds the score FID",
     )
     parser.add_argument("--labels", action="store_true", help="use the folders in FOLDER as classes")
     changes = parser.add_argument_group("budget", "Each flag replaces a setting of the preset.")
     for field in dataclasses.fields(Preset):
         flag = f"--{field.name.replace('_', '-')}"
         kinds = {int: cli.at_least(1), float: cli.at_least(0, float), str: str}
-        changes.add_argument(flag, type=kinds[field.type], metavar="X", help=field.metadata["help"])
+        values = ", ".join(f"{name} {getattr(preset, field.name)}" for name, preset in PRESETS.items())
+        text = f"{field.metadata['help']} ({values})"
+        changes.add_argument(flag, type=kinds[field.type], metavar="X", help=text)
     return parser
 
 

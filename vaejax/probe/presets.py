@@ -50,7 +50,10 @@ class Preset:
             "zoom": (self.zoom >= 1, "a number from 1"),
             "holdout": (0 < self.holdout < 1, "a share between 0 and 1"),
             "samples": (self.samples > 1, "a whole number from 2"),
-            "width": (not self.width % 4 and not self.width % self.heads, "a multiple of 4 and of heads"),
+            "width": (
+                not self.width % 4 and not self.width % self.heads,
+                f"a multiple of 4 and of heads = {self.heads}",
+            ),
             "attention": (self.attention in ATTENTION, ", ".join(ATTENTION)),
             "dtype": (self.dtype in DTYPES, ", ".join(DTYPES)),
             "ema": (self.ema < 1, "a number below 1"),

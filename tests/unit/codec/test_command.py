@@ -140,16 +140,16 @@ def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
     Image.fromarray(pan(1)[0]).save(source / "a.png")
     assert run(model, "encode", source, tmp_path / "latents", f"--step={OLD}") == 0
     Image.fromarray(pan(1)[0]).save(source / "b.png")
-    for action, other in (
-        ("encode", [source, tmp_path / "latents"]),
-        ("decode", [tmp_path / "latents", tmp_path / "out"]),
+    encoded = r"already encoded by another model \([0-9a-f]{16}\); accepted: the same --model"
+    decoded = r"a latent of another model \([0-9a-f]{16}\); accepted: one of "
+    for action, other, message in (
+        ("encode", [source, tmp_path / "latents"], encoded),
+        ("decode", [tmp_path / "latents", tmp_path / "out"], decoded),
     ):
         capsys.readouterr()
         assert run(model, action, *other) == 2
         told = capsys.readouterr()
-        assert re.search(
-            r"a\.png\.latent: a latent of another model \([0-9a-f]{16}\); accepted: one of ", told.err
-        )
+        assert re.search(rf"a\.png\.latent: {message}", told.err)
         assert told.out.startswith(f"1 {action}d, 1 refused in ")
     assert run(model, "decode", tmp_path / "latents" / "a.png.latent", tmp_path / "out", f"--step={OLD}") == 0
     capsys.readouterr()

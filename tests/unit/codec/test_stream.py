@@ -289,8 +289,8 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
     np.testing.assert_allclose((values - MEAN) / STD, codec.encode(clip), atol=1e-4)
     for how, told in (
         ({"tile": 60}, "multiples of 8"),
-        ({"tile": 64, "overlap": 64}, "below"),
-        ({"tile": 32}, "from"),
+        ({"tile": 64, "overlap": 64}, "less than the tile"),
+        ({"tile": 32}, "88 or more"),
         ({"overlap": 8}, "without a tile"),
     ):
         with pytest.raises(InputError, match=told):

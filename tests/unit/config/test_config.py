@@ -171,7 +171,7 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
         ),
         (
             {"checkpoint.best": "-mean/lpips_alexnet", "data.buckets": {"image_16x16": {"batch": 1}}},
-            r"NAME: psnr, .*, kl, spots, if",
+            r"scores .*: psnr, .*, kl, spots; probe",
         ),
         ({"checkpoint.best": "-image_64x64/flicker"}, r"checkpoint\.best = '-image_64x64/flicker'"),
         (

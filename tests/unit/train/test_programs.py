@@ -2,6 +2,7 @@ import gc
 
 import jax
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from tests.support import losses
@@ -17,6 +18,7 @@ from vaejax.train import programs as compiled
 from vaejax.train import state as train_state
 
 
+@pytest.mark.variants  # collecting garbage at every step takes long
 def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
     mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))
     adversary = losses.adversary(start=2)
