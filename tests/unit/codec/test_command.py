@@ -247,6 +247,7 @@ def process(model, *arguments, **options):
     return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, **options)
 
 
+@pytest.mark.variants
 def test_pipes_carry_files(model, tmp_path, monkeypatch, capsys):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     path = write_clip(tmp_path / "clip.mp4", pan(7), NTSC)

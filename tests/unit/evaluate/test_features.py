@@ -220,6 +220,7 @@ def torch_inception(net, x):
     return x.mean((2, 3))
 
 
+@pytest.mark.variants
 def test_inception_is_that_of_pytorch_fid(tmp_path):
     """Of photos, from the 8-bit picture on; the weights are random and go through both file formats."""
     torch = pytest.importorskip("torch", reason="not in the test extra: a plain torch can pull gigabytes")
@@ -259,6 +260,7 @@ def test_fid_sees_8_bit_pictures():
     np.testing.assert_allclose(resized_for_fid(float_frames), resized_for_fid(photo), atol=1e-6)
 
 
+@pytest.mark.variants
 def test_features_do_not_depend_on_the_batch(features):
     frames = np.concatenate([clip(), clip()[:, ::-1]])
     clips, images = features.clips(frames), features.images(frames[:, :2])

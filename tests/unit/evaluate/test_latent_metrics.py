@@ -8,7 +8,6 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import fft, integrate, stats
 
-from tests.support.models import randomized
 from vaejax.errors import InputError
 from vaejax.evaluate import latent_metrics as latents
 from vaejax.models.posterior import DiagonalGaussian
@@ -186,8 +185,9 @@ def test_equivariance_errors_are_those_of_the_transformed_clip():
 def run(tmp_path):
     """A run with a checkpoint at step 3, and how to restore it."""
     mesh = sharding.make_mesh(ConfigDict({"data": 0, "fsdp": 1, "space": 1}))
-    model, _ = randomized()
-    state = train_state.create(model, optax.adam(1e-3), None, mesh, 0)
+    params = {"autoencoder": {"kernel": jnp.arange(64.0).reshape(8, 8)}}
+    state = train_state.TrainState(jnp.int32(3), params, params, optax.adam(1e-3).init(params), {})
+    state = jax.device_put(state, sharding.state_shardings(mesh, state))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, train_state.to_items(state), {"image_16x16": 7}, {"seed": 1}, {})
     return tmp_path, state

@@ -127,10 +127,11 @@ assert not [name for name in sys.modules if name.split(".")[0] == "vaejax"]
         assert weights[name].shape == leaf.shape
     if exported.name == "float32":
         found, model = np.load(tmp_path / "found.npz"), randomized()[0]
-        variables = {"params": jax.tree.map(lambda x: 0.75 * x, randomized()[1])}
+        variables = {"params": saved_run.scaled(randomized()[1], 0.75)}
         mean, std = (np.float32(STATISTICS[key]) for key in ("mean", "std"))
-        posterior = model.apply(variables, np.float32(frames) / 127.5 - 1, method="encode")
-        decoded = np.clip(model.apply(variables, z * std + mean, method="decode"), -1, 1)
+        apply = jax.jit(model.apply, static_argnames="method")
+        posterior = apply(variables, np.float32(frames) / 127.5 - 1, method="encode")
+        decoded = np.clip(apply(variables, z * std + mean, method="decode"), -1, 1)
         for n in (1, 3):
             wanted = (np.asarray(posterior.mean) - mean) / std
             np.testing.assert_allclose(found[f"encode_{n}"], wanted[:n], atol=1e-5 * np.abs(wanted).max())

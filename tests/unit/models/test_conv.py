@@ -127,7 +127,10 @@ def test_values_are_the_definition(shape, size, strides):
     close(convolve(x, kernel, strides), directly(x, kernel, strides), 1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [("float32", 2e-6), pytest.param("bfloat16", 1e-2, marks=pytest.mark.variants)],
+)
 @pytest.mark.parametrize(("shape", "size", "strides"), CASES)
 @pytest.mark.usefixtures("path")
 def test_values_and_gradients_are_pytorch_s(shape, size, strides, dtype, tolerance):

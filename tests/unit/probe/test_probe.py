@@ -310,6 +310,7 @@ def test_generated_latents_and_the_loss_do_not_depend_on_the_batch_size(probe, l
     np.testing.assert_allclose(*(p._generate(params, latents, 0) for p in (probe, other)), atol=1e-4)
 
 
+@pytest.mark.variants
 def test_the_floor_is_scikit_learns_kernel_distance_of_decoded_training_latents(probe, linear, latents):
     scores, _ = probe.score(latents, linear.decode, [0])
     decoded = linear.decode(latents.denormalize(latents.train[: TINY.samples]))
