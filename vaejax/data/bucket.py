@@ -61,8 +61,8 @@ def parse_buckets(
 
     Args:
       config_buckets: {name: {batch, weight, every}}; a batch of 0 turns a bucket off.
-      spatial_factor: downsampling factor of the model; H and W are multiples of it.
-      temporal_factor: downsampling factor of the model; T = 1 + temporal_factor·k.
+      spatial_factor: spatial downsampling factor of the model; H and W must be multiples of it.
+      temporal_factor: temporal downsampling factor of the model; T must be 1 + temporal_factor·k.
       shards: number of parts into which the mesh divides every batch.
       space: number of parts into which the mesh divides each shard: by samples if possible, else by height.
 

@@ -50,7 +50,7 @@ EXTENSIONS = frozenset(
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2  # values of FFmpeg's AVColorRange
 _LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# FFmpeg seeks in these formats by byte position, and frame numbers were off by 10 after a seek.
+# FFmpeg seeks in these formats by byte position; in a test, the frames after a seek were off by 10.
 _NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}
 # A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -91,7 +91,7 @@ class _Frame(NamedTuple):
 
 
 def _decode(container, stream) -> Iterator[_Frame]:
-    """Yields the frames in display order with strictly increasing times; missing timestamps are filled in."""
+    """Yields the frames in display order; times that are missing or do not increase are estimated."""
     nominal = float(1 / (stream.average_rate or Fraction(25)))
     ratio = float(stream.sample_aspect_ratio or 1)
     ratio = ratio if 0.1 < ratio < 10 else 1.0  # a header with a ratio outside this range is wrong
@@ -139,7 +139,7 @@ def _seek(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | 
 
 
 def _deinterlace(frames: Iterator[_Frame]) -> Iterator[_Frame]:
-    """Deinterlaces frames flagged as interlaced with FFmpeg's bwdif; earlier frames pass unchanged."""
+    """Deinterlaces the frames flagged as interlaced, with FFmpeg's bwdif; all others pass unchanged."""
     graph: Graph | None = None
     waiting: deque[_Frame] = deque()  # the filter looks one frame ahead, so its output comes one frame later
     for frame in frames:
@@ -196,7 +196,7 @@ def _intervals(frames: Iterator[_Frame]) -> Generator[tuple[float, float, _Frame
 def read(
     file: str | os.PathLike | bytes, count: int, fps: float | None, start: float, crop: Crop
 ) -> np.ndarray:
-    """Reads `count` frames, uint8 (T, H, W, 3), from `start` seconds on; see media.read."""
+    """Reads `count` frames, uint8 (count, H, W, 3), from `start` seconds on; see media.read."""
     out = np.empty((count, crop.height, crop.width, 3), np.uint8)
     done, scale = 0, _Scaler(crop)
     with contextlib.closing(_intervals(_deinterlace(_frames_from(file, start)))) as intervals:
@@ -262,7 +262,7 @@ def _intact(frames: Iterator[_Frame], damage: list[FFmpegError]) -> Iterator[_Fr
 
 
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
-    """The counterclockwise quarter turns that display the coded picture, and whether to mirror it first.
+    """The counterclockwise quarter turns from the coded to the shown picture, and whether to mirror it first.
 
     Both come from the display matrix, because `VideoFrame.rotation` takes mirrored pictures for upside-down
     ones.
@@ -278,7 +278,7 @@ def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
 
 
 def _shown_size(frame: _Frame) -> tuple[int, int]:
-    """Width and height as displayed: the width is stretched to square pixels, then both are rotated."""
+    """Width and height as displayed: the width is stretched to square pixels; a quarter turn swaps both."""
     size = max(1, round(frame.picture.width * frame.ratio)), frame.picture.height
     return (size[1], size[0]) if _orientation(frame.picture)[0] % 2 else size
 
@@ -287,15 +287,15 @@ class _Scaler:
     """Converts a clip's frames to RGB at the scale of a crop, in one swscale pass; then rotates and crops.
 
     Lanczos with full chroma and accurate rounding has a PSNR of 54 to 59 dB against an exact conversion
-    followed by Pillow's Lanczos, and is 8 times as fast at 720p. PyAV's defaults (bilinear, half chroma)
-    reach 43 dB.
+    followed by Pillow's Lanczos, and is 8 times as fast as that at 720p. PyAV's defaults (bilinear, half
+    chroma) reach 43 dB.
     """
 
     def __init__(self, crop: Crop):
         self._crop, self._reformatter = crop, VideoReformatter()  # reused, because it caches filters
 
     def __call__(self, frame: _Frame) -> np.ndarray:
-        """Converts a frame to uint8 (H, W, C)."""
+        """Converts a frame to uint8 (H, W, 3), the size of the crop."""
         shown, (turns, mirrored) = _shown_size(frame), _orientation(frame.picture)
         left, top, right, bottom = self._crop.box(shown)
         wide = max(self._crop.width, round(shown[0] * self._crop.width / (right - left)))
@@ -310,8 +310,8 @@ class _Scaler:
     def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> np.ndarray:
         """Converts a picture to RGB by its tagged color matrix and range.
 
-        Like players, it takes untagged pictures as limited range, and as BT.709 if they have at least 720
-        lines, otherwise as BT.601.
+        Like players, it takes untagged pictures as limited range (yuvj formats: full range), and as BT.709 if
+        they have at least 720 lines, otherwise as BT.601.
         """
         colors = {}
         if not picture.format.is_rgb:
@@ -324,7 +324,7 @@ class _Scaler:
 
 
 def probe(file: str | os.PathLike | bytes) -> dict:
-    """Decodes a whole clip and describes it; see media.probe."""
+    """Decodes a whole clip; returns the result of media.probe without 'bits_per_pixel'."""
     count, last = 0, None
     try:
         with contextlib.closing(_frames_from(file, 0.0)) as frames:

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Unreadable(Exception):
-    """A file is damaged or lacks the requested frames; the message is a one-line reason."""
+    """A file cannot be read, or lacks the requested size or frames; the message is a one-line reason."""
 
 
 class Crop(NamedTuple):
@@ -32,7 +32,7 @@ class Crop(NamedTuple):
         """The crop as (left, top, right, bottom) in pixels of a picture displayed at (width, height) `shown`.
 
         Raises:
-          Unreadable: if the picture is too small.
+          Unreadable: if covering H x W would enlarge the picture by more than `max_upscale`.
         """
         cover = max(self.width / shown[0], self.height / shown[1])
         if cover > self.max_upscale * (1 + 1e-9):
@@ -45,6 +45,6 @@ class Crop(NamedTuple):
 
 
 def covers(height: int, width: int, shown_height, shown_width, max_upscale: float):
-    """Whether a picture, enlarged by at most `max_upscale`, covers H x W; also elementwise for arrays."""
+    """Whether a picture, enlarged by at most `max_upscale`, covers height x width; elementwise for arrays."""
     scale = np.maximum(height / np.maximum(shown_height, 1), width / np.maximum(shown_width, 1))
     return scale <= max_upscale * (1 + 1e-6)

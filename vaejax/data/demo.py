@@ -14,7 +14,7 @@ from vaejax.errors import InputError
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-# Package -> (its folder, {file: whether it is held out}); None: only the last fifth of a clip is held out.
+# Package -> (folder inside it, {file: whether it is held out}); None holds out only the last fifth of a clip.
 _FILES: dict[str, tuple[str, dict[str, bool | None]]] = {
     "skimage": (
         "data",
@@ -42,7 +42,7 @@ class DemoSource(Source):
 
     @classmethod
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
-        """Finds the files, and decodes each clip once to count its frames, which takes about a second."""
+        """Finds the files, and decodes each once to measure it, which takes about a second."""
         tables = []
         for package, (folder, files) in _FILES.items():
             for name, held_out in files.items():
@@ -56,7 +56,7 @@ class DemoSource(Source):
 
 
 def path(name: str) -> str:
-    """The path of one of the demo's files, for example 'bikes.mp4'.
+    """The path of the demo's file `name`, for example of 'bikes.mp4'.
 
     Raises:
       InputError: if its package is not installed.

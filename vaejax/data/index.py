@@ -1,7 +1,7 @@
 """The media index: a Parquet table of the photos and clips in a folder, unreadable ones included.
 
-A scan decodes every file completely, so damage is known before training. A later scan reads only new and
-changed files (by size and modification time) and drops deleted ones.
+A scan decodes every file completely, so damage is known before training. A later scan reads only files
+that are new, changed (in size or modification time) or crashed the decoder, and drops deleted ones.
 
     python -m vaejax.data.index FOLDER
 """
@@ -72,7 +72,7 @@ def load_or_build(
     The index is stored in the folder, or in vaejax's cache (`cache.folder`) if the folder is read-only.
 
     Args:
-      folder: a folder tree; hidden files and other kinds of files are ignored.
+      folder: a folder tree of photos and clips; hidden files, and files of any other kind, are ignored.
       workers: number of decoding processes; None starts one per core.
       progress: whether to show a progress bar and a summary on stderr.
       out: file in which to store the index instead; None stores it as described above.
@@ -134,7 +134,7 @@ def duration_of(seconds: float) -> str:
 
 
 def _files(folder: str) -> Iterator[dict]:
-    """Yields path, kind, size and mtime_ns of photos and clips; follows links, but no folder twice."""
+    """Yields path, kind, size and mtime_ns of photos and clips; follows links, but enters no folder twice."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(root)
@@ -293,7 +293,7 @@ def _save(table: pa.Table, places: list[str]) -> None:
 
 
 def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
-    """Yields the last lines printed by a command that prepares media: what is held out, and the next command.
+    """Yields the last lines of a command that prepares media: held-out files, duration and next command.
 
     Args:
       table: a media index.

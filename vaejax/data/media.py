@@ -1,7 +1,8 @@
 """Reads photos and clips as uint8 frames: upright, with square pixels, cropped to the requested size.
 
-Every frame is resampled only once: one antialiased Lanczos resize crops it, makes its pixels square and
-scales it. `read` returns all requested frames, or raises `Unreadable` with the reason.
+One antialiased Lanczos resize scales a frame and makes its pixels square. Only photos much larger than the
+result are first shrunk by a whole factor, which is faster. `read` returns all requested frames, or raises
+`Unreadable` with the reason.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ def read(
       uint8 RGB, (T, H, W, 3).
 
     Raises:
-      Unreadable: if the file is damaged, too small for H and W, or ends before T frames.
+      Unreadable: if the file is missing, damaged or too small for H and W, or ends before T frames.
     """
     crop = Crop(height, width, zoom, offset, max_upscale)
     with _one_line_reasons():
@@ -99,7 +100,7 @@ def clock(file: str | os.PathLike) -> clip.Clock:
 
 
 def pictures(file: str | os.PathLike) -> int:
-    """Counts the pictures in a photo's file: more than 1 for an animation, of which `read` uses the first."""
+    """Counts the pictures in a photo's file, of which `read` uses the first; 1 if it cannot be read."""
     try:
         with _one_line_reasons():
             return photo.pictures(file)
@@ -133,7 +134,7 @@ def probe(file: str | os.PathLike | bytes, kind: str) -> dict:
 
 @contextlib.contextmanager
 def _one_line_reasons() -> Iterator[None]:
-    """Turns every error of Pillow and FFmpeg into an `Unreadable` of one line."""
+    """Turns every error into an `Unreadable` of one line."""
     try:
         yield
     except Unreadable:

@@ -94,7 +94,7 @@ def _rgb(photo: Image.Image) -> Image.Image:
 
 
 def probe(file: str | os.PathLike | bytes) -> dict:
-    """Decodes a whole photo and describes it; see media.probe."""
+    """Decodes a whole photo; returns the result of media.probe without 'bits_per_pixel'."""
     with _open(file) as photo:
         codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)
         turns = 0 if photo.format == "TIFF" else photo.getexif().get(0x0112, 1)
@@ -112,9 +112,10 @@ def probe(file: str | os.PathLike | bytes) -> dict:
 
 
 def _resize(image: Image.Image, shown: tuple[float, float], crop: Crop) -> np.ndarray:
-    """Crops and resizes in one resampling.
+    """Crops and resizes a picture to uint8 (H, W, C).
 
-    The crop refers to the size `shown`; `image` is smaller if a JPEG was decoded at a fraction of its size.
+    The crop refers to the size `shown`, (width, height). `image` is smaller if a JPEG was decoded at a
+    fraction of its size.
     """
     x, y = image.width / shown[0], image.height / shown[1]
     left, top, right, bottom = crop.box(shown)

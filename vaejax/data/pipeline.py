@@ -1,4 +1,7 @@
-"""Batches of decoded samples. Worker processes decode the training stream, threads decode everything else."""
+"""Batches of decoded samples.
+
+Worker processes decode the training stream, unless data.workers is 0. Threads decode everything else.
+"""
 
 import bisect
 import itertools
@@ -31,13 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """This host's part of a bucket's global batch.
+    """Samples of one bucket: this host's part of a global batch, or a batch of `read_batches`.
 
     Attributes:
       frames: uint8, (B, T, H, W, C), with B the number of samples on this host.
-      rows: index of each sample in the global batch, increasing.
-      names: 'path@start' of each sample.
-      skipped: (path, reason) of unreadable files that were replaced by others.
+      rows: index of each sample in the global batch, or in the sampler of `read_batches`; increasing.
+      names: name of each sample, see `Sample`.
+      skipped: (path, reason) of each unreadable file that a sample replaces.
     """
 
     frames: np.ndarray
@@ -81,8 +84,8 @@ class _SampleSequence:
     def plan(self, step: int) -> list[tuple[Bucket, int]]:
         """The (bucket, index in the host's batch) of each sample of a step, in order.
 
-        Grain assigns samples to its workers round-robin. Every step rotates its list by another amount,
-        because otherwise one worker would always decode the clips and another the photos.
+        Grain assigns samples to its workers round-robin. The list of each step is rotated by a pseudorandom
+        amount, because otherwise one worker would always decode the clips and another the photos.
         """
         drawn = scheduled(self._buckets, self._seed, step)
         elements = [(bucket, i) for bucket in drawn for i in range(self._local_batch(bucket))]
@@ -103,7 +106,7 @@ class _SampleSequence:
         return self._samplers[bucket.name][drawn * bucket.batch + self.rows[bucket.name][i]]
 
     def _local_batch(self, bucket: Bucket) -> int:
-        """The number of samples of a batch that this host reads."""
+        """The number of samples of a bucket's batch that this host reads."""
         return len(self.rows[bucket.name])
 
     def _before(self, step: int) -> int:
@@ -241,13 +244,13 @@ def read_batches(sampler: Sampler, count: int, batch: int) -> Iterator[Batch]:
 def eval_batches(
     sources: Sequence[Source], bucket: Bucket, data: "DataConfig", samples: int, batch: int | None = None
 ) -> Iterator[Batch]:
-    """The first `samples` held-out samples of a bucket, always the same; none if nothing is held out for it.
+    """Batches of the first `samples` held-out samples of a bucket, always the same; none if none is held out.
 
     Args:
       sources: data sources, from `open_sources`.
       bucket: the shape of a sample.
       data: config.data.
-      samples: number of samples; if there are fewer files, each gives several crops.
+      samples: number of samples; if there are fewer files, a file gives several crops.
       batch: samples per batch; default: that of the bucket. The last batch may have fewer.
     """
     return read_batches(Sampler(sources, bucket, "eval", data), samples, batch or bucket.batch)
@@ -287,7 +290,7 @@ def _fit_shared_memory(dataset: Any, data: "DataConfig", sample_bytes: int) -> A
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker ignore Ctrl-C and SIGTERM, so that the parent can save, and exit if the parent dies."""
+    """Makes a worker exit if the parent dies, and ignore Ctrl-C and SIGTERM, so that the parent can save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = os.getppid()

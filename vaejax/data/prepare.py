@@ -34,16 +34,16 @@ def pack(
 
     Args:
       folder: a folder tree of photos and clips.
-      out: a new folder, or an earlier result, which stays in place until the new one is complete.
+      out: a new or empty folder, or an earlier result, which stays in place until the new one is complete.
       shard_mb: size in megabytes (10^6 bytes) after which the next shard begins.
-      progress: whether to show a progress bar on stderr.
+      progress: whether to show progress bars, and a summary of the media, on stderr.
 
     Returns:
       The folder's media index with two more columns: 'shard' and 'record' locate each file, and are null for
       unreadable files.
 
     Raises:
-      InputError: if the folder has no media, or `out` contains other files or cannot be written.
+      InputError: if `folder` has no media, or `out` is neither empty nor an earlier result, or not writable.
     """
     folder, out = (os.path.abspath(os.path.expanduser(path)) for path in (folder, out))
     accepted = "accepted: a new or empty folder, or one that vaejax prepare made"
@@ -65,7 +65,7 @@ def pack(
 
 
 def _write_shards(files: list[dict], folder: str, out: Path, shard_bytes: float, bar: tqdm) -> None:
-    """Writes the readable files in order and sets 'shard' and 'record' of each."""
+    """Writes the readable files in order; sets 'shard' and 'record' of each, and None for unreadable ones."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer, name, count, record, written = None, "", 0, 0, 0

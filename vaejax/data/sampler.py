@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of seed, bucket and sample index, the same in every process."""
+"""The order of samples: a pure function of sources, bucket, seed and index, the same in every process."""
 
 import sys
 import zlib
@@ -43,8 +43,8 @@ class Sampler:
 
     Sources alternate in proportion to their weights. For training, each source is shuffled anew in every
     epoch, and the crop of sample i is drawn from (seed, bucket, i). For evaluation the order is fixed: the
-    first epoch crops the middle of every held-out file, and later epochs crop the same files elsewhere in
-    space and time.
+    first epoch crops the middle of every held-out file (if `middle_first`), and later epochs crop the same
+    files elsewhere in space and time.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Sampler:
           bucket: the shape of a sample.
           split: 'train' or 'eval'.
           data: config.data.
-          seed: seed of the shuffles and crops; ignored for 'eval'.
+          seed: seed of the shuffles and crops; for 'eval', only of the substitutes for unusable files.
           middle_first: whether the first 'eval' crop of a file is its middle; False varies it as well.
         """
         self._first_pass = 0 if middle_first else 1
@@ -144,7 +144,7 @@ class Sampler:
     def _varied(self, passes: int) -> tuple[Crop, float]:
         """The crop of a held-out sample, and its time in the clip, from 0 to 1, after `passes` epochs.
 
-        The first epoch takes the middle of the file, unless `middle_first` is False. In later epochs,
+        The first epoch takes the middle of the file, unless `middle_first` is False. In all other epochs,
         multiples of three irrational numbers modulo 1 (a Kronecker sequence) cover all positions evenly.
         """
         passes += self._first_pass

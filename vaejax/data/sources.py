@@ -42,7 +42,7 @@ class MediaSource(Source):
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
         """Opens the folders `fields["path"]`, FOLDER[,FOLDER], as one source.
 
-        Every file has the same weight.
+        Every file has the same weight, whatever its folder.
         """
         folders = [folder.strip() for folder in str(fields.get("path", "")).split(",") if folder.strip()]
         if not folders:
@@ -75,13 +75,15 @@ KINDS: Mapping[str, type[Source]] = {
 
 
 def open_sources(data: "DataConfig") -> tuple[Source, ...]:
-    """Opens the sources of a configuration, sorted by label; data.media, if set, replaces data.sources.
+    """Opens the sources of a configuration, sorted by label, except those of weight 0.
+
+    data.media, if set, replaces data.sources.
 
     Args:
       data: config.data.
 
     Raises:
-      InputError: if there is no source, or one is misconfigured or cannot be read.
+      InputError: if no source is left, or one is misconfigured or cannot be read.
     """
     if data.media:
         return (MediaSource.open("media", 1.0, {"path": data.media}, data, "data.media"),)
@@ -152,7 +154,7 @@ def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "D
 
 
 def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig") -> list[str]:
-    """Lists the held-out files of all buckets in one line, then warns of buckets with few or none.
+    """Sums up the held-out files of all buckets in one line, then warns of buckets with few or none.
 
     Args:
       sources: from `open_sources`.

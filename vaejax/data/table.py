@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MANY_CLIPS = 10  # with at least this many clips, whole clips are held out; with fewer, the end of each
 HELD_OUT_TAIL = 0.2  # with fewer than MANY_CLIPS clips, this last fraction of each clip is held out
-# Lowest frame rate of a clip, relative to data.fps. Film at 24 fps may train at 48, but a slide show at 5 fps
-# would repeat its frames too often.
+# Lowest frame rate of a clip, relative to data.fps: at data.fps = 48, a film at 24 fps is still used. A clip
+# with a lower frame rate would repeat its frames too often.
 MIN_FPS_RATIO = 0.5
 
 SCHEMA = pa.schema(
@@ -101,7 +101,7 @@ class Source:
       label: name of the source in the configuration.
       weight: relative share of the samples drawn from this source.
       table: table with the columns of `SCHEMA`; each row is a `Record`.
-      unreadable: (path, reason) of each file that could not be read when the source was opened.
+      unreadable: (path, reason) of each file that could not be read when the source was indexed.
     """
 
     label: str
@@ -118,9 +118,9 @@ class Source:
         Args:
           label: name of the source in the configuration.
           weight: relative share of the samples.
-          fields: values of the keys in `FIELDS`.
+          fields: {key: value}, with keys from `FIELDS`.
           data: config.data.
-          key: configuration key of the source, for error messages.
+          key: configuration key of the source, or of its path, for error messages.
 
         Raises:
           InputError: if the fields are invalid or nothing can be read.
@@ -148,12 +148,12 @@ class Source:
           moment: position of the sample in the clip's span, from 0 (earliest) to 1 (latest).
 
         Returns:
-          The frames, uint8 (T, H, W, C), and the time of the first one, in seconds after that of the file.
+          The frames, uint8 (T, H, W, C), and the time of the first one, in seconds after the file's first
+          frame.
 
         Raises:
-          media.Unreadable: if the file cannot be decoded.
-          Unfit: if the size of the record was unknown and turns out too small.
-          OSError: if the file does not exist.
+          media.Unreadable: if the file is missing, cannot be decoded or does not fit the crop.
+          Unfit: if the size or length of the record was unknown and turns out too small.
         """
         start = record.start + moment * max(0.0, record.stop - record.start - (frames - 1) / fps)
         pictures = media.read(
@@ -170,10 +170,11 @@ class Source:
 def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -> np.ndarray:
     """The table rows of `split` ('train' or 'eval') that fit a bucket, int64 (n,).
 
-    A record fits if covering the bucket enlarges it by at most data.max_upscale and its quality estimate, if
-    any, reaches data.min_quality. For a video bucket its span must also be long enough and its frame rate at
-    least MIN_FPS_RATIO of data.fps. An image bucket takes photos and one-frame videos. It takes no frames of
-    longer clips: they have blur and compression artifacts, and a clip would count for both kinds of bucket.
+    A record fits if covering the bucket's H x W enlarges it by at most data.max_upscale, or if its size is
+    unknown. Its quality estimate, if any, must reach data.min_quality. For a video bucket its span must also
+    be long enough and its frame rate at least MIN_FPS_RATIO times data.fps. An image bucket takes photos and
+    one-frame videos. It takes no frames of longer clips: they have blur and compression artifacts, and a clip
+    would count for both kinds of bucket.
     """
     c = columns([source])
     fits = c["held_out"] == (split == "eval")
@@ -183,7 +184,7 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
     if bucket.kind == "image":
         fits &= still
     else:
-        # 2 ms of slack, because timestamps are rounded by up to that much.
+        # The span must be 2 ms longer than a sample, because timestamps are rounded by up to that much.
         fits &= ~still & (span_seconds(c) > sample_seconds(bucket, data.fps) + 2e-3)
         fits &= c["fps"] >= MIN_FPS_RATIO * data.fps
     return np.flatnonzero(fits)
@@ -200,7 +201,7 @@ def sample_seconds(bucket: Bucket, fps: float) -> float:
 
 
 def span_seconds(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The durations of the spans in seconds, including the display time of the last frame."""
+    """The durations of spans of clips, in seconds, including the display time of the last frame."""
     return columns["stop"] - columns["start"] + 1 / np.maximum(columns["fps"], 1e-6)
 
 
@@ -211,9 +212,10 @@ def path_hash(path: str) -> float:
 
 
 def held_out(paths: Iterable[str], holdout: float) -> set[str]:
-    """The held-out paths: those with a hash below `holdout`, but at least one of several, and never all.
+    """The held-out paths: those with a hash below `holdout`, but never all.
 
-    Choosing by hash keeps files in their split as a folder grows, except while it has very few files.
+    If `holdout` is above 0 and there are several paths, at least one is held out. Choosing by hash keeps
+    files in their split as a folder grows, except while it has very few files.
     """
     ordered = sorted(paths, key=path_hash)
     count = sum(path_hash(path) < holdout for path in ordered)
@@ -224,12 +226,12 @@ def held_out(paths: Iterable[str], holdout: float) -> set[str]:
 def from_index(index: pa.Table, holdout: float, folder: str = "", everything: str = "") -> pa.Table:
     """The table of a media index's readable files, split into training and evaluation.
 
-    If there are at least MANY_CLIPS clips, whole clips are held out. Otherwise the last fifth of each clip is
-    held out, and the rest of the clip is for training.
+    If there are at least MANY_CLIPS clips, whole clips are held out. With fewer, the last fifth of each clip
+    is held out, and the rest is for training, except for a gap of one frame period.
 
     Args:
-      index: a table with INDEX_COLUMNS and relative paths; also shard and record if the files are in shards.
-      holdout: held-out fraction of the files; 0 holds out nothing.
+      index: a table with INDEX_COLUMNS; also 'shard' and 'record' if the files are in shards.
+      holdout: held-out fraction of the photos, and of at least MANY_CLIPS clips; 0 holds out nothing.
       folder: prefix of the paths in the result.
       everything: 'train' or 'eval' assigns all files to that split; '' splits them by `holdout`.
     """
@@ -248,7 +250,7 @@ def from_index(index: pa.Table, holdout: float, folder: str = "", everything: st
 
 
 def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[dict[str, Any]]:
-    """The table rows of a file: one, or two if clips are `cut`: its training span and its held-out span."""
+    """The table rows of a file: a training span and a held-out span if clips are `cut`, otherwise one row."""
     fps = file["fps"] or 0.0
     quality = file.get("quality")
     row = {
@@ -271,8 +273,8 @@ def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[
     row["stop"] = max(0.0, file["duration"] - frame)
     if not cut:
         return [row]
-    # The last frame appears at `stop` and is shown for one period. Subtracting two periods therefore leaves
-    # a gap of one period between the spans.
+    # The last frame of a span appears at its `stop` and is shown for one period. Subtracting two periods
+    # therefore leaves a gap of one period between the spans.
     seam = (1 - HELD_OUT_TAIL) * file["duration"]
     return [
         row | {"stop": max(0.0, seam - 2 * frame), "held_out": False},

@@ -36,10 +36,11 @@ class TfdsSource(Source):
 
     @classmethod
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
-        """Opens the data set `name`.
+        """Opens the data set `fields["name"]`.
 
-        By default it reads the first image or video feature. It trains on the split 'train', and evaluates on
-        'validation' or 'test'. Without such a split, it holds out the last records, by data.holdout.
+        By default, 'feature' is the first image or video feature, 'split' is 'train', and 'eval_split' is
+        'validation', or else 'test'. If the data set has neither, the last records of 'split', a fraction
+        data.holdout of them, are held out for evaluation.
         """
         name, data_dir = fields.get("name", ""), fields.get("data_dir") or None
         if not name:
@@ -69,7 +70,7 @@ class TfdsSource(Source):
                 ) from None
             held_out = np.full(count, field == "eval_split")
             if not eval_split and data.holdout and count > 1:
-                # The last records are a random choice, because TFDS has shuffled all of them.
+                # The last records are a random choice, because TFDS shuffles nearly every data set.
                 held_out[-max(1, round(count * data.holdout)) :] = True
             tables.append(_table(name, part, held_out, kinds[feature]))
         table = pa.concat_tables(tables).combine_chunks()
