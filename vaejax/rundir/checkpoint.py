@@ -20,12 +20,13 @@ _JSON_ITEMS = ("data", "config", "metadata")
 class Checkpoints:
     """The checkpoints of a run, DIR/checkpoints/STEP, saved asynchronously and completed atomically.
 
-    A checkpoint consists of named items. Each item is a tree of arrays, whose meaning is up to the caller.
+    A checkpoint consists of named items. The caller's items are trees of arrays. The items 'data', 'config'
+    and 'metadata' are JSON.
 
     Args:
       workdir: DIR, the folder of the run.
       keep: number of latest checkpoints to keep.
-      best: evaluation score, 'BUCKET/NAME' or 'mean/NAME', whose best checkpoint is kept as well; a '-' in
+      best: evaluation score, 'BUCKET/NAME' or 'mean/NAME', by which the best checkpoint is kept too; a '-' in
         front means that lower is better; '' keeps only the latest.
       read_only: whether to only read a run, which may still be training. Otherwise this process may save, and
         files that a killed save left behind are removed.
@@ -46,7 +47,7 @@ class Checkpoints:
             pathlib.Path(workdir).expanduser().absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                best_fn=goodness if best else None,  # without it, Orbax drops the scores when a run ends
+                best_fn=goodness if best else None,  # without it, Orbax does not store the scores
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
             ),
@@ -73,7 +74,7 @@ class Checkpoints:
     ) -> None:
         """Saves a checkpoint in the background, unless this step is already saved.
 
-        Returns when the arrays are copied, before they are written.
+        Returns once the arrays are copied to host memory, before they are written.
 
         Args:
           step: number of updates done.

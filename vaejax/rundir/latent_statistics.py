@@ -32,7 +32,7 @@ def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
     """The statistics stored with a checkpoint; None if there are none.
 
     Raises:
-      InputError: if the file is damaged.
+      InputError: if the file is damaged or cannot be read.
     """
     path = _path(workdir, step)
     try:

@@ -112,7 +112,7 @@ class TensorboardWriter:
                     self._writer.add_image(tag, image, step, dataformats="HWC")
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the configuration as a text table; TensorBoard's HParams view needs one folder per run."""
+        """Writes the configuration as a text table; tensorboardX's HParams need a folder of their own."""
         rows = [f"| {key} | {value} |" for key, value in sorted(hparams.items())]
         if self._is_alive():
             self._writer.add_text("hparams", "\n".join(["| key | value |", "|---|---|", *rows]), 0)

@@ -39,8 +39,8 @@ def write_panels(
     """Writes DIR/panels/STEP/BUCKET.png, and for videos BUCKET.mp4.
 
     The columns are original, reconstruction, linear codec (if given), and the error of the reconstruction.
-    There is one row per sample. The PNG of a video has up to three rows per sample, for its first, middle and
-    last frame.
+    There is one row per sample, except in the PNG of a video: it has up to three rows per sample, for the
+    first, middle and last frame.
 
     Args:
       workdir: DIR, the folder of the run.
@@ -166,7 +166,7 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def _fit_player(frame: np.ndarray) -> np.ndarray:
-    """Shrinks a frame to MAX_VIDEO and makes its size even by repeating the last row or column."""
+    """Shrinks a frame larger than MAX_VIDEO; makes its size even by repeating the last row or column."""
     if max(frame.shape) > MAX_VIDEO:
         image = Image.fromarray(frame)
         image.thumbnail((MAX_VIDEO, MAX_VIDEO))

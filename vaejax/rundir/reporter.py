@@ -58,7 +58,7 @@ class Reporter:
         return self.progress.paused()
 
     def say(self, line: str) -> None:
-        """Prints a line to stderr."""
+        """Prints a line to stderr, on process 0."""
         console.say(line)
 
     def update(self, terms: Mapping[str, Terms], cost: Cost, waited: float) -> None:

@@ -11,7 +11,7 @@ from vaejax.runtime.distributed import all_gather
 class SkippedSamples:
     """Counts how often each file was skipped, over all hosts and restarts.
 
-    Each line of the file is {"path", "reason", "count"}.
+    Each line of bad_samples.jsonl is {"path", "reason", "count"}.
 
     Args:
       path: path of bad_samples.jsonl. If the file exists, its counts continue. Damaged lines are dropped
@@ -30,7 +30,7 @@ class SkippedSamples:
                 continue
 
     def add_unreadable(self, files: Iterable[tuple[str, str]]) -> None:
-        """Counts files that the start of a run found unreadable, as (path, reason), unless counted before."""
+        """Counts files, as (path, reason), that were unreadable when a run started, unless counted before."""
         new = {file for file in files if file not in self._counts}
         if new:
             self._counts.update(new)
