@@ -49,7 +49,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
       end: time in seconds from the first frame; packets from this time on are dropped. None keeps all.
 
     Returns:
-      The audio, whose `file` the caller must close; None if the clip has no audio.
+      The audio, whose `file` the caller must close; None if it has no audio before `end`.
 
     Raises:
       InputError: if the audio cannot be copied.
@@ -92,7 +92,7 @@ def _copy_packets(
             time = float(packet.pts * packet.time_base) - start
             if end is not None and time >= end:
                 break
-            if shift is None:  # early audio is shifted to 0, because Matroska has no negative times
+            if shift is None:  # audio before the first frame moves to 0: Matroska has no negative times
                 shift = packet.pts if time < 0 else round(start / packet.time_base)
             times.append(time)
             last = time + float((packet.duration or 0) * packet.time_base), packet.time_base
@@ -203,7 +203,10 @@ def _reading() -> Iterator[None]:
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yields the packets up to the first damage; a packet without a timestamp starts where the last ended."""
+    """Yields the packets up to the first damage.
+
+    A packet without a timestamp starts at its decoding time or, without one, where the previous packet ended.
+    """
     least = following = None
     with contextlib.suppress(FFmpegError):
         for packet in container.demux(stream):

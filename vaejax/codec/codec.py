@@ -33,8 +33,8 @@ class Codec:
       vae: the autoencoder, as `load_vae` returns it.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
       overlap: overlap of neighboring tiles in pixels. None: enough for exact results, or a quarter of a tile
-        if attention or group normalization rules them out. Tiles with too small an overlap
-        for exact results are blended.
+        if attention or group normalization rules exact results out. If tiles do not give exact results, they
+        are blended where they overlap.
       devices: devices among which a batch is divided, by samples if possible, else by height; None: one
         device.
 
@@ -83,8 +83,8 @@ class Codec:
             training latents.
 
         Returns:
-          A `Latent`. Its `values` are float32 with as many axes as the frames, a JAX array if the
-            frames are one.
+          A `Latent`. Its `values` are float32 with as many axes as the frames, a JAX array if the frames are
+          one.
 
         Raises:
           InputError: for frames smaller than 16x16, or if the model has no statistics to normalize by.
@@ -175,7 +175,7 @@ class Codec:
         )
 
     def _check_size(self, latent: Latent) -> None:
-        """Raises ValueError if the values do not have the shape of the recorded clip's latents."""
+        """Raises ValueError if the values do not have the shape that the T, H and W of the latent give."""
         shape = self.architecture.latent_shape(latent.frames, latent.height, latent.width)
         if latent.shape[-4:] not in (shape, shape[1:]):
             raise ValueError(
@@ -247,7 +247,7 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
 
 
 def _run(stream: StreamEncoder | StreamDecoder, x: Any, is_image: bool) -> Any:
-    """Passes a whole clip, or an image without its time axis, through a stream."""
+    """Passes a whole clip or batch, or an image (H, W, C) or (h, w, c), through a stream."""
     parts = [stream.push(x[None] if is_image else x), stream.flush()]
     parts = [part for part in parts if part.shape[-4]] or parts[:1]
     xp = jnp if isinstance(parts[0], jax.Array) else np

@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
 
 class _Timing(NamedTuple):
-    """When the frames of a source are shown, and whether the source was read to its end."""
+    """When the frames of a source are shown, and whether damage ends the source early."""
 
     times: array.array  # seconds of every frame, from the first
     duration: float  # seconds to the end of the last frame
@@ -288,7 +288,7 @@ def _read_ahead(items: Generator[Item]) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def _one_line_errors(name: str, target: pathlib.Path) -> Iterator[None]:
-    """Turns every error about one file into an InputError of one line that names the file."""
+    """Turns the expected errors about one file into an InputError of one line that names it; others pass."""
     try:
         yield
     except InputError as error:

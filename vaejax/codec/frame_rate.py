@@ -18,7 +18,7 @@ def estimate(times: Sequence[float], declared: Sequence[Fraction]) -> tuple[Frac
 
     Args:
       times: times of all frames in seconds; the first is 0.
-      declared: frame rates in the file's header, the likelier first; they may be wrong.
+      declared: frame rates in the file's header, the likeliest first; they may be wrong.
 
     Returns:
       (rate, True), with the first of the declared, standard and mean rates that agrees with the times of all

@@ -1,13 +1,13 @@
-"""Latent files: safetensors with everything needed to restore the source, written and read in parts.
+"""Latent files: safetensors with everything that decoding needs besides the model; written and read in parts.
 
 Tensors:
   latent: (t, h, w, c), normalized to mean 0 and standard deviation 1.
   time: (T,) float64, seconds of every frame from the first.
   audio: bytes of a Matroska file (.mka) with the audio packets; only for a clip with audio.
   audio_time: float64, seconds of every audio packet from the clip's first frame.
-  filler: meaningless bytes that align the next tensor to a multiple of 8.
+  filler: meaningless bytes that align the next tensor to a multiple of 8; only if needed.
 
-The metadata in the header are the fields of `Facts`, as strings.
+The metadata in the header are 'format', 'version' and the fields of `Facts`, as strings.
 """
 
 import dataclasses
@@ -79,7 +79,10 @@ class Facts:
     audio_end: float | None = None
 
     def header(self) -> dict[str, str]:
-        """The fields as strings: text and fractions as they are, other values as JSON, None left out."""
+        """'format', 'version', and the fields that are not None, as strings.
+
+        Text is kept as it is, a fraction becomes 'a/b' or 'a', and any other value becomes JSON.
+        """
         header = {"format": FORMAT, "version": str(VERSION)}
         for name, value in dataclasses.asdict(self).items():
             if value is not None:
@@ -91,7 +94,7 @@ class Facts:
         """The inverse of `header`.
 
         Raises:
-          KeyError, ValueError, TypeError: if the header is not that of a latent file.
+          KeyError, ValueError, TypeError, ZeroDivisionError: if the header is not that of a latent file.
         """
         facts: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
@@ -184,7 +187,7 @@ class LatentFile:
       dtype: data type of the stored latents, a key of `DTYPES`.
 
     Raises:
-      InputError: if it is not a latent file, is damaged, or is of a later version.
+      InputError: if the file is not a latent file, cannot be read, is damaged, or is of a later version.
     """
 
     def __init__(self, path: str | os.PathLike, name: str = ""):

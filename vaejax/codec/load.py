@@ -63,7 +63,8 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
 
     Raises:
-      InputError: if the folder is no run or export, is damaged, or has no completed checkpoint of this step.
+      InputError: if the folder is no run or export, is damaged, or has no completed checkpoint of this step;
+        or if `dtype` has another value.
     """
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; accepted: {' or '.join(DTYPES)}")
@@ -219,7 +220,7 @@ def restore_arrays(name: str, path: pathlib.Path, shapes: Params) -> Params:
       shapes: tree of the shapes to read; it may be part of the checkpoint's tree.
 
     Raises:
-      InputError: if it cannot be read, or has other shapes.
+      InputError: if the checkpoint cannot be read, or has other shapes.
     """
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
     try:

@@ -1,4 +1,4 @@
-"""Writes photos and clips: every frame at its exact time, audio unchanged, colors tagged as BT.709."""
+"""Writes photos, and clips with every frame at its time, copied audio and colors tagged as BT.709."""
 
 import itertools
 import pathlib
@@ -164,7 +164,7 @@ def _why_audio_is_left_out(extension: str, audio: Audio) -> str:
 
 
 def extension_for(source: str, kind: str) -> str:
-    """The extension to append to a name so that it can be written; '' if it ends in one for its kind."""
+    """The extension to append to the file name `source`; '' if it ends in one that fits `kind`."""
     extension = pathlib.PurePath(source).suffix.lower()
     if kind == "image":
         return "" if extension in PHOTOS else ".png"

@@ -22,7 +22,7 @@ from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture
 from vaejax.models.pixels import to_uint8
 
-TileLayout = Callable[[int, int], Tiles]  # from (h, w), the size of a latent frame
+TileLayout = Callable[[int, int], Tiles]  # from (h, w), the size of a latent frame, to its tiles
 # A chunk has at most this many latent frames and this many pixels, but at least one latent frame.
 MAX_LATENT_FRAMES, MAX_PIXELS = 4, 2**20
 SMALLEST = 16  # smallest accepted height and width of a frame, in pixels
@@ -80,14 +80,14 @@ class _Stream:
 
         Args:
           x: the next items, (B, n, ...), or None.
-          pixels: number of pixels, over all frames, that one latent frame stands for.
+          pixels: number of pixels that one latent frame stands for, over all its frames.
         """
         if self._waiting is not None:
             x = self._waiting if x is None else _numpy_of(x).concatenate([self._waiting, x], axis=1)
         if x is None:
             return
         done, count = 0, x.shape[1]
-        # FiLM distinguishes images from clips, so the first frame waits for a second or for `flush`.
+        # FiLM treats images and clips differently, so the first frame waits for a second or for `flush`.
         if not self._started and count > (self._film and not self._flushed):
             self._started, self._is_video, done = True, count > 1 or not self._film, 1
             yield x[:, :1]
@@ -173,7 +173,8 @@ class StreamEncoder(_Stream):
 
         Raises:
           InputError: for frames smaller than 16x16.
-          ValueError: for other shapes, data types or ranges, or if they differ from those of earlier calls.
+          ValueError: for other shapes, data types or ranges, if a data type or a shape, except for T, differs
+            from earlier calls, or after `flush`.
         """
         x = self._checked(frames, "frames")
         dtype = "uint8" if x.dtype == np.uint8 else "float32"
@@ -245,7 +246,10 @@ def _check_range(x: Any) -> None:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _latent_noise(key: jax.Array, start: int, count: int, shape: tuple[int, ...]) -> jax.Array:
-    """Normal noise for latent frames; it depends on the index of a frame, not on chunks or tiles."""
+    """Normal noise (b, count, h, w, c) for latent frames from index `start` on; `shape` is (b, h, w, c).
+
+    It depends on the index of a frame, not on chunks or tiles.
+    """
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
 
@@ -283,7 +287,8 @@ class StreamDecoder(_Stream):
           Frames, (T, H, W, 3) or (B, T, H, W, 3), in the stream's data type; T may be 0.
 
         Raises:
-          ValueError: for other shapes, or if they differ from those of earlier calls.
+          ValueError: for other shapes, if a shape, except for t, differs from earlier calls, or after
+            `flush`.
         """
         x = self._checked(latents, "latents")
         if x.shape[-1] != self._channels:

@@ -30,7 +30,7 @@ class Task(NamedTuple):
       kind: 'image' or 'video' for a photo or a clip; '' for a latent file.
       extension: extension of the target's format.
       keep: whether to leave an existing target alone.
-      refusal: reason why the target cannot be written, or ''.
+      refusal: reason why the source cannot be read or the target cannot be written; or ''.
     """
 
     source: pathlib.Path
@@ -173,9 +173,10 @@ def _kind_of_latent(path: pathlib.Path) -> str:
 
 
 def _walk(folder: pathlib.Path, out: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
-    """Every file in a folder tree, except hidden files and those in `out`, in the same order on all machines.
+    """Every file in a folder tree but hidden ones, in the same order on all machines.
 
-    The error of each folder that cannot be read is appended to `unreadable`.
+    Files in `out` are left out, unless `out` is `folder` itself. The error of each folder that cannot be read
+    is appended to `unreadable`.
     """
     seen = set() if out.samefile(folder) else {_identity(out)}
     for root, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):

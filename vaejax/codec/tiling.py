@@ -1,9 +1,9 @@
 """Overlapping tiles, for frames too large for one device.
 
-If a network only convolves, tiles that overlap by twice its receptive field give the same result as the whole
-frame: from each tile, only the part that does not depend on its cut edges is used. With attention or group
-normalization every pixel depends on the whole frame. Tiles are then blended linearly, and the result differs
-from that of the whole frame.
+If a network only convolves, tiles that overlap by twice the reach of its receptive field give the same
+result as the whole frame: from each tile, only the part that does not depend on its cut edges is used. With
+attention or group normalization every pixel depends on the whole frame. In that case, and with a smaller
+overlap, tiles are blended linearly, and the result differs from that of the whole frame.
 """
 
 import math
@@ -57,7 +57,7 @@ class Tiles:
       places: position of every tile: ((y0, y1), (x0, x1)), with y1 and x1 excluded.
 
     Raises:
-      InputError: for an overlap that is not smaller than the tile.
+      InputError: for an overlap that is negative or not smaller than the tile.
     """
 
     def __init__(self, height: int, width: int, tile: int, overlap: int, margin: int = 0):
@@ -72,13 +72,13 @@ class Tiles:
         """Joins the results of all tiles to a frame.
 
         Args:
-          parts: result of every tile, (B, T, tile·factor, tile·factor, C), in the order of `places`.
+          parts: result of every tile, `factor` times as large, (B, T, y, x, C), in the order of `places`.
           factor: pixels of a result per pixel of the frame, along each side.
 
         Returns:
           The joined frame, (B, T, H·factor, W·factor, C) float32, and how much the tiles differ where they
-          fade into each other: the weighted mean of |part - joined|. With a margin it is 0,
-          because such tiles agree.
+          fade into each other: the weighted mean of |part - joined|. With a margin it is taken as 0, because
+          a margin is only for tiles that agree.
         """
         high, wide = (factor * size for size in self._size)
         joined = np.zeros((*parts[0].shape[:2], high, wide, parts[0].shape[-1]), np.float32)
@@ -125,7 +125,7 @@ def decode_tiled(
       Pixels, (B, T, h·factor, w·factor, 3) float32.
 
     Raises:
-      InputError: for an overlap that is not smaller than the tile.
+      InputError: for an overlap that is negative or not smaller than the tile.
     """
     h, w = latents.shape[2:4]
     tiles = Tiles(h, w, tile, overlap)
@@ -140,7 +140,7 @@ def check_tile(tile: int, overlap: int) -> None:
 
 
 def spans(size: int, tile: int, overlap: int) -> list[Span]:
-    """The fewest spans of length `tile` that cover 0 to `size` with at least this overlap, evenly spread."""
+    """The fewest spans of length `tile` that cover 0 to `size`, evenly, and overlap by at least `overlap`."""
     if size <= tile:
         return [(0, size)]
     count = -(-(size - overlap) // (tile - overlap))
