@@ -93,7 +93,8 @@ def export(
       step: step of a completed checkpoint; default: the one in `name`, else the latest.
       dtype: dtype of the weights, 'float32' or 'bfloat16'.
       shapes: shapes of StableHLO programs, 'TxHxW' each.
-      scores: results.json of vaejax.evaluate; '' takes RUN/results.json if it has scores of this step.
+      scores: results.json of vaejax.evaluate. '' takes the scores of the source: RUN/results.json if it has
+        scores of this step, or those that an export records.
 
     Raises:
       InputError: if an input cannot be read, or `out` cannot be written.
@@ -300,7 +301,10 @@ def _write(
 def _verify(
     folder: pathlib.Path, source: TrainedVAE, exported: TrainedVAE, config: dict[str, Any], progress: tqdm
 ) -> dict[str, float]:
-    """Compares all files with the source; returns the result of `verify.check_codec`."""
+    """Compares the export's weights and codec with the source, and its StableHLO programs with its codec.
+
+    Returns the result of `verify.check_codec`.
+    """
     progress.update()
     progress.set_description("verifying")
     dtype, codec = config["weights"]["dtype"], Codec(exported)
