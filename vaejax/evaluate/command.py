@@ -81,7 +81,7 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def _cell(score: Mapping[str, float] | None, digits: int) -> str:
-    """'VALUE [LOW, HIGH]', or 'VALUE' if there is no interval."""
+    """'VALUE [LOW, HIGH]', 'VALUE' if there is no interval, or '-' if there is no score."""
     if score is None:
         return "-"
     value, low, high = (float(score[key]) for key in ("value", "low", "high"))

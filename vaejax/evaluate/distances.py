@@ -1,8 +1,8 @@
 """Fréchet and kernel distances between two sets of features, and bootstrap intervals.
 
 Both distances compare whole sets; they are never means over batches. The Fréchet distance is biased upward
-for few samples, more so for wide features, so compare it only at the same number of samples. The kernel
-distance is unbiased; prefer it for small sets.
+for few samples, and more so if features have many dimensions. Compare it only at the same number of samples.
+The kernel distance is unbiased; prefer it for small sets.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     Args:
       x: features (N, d), N at least 2.
-      y: features (M, d).
+      y: features (M, d), M at least 2.
 
     Returns:
       The distance, at least 0, computed in float64.
 
     Raises:
-      InputError: for fewer than two samples, other shapes, or values that are not finite.
+      InputError: if x and y do not have the shapes above, or contain values that are not finite.
     """
     x, y = _checked(x, y)
     shift = x.mean(0) - y.mean(0)
@@ -48,7 +48,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float
 
     Args:
       x: features (N, d), N at least 2.
-      y: features (M, d).
+      y: features (M, d), M at least 2.
       paired: whether y_i is made from x_i, like a reconstruction. If so, pairs (x_i, y_i) are omitted, like
         (x_i, x_i) (Gretton et al. 2012, eq. 4): their similarity would pull the estimate below 0. Without
         these pairs, identical sets have distance 0. Must be False for independent sets.
@@ -126,7 +126,7 @@ def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> t
       resamples: number of resampled means.
 
     Returns:
-      (low, high); infinite if scores are infinite, NaN for fewer than two scores.
+      (low, high); both infinite if all scores are, NaN for fewer than two scores.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2:

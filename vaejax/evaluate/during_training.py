@@ -28,15 +28,17 @@ if TYPE_CHECKING:
     from vaejax.config.schema import Config
 
 T = TypeVar("T")
-# Scores that checkpoint.best may name. 'psnr_raw' is PSNR with the raw parameters, 'psnr' with their EMA.
+# Scores of this evaluation that checkpoint.best may name. 'psnr_raw' is the PSNR with the raw parameters,
+# 'psnr' with their EMA.
 SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
 LPIPS_FRAMES = 8  # LPIPS scores at most this many frames of a clip, evenly spaced
-# With fewer distinct held-out files in a bucket, the console warns that scores may not be representative.
+# With fewer distinct held-out files than this in a bucket, the console warns that scores may not be
+# representative.
 FEW_FILES = 10
 
 
 class TrainingEvaluation:
-    """Scores a run's held-out samples and draws panels: originals beside their reconstructions.
+    """Scores a run's held-out samples, and reconstructs some of them to be drawn beside their originals.
 
     All processes call the methods together.
 
@@ -48,7 +50,8 @@ class TrainingEvaluation:
       objective: training objective, which computes 'nll' and 'kl'.
       mesh: mesh of the run.
       lpips_params: parameters of the LPIPS networks, by name.
-      stopping: function called between batches; if it returns True, all processes raise Stopped.
+      stopping: function called between batches, with the same result on all processes. If it returns True,
+        they raise Stopped.
     """
 
     def __init__(
@@ -84,10 +87,10 @@ class TrainingEvaluation:
         NAME is one of:
           psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: see `score`, with the EMA parameters.
           psnr_raw and so on: the same scores except LPIPS, with the raw parameters.
-          psnr_linear: PSNR of the best linear codec of the same latent size.
+          psnr_linear: PSNR of the best linear codec of the same latent size; absent without such a codec.
           samples: number of samples.
-          spread_encoder_LEVEL, spread_decoder_LEVEL: the largest `metrics.activation_spread` of any batch,
-            with the EMA parameters.
+          spread_encoder_level_N, spread_decoder_level_N: the largest `metrics.activation_spread` of any batch
+            at level N, with the EMA parameters.
 
         Args:
           average: EMA parameters, a dictionary with 'autoencoder' and 'likelihood'.
@@ -124,7 +127,7 @@ class TrainingEvaluation:
 
         Yields:
           The bucket's name, the originals, their reconstructions by the EMA parameters, and those by the
-          linear codec or None. Arrays are (N, T, H, W, C) uint8.
+          linear codec, or None if `evaluate` has fitted none. Arrays are (N, T, H, W, C) uint8.
 
         Raises:
           Stopped: if `stopping` returns True.
@@ -211,7 +214,7 @@ class TrainingEvaluation:
             yield batch, sharding.shard_batch(self._mesh, padded)
 
     def _held_out(self, bucket: Bucket) -> Iterator[Batch]:
-        """Held-out batches, the same on every process. Without any, the reason is kept for `table`."""
+        """Held-out batches, the same on every process. If there are none, `table` will show the reason."""
         settings = self._config.data
         batches = pipeline.eval_batches(
             self._sources, bucket, settings, self._config.eval.samples, bucket.batch
@@ -232,7 +235,7 @@ class TrainingEvaluation:
             self._missing[bucket.name] = reason
 
     def _with_bar(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
-        """The items, with a progress bar if the main process has a terminal."""
+        """The items, with a progress bar on the main process if its stderr is a terminal."""
         disable = None if self._is_main else True
         return tqdm(items, label, total, leave=False, file=sys.stderr, disable=disable)
 
@@ -248,7 +251,7 @@ def score(
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
     """Encodes a batch, decodes the posterior mean, and scores the reconstruction.
 
-    All scores but 'nll' clip the reconstruction to [-1, 1].
+    Before scoring, the reconstruction is clipped to [-1, 1], except for 'nll'.
 
     Args:
       params: dictionary with the parameters of the model, 'autoencoder', and of the 'likelihood'.
@@ -259,12 +262,13 @@ def score(
       shown: number of reconstructions to return.
 
     Returns:
-      Scores by name, each (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
-      `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over at most LPIPS_FRAMES frames, absent for
-      frames too small for LPIPS; and 'flicker', absent for images.
-      The activation spread of each level, 'spread_encoder_LEVEL' or 'spread_decoder_LEVEL', a scalar; see
-      `metrics.activation_spread`.
-      The first reconstructions, (shown, T, H, W, C) uint8.
+      A tuple of three:
+      - scores by name, each (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
+        `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over at most LPIPS_FRAMES frames, absent for
+        frames too small for LPIPS; and 'flicker', absent for images;
+      - the scalar `metrics.activation_spread` of each level, by name: 'spread_encoder_level_N' or
+        'spread_decoder_level_N';
+      - the first reconstructions, (shown, T, H, W, C) uint8.
     """
     x = from_uint8(frames)
     variables = {"params": params["autoencoder"]}
@@ -292,6 +296,6 @@ def score(
 
 
 def _applied(model: Autoencoder, variables: dict, *inputs: Any, method: str) -> tuple[Any, dict[str, dict]]:
-    """Runs a model method; returns its result and {'encoder' or 'decoder': {level: activation norms}}."""
+    """Runs a model method; returns its result and {'encoder' or 'decoder': {'level_N': activation norms}}."""
     result, state = model.apply(variables, *inputs, method=method, mutable="activations")
     return result, dict(state)["activations"]

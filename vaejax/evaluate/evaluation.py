@@ -48,21 +48,21 @@ DEFINITIONS = {
         "tile": f"{scorer.TILE} latent pixels, or 5/8 of the longer side if that is less; a quarter overlaps",
     },
 }
-# Codecs fitted to training samples. They are opened last, because they match another codec's latent size.
+# Codecs that are fitted to samples. They are opened last, because they match another codec's latent size.
 FITTED = ("linear", "jpeg:matched")
-WORST, TYPICAL = 2, 2  # how many worst and how many typical samples of a bucket the report shows
+WORST, TYPICAL = 2, 2  # how many worst and typical samples of the first codec the report shows per bucket
 NAMED = 5  # how many of the worst samples results.json lists per codec and bucket
 
-Networks = Mapping[str, Callable[[np.ndarray], np.ndarray]]  # network name -> function, frames to features
+Networks = Mapping[str, Callable[[np.ndarray], np.ndarray]]  # function from frames to features, by name
 
 
 class _Scored(NamedTuple):
     """The scores of all codecs on one bucket.
 
     Attributes:
-      scores: accumulated scores of each codec.
+      scores: accumulated scores of each codec, in the order of the codecs.
       results: entry of each codec in results.json, keyed by codec name.
-      names: names of the bucket's samples, 'path@start'.
+      names: name of each sample, 'path@start', with the start in seconds.
       indices: index of each sample, for `Samples.read`.
     """
 
@@ -86,14 +86,16 @@ def evaluate(
 
     Args:
       names: names of codecs, see `open_codec`. The first run among them provides the default samples, buckets
-        and frame rate, and the training samples of FITTED codecs. FITTED codecs have the latent size of the
-        first other codec with latents. Without a run, the first export provides buckets and frame rate.
+        and frame rate, and the training samples to which FITTED codecs are fitted. Without a run, the first
+        export provides the default buckets and frame rate, and FITTED codecs are fitted to the samples that
+        are scored. FITTED codecs match the latent size of the first codec with latents that is not in FITTED.
       data: FOLDER or 'tfds:NAME'; '' takes the held-out part of the run's data.
-      buckets: bucket names; () takes those of the run.
+      buckets: bucket names; () takes those of the run or export.
       samples: maximum number of samples per bucket; 0 takes all of `data`, or eval.samples of the run.
-      fps: frames per second of clips; 0 takes that of the run.
-      batch: samples per call of a codec; it does not change the scores.
-      seed: seed of the bootstrap and of random weights.
+      fps: frames per second of clips; 0 takes that of the run or export, else 24.
+      batch: samples per call of a codec, rounded up to a multiple of the number of devices. It does not
+        change the scores.
+      seed: seed of the bootstrap, and of the random weights and the decoder noise of diffusers codecs.
       inception: file of FID's Inception weights; '' omits rFID.
 
     Returns:
@@ -194,7 +196,7 @@ def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple
 
 
 def _exported_settings(folders: Sequence[str]) -> DataConfig:
-    """The default config.data, with the buckets and the frame rate of the first export."""
+    """The default config.data, with the buckets and the frame rate of the first export, if there is one."""
     settings = DataConfig()
     for name in folders[:1]:
         training = (trained.read_export_config(name) or {}).get("training", {})
@@ -241,9 +243,9 @@ def _open(
     mesh: Mesh,
     seed: int,
 ) -> list[Codec]:
-    """Opens the codecs in the order of `names`. FITTED codecs are fitted to the run's training samples.
+    """Opens the codecs, FITTED ones last, and returns them in the order of `names`.
 
-    Without a run, they are fitted to the samples that are scored.
+    FITTED codecs are fitted to training samples of the run `run_name`, or to the scored samples if it is ''.
     """
     context = {"fps": found.fps, "seed": seed}
     opened = {name: open_codec(name, mesh=mesh, **context) for name in names if name not in FITTED}

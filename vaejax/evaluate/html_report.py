@@ -74,7 +74,7 @@ _METRICS = {
     "bits_per_pixel": _Metric("bits per pixel", 0, 3, "file size, or 16 bits per latent value"),
 }
 _NONE = "&ndash;"
-# Wong's palette, which is distinguishable with every kind of color vision.
+# Six colors of Wong's palette, which color-blind readers can tell apart, then gray and olive.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1c;--soft:#6a6a6a;--line:#d8d8d8;--ground:#fff;--best:#e3f1e3}

@@ -1,7 +1,7 @@
 """Metrics of a latent space, and the channel statistics that diffusion models normalize latents with.
 
-Reconstruction metrics do not show these properties: a channel may carry nothing, a few channels may carry
-everything, and noise-like latents decode well but are hard to generate.
+Reconstruction metrics do not show whether a channel carries nothing, whether a few channels carry everything,
+or whether latents decode well but have so much energy at high frequencies that they are hard to generate.
 """
 
 import math
@@ -58,14 +58,14 @@ class LatentMoments:
 
         samples: number of latents.
         mean, std: per channel, over samples, time and space. Diffusion models should learn (z - mean) / std.
-        peak: per channel, the largest distance of a value from the mean, in standard deviations.
-        dead: indices of channels that carry nothing: their standard deviation is below DEAD times the median
-          channel's.
+        peak: per channel, the largest distance of a value from the mean, in standard deviations; 0 if dead.
+        dead: indices of channels that carry nothing: their standard deviation is 0, or below DEAD times the
+          median channel's.
         exploding: indices of channels whose standard deviation exceeds EXPLODING times the median, or is not
           finite.
-        spectrum: eigenvalues of the channel covariance, in descending order.
+        spectrum: eigenvalues of the channel covariance, in descending order; NaN if it is not finite.
         effective_rank: exp of the entropy of the normalized spectrum (Roy & Vetterli 2007), 1 to c: the
-          effective number of independent channels.
+          effective number of independent channels. 0 if the spectrum is 0 or not finite.
         sec: for each rho in RHO, the share of energy at high spatial frequencies, which diffusion models
           learn last (SEC, arXiv 2606.03578). A coefficient (u, v) of the 2D cosine transform of a latent
           frame, h x w, has a high frequency if u + v > rho (h + w - 2), with u and v from 0. The share is
@@ -115,8 +115,8 @@ class LatentMoments:
 def encode(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Encodes (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) and their log-variance.
 
-    The latents are the posterior mean. The log-variance has their shape, and is None for a codec without a
-    posterior.
+    If the codec has a posterior, the latents are its mean, and the log-variance has their shape. Otherwise
+    the log-variance is None.
     """
     posterior = getattr(codec, "posterior", None)
     return posterior(frames) if posterior else (codec.encode(frames), None)
@@ -146,7 +146,8 @@ def viv(latents: np.ndarray, labels: Sequence) -> float:
     """Velocity irreducible variance (VIV, arXiv 2606.03578): the flow-matching loss that no model can remove.
 
     The loss remains because the paths of different samples cross. For one class it is (π/2) Σ √λ, where λ are
-    the eigenvalues of the covariance of its latents, and classes are averaged by their number of samples.
+    the eigenvalues of the covariance of its latents. The mean over classes is weighted by their numbers of
+    samples.
     Channels are first normalized over all latents. The formula is exact for Gaussian latents: it is the
     integral over time of λ / ((1 - t)² + t² λ), summed over λ. Few samples per class span few directions, so
     compare VIV only at equal latent shapes and class sizes.
@@ -186,8 +187,8 @@ def equivariance(
 
     Returns:
       The mean absolute error in 8-bit levels, (B,), for each transformation. 'equivariance_scale' halves
-      height and width (antialiased linear, like the equivariance loss); it is absent for latents of one row
-      or column. 'equivariance_rotation' rotates by 90 degrees.
+      height and width (antialiased linear, like the loss term 'equivariance'); it is absent for latents of
+      one row or column. 'equivariance_rotation' rotates by 90 degrees.
     """
     z, x = jnp.asarray(latents), jnp.asarray(frames)
     factor = x.shape[2] // z.shape[2]

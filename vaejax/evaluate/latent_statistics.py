@@ -28,7 +28,7 @@ from vaejax.runtime import distributed
 if TYPE_CHECKING:
     from vaejax.config.schema import Config
 
-SAMPLES = 256  # samples per bucket if the run's configuration does not specify a number
+SAMPLES = 256  # samples per bucket, unless a run's configuration gives a number above 0
 # A batch has at most BATCH samples and PIXELS pixels per device, but always at least one sample per device.
 BATCH, PIXELS = 8, 2**21
 
@@ -36,15 +36,20 @@ BATCH, PIXELS = 8, 2**21
 def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
     """The statistics of a run's training latents, loaded from the checkpoint or computed and stored there.
 
+    Those of an export are read from the export.
+
     Args:
-      codec: codec of the run.
-      name: 'RUN', 'RUN/checkpoints/STEP', or the folder of an export, which contains the statistics.
+      codec: codec of the run or export.
+      name: 'RUN', 'RUN/checkpoints/STEP', or the folder of an export.
       step: step of the codec's checkpoint.
 
     Returns:
       A dictionary with 'mean' and 'std' of each channel, (c,), to which all buckets contribute equally;
       'buckets', the `LatentMoments.statistics` of each bucket; and 'step'. If the training samples cannot be
       read or the export has no statistics, prints a message to stderr and returns None.
+
+    Raises:
+      InputError: if the stored statistics are damaged.
     """
     exported = trained.read_export_config(name)
     if exported is not None:
@@ -76,7 +81,7 @@ def keep(
     folder: str | os.PathLike,
     step: int,
 ) -> dict | None:
-    """Computes the statistics and stores them in a checkpoint; all processes of the mesh call it together.
+    """Computes the statistics and stores them in a checkpoint; all processes of the run call it together.
 
     Args:
       codec: codec of the run.
@@ -87,8 +92,8 @@ def keep(
       step: step of a completed checkpoint.
 
     Returns:
-      Like `of_run`. If samples cannot be read, prints a message to stderr and returns None. This is no error,
-      because a finished run must not fail for lack of statistics.
+      A dictionary as from `of_run`. If samples cannot be read, prints a message to stderr and returns None: a
+      finished run must not fail for lack of statistics.
     """
     by_bucket, count = {}, config.eval.latent_samples or SAMPLES
     is_main = jax.process_index() == 0
@@ -118,7 +123,8 @@ def keep(
 def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarray]:
     """Training samples of a run, (1, T, H, W, 3) uint8, for buckets that may differ from the run's.
 
-    For the run's own buckets, these are the samples to which its linear codec was fitted.
+    For a bucket of the run, they are the samples to which the linear codec of the run's own evaluation is
+    fitted, unless eval.linear_samples is 0. A bucket that no training sample fits is skipped.
     """
     config = RunFolder(name).read_config()
     opened, count = sources.open_sources(config.data), config.eval.linear_samples or SAMPLES

@@ -1,17 +1,18 @@
 """Metrics of reconstructed frames and clips, and a measure of activations that warns of spots.
 
-The metrics are pure JAX and run on the device of their arrays; only `psnr_pooled` sums a whole set in NumPy's
-float64. A metric describes one frame, or one clip if it compares frames over time. The score of a clip or a
-bucket is the mean over its frames, except `psnr_pooled`: the PSNR of the mean error, which the worst frames
-dominate.
+All are pure JAX and run on the device of their arrays, except `psnr_pooled`, which sums in NumPy's float64.
+`psnr`, `squared_error`, `ssim` and `spots` describe each frame, `flicker` and `seam_error` each clip. The
+score of a bucket is the mean over its frames or clips. `psnr_pooled` describes a whole set of frames: it is
+the PSNR of their mean error, which the worst frames dominate.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# dB. PSNR is unbounded, and one exact black frame would make a mean infinite, so frames are capped before the
-# mean. Rounding to 8 bits alone limits PSNR to 59 dB, so real reconstructions stay below the cap.
+# dB. The PSNR of each frame is capped at this value before the mean. Otherwise a single frame without error,
+# such as a black one, would make the mean infinite. Other frames stay below the cap: even an error as small
+# as that of rounding to 8 bits gives 59 dB.
 PSNR_CEILING = 100.0
 LEVEL = 2 / 255  # one 8-bit step in the range [-1, 1]
 SPOT_FLOOR = 26 * LEVEL  # least error of a spot, a tenth of the range; the eye does not see fainter spots
@@ -42,7 +43,8 @@ def squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
 def psnr_pooled(squared_errors: np.ndarray) -> float:
     """The PSNR of a whole set: 10 log10(2² / mean of all squared errors), summed in float64.
 
-    It is at most the mean PSNR of the frames (Jensen's inequality), which gives bad frames less weight.
+    It gives bad frames more weight than the mean PSNR of the frames does, and it never exceeds that mean
+    (Jensen's inequality).
 
     Args:
       squared_errors: `squared_error` of every frame of the set, any shape; all frames have the same size.
@@ -58,9 +60,9 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     """Structural similarity of every frame (Wang et al. 2004), the mean over H, W and C.
 
     The definition is scikit-image's with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`: an
-    11 x 11 Gaussian window per channel, only at positions inside the frame. SSIM compares luminances, so it
-    depends on the zero point. Frames are mapped to [0, 1] first; the result equals that of 8-bit frames with
-    `data_range=255`, as in the literature.
+    11 x 11 Gaussian window per channel, only at positions inside the frame. SSIM compares mean luminances, so
+    black must be 0. Frames are therefore mapped to [0, 1]; the result equals that for a range of 0 to 255
+    with `data_range=255`, as in the literature.
 
     Args:
       x: frames (B, T, H, W, C) in [-1, 1].
@@ -72,7 +74,7 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     if min(x.shape[-3:-1]) < _WINDOW.size:
         return jnp.full(x.shape[:2], jnp.nan, jnp.float32)
     x, y = (x.astype(jnp.float32) + 1) / 2, (y.astype(jnp.float32) + 1) / 2
-    # Variances do not depend on the zero point; centering each frame minimizes float32 cancellation.
+    # Centering each frame does not change variances, and reduces float32 cancellation in them.
     zero_x, zero_y = x.mean((-3, -2), keepdims=True), y.mean((-3, -2), keepdims=True)
     x, y = x - zero_x, y - zero_y
     mean_x, mean_y = _blur(x), _blur(y)
@@ -104,10 +106,11 @@ def flicker(x: jax.Array, y: jax.Array) -> jax.Array:
 def spots(x: jax.Array, y: jax.Array) -> jax.Array:
     """The share of every frame's pixels that belong to spots, small isolated errors.
 
-    The error of a pixel is the maximum of |x - y| over C. A pixel belongs to a spot if its error exceeds both
-    SPOT_FLOOR and SPOT_RATIO times the largest error on a square ring around it. One ring of the half-widths
-    SPOT_REACH is enough, so a spot up to 16 pixels wide is counted whole. An error along an edge crosses the
-    ring and is not counted, nor is a diffuse one. A star in a dark sky that the codec loses counts as a spot.
+    The error of a pixel is the maximum of |x - y| over C. A pixel belongs to a spot if its error exceeds
+    SPOT_FLOOR, and exceeds SPOT_RATIO times the largest error on a square ring around it. A ring of any of
+    the half-widths SPOT_REACH is enough. So a spot up to 16 pixels wide is counted whole in a frame of at
+    least 32 x 32. An error along an edge crosses the ring and is not counted, nor is a diffuse error. A star
+    in a dark sky that the codec loses counts as a spot.
 
     Args:
       x: frames (B, T, H, W, C) in [-1, 1].
@@ -133,8 +136,8 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
       at: booleans that broadcast to (T, H, W), true at the seams.
 
     Returns:
-      Two arrays (B,) float32: mean |whole - parts| at the seams and elsewhere, in 8-bit levels. NaN if there
-      is no such pixel.
+      Two arrays (B,) float32: mean |whole - parts| at the seams, and elsewhere, in 8-bit levels. An array is
+      NaN if it is a mean over no pixels.
     """
     change = jnp.abs(whole.astype(jnp.float32) - parts.astype(jnp.float32)).mean(-1)
     at = jnp.broadcast_to(at, change.shape[1:])
@@ -167,9 +170,7 @@ def activation_spread(x: jax.Array) -> jax.Array:
 def _largest_on_ring(error: jax.Array, reach: int) -> jax.Array:
     """For each pixel, the largest value on the border of a square around it, (..., H, W).
 
-    The sides of the square are 2 reach + 1 pixels long.
-
-    Positions outside the frame are ignored.
+    The sides of the square are 2 reach + 1 pixels long. Positions outside the frame are ignored.
     """
     ring = jnp.zeros_like(error)  # the maximum may start at 0, because no error is below 0
     for along, across in ((-1, -2), (-2, -1)):

@@ -33,8 +33,8 @@ class Samples:
 
     def __init__(self, opened: Sequence[Source], data: "DataConfig", folder: str = "", limit: int = 0):
         self._sources, self._data, self._folder, self._limit = tuple(opened), data, folder, limit
-        # A run holds out few files, so they are cropped repeatedly up to the limit. Files that the user names
-        # are read once.
+        # A run holds out few files, so they are cropped repeatedly up to the limit. Files in a folder that
+        # the user names are read once, and so are the records of TFDS data sets, which are many.
         self._once = not limit or bool(folder) or any(isinstance(s, TfdsSource) for s in opened)
 
     @property
@@ -44,7 +44,7 @@ class Samples:
 
     @property
     def settings(self) -> dict[str, float]:
-        """The settings that select files and crops."""
+        """The settings of config.data that select files and crops, by name."""
         names = ("fps", "zoom", "max_upscale", "min_quality", "holdout")
         return {name: getattr(self._data, name) for name in names}
 
@@ -66,11 +66,12 @@ class Samples:
     def batches(self, bucket: Bucket, batch: int) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
         """Streams the samples of a bucket.
 
-        Another file replaces an unreadable one. If every file is to be used once, a replacement that repeats
-        an earlier sample is omitted.
+        Another file replaces an unreadable one. If every file is to be used once, a sample that an earlier
+        batch already contained is omitted.
 
         Yields:
-          frames (B, T, H, W, 3) uint8, names 'path@start', and the indices that `read` takes.
+          Frames (B, T, H, W, 3) uint8, names 'path@start' with the start in seconds, and the indices that
+          `read` takes.
         """
         seen = set()
         for part in read_batches(self._sampler(bucket), self.count(bucket), batch):
@@ -93,7 +94,7 @@ class Samples:
 
 
 def class_of(path: str, folder: str) -> str | None:
-    """The class of a file: the name of the folder directly under `folder` that contains it, or None."""
+    """The class of a file: the name of the direct subfolder of `folder` that it is in; None if in none."""
     parts = pathlib.PurePath(os.path.relpath(path, folder)).parts
     return parts[0] if len(parts) > 1 and parts[0] != os.pardir else None
 

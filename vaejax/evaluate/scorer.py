@@ -58,7 +58,7 @@ class FrameScorer:
           each clip, (B,), absent for images.
         """
         originals, decoded = self._shared(x), self._shared(y)
-        # One frame at a time: the activations of a batch of clips would not fit into memory.
+        # One frame at a time: the LPIPS activations of a batch of clips would not fit into memory.
         with jax.default_matmul_precision("float32"):  # accelerators default to fewer digits
             by_frame = [
                 _frame_scores(self._lpips, originals[:, t : t + 1], decoded[:, t : t + 1])
@@ -78,7 +78,7 @@ class FrameScorer:
           x: originals (B, T, H, W, 3) in [-1, 1].
           whole: reconstructions like x, decoded at once.
           parts: reconstructions like x, decoded in parts from the same latents.
-          at: seams between the parts, broadcasting to (T, H, W).
+          at: booleans that broadcast to (T, H, W), true at the seams between the parts.
           how: 'chunked' or 'tiled'.
 
         Returns:
@@ -105,7 +105,7 @@ class _Coded(NamedTuple):
       latents: latents (b, t, h, w, c); None for a codec that stores files.
       log_variance: log-variance of the posterior, shaped like the latents; None without a posterior.
       decoded: reconstructions (B, T, H, W, 3) float32 in [-1, 1].
-      bits: bits per pixel of each sample, without the copies, (n,).
+      bits: bits per pixel of each of the n samples that are not copies, (n,).
     """
 
     frames: np.ndarray
@@ -177,7 +177,7 @@ class BucketScores:
         return self._code(frames).decoded[: len(frames)]
 
     def psnr(self) -> np.ndarray:
-        """The PSNR of every sample in dB, (N,)."""
+        """The PSNR of every sample, the mean over its frames, in dB, (N,)."""
         return _mean_psnr(np.concatenate(self._values["psnr"]))
 
     def results(self, originals: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -236,7 +236,8 @@ class BucketScores:
     ) -> dict[str, dict[str, float]]:
         """Distances between features (N, d) of originals x and reconstructions y.
 
-        Empty for a single sample, which has no covariance.
+        They are NaN if a feature of a reconstruction is not finite. Otherwise the result is {} for a single
+        sample, which has no covariance.
         """
         frechet, kernel = DISTANCES[network]
         broken = int((~np.isfinite(y).all(1)).sum())
@@ -307,7 +308,8 @@ def tile_size(h: int, w: int) -> tuple[int, int]:
 def chunk_seams(t: int, chunk: int, temporal_factor: int) -> np.ndarray:
     """A mask of the frames on both sides of each chunk boundary, (T, 1, 1) booleans.
 
-    Latent frame 0 encodes one frame, every other latent frame `temporal_factor` frames.
+    The t latent frames are decoded `chunk` at a time. Latent frame 0 encodes one frame, and every other
+    latent frame encodes `temporal_factor` frames.
     """
     at = np.zeros(1 + (t - 1) * temporal_factor, bool)
     for first in range(chunk, t, chunk):
@@ -317,7 +319,7 @@ def chunk_seams(t: int, chunk: int, temporal_factor: int) -> np.ndarray:
 
 
 def tile_seams(h: int, w: int, tile: int, overlap: int, codec: Any) -> np.ndarray:
-    """A mask of the pixels where tiles overlap and of SEAM pixels on both sides, (1, H, W) booleans.
+    """A mask of the overlaps of tiles and of SEAM pixels on both sides of each, (1, H, W) booleans.
 
     Args:
       h: latent height.
@@ -356,8 +358,8 @@ def _distance_with_interval(distance: Callable, x: np.ndarray, y: np.ndarray, se
 def _mean_psnr(psnr: np.ndarray) -> np.ndarray:
     """The mean PSNR of each sample's frames, (N, T) to (N,) float64.
 
-    Frames that are reconstructed exactly, such as black ones, count as PSNR_CEILING. If all frames of the set
-    are exact, the codec is lossless and the result is infinite.
+    Frames that are reconstructed exactly, such as black ones, count as PSNR_CEILING. If all N·T frames are
+    exact, the codec is lossless and the result is infinite.
     """
     psnr = psnr.astype(np.float64)
     if np.isposinf(psnr).all():

@@ -1,6 +1,6 @@
 """The interface of a codec, which encodes frames to a smaller form and decodes that form.
 
-All codecs take and return the same frames, so their scores measure the same thing.
+All codecs take frames in one format and return frames in one format, so their scores are comparable.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +14,7 @@ LATENT_BITS = 16  # bits per latent number, as if latents were stored in bfloat1
 
 
 class Codec(Protocol):
-    """Encodes frames to latents and decodes them.
+    """Encodes frames to latents, or to a form of its own such as files, and decodes the result.
 
     Clips have T = 1 + k·temporal_factor frames, H and W are multiples of spatial_factor, an image has T = 1.
 
@@ -23,13 +23,13 @@ class Codec(Protocol):
     - `posterior(frames)`, the (mean, log_variance) of the latents;
     - `decode_chunked(latents, latent_frames)`, which decodes `latent_frames` latent frames at a time;
     - `decode_tiled(latents, tile, overlap)`, which decodes square tiles of `tile` latent pixels, and
-      `tile_spans(size, tile, overlap)`, the spans of these tiles along one side.
+      `tile_spans(size, tile, overlap)`, the (start, stop) of these tiles along `size` latent pixels.
 
     Attributes:
       name: name of the codec on the command line.
       settings: everything that affects a score, as JSON values.
       spatial_factor: pixels per latent pixel along H and along W.
-      temporal_factor: frames per latent frame.
+      temporal_factor: frames per latent frame, except the first, which encodes one frame.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Codec(Protocol):
         ...
 
     def decode(self, latents: Any) -> np.ndarray:
-        """Decodes the result of `encode` to (B, T, H, W, 3) float32, clipped to [-1, 1] and not rounded."""
+        """Decodes the result of `encode` to (B, T, H, W, 3) float32 in [-1, 1], clipped and not rounded."""
         ...
 
     def bits(self, latents: Any) -> float:
-        """Bits per pixel of the result of `encode`: all bits of files, or 16 bits per number of arrays."""
+        """Bits per pixel of the result of `encode`: all bits of files, or 16 bits per latent number."""
         ...
 
 
@@ -72,7 +72,7 @@ class LatentSize(NamedTuple):
 
 
 def check_shape(codec: Codec, frames: int, height: int, width: int) -> None:
-    """Raises InputError if a codec does not take clips of T x H x W."""
+    """Raises InputError if a codec does not take clips of `frames` frames of `height` x `width` pixels."""
     t, s = getattr(codec, "frame_multiple", codec.temporal_factor), codec.spatial_factor
     if frames < 1 or (frames - 1) % t or height < 1 or width < 1 or height % s or width % s:
         length = f"T = 1 + a multiple of {t}" if t > 1 else "T from 1"

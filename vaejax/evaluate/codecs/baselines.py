@@ -38,7 +38,7 @@ class Files(NamedTuple):
 
 
 class Identity:
-    """A lossless codec, which gets the best value of every score and so checks how scores are computed."""
+    """A lossless codec, to check the scores: it must get the best value of each, except of the size."""
 
     name = "identity"
     spatial_factor = temporal_factor = 1
@@ -64,7 +64,7 @@ class Identity:
 
 
 class Linear:
-    """`linear.LinearCodec` as a `Codec`, whose latents are principal components; created by `fit`."""
+    """`linear.LinearCodec` as a `Codec`; its latents are coordinates of principal components. See `fit`."""
 
     name = "linear"
 
@@ -84,7 +84,7 @@ class Linear:
         """Fits the best linear codec of a latent size to training frames (N, T, H, W, 3) uint8.
 
         Raises:
-          InputError: without samples, or with samples of sizes that the factors do not divide.
+          InputError: if there are no samples, or `LinearCodec.fit` does not accept their type or size.
         """
         count = 0
 
@@ -162,7 +162,7 @@ class Jpeg:
 
     @classmethod
     def matched(cls, name: str, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Jpeg":
-        """Chooses the quality at which frames take, on average, as many bits as latents of this size.
+        """Chooses the quality at which frames take, on average, about as many bits as latents of size `size`.
 
         Each shape (T, H, W) has its own quality, because latents of an image take more bits per pixel than
         those of a clip. The quality is chosen on the middle frames of the first MATCHED_FRAMES samples of
@@ -215,8 +215,8 @@ class Jpeg:
 def nearest_quality(frames: Iterable[np.ndarray], bits: float) -> int:
     """The JPEG quality at which the mean size of frames (H, W, 3) uint8 is closest to `bits` per pixel.
 
-    File sizes rise with quality, except for a byte or two between neighbors. So a local search follows the
-    bisection.
+    File sizes rise with quality, except that they may fall by a byte or two from one quality to the next. A
+    local search therefore follows the bisection.
     """
     frames, sizes = list(frames), {}
 
@@ -239,7 +239,7 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
     return file.getvalue()
 
 
-# FFmpeg's numbers of BT.709 (as color space, primaries, transfer curve and matrix) and of limited range.
+# FFmpeg's numbers of BT.709, the same for matrix, primaries and transfer curve, and of limited range.
 _BT709, _LIMITED = 1, 1
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # Chroma is halved by the mean of 2x2 pixels and enlarged by Lanczos, 1 dB better than bilinear on photos.

@@ -82,7 +82,7 @@ class DiffusersCodec:
           seed: seed of random weights and of the decoder's noise.
 
         Raises:
-          InputError: if the class or the path is not accepted, or torch or diffusers is not installed.
+          InputError: if the class or the path cannot be used, or torch or diffusers is not installed.
         """
         kind, path = (name.split(":", 2) + 2 * [""])[1:3]
         if kind not in IMAGES + VIDEOS:
@@ -137,10 +137,11 @@ class DiffusersCodec:
         return self._channels_last(self._torch.cat(frames), len(latents)).clip(-1, 1)
 
     def decode_tiled(self, latents: np.ndarray, tile: int, overlap: int) -> np.ndarray:
-        """Decodes in square tiles of `tile` latent pixels, by the model's own tiling."""
+        """Decodes in square tiles, by the model's own tiling; `tile` and `overlap` are in latent pixels."""
         check_tile(tile, overlap)
         vae, s = self._vae, self.spatial_factor
-        # An exact fraction: diffusers multiplies by it and rounds down, which a rounding error would disturb.
+        # An exact fraction: diffusers multiplies sizes by it and rounds down. The rounding error of a float
+        # could lose a pixel.
         share = fractions.Fraction(overlap, tile)
         sizes = {
             "tile_sample_min": tile * s,
@@ -171,10 +172,14 @@ class DiffusersCodec:
         return array_bits(self, latents)
 
     def _find_factors(self) -> None:
-        """Measures the compression factors on a clip of 9 frames, and finds `frame_multiple`.
+        """Measures the compression factors on a clip, and finds `frame_multiple`.
 
-        Clips have 1 + k·`frame_multiple` frames. `frame_multiple` is the smallest of 1, 2 and 4 times the
-        temporal factor for which decoding restores the length of a clip.
+        The clip has 9 frames, or 1 for image models. The codec takes clips of 1 + k·`frame_multiple` frames.
+        `frame_multiple` is the smallest of 1, 2 and 4 times the temporal factor for which decoding restores
+        the length and height of a clip.
+
+        Raises:
+          InputError: if none of the three restores them.
         """
         side = 64
         while True:
@@ -272,7 +277,10 @@ def _random(name: str, made: type, config: dict[str, Any], seed: int) -> Any:
 
 
 def _config(name: str, made: type, path: str) -> dict[str, Any]:
-    """The configuration from a file or JSON text. Unknown keys are errors, though diffusers ignores them."""
+    """The configuration from a file or JSON text, without keys that begin with '_'.
+
+    Other unknown keys are errors, though diffusers ignores them.
+    """
     text = path.lstrip().startswith("{")
     config = _parsed(name, path) if text else _read(name, os.path.expanduser(path))
     _check_class(name, made, config)

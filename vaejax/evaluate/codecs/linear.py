@@ -56,7 +56,8 @@ class LinearCodec:
           temporal: temporal compression factor.
 
         Raises:
-          ValueError: if frames are not uint8, their size is not a multiple of the factors, or there are none.
+          ValueError: if frames are not uint8, `spatial` does not divide H and W, `temporal` does not divide
+            T - 1, or there are no samples.
         """
         first, rest = _Moments(), _Moments()
         for batch in [frames] if isinstance(frames, np.ndarray) else frames:

@@ -12,7 +12,7 @@ from vaejax.evaluate.codecs.base import Codec, LatentSize
 from vaejax.evaluate.codecs.diffusers import DiffusersCodec
 from vaejax.evaluate.codecs.vae import VaeCodec
 
-# The latent size that `linear` and `jpeg:matched` match if no other codec has latents.
+# The latent size that `linear` and `jpeg:matched` match if `open_codec` gets no codec with latents.
 DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)
 
 
@@ -33,9 +33,10 @@ def open_codec(
       name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, 'diffusers:CLASS:PATH', 'linear',
         'jpeg:Q', 'jpeg:matched', 'h264:CRF' or 'identity'. PATH is a folder of weights; for random weights it
         is a config.json or JSON text.
-      step: checkpoint of a run; default: the one in `name`, else the latest.
-      dtype: compute dtype of a run's autoencoder, 'float32' or 'bfloat16'; '' keeps the run's.
-      mesh: devices that share the batches of a run's codec; None: one device.
+      step: step of a run's checkpoint; default: the one in `name`, else the latest.
+      dtype: compute dtype of the autoencoder of a run or export, 'float32' or 'bfloat16'; '' keeps that of
+        training.
+      mesh: devices that share the batches of the codec of a run or export; None: one device.
       like: codec whose latent size `linear` and `jpeg:matched` match; if it is None or has no latents, they
         match DEFAULT_SIZE.
       samples: training frames (N, T, H, W, 3) uint8 that `linear` and `jpeg:matched` are fitted to, or an

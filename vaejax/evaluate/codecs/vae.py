@@ -63,14 +63,14 @@ class VaeCodec:
           mesh: devices that share each batch; None: one device.
 
         Raises:
-          InputError: as `load_vae`.
+          InputError: see `load_vae`.
         """
         vae = load_vae(name, step, dtype)
         settings = {"step": vae.step, "parameters": "ema"}
         return cls(name, Autoencoder(vae.architecture), vae.params, settings, mesh)
 
     def load(self, params: dict[str, Any]) -> None:
-        """Replaces the parameters, without compiling anything; {} frees their memory."""
+        """Replaces the parameters, without compiling the model again; {} frees the memory of the old ones."""
         self.params = sharding.replicate(self._mesh, params) if self._mesh else jax.device_put(params)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -126,12 +126,15 @@ class VaeCodec:
         return array_bits(self, latents)
 
     def _run(self, function: Callable[..., Any], batch: np.ndarray) -> Any:
-        """Runs a function of the model on a batch split over the devices; returns arrays of this host."""
+        """Runs a function of the model on a batch split over the devices; returns NumPy arrays."""
         result = function(self.model, self.params, self._shard(batch))
         return jax.tree.map(lambda x: self._gather(x)[: len(batch)], result)
 
     def _shard(self, batch: np.ndarray) -> np.ndarray | jax.Array:
-        """Splits a batch among the devices, after padding it with copies to a multiple of `shards`."""
+        """Splits a batch among the devices, after padding it with copies to a multiple of `shards`.
+
+        Without a mesh, returns it unchanged.
+        """
         if self._mesh is None:
             return batch
         filled = np.arange(len(batch) + -len(batch) % self.shards) % len(batch)
