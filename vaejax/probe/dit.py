@@ -34,7 +34,7 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, times: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        """Predicts velocities of latents (b, t, h, w, c) at times (b,) in [0, 1] with class labels (b,)."""
+        """Predicts velocities of latents (b, t, h, w, c) at times (b,) in [0, 1], given class labels (b,)."""
         _, t, h, w, c = x.shape
         dtype = jnp.dtype(self.dtype)
         tokens = nn.Dense(self.width, dtype=dtype, name="embed")(patchify(x, self.patch))

@@ -40,8 +40,8 @@ class TrainingProbe:
       bucket: the bucket that is scored.
 
     Raises:
-      InputError: if the bucket has no held-out samples, or the patch size of the transformer does not
-        divide the sides of its latents.
+      InputError: if the bucket has no training or no held-out samples, or the patch size of the transformer
+        does not divide the height and width of the bucket's latents.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class TrainingProbe:
 
         Returns:
           The scores {'BUCKET/NAME': value} for each NAME in SCORES, and a picture of samples, (height, width,
-          3) uint8. If the probe is stopped or fails, ({}, None); a failure also prints a message to stderr.
+          3) uint8. If the probe is stopped or fails, or a score is NaN, ({}, None). A failure also prints a
+          message to stderr.
         """
         codec = self._codec
         codec.load(average["autoencoder"])

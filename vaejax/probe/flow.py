@@ -12,7 +12,7 @@ import numpy as np
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 
-VALIDATION_TIMES = (np.arange(8) + 0.5) / 8  # midpoints of eight equal intervals
+VALIDATION_TIMES = (np.arange(8) + 0.5) / 8  # midpoints of eight equal parts of [0, 1]
 
 
 def losses(velocity: Velocity, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
@@ -37,12 +37,12 @@ def logit_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def white_loss(times: np.ndarray, power: float = 1.0) -> np.ndarray:
     """The flow-matching loss, at each time, of a model that treats x as white noise of variance 1.
 
-    It is the loss on normalized latents without any learning. For white noise, the best prediction of the
-    velocity v is linear: E[v | x_t] = (2t - 1) / ((1 - t)² + t²) · x_t.
+    A model that has learned nothing has this loss on normalized latents x. For white noise, the best
+    prediction of the velocity v is linear: E[v | x_t] = (2t - 1) / ((1 - t)² + t²) · x_t.
 
     Args:
       times: times in [0, 1].
-      power: mean square of x; it is 1 for training latents but need not be for held-out ones.
+      power: actual mean square of x; it is 1 for training latents but need not be for held-out ones.
     """
     return ((1 - times) ** 2 + power * times**2) / ((1 - times) ** 2 + times**2) ** 2
 

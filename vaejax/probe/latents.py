@@ -13,10 +13,11 @@ class Latents:
     """Normalized latents of training and held-out samples.
 
     Attributes:
-      train: (n, t, h, w, c) float32; each channel has mean 0 and variance 1.
+      train: (n, t, h, w, c) float32; each channel has mean 0 and variance 1, or 0 if it is constant.
       held_out: (m, t, h, w, c) float32, normalized by the statistics of `train`.
       mean: mean of the training latents before normalization, (c,).
-      std: standard deviation before normalization, (c,); 1 for a constant channel, to avoid a division by 0.
+      std: standard deviation of the training latents before normalization, (c,); 1 for a constant channel, to
+        avoid a division by 0.
       labels: classes of the training samples, (n,) int32.
       held_out_labels: classes of the held-out samples, (m,) int32.
     """

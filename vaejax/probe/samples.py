@@ -47,8 +47,8 @@ class Media:
 
     def __init__(self, sources: Sequence[Source], bucket: Bucket, data: DataConfig, folder: str = ""):
         self.bucket, self.data, self._folder = bucket, data, folder
-        # middle_first=False: held-out samples are cropped at random like training samples, which generated
-        # samples resemble.
+        # middle_first=False: the crops of held-out samples vary like those of training samples, which
+        # generated samples resemble.
         self._samplers = {
             split: Sampler(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
         }
@@ -59,7 +59,9 @@ class Media:
         self.classes = sorted({self._class(path) for path in paths})
 
     def batches(self, split: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The first `count` samples of a split: frames (B, T, H, W, 3) uint8 and classes (B,) int32.
+        """Yields the first `count` samples of a split in batches of at most BATCH.
+
+        Each batch is frames (B, T, H, W, 3) uint8 and class numbers (B,) int32, which are 0 without classes.
 
         Args:
           split: 'train', or 'eval' for held-out samples.
@@ -88,7 +90,7 @@ def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
       labels: whether the folders in FOLDER are classes.
 
     Raises:
-      InputError: if there is nothing to read.
+      InputError: if there is nothing to read, or `labels` is True and `name` is not one folder of classes.
     """
     is_tfds = name.startswith("tfds:")
     if labels and (is_tfds or "," in name):

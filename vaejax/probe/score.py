@@ -3,12 +3,13 @@
 **The main score is the kernel distance between decoded generated samples and real held-out samples, in the
 features of a pretrained network; lower is better.** It measures what users of a diffusion model see. Latents
 that are easy to model only because they hold little, such as empty or blurred ones, do not get a good score:
-they decode badly. The other scores put it in context:
+they decode badly. The other scores put the main score in context:
 
-- `floor`: the same distances for decoded latents of *training samples*, which a perfect model of the latents
-  would reach. If it is high, the codec limits the score, otherwise the diffusion model does. It is not
-  subtracted from the score: latents that are mostly noise decode badly, so their floor is high, but noise is
-  easy to generate, so their score is hardly above it. The difference would rank such codecs first.
+- `floor`: the distances of decoded latents of *training samples* from the real samples, which a perfect model
+  of the latents would reach. If the floor is high, the codec limits the score, otherwise the diffusion model
+  does. The floor is not subtracted from the score. Latents that are mostly noise decode badly, so their floor
+  is high. They are easy to generate, so their score is hardly above their floor. The difference would rank
+  codecs with such latents first.
 - `frechet`: the Fréchet distance of the same samples. Unlike the kernel distance, the Fréchet distance is
   biased upward for few samples. If the user provides Inception weights, `fid` is the standard FID.
 - `loss`: the flow-matching loss on held-out latents, normalized per channel, at fixed times with fixed noise.
@@ -17,7 +18,7 @@ they decode badly. The other scores put it in context:
   not rank codecs, because redundant latents are easy to explain.
 
 Features come from EfficientNet for the middle frame of a sample, or from I3D for whole clips that are long
-enough. So `kernel` and `frechet` are KID and FID with another network, or KVD and FVD.
+enough. So `kernel` and `frechet` are KID and FID with EfficientNet instead of Inception, or KVD and FVD.
 """
 
 import functools
@@ -94,7 +95,7 @@ class Probe:
         self._shown, self._real = real[0][0], _concatenate([features for _, features in real])
 
     def latents(self, codec: Codec) -> Latents:
-        """Encodes the training and the held-out samples.
+        """Encodes the training and the held-out samples, and normalizes their latents.
 
         Raises:
           InputError: if the codec has no latents or does not take samples of the bucket's shape, or the patch
@@ -138,7 +139,7 @@ class Probe:
           nothing.
 
           The samples are up to SHOWN of each kind, (n, T, H, W, 3) uint8: 'real' are held-out samples,
-          'decoded training latents' are reconstructions, and 'generated' are those of the first seed.
+          'decoded training latents' are reconstructions, and 'generated' are generated with the first seed.
         """
         power = np.square(latents.held_out).mean(dtype=np.float64)
         white_loss = float(flow.white_loss(flow.VALIDATION_TIMES, power).mean())
@@ -170,7 +171,10 @@ class Probe:
         return float(values.mean(dtype=np.float64))
 
     def _generate(self, params: Params, latents: Latents, seed: int) -> np.ndarray:
-        """Normalized latents (samples, t, h, w, c), with the class proportions of the training set."""
+        """Generated normalized latents (samples, t, h, w, c).
+
+        Their classes are those of the training samples in order, repeated if too few.
+        """
         key = jax.random.fold_in(jax.random.key(seed), 2)  # 2, because `fit` uses 0 and 1
         shape, steps = latents.train.shape[1:], self._preset.solver_steps
 
