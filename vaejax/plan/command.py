@@ -25,7 +25,9 @@ JOB_BYTES = 4e9  # approximate memory that compiling one program takes
 
 
 def run(config: Any, name: str, samples: int, price: float, json_path: str, jobs: int, suggest: bool) -> int:
-    """Prints the plan of a run; the arguments are the values of the command's flags.
+    """Prints the plan of a run.
+
+    The arguments are the values of the command's flags; `name` is that of --topology, `json_path` of --json.
 
     Returns:
       0 if every program fits, else 1.
@@ -51,9 +53,10 @@ def run(config: Any, name: str, samples: int, price: float, json_path: str, jobs
 
 
 def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Prediction:
-    """Compiles all programs of a run's last update, when every loss term is on, and predicts their cost.
+    """Compiles all programs of a run's last update, unless their costs are cached, and predicts its cost.
 
-    The largest program is compiled first.
+    In the last update, loss terms that start later in a run are on. The bucket with the most pixels per batch
+    is compiled first.
 
     Args:
       config: the configuration to plan.

@@ -24,12 +24,14 @@ from vaejax.runtime import cache, flops
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of one program; all numbers but the FLOPs are per chip.
+    """The cost of one program.
+
+    Bytes are per chip. If the program does not fit in memory, all bytes but `temporary` are unknown and 0.
 
     Attributes:
       flops: floating-point operations over all chips, with rematerialization.
       model_flops: floating-point operations over all chips, without rematerialization.
-      memory_traffic: bytes read from and written to memory; 0 if the program does not fit.
+      memory_traffic: bytes read from and written to memory.
       collectives: bytes sent to other chips, by kind of collective.
       output: bytes of the outputs.
       aliased: bytes of the outputs that reuse the memory of donated arguments.
@@ -60,10 +62,10 @@ class Cost:
 class Costs:
     """The costs of programs for a topology, cached in $XDG_CACHE_HOME/vaejax/plan (~/.cache/vaejax/plan).
 
-    The cache has two levels. The first is keyed by a program's sources: its configuration, vaejax's code and
-    package versions. It stores the operation counts and a key of the second level. The second level is keyed
-    by the program's HLO text and stores the numbers of the compiled program. So a known program is not even
-    traced.
+    The cache has two levels. The first is keyed by a program's sources: its configuration and vaejax's code.
+    It stores the operation counts and a key of the second level. The second level is keyed by the program's
+    StableHLO text and stores the numbers of the compiled program. All keys include the topology, the versions
+    of JAX and the compiler, and the compiler's flags. A program with known sources is not even traced.
 
     Args:
       topology: the topology to compile for.

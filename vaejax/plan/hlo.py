@@ -194,7 +194,7 @@ def _fused(instruction: Instruction, computations) -> list[Instruction]:
 
 
 def _read_inside(fusion: list[Instruction], number: int) -> float:
-    """Bytes that a fusion reads of parameter `number` if it reads only slices of the parameter.
+    """Bytes that a fusion reads of parameter `number` if it only reads or overwrites slices of the parameter.
 
     Otherwise infinity, and the caller counts the whole operand.
     """

@@ -23,7 +23,8 @@ class Prediction:
       costs: costs of each bucket's gradient program, keyed by bucket name, and of the optimizer step, keyed
         'update'.
       parameters: bytes per chip of the autoencoder and the discriminators.
-      state: bytes per chip of parameters, EMA, optimizer states, discriminators and accumulated gradients.
+      state: bytes per chip of parameters, EMA, optimizer states, discriminators, accumulated gradients and
+        the perceptual network.
       chips: number of chips.
       chip: data sheet of one chip; None if it is unknown, in which case no times are predicted.
       shape: chips along each dimension of the slice.

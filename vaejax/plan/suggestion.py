@@ -33,7 +33,8 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
     The first plan compiles the configuration itself, or the nearest candidate that suits the topology. The
     other candidates are estimated from a compiled plan, assuming that work and activations are proportional
     to the samples per chip, whatever the mesh. The candidate with the best estimate is compiled and the rest
-    are estimated again, until no estimate beats the best plan that fits or TRIES plans are compiled.
+    are estimated again. The search ends if no estimate exceeds WORTH times the best plan that fits, or after
+    TRIES plans.
 
     Args:
       config: the configuration to vary.
@@ -41,7 +42,8 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
       plan: function that compiles a configuration and predicts its cost.
 
     Raises:
-      InputError: if no compiled plan fits, no candidate suits the topology, or its chips are unknown.
+      InputError: if no compiled plan fits, no candidate suits the topology, or the topology's chips are
+        unknown.
     """
     if topology.chip is None:
         raise InputError(f"--suggest with --topology={topology.name}; accepted: a TPU slice, e.g. v5e:4x4")
@@ -125,9 +127,9 @@ def _batches(config: Config) -> dict[str, int]:
 
 
 def _suits(changed: Config, config: Config, chips: int) -> bool:
-    """Whether the mesh uses all chips and can split every batch, and no batch of `config` became 0.
+    """Whether the mesh of `changed` uses all chips and can split every batch.
 
-    Whether the batches fit in memory is not checked.
+    False also if a batch above 0 in `config` is 0 in `changed`. Whether batches fit in memory is not checked.
     """
     mesh = changed.mesh
     if (mesh.data or chips // (mesh.fsdp * mesh.space)) * mesh.fsdp * mesh.space != chips:
@@ -143,7 +145,7 @@ def _buckets(config: Config, chips: int) -> Sequence[Bucket]:
 
 
 def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
-    """The prediction of a configuration with another mesh and other batches, scaled from a compiled plan."""
+    """The prediction for `changed`, scaled from `base`, the prediction compiled for `config`."""
     mesh, buckets = changed.mesh, _buckets(changed, base.chips)
     before = {b.name: b.batch for b in base.buckets}
     links = _exchanged(config.mesh.fsdp, base.chips)
@@ -179,8 +181,8 @@ def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
 def _exchanged(fsdp: int, chips: int) -> float:
     """Bytes that a chip sends per update and byte of parameters.
 
-    The `fsdp` chips of a group all-gather parameters and reduce-scatter gradients. All-reduces then add the
-    gradients of all groups.
+    The chips form groups of `fsdp`. Each group all-gathers parameters and reduce-scatters gradients. Then
+    all-reduces add the gradients of all groups.
     """
     rest = chips // fsdp
     return (GATHERS + 1) * (fsdp - 1) / fsdp + 2 * (rest - 1) / rest / fsdp

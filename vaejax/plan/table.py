@@ -21,7 +21,7 @@ TIMES_LEGEND = "; MFU = share of peak FLOP/s"
 def numbers(
     config: Config, topology: Topology, prediction: Prediction, samples: float = 0, price: float = 0
 ) -> dict[str, Any]:
-    """All numbers of a plan, ready for JSON: bytes and FLOPs per chip, times in seconds.
+    """All numbers of a plan, ready for JSON: bytes and FLOPs per chip, times in seconds unless named hours.
 
     Args:
       config: the planned configuration.
@@ -205,7 +205,7 @@ def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterat
 
     A batch must be a multiple of chips / mesh.space. If that leaves no batch above 0, mesh.space is doubled
     until one is left, unless mesh.data is set. If a batch is not a multiple of `chips`, the mesh splits the
-    height of its frames into mesh.space parts, so the height must be divisible too.
+    height of its latents into mesh.space parts, so mesh.space must divide that height.
     """
     mesh, factor = config.mesh, config.model.spatial_factor
     for doublings in range(1 if mesh.data else 8):

@@ -23,7 +23,7 @@ class Topology:
 
     Attributes:
       name: name on the command line, such as 'v5e:16x16' or 'cpu:8'.
-      devices: JAX devices. Programs can be compiled for them; only CPU devices can run them.
+      devices: JAX devices. Programs can be compiled for all of them, but only CPU devices can run programs.
       platform: 'tpu' or 'cpu'.
       chip: data sheet of one chip; None for CPUs, whose limits are unknown.
       shape: number of chips along each dimension of the slice; () for CPUs.
@@ -55,8 +55,8 @@ class Topology:
             raise InputError(f"--topology={name}; accepted: {ACCEPTED}")
         if not importlib.util.find_spec("libtpu"):
             raise InputError(f"--topology={name}: libtpu is missing; accepted: pip install libtpu, or cpu:N")
-        # Without these variables, libtpu asks the metadata server which TPU this host has, complains if there
-        # is none, and locks the TPU.
+        # Without these variables, libtpu asks the metadata server which TPU this host has, complains if it
+        # gets no answer, and locks the TPU.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
         try:
