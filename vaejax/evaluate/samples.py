@@ -66,8 +66,7 @@ class Samples:
     def batches(self, bucket: Bucket, batch: int) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
         """Streams the samples of a bucket.
 
-        Another file replaces an unreadable one. If every file is to be used once, a sample that an earlier
-        batch already contained is omitted.
+        Another file replaces an unreadable one. If every file is to be used once, repeated ones are omitted.
 
         Yields:
           Frames (B, T, H, W, 3) uint8, names 'path@start' with the start in seconds, and the indices that
@@ -75,9 +74,12 @@ class Samples:
         """
         seen = set()
         for part in read_batches(self._sampler(bucket), self.count(bucket), batch):
-            kept = [i for i, name in enumerate(part.names) if not (self._once and name in seen)]
-            if self._once:
-                seen.update(part.names)
+            kept = []
+            for i, name in enumerate(part.names):
+                if name not in seen:
+                    kept.append(i)
+                if self._once:
+                    seen.add(name)
             if kept:
                 yield part.frames[kept], [part.names[i] for i in kept], [part.rows[i] for i in kept]
 
