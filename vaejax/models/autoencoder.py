@@ -71,7 +71,7 @@ class Architecture:
     def of(cls, model: Any) -> "Architecture":
         """Builds the architecture from the section `model` of a configuration.
 
-        Fields that are empty or 0 there take their values from the preset `SIZES[model.size]`.
+        A field that is empty or 0 there takes its value from the preset `SIZES[model.size]`, if that has one.
 
         Raises:
           InputError: if stem_factor does not divide spatial_factor, remat names a level that does not exist,

@@ -52,7 +52,8 @@ class Film(nn.Module):
     """Feature-wise linear modulation (FiLM, arXiv 1709.07871) by modality: (1 + scale) · x + shift.
 
     Images and videos each have a learned scale and shift per channel, both 0 at initialization. A model with
-    this module may encode an image differently from a static video of it; a model without it does not.
+    this module may encode an image differently from a static video of it; a model without this module does
+    not.
 
     Attributes:
       dtype: compute dtype.
@@ -71,8 +72,8 @@ class Film(nn.Module):
 class FrameAttention(nn.Module):
     """Single-head self-attention within each frame, with RMS-normalized queries and keys (arXiv 2302.05442).
 
-    It never attends across time. Without the normalization, the attention logits grew during training until
-    a few pixels received all attention; decoded frames then had black dots at 360p and 720p.
+    It never attends across time. In the field notes that docs/training.md cites, the attention logits grew
+    without the normalization until a few pixels received all attention. Decoded frames had black dots.
 
     Attributes:
       dtype: compute dtype.

@@ -1,4 +1,4 @@
-"""Sharding constraints on activations: models call them, `runtime.mesh` implements them for its devices."""
+"""Sharding constraints on arrays of a model: models call them, `runtime.mesh` implements them for a mesh."""
 
 import contextlib
 import contextvars
@@ -38,15 +38,15 @@ def place(x: Num[Array, "B T H W C"]) -> Num[Array, "B T H W C"]:
 
 
 def place_images(x: Num[Array, "N H W C"]) -> Num[Array, "N H W C"]:
-    """Constrains images (N, H, W, C) to be sharded over N alone; each is too small to split."""
+    """Constrains images (N, H, W, C) to be split along N or not at all; each image is too small."""
     return _placement.get().images(x)
 
 
 def whole(kernel: Num[Array, "..."]) -> Num[Array, "..."]:
     """Gathers a sharded kernel, so that every device holds all of it.
 
-    Otherwise XLA may split the convolution by channels too. Combined with frames split by height, this made
-    the gradient with respect to the input several times too large (JAX 0.10, tests/unit/models/test_conv.py).
+    Otherwise XLA may split a convolution by channels. If frames were also split by height, the gradient with
+    respect to the input became several times too large (JAX 0.10, tests/unit/models/test_conv.py).
     """
     return _placement.get().whole(kernel)
 
@@ -54,7 +54,8 @@ def whole(kernel: Num[Array, "..."]) -> Num[Array, "..."]:
 def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     """Computes f(*arrays) for an f whose result is a sum over the arrays' first dimension.
 
-    Each device applies f to its own slice of that dimension; the results are then added up.
+    The devices apply f to slices of that dimension, and the results are added up. If the dimension cannot be
+    divided into equal slices, every device applies f to the whole arrays.
     """
     return _placement.get().summed(f, *arrays)
 

@@ -41,10 +41,10 @@ def convolve(
 
     Each platform has its own implementation of the same sums:
 
-    - TPU: XLA's 3D convolution and its gradients.
-    - GPU: one 2D convolution, with the frames that the kernel covers concatenated along channels.
     - CPU: 2D convolutions and matrix products, in float32 or wider. On two cores, the gradients of a whole
-      autoencoder take a third of the time that XLA's convolution needs for videos, and half for images.
+      autoencoder take a third of the time of XLA's 3D convolution for videos, and half of it for images.
+    - NVIDIA GPU: one 2D convolution, with the frames that the kernel covers concatenated along channels.
+    - TPU and any other platform: XLA's 3D convolution and its gradients.
 
     The platform is chosen when JAX lowers the program, so a program compiled for a TPU on a CPU host uses the
     TPU's version.
@@ -56,7 +56,7 @@ def convolve(
       same: whether to pad height and width with zeros.
 
     Returns:
-      (B, 1 + (T - kt) // st, H', W', C'): H' = H/sh if `same`, else 1 + (H - kh) // sh; W' likewise.
+      (B, 1 + (T - kt) // st, H', W', C'): H' = H // sh if `same`, else 1 + (H - kh) // sh; W' likewise.
     """
     return _convolve(x, kernel, strides, same)
 
@@ -95,8 +95,9 @@ def _padding(kernel: jax.Array, strides: Triple, same: bool) -> list[tuple[int, 
 def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
     """Computes the convolution by XLA's 3D operator.
 
-    If the convolution has strides and fewer than 128 channels, each block of sh x sw pixels is first moved
-    into the channels. A TPU pads channels to 128, so an input of 3 channels would occupy 43 times its size.
+    A TPU pads channels to 128, so an input of 3 channels would occupy 43 times its size. Blocks of pixels, as
+    large as the strides, are therefore first moved into the channels. This is only done for fewer than 128
+    channels, and for strides above 1 that divide the height and width of the kernel.
     """
     padding = [(0, 0), *_padding(kernel, strides, same)]
     dimensions = ("NDHWC", "DHWIO", "NDHWC")
@@ -159,8 +160,8 @@ def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Ar
 def _by_columns(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
     """Convolves every frame of (B, T, H, W, C), unpadded, with (kh, kw, C, C') by one matrix product.
 
-    The kernel's gradient is then a matrix product too. XLA's gradient of a strided convolution takes 10 to 25
-    times as long.
+    The gradient of the kernel is therefore a matrix product too. XLA's gradient of a strided convolution
+    takes 10 to 25 times as long.
     """
     (kh, kw), (sh, sw) = kernel.shape[:2], strides
     high, wide = (x.shape[2] - kh) // sh * sh + 1, (x.shape[3] - kw) // sw * sw + 1
@@ -169,10 +170,10 @@ def _by_columns(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> ja
 
 
 def _frame_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves with a kernel of three frames, with four 2D convolutions per two output frames.
+    """Convolves (B, T, H, W, C) with (3, kh, kw, C, C'), by four 2D convolutions per two output frames.
 
     This is Winograd's F(2, 3) (arXiv 1509.09308) along time alone. It is 1.3 to 1.7 times as fast as three
-    2D convolutions per frame. Both have rounding errors below 1e-6 of the largest output.
+    2D convolutions per frame. The rounding errors of both methods are below 1e-6 of the largest output.
 
     Returns:
       (B, n, H, W, C'): n is T - 2, rounded up to an even number; the caller drops the surplus frame.
@@ -190,7 +191,7 @@ def _frame_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _each_frame(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves every frame of (B, T, H, W, C) with (kh, kw, C, C')."""
+    """Convolves every frame of (B, T, H, W, C) with (kh, kw, C, C'); zero padding keeps its size."""
     y = _convolve_2d(x.reshape(-1, *x.shape[2:]), kernel)
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
@@ -218,7 +219,8 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
 
     XLA computes it as a convolution whose kernel is dy, at only 40-50 GFLOP/s on frames of 32x32 pixels or
     more. Here x is shifted along the width and dy along the height; the shifted copies of both fit in the
-    cache, which gives 170-210 GFLOP/s. Shifting x alone, by all nine offsets of a 3x3 kernel, gave 130.
+    cache of the CPU, which gives 170-210 GFLOP/s. Shifting x alone, by all nine offsets of a 3x3 kernel, gave
+    130 GFLOP/s.
 
     Args:
       x: (N, H, W, C), the convolution's input.
@@ -241,8 +243,8 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
     def of_frames(x, dy):
         return jax.lax.scan(add_frame, jnp.zeros((kw * c, kh * out), x.dtype), (x, dy))[0]
 
-    # Without `summed` XLA makes every device compute all frames, with collectives inside the loop. They are
-    # not ordered with the collectives outside the loop, so two CPU devices deadlock.
+    # Without `summed` XLA makes every device compute all frames, with collectives inside the loop. Nothing
+    # orders those with the collectives outside the loop, so two CPU devices deadlock.
     return summed(of_frames, x, dy).reshape(kw, c, kh, out).transpose(2, 0, 1, 3)
 
 
@@ -270,11 +272,11 @@ def causal_convolve(
     """Convolves a clip, or the next chunk of a stream, so that no output depends on a later frame.
 
     A clip is padded in front with copies of its first frame. A static video therefore gives a static result,
-    and an image gives each frame of that result.
+    each frame of which equals the result of a single image.
 
     If the Flax collection "cache" is mutable, the call stores the last kt - st input frames there. If the
-    collection already holds frames of an earlier chunk, they replace the copies. A clip in chunks therefore
-    gives the same result as the whole clip.
+    collection already holds frames of an earlier chunk, those frames replace the copies. A clip in chunks
+    therefore gives the same result as the whole clip.
 
     Args:
       module: calling module, which owns the cache.

@@ -20,8 +20,8 @@ class DiscriminatorDesign:
     small differences; in bfloat16 the adversarial losses drifted from those in float32 by up to 21%.
 
     Attributes:
-      kind: 'patch' (PatchGAN, arXiv 1611.07004: one logit per 8x8 pixels) or 'unet' (the per-pixel half of
-        arXiv 2002.12655: one logit per pixel).
+      kind: 'patch' (PatchGAN, arXiv 1611.07004: one logit per 8x8 pixels) or 'unet' (the per-pixel output of
+        arXiv 2002.12655 without its logit per image: one logit per pixel).
       width: channels of the first level; each of the next two levels doubles them.
       spectral_norm: whether every kernel is divided by its largest singular value (arXiv 1802.05957).
     """
@@ -46,7 +46,7 @@ class Discriminator(nn.Module):
     def __call__(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T_out h w"]:
         """Maps pixels (B, T, H, W, 3) in [-1, 1] to float32 logits (B, T', h, w), positive for real.
 
-        A temporal PatchGAN halves the number of frames up to three times, as long as more than two remain.
+        A temporal PatchGAN halves the number of frames, rounded up, until two are left, at most three times.
         Any other discriminator keeps all frames: T' = T.
         """
         d, frames = self.design, 3 if self.temporal else 1
@@ -72,10 +72,11 @@ class Discriminator(nn.Module):
 
 
 class NormalizedConv(nn.Module):
-    """A convolution whose kernel is divided by its largest singular value.
+    """A convolution whose kernel can be divided by its largest singular value.
 
-    The Flax collection "spectral" holds the singular vectors, which a forward pass only reads. They depend on
-    the kernel and not on the input, so `power_iteration` refines them once per update, not once per batch.
+    The Flax collection "spectral" holds the singular vectors for this, which a forward pass only reads. They
+    depend on the kernel and not on the input, so `power_iteration` refines them once per update, not once per
+    batch.
 
     Attributes:
       features: number of output channels.
@@ -116,7 +117,7 @@ def power_iteration(params: Any, spectral: Any, squarings: int = 0) -> Any:
     Args:
       params: parameters of a discriminator.
       spectral: the discriminator's collection "spectral": left and right singular vectors of each kernel.
-      squarings: if n > 0, 2^n further steps come first, computed by squaring a matrix n times. An
+      squarings: n; if above 0, 2^n further steps come first, computed by squaring a matrix n times. An
         unrolled loop of 2^n steps took longer to compile than the rest of the initialization.
 
     Returns:

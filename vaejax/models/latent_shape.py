@@ -12,7 +12,7 @@ def latent_side(pixels: int, spatial_factor: int) -> int:
 
 
 def decoded_frames(latent_frames: int, temporal_factor: int) -> int:
-    """Returns the frames T that t latent frames decode to: one for the first, temporal_factor per other."""
+    """Returns the number T of frames: one for the first latent frame, temporal_factor for each later one."""
     return 1 + (latent_frames - 1) * temporal_factor
 
 

@@ -22,7 +22,7 @@ class DiagonalGaussian:
 
     @classmethod
     def from_moments(cls, moments: Float[Array, "*latent moments"]) -> "DiagonalGaussian":
-        """Splits (b, t, h, w, 2c) into mean and log-variance, clipped to LOG_VARIANCE_RANGE."""
+        """Splits (b, t, h, w, 2c) into means and log-variances; clips the latter to LOG_VARIANCE_RANGE."""
         mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return cls(mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
 
@@ -32,6 +32,6 @@ class DiagonalGaussian:
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
 
     def kl(self) -> Float[Array, "*latent"]:
-        """Computes KL(q || N(0, 1)) of each latent element (b, t, h, w, c), in nats (paper, appendix B)."""
+        """Computes KL(q || N(0, 1)) of each latent element (b, t, h, w, c), in nats."""
         variance = jnp.exp(self.log_variance)
         return 0.5 * (jnp.square(self.mean) + variance - 1.0 - self.log_variance)

@@ -11,9 +11,9 @@ import jax
 def recomputed(f: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array) -> jax.Array:
     """Computes f(params, x) and stores only params and x for the backward pass.
 
-    Unlike `jax.checkpoint`, it makes the gradient of x wait for the gradients of the parameters. Otherwise
-    XLA may compute the gradients of the parameters last and keep the activations for them until then. On a
-    TPU this cost as much memory as rematerialization saves.
+    Unlike `jax.checkpoint`, it makes the gradient of x wait for the gradients of the parameters. Without this
+    order, XLA may leave the gradients of the parameters to the end of the backward pass, and keep the
+    activations that they need. On a TPU these activations took as much memory as rematerialization saves.
 
     Args:
       f: function of (params, x) that returns an array.

@@ -12,21 +12,21 @@ from vaejax.models.conv import CausalConv, Triple, first_chunk
 
 
 def space_to_depth(x: Float[Array, "B T H W C"], factor: int) -> Float[Array, "B T h w c"]:
-    """Rearranges (B, T, H, W, C) to (B, T, H/f, W/f, f·f·C), with pixel positions before channels."""
+    """Rearranges (B, T, H, W, C) to (B, T, H/f, W/f, f·f·C), f = factor, ordered (position, channel)."""
     b, t, h, w, c = x.shape
     x = x.reshape(b, t, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h // factor, w // factor, factor * factor * c)
 
 
 def depth_to_space(x: Float[Array, "B T h w c"], factor: int) -> Float[Array, "B T H W C"]:
-    """Rearranges (B, T, h, w, f·f·C) to (B, T, h·f, w·f, C): the inverse of `space_to_depth`."""
+    """Rearranges (B, T, h, w, f·f·C) to (B, T, h·f, w·f, C), f = factor: the inverse of `space_to_depth`."""
     b, t, h, w, c = x.shape
     x = x.reshape(b, t, h, w, factor, factor, c // factor**2)
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h * factor, w * factor, c // factor**2)
 
 
 def _haar_matrix(factor: int) -> jax.Array:
-    """Returns the orthonormal 2D Haar transform of a patch as a matrix (f·f, f·f), the low band first."""
+    """Returns the orthonormal matrix (f·f, f·f), f = factor, of a 2D Haar transform, the low band first."""
     rows = jnp.ones((1, 1))
     while rows.shape[0] < factor:
         low = jnp.kron(rows, jnp.array([[1.0, 1.0]]))
@@ -56,7 +56,7 @@ def stem(x: Float[Array, "B T H W C"], factor: int, kind: str) -> Float[Array, "
 
 
 def unstem(x: Float[Array, "B T h w c"], factor: int, kind: str) -> Float[Array, "B T H W C"]:
-    """Moves channels (B, T, h, w, f·f·C) back to pixels (B, T, h·f, w·f, C): the exact inverse of `stem`."""
+    """Moves channels (B, T, h, w, f·f·C) back to pixels (B, T, h·f, w·f, C), f = factor: inverts `stem`."""
     if kind == "haar" and factor > 1:
         bands = x.reshape(*x.shape[:-1], factor**2, -1)
         x = jnp.einsum(
@@ -69,9 +69,11 @@ def average_channels(x: Float[Array, "... C"], features: int) -> Float[Array, ".
     """Changes the number of channels without parameters, for shortcuts (DC-AE, arXiv 2410.10733).
 
     The list of channels is first repeated, up to the least common multiple of C and `features`. Channel j of
-    the result is then the mean of all channels whose index is j modulo `features`. After `space_to_depth`
-    this averages each channel over pixel positions; before `depth_to_space` it copies all channels to each
-    position.
+    the result is then the mean of all channels whose index is j modulo `features`.
+
+    Examples with K channels and factor f: on the f·f·K channels of `space_to_depth`, features = K averages
+    each of the K channels over the f·f positions. On K channels, features = f·f·K copies each of them to the
+    f·f positions of `depth_to_space`.
 
     Args:
       x: (..., C).
@@ -107,7 +109,10 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w features"]:
-        """Maps (B, 1 + st·k, H, W, C) to (B, 1 + k, H/s, W/s, features)."""
+        """Maps (B, 1 + st·k, H, W, C) to (B, 1 + k, H/s, W/s, features).
+
+        A later chunk of a stream has st·k frames, which become k.
+        """
         st, s, _ = self.strides
         y = CausalConv(
             self.features,
@@ -129,11 +134,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarges space and time by a pointwise convolution, plus a shortcut that repeats its input.
+    """Enlarges space and time by a convolution with a 1x1x1 kernel, plus a shortcut by `average_channels`.
 
     The convolution computes st·s·s pixels from each input pixel, as channels ordered (st, s, s, features).
-    Input frame j becomes output frames st·(j - 1) + 1 to st·j; of input frame 0 only output frame 0 is kept.
-    An image therefore stays an image, and no output depends on a later input.
+    Input frame j of a clip becomes output frames st·(j - 1) + 1 to st·j; of input frame 0 only output frame 0
+    is kept. An image therefore stays an image, and no output depends on a later input.
 
     Attributes:
       features: number of output channels.
@@ -151,11 +156,14 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b T H W features"]:
-        """Maps (b, 1 + k, h, w, c) to (b, 1 + st·k, h·s, w·s, features)."""
+        """Maps (b, 1 + k, h, w, c) to (b, 1 + st·k, h·s, w·s, features).
+
+        A later chunk of a stream has k frames, which become st·k.
+        """
         st, s, _ = self.strides
         phases = st * s * s * self.features
         first = first_chunk(self)
-        # Of the first frame's st output frames only the last is kept, so an image skips the others.
+        # Of the first frame's st output frames only the last is kept, so for an image only that is computed.
         last = phases // st if first and x.shape[1] == 1 else phases
         y = CausalConv(
             phases,
