@@ -84,7 +84,7 @@ def features(params: dict, x: jax.Array) -> jax.Array:
       Float32 logits (B, 400).
 
     Raises:
-      ValueError: if the clips have another shape.
+      ValueError: if x does not have the shape given above.
     """
     if x.ndim != 5 or x.shape[1] < SHORTEST or x.shape[2:] != (SIZE, SIZE, 3):
         raise ValueError(f"clips of shape {x.shape}; accepted: (B, T, 224, 224, 3), T at least {SHORTEST}")

@@ -30,7 +30,7 @@ def load(path: str | os.PathLike) -> dict:
       Float32 parameters {layer: {'kernel': array, 'bias': array}}.
 
     Raises:
-      weights.BadWeights: if the file is missing or damaged, or does not hold this network.
+      weights.BadWeights: if `path` is '', or the file is missing or damaged or does not hold this network.
     """
     if not path:
         raise BadWeights("FID's Inception: no weight file was given; accepted: the path of " + _FILE)
@@ -51,7 +51,7 @@ def features(params: dict, x: jax.Array) -> jax.Array:
       Nonnegative float32 features (N, 2048).
 
     Raises:
-      ValueError: if the images have another shape.
+      ValueError: if x does not have the shape given above.
     """
     if x.ndim != 4 or x.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"images of shape {x.shape}; accepted: (N, {SIZE}, {SIZE}, 3)")
@@ -75,13 +75,13 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
         x = _Block(layers, name).c(x, width)
     x = _Block(layers, "Mixed_7a").d(x)
     x = _Block(layers, "Mixed_7b").e(x, _average_pool(x))
-    # The trained network has max pooling here; the paper's figure shows average pooling.
+    # The trained network has max pooling here; the figure in arXiv 1512.00567 shows average pooling.
     x = _Block(layers, "Mixed_7c").e(x, _max_pool(x, 1))
     return x.mean((1, 2))
 
 
 class _Block:
-    """The five kinds of Inception block, one method each; blocks and branches are named as in torchvision."""
+    """The Inception blocks, one method for each kind, `a` to `e`; layers are named as in torchvision."""
 
     def __init__(self, layers: Layers, name: str):
         self.layers, self.name = layers, name

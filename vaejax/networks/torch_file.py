@@ -47,8 +47,8 @@ def load(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> dict
       Float32 arrays by name.
 
     Raises:
-      BadWeights: if the file is missing, damaged or not a state dict, or if an array is missing or differs in
-        shape.
+      BadWeights: if the file is missing, damaged or not a state dict, or if a required array is missing, has
+        the wrong shape, or does not consist of finite floating-point numbers.
     """
     state = read(path)
     missing = [name for name in shapes if name not in state]
@@ -104,7 +104,7 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): name for name in _STORAGES},  # its name suffices, as the class is never called
+    **{("torch", name): name for name in _STORAGES},  # the class is never called, so a name will do
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class BadWeights(ValueError):
-    """A weight file cannot be used; the one-line message names the file and the reason."""
+    """A weight file cannot be used; the one-line message says why and what is accepted."""
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -42,7 +42,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
       The nested dictionaries, with float32 arrays.
 
     Raises:
-      BadWeights: if the file is missing or damaged, holds more than arrays, or has other names or shapes.
+      BadWeights: if the file is missing or damaged, holds more than arrays, or fails `check`.
     """
     with reading(path) as file:
         tree = _ArraysOnly(file).load()
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """Opens a file for the block; any exception in the block becomes a one-line BadWeights."""
+    """Opens the file `path` for the block; any exception in the block becomes a one-line BadWeights."""
     try:
         with open(path, "rb") as file:
             yield file
