@@ -222,9 +222,9 @@ class Adversary:
     ) -> tuple[Float[Array, "B T H W C"], dict[str, Any], dict[str, LogitStats], dict[str, Float[Array, ""]]]:
         """Computes the gradients of the discriminators' and of the generator's losses for one batch.
 
-        Each discriminator runs forward once on x and once on x_hat; 'video' skips images. The forward pass on
-        x_hat serves both losses: the discriminator's loss gives the gradient of the discriminator's
-        parameters, the generator's loss gives the gradient of x_hat.
+        Each discriminator runs forward once on x, once more on x for the R1 penalty if that is on, and once
+        on x_hat; 'video' skips images. The forward pass on x_hat serves two losses: the discriminator's loss
+        gives the gradient of the discriminator's parameters, the generator's loss gives that of x_hat.
 
         Args:
           states: states of the discriminators by name.
@@ -233,10 +233,10 @@ class Adversary:
           key: random key that chooses the frames that 'image' sees.
 
         Returns:
-          The gradient of the sum of generator losses with respect to x_hat; the gradients of each
-          discriminator's parameters, by name; the statistics of each discriminator's logits, by name; and
-          scalar metrics: 'adversarial_NAME' (the generator's loss), 'discriminator_NAME' (the
-          discriminator's loss) and, if the R1 weight is not 0, 'r1_NAME' (the R1 penalty).
+          The gradient of the sum of generator losses with respect to x_hat; by name, for each discriminator
+          that ran, the gradients of its parameters and the statistics of its logits; and scalar metrics:
+          'adversarial_NAME' (the generator's loss), 'discriminator_NAME' (the discriminator's loss) and, if
+          the R1 weight is not 0, 'r1_NAME' (the R1 penalty).
         """
         total, gradients, stats, terms = jnp.zeros_like(x_hat), {}, {}, {}
         for name, module in self.discriminators.items():
@@ -257,7 +257,7 @@ class Adversary:
         x_hat: Float[Array, "B T H W C"],
         frames: Int[Array, " n"] | None,
     ) -> tuple[Float[Array, "B T H W C"], Any, LogitStats, dict[str, Float[Array, ""]]]:
-        """Computes `gradients` for one discriminator; it sees only `frames`, None for all."""
+        """Computes `gradients` for one discriminator, which sees the frames of these indices; None: all."""
 
         def discriminate(params: Any, x: jax.Array) -> Any:
             x = x if frames is None else x[:, frames]
@@ -330,7 +330,8 @@ def adaptive_weight(
     """Computes VQGAN's adaptive weight (arXiv 2012.09841): the ratio of two gradients' norms.
 
     Args:
-      reconstruction: gradient of all other terms with respect to the kernel of the decoder's last layer.
+      reconstruction: gradient of all terms on the reconstruction but the adversarial one, with respect to the
+        kernel of the decoder's last layer.
       adversarial: gradient of the adversarial term with respect to the same kernel.
       limit: upper bound of the weight.
 

@@ -79,7 +79,7 @@ def roughness(z: Float[Array, "b t h w c"], correlation: float) -> Float[Array, 
 def masked(key: PRNGKeyArray, z: Float[Array, "b t h w c"], probability: float) -> Float[Array, "b t h w c"]:
     """Zeroes the last channels of random samples; a random number of first channels, 1 to c - 1, is kept.
 
-    Training with it moves the most important content into the first channels, as in DC-AE 1.5 (arXiv
+    Training with masking moves the most important content into the first channels, as in DC-AE 1.5 (arXiv
     2508.00413) and SSVAE (arXiv 2512.05394).
 
     Args:

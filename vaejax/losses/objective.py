@@ -42,7 +42,7 @@ LIKELIHOODS = {"laplace": laplace_nll, "gaussian": gaussian_nll}
 
 
 def high_pass(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Computes the L1 distance of frames minus their Gaussian blurs (LiteVAE, arXiv 2405.14477).
+    """Computes the L1 distance of high frequencies: frames minus their blurs (LiteVAE, arXiv 2405.14477).
 
     Args:
       x: pixels (B, T, H, W, C) in [-1, 1].
@@ -58,7 +58,7 @@ def high_pass(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) ->
 def wavelet(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
     """Computes the Charbonnier distance of the high Haar bands of each frame (LiteVAE, arXiv 2405.14477).
 
-    The distance of a difference d is sqrt(d² + ε²) - ε.
+    The distance of a difference d is sqrt(d² + ε²) - ε, with ε = CHARBONNIER_EPSILON.
 
     Args:
       x: pixels (B, T, H, W, C) in [-1, 1], H and W even.
@@ -133,7 +133,8 @@ class Objective:
       the same, and the loss has the magnitude of a sum over one sample of the reference shape.
 
     Attributes:
-      weights: weight of each of TERMS; a term with a missing or zero weight is not computed.
+      weights: weight of each of TERMS. A term with a missing or zero weight is not computed, except
+        'reconstruction' and 'kl', which are also metrics.
       likelihood: 'laplace' or 'gaussian', with one learned log-scale.
       normalization: 'sum', 'mean' or 'reference'.
       reference: reference shape (T', H', W').
@@ -233,7 +234,7 @@ class Objective:
 
 
 def _blur(x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    """Blurs every frame with a Gaussian; border pixels are repeated."""
+    """Blurs every frame with a Gaussian; border pixels are repeated beyond the border."""
     reach = round(3 * HIGH_PASS_SIGMA)
     kernel = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / HIGH_PASS_SIGMA) ** 2)
     kernel /= kernel.sum()
