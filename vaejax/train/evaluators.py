@@ -20,8 +20,8 @@ class Evaluators:
     Args:
       setup: configuration, mesh, data and programs of the run.
       watchdog: notified before every batch.
-      preemption: source of stop signals, which end an evaluation early. Only the scoring after the last
-        update always finishes.
+      preemption: source of stop signals, which end an evaluation early. After the last update, only the probe
+        can end early.
     """
 
     def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
@@ -95,7 +95,7 @@ class Evaluators:
             pass
 
     def _stopping(self, what: str, last_finishes: bool) -> Callable[[], bool]:
-        """Returns a function that all processes call before each batch; it returns whether to stop."""
+        """Returns a function that says whether to stop; all processes call it together, before each batch."""
 
         def stopping() -> bool:
             self._watchdog.begin(what, self._step, patient=True)

@@ -15,6 +15,8 @@ from vaejax.train.setup import Setup
 def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
     """Computes and stores the statistics of the training latents, with which diffusion models normalize them.
 
+    Does nothing if eval.latent_samples is 0.
+
     Args:
       setup: setup of the run.
       folder: folder of the run; its last checkpoint must be complete.
@@ -27,7 +29,10 @@ def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
 
 
 def complete(folder: RunFolder, step: int, config: Config) -> None:
-    """Computes the latent statistics of a finished run that lacks them, e.g. because it was killed."""
+    """Computes the latent statistics of a finished run that lacks them, e.g. because it was killed.
+
+    Does nothing if eval.latent_samples is 0.
+    """
     missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
     if any(distributed.all_gather(missing)):
         latent_statistics.of_run(VaeCodec.open(str(folder.path)), str(folder.path), step)

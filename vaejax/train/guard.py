@@ -1,4 +1,4 @@
-"""The step guard: counts non-finite updates, records them in DIR/bad_steps.jsonl and decides on rollbacks."""
+"""The step guard: counts non-finite updates, records them in bad_steps.jsonl and decides on rollbacks."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -31,9 +31,9 @@ class Pending(NamedTuple):
 class StepGuard:
     """Counts skipped updates and rollbacks. All processes hold the same counts; process 0 writes them.
 
-    bad_steps.jsonl has a line {"step", "samples": {bucket: names}} for each skipped update, and a line
-    {"step", "back_to", "positions"} for each rollback. "positions" is the number of batches that each bucket
-    had drawn by then.
+    bad_steps.jsonl, in the folder of the run, has a line {"step", "samples": {bucket: names}} for each
+    skipped update, and a line {"step", "back_to", "positions"} for each rollback. "positions" is the number
+    of batches that each bucket had drawn before the rollback.
 
     Args:
       folder: folder of the run; if it has a bad_steps.jsonl, counting continues from it.
@@ -75,7 +75,7 @@ class StepGuard:
         return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
 
     def check(self, pending: Pending | None) -> None:
-        """Waits for an update and counts it as skipped if it was not finite."""
+        """Waits for an update, if there is one, and counts it as skipped if it was not finite."""
         if pending is None:
             return
         if bool(pending.terms["all"]["finite"]):
@@ -99,14 +99,14 @@ class StepGuard:
 
     @property
     def must_roll_back(self) -> bool:
-        """Whether too many consecutive updates were skipped."""
+        """Whether recovery.bad_steps or more consecutive updates were skipped."""
         return self.in_row >= self._config.bad_steps
 
     def roll_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:
         """Records a rollback from `step` to checkpoint `back_to`, and the number of batches drawn per bucket.
 
         Raises:
-          TrainingFailed: after config.recovery.rollbacks rollbacks to the same checkpoint.
+          TrainingFailed: if recovery.rollbacks rollbacks returned to the same checkpoint before.
         """
         most = self._config.rollbacks
         if sum(line.get("back_to") == back_to for line in self._lines) >= most:

@@ -51,7 +51,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
 
     Raises:
       InputError: if the configuration or an input cannot be used.
-      TrainingFailed: if updates stay non-finite after all rollbacks.
+      TrainingFailed: if updates stay non-finite after all rollbacks, or if hosts see different media.
     """
     checked = check(config)
     with Watchdog(checked.recovery.stall) as watchdog:
@@ -82,7 +82,9 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
 
 
 class Run:
-    """The objects of a run that outlive a rollback, compiled programs included: no rollback recompiles.
+    """The objects of a run that outlive a rollback, compiled programs included.
+
+    A rollback recompiles only if it returns to before the start of a loss term.
 
     Attributes:
       guard: counts skipped updates and rollbacks.
@@ -159,7 +161,8 @@ class Run:
                         scores = self.evaluators.run(due, step + 1, state, report)
                         self.scores = scores or self.scores
                         stopping = stopping or self.preemption.received()
-                    # While updates are being skipped, the state may be the cause, so it is not saved.
+                    # While updates are being skipped, the state may be the cause. It is then saved only at
+                    # the end of the run.
                     if due.last or ((stopping or due.save) and not guard.in_row):
                         self._save(step + 1, state, positions, scores, report)
                 if due.last:

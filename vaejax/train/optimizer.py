@@ -6,15 +6,15 @@ import optax
 from vaejax.config.schema import OptimConfig
 
 # Factor on the learning rate of the likelihood's log-scale. The log-scale must fall from 0 to about -3, but
-# Adam moves a parameter by at most about one learning rate per update. The weight of the NLL relative to the
-# KL changes until the log-scale settles.
+# Adam moves a parameter by at most about one learning rate per update. The log-scale should settle early,
+# because until it has settled the weight of the NLL relative to the KL changes.
 LOG_SCALE_RATE = 10.0
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """Returns the schedule: linear warm-up, then a constant rate or cosine decay, see `config.schedule`.
 
-    The cosine ends at `final_fraction` of the peak after `steps` updates.
+    The cosine ends at config.final_fraction of the peak after `steps` updates.
 
     Args:
       config: section `optim` of the configuration.
@@ -32,7 +32,7 @@ def clipping(config: OptimConfig) -> optax.GradientTransformation:
     """Returns adaptive gradient clipping per output unit (NFNets, arXiv 2102.06171, equation 3).
 
     The gradient g of a unit with weights w is scaled by min(1, λ·max(|w|, 1e-3) / |g|), with norms over the
-    fan-in and λ = config.agc; 0 turns clipping off. Exempt are the decoder's last convolution, the
+    fan-in and λ = config.agc; λ = 0 turns clipping off. Exempt are the decoder's last convolution, the
     likelihood's log-scale and, unless config.agc_scales, the scales and gains of modulated kernels.
     """
 

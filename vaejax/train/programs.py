@@ -1,4 +1,4 @@
-"""The compiled programs of an update: one per bucket for its gradients, and one for the optimizer step."""
+"""The compiled programs of an update: zero gradients, gradients of each bucket, and the optimizer step."""
 
 import contextlib
 import dataclasses
@@ -32,10 +32,10 @@ from vaejax.train.state import TrainState
 
 
 class Phase(NamedTuple):
-    """The loss terms that are on at a step; each combination has its own compiled programs.
+    """The loss terms that have started at a step; each combination has its own compiled programs.
 
     Attributes:
-      perceptual: whether the perceptual term is on.
+      perceptual: whether the perceptual term has started; True in a run without it.
       adversarial: whether the discriminators train.
     """
 
@@ -99,7 +99,7 @@ class Programs:
         )
 
     def phase(self, step: int) -> Phase:
-        """The loss terms that are on at update `step`, counted from 0."""
+        """The loss terms that have started at update `step`, counted from 0."""
         return Phase(
             step >= self.perceptual_start, self.adversary is not None and self.adversary.is_training(step)
         )
@@ -147,7 +147,7 @@ class Programs:
         return apply.trace(self.state, self.accumulated(phase))
 
     def model_flops(self, phase: Phase, bucket: Bucket) -> int:
-        """FLOPs of the gradients of one batch, not counting what rematerialization computes again."""
+        """FLOPs of the gradients of one batch, not counting what the model's `remat` computes again."""
         architecture = dataclasses.replace(self.model.architecture, remat=())
         once = dataclasses.replace(self, model=self.model.clone(architecture=architecture))
         return flops.count(once.gradients(phase, bucket).jaxpr)
@@ -236,7 +236,7 @@ class Update:
         return state, terms
 
     def cost(self, batches: Mapping[str, Batch]) -> Cost:
-        """The samples, pixels and FLOPs of an update on these batches, over all processes."""
+        """The samples, pixels and FLOPs of an update over all processes; 0 FLOPs unless `counts_flops`."""
         drawn = [self._buckets[name] for name in batches]
         return Cost(
             sum(b.batch for b in drawn),
@@ -246,7 +246,10 @@ class Update:
 
     @contextlib.contextmanager
     def _timed(self, what: str, step: int, watchdog: Watchdog) -> Iterator:
-        """Prints what the block compiles and its time; yields a function that returns the seconds so far."""
+        """Prints what the block compiles and how long that took.
+
+        Yields a function that returns the seconds so far.
+        """
         watchdog.begin(f"compiling {what}", step, patient=True)
         is_main = jax.process_index() == 0
         if is_main:

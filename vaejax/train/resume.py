@@ -30,8 +30,8 @@ def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None
       config: configuration of this run.
 
     Raises:
-      InputError: if a key of the networks differs, which the message names, or if config.init has no
-        checkpoint.
+      InputError: if a key differs on which the parameters of the networks depend, or if config.init has no
+        checkpoint. The message names the key.
     """
     if start:
         _check_same(checkpoints.config(start), config, "this workdir", discriminators=True)

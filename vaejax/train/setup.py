@@ -65,7 +65,7 @@ class Setup:
 
     @functools.cached_property
     def initialize(self) -> Callable[[], TrainState]:
-        """The function that initializes the train state; compiled once, so a rollback compiles nothing."""
+        """The function that initializes the train state; compiled once, for the start and all rollbacks."""
         programs = self.programs
         return states.initializer(
             programs.model, programs.optimizer, programs.adversary, self.mesh, self.config.seed

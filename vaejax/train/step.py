@@ -33,7 +33,7 @@ class Accumulated:
     """Gradients accumulated over the buckets of one update.
 
     Attributes:
-      generator: weighted sum of the gradients of state.params.
+      generator: weighted sum of the gradients of `TrainState.params`.
       discriminators: weighted sums of the gradients of each discriminator's parameters, by name.
       logits: statistics of each discriminator's logits, by name.
       finite: boolean (), True if every loss and gradient so far is finite.
@@ -59,7 +59,7 @@ def reconstruct(
     Args:
       model: the autoencoder.
       objective: objective, whose settings decide on masking and on the equivariance term.
-      params: parameters, structured as state.params.
+      params: parameters, structured as `TrainState.params`.
       x: pixels (B, T, H, W, C) in [-1, 1].
       key: random key of the sample, the mask and the equivariance term.
 
@@ -96,14 +96,15 @@ def bucket_gradients(
 ) -> tuple[Accumulated, Terms]:
     """Adds the gradients of one bucket's batch, times the bucket's weight, to those of earlier buckets.
 
-    The autoencoder runs forward once. The gradients of all terms with respect to its outputs, the adversarial
-    term's included, are summed before they are propagated back through it.
+    All terms share one forward pass of the autoencoder, in which equivariance decodes a second latent. The
+    gradients of all terms with respect to the outputs of this pass, the adversarial term's included, are
+    summed and then propagated back through the autoencoder.
 
     Args:
       state: state before the update.
       accumulated: gradients of the update's earlier buckets.
       frames: uint8 pixels (B, T, H, W, C) of the batch over all devices.
-      key: random key of the run; step and shape are folded in here, so noise never repeats.
+      key: random key of the run; step and shape are folded in here, so each step and shape has its own noise.
       lpips_params: parameters of the perceptual network; {} if the term is off.
       weight: weight of the bucket.
       model: the autoencoder.
