@@ -13,7 +13,7 @@ def folder() -> pathlib.Path:
 
 
 def share(workdir: str) -> None:
-    """From now on, uses the folder `cache` inside `workdir` as the cache, because all hosts share it."""
+    """From now on, uses the folder `cache` inside `workdir`, which all hosts share, as the cache."""
     global _of_run
     _of_run = pathlib.Path(workdir).expanduser() / "cache"
 

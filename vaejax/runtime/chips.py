@@ -73,6 +73,9 @@ def peak_flops(kind: str) -> float:
 
 
 def _named(kind: str, known: Mapping[str, Any]) -> Any:
-    """The value of the longest name that is part of `kind`, in whole words: an L40 is not an L4."""
+    """The value of the longest name that is part of `kind`; None if there is none.
+
+    Only whole words count: an L40 is not an L4.
+    """
     names = [name for name in known if re.search(rf"\b{re.escape(name)}\b", kind)]
     return known[max(names, key=len)] if names else None

@@ -122,7 +122,7 @@ def check_shared(folder: pathlib.Path) -> None:
 
 
 def main_process_first(make: Callable[[], T]) -> T:
-    """Calls `make` on process 0, then on the others, which find its files on a shared disk.
+    """Calls `make` on process 0, then on the others, which find the files that process 0 wrote.
 
     Raises:
       InputError: on all processes, if process 0 raises it.
@@ -159,7 +159,8 @@ def check_same(what: str, digest: Callable[[], Any]) -> None:
 def lockstep(items: Iterable[T], frames: Callable[[T], Any] = lambda item: item) -> Iterator[T]:
     """Yields the same items on all processes, after checking that they are the same.
 
-    Without it, if one process failed to read an item, the others would wait for it in the next computation.
+    Without this check, if one process failed to read an item, the others would wait for that process in the
+    next computation.
 
     Args:
       items: items of this process; reading one may raise an InputError.
@@ -227,7 +228,10 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def _is_alone_on_host() -> bool:
-    """Whether the launcher started only this process on this host; True if unknown."""
+    """Whether the launcher started only this process on this host; True if unknown.
+
+    With Slurm, whether it started only one process on every host.
+    """
     # Values such as '2', '1(x4)' and '2,1(x3)'. Open MPI's variable comes first, because its processes
     # inherit Slurm's variable, which describes mpirun.
     for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):

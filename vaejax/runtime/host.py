@@ -1,4 +1,4 @@
-"""The cores and memory that this process may use, within the limits of its container and scheduler."""
+"""The cores that this process may run on, and the memory of its host or container."""
 
 import os
 import pathlib

@@ -1,8 +1,9 @@
-"""The device mesh and every sharding rule. No other file names a mesh axis.
+"""The device mesh and every sharding rule. No other file creates a sharding from mesh axes.
 
-`data` splits the batch. `fsdp` splits the batch, parameters, optimizer state and EMA (ZeRO-3). `space` splits
-the batch too if its size is a multiple of the number of devices. Otherwise `space` splits the height of
-frames and activations, and XLA exchanges the rows that convolutions need from neighboring parts.
+The mesh has three axes. `data` splits the batch. `fsdp` splits the batch, parameters, optimizer state and EMA
+(ZeRO-3). `space` splits the batch too if the batch size is a multiple of the number of devices. Otherwise
+`space` splits the height of frames and activations, and XLA exchanges the rows that convolutions need from
+neighboring parts.
 """
 
 import bisect
@@ -24,7 +25,7 @@ from vaejax.models.constraints import Placement, placing
 AXES = ("data", "fsdp", "space")
 BATCH = AXES[:2]  # the axes that split every batch
 # The two shardings of frames and latents (B, T, H, W, C). SAMPLES puts whole samples on every device. HEIGHT,
-# for batches that are not a multiple of the number of devices, splits samples too.
+# for batch sizes that are not a multiple of the number of devices, also splits the height of each sample.
 SAMPLES = P(AXES)
 HEIGHT = P(BATCH, None, "space")
 # Arrays with fewer elements are replicated: sharding would save too little memory for its communication.
@@ -59,7 +60,7 @@ def make_mesh(
 
 
 def over_height(devices: Sequence[jax.Device]) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
-    """A mesh that splits the height of each clip over all `devices`."""
+    """A mesh that splits a batch over `devices`: by samples if their number divides it, else by height."""
     return Mesh(np.array(devices).reshape(1, 1, -1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -87,7 +88,7 @@ def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
 
 
 def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """A context in which traced models shard activations like their batch and gather kernels everywhere."""
+    """A context in which traced models shard activations as `frames_sharding` says and replicate kernels."""
 
     def frames(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, frames_sharding(mesh, len(x)))
@@ -110,7 +111,7 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:
-    """The largest set of mesh axes that splits `count` images into equal parts; () if there is none."""
+    """The first of AXES, BATCH and () that splits `count` images into equal parts; () does not split them."""
     return next(axes for axes in (AXES, BATCH, ()) if count % _parts(mesh, axes) == 0)
 
 
@@ -134,7 +135,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copies a tree of arrays to every device; each must be sharded already, or equal on all processes."""
+    """Copies a tree of arrays to every device; each array must be sharded, or equal on all processes."""
     return jax.jit(_identity, out_shardings=replicated(mesh))(tree)
 
 
@@ -160,7 +161,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
-    """Splits the last dimension that `fsdp` divides, usually output channels; small arrays are replicated."""
+    """Splits the last dimension that `fsdp` divides, usually output channels; replicates small arrays."""
     if fsdp > 1 and math.prod(shape) >= SMALLEST_SHARDED:
         for dim in reversed(range(len(shape))):
             if shape[dim] % fsdp == 0:

@@ -14,9 +14,10 @@ AGREE_SECONDS = 5  # approximate time between two exchanges in which the process
 
 
 class Preemption:
-    """Records SIGTERM and SIGINT after `listen` is called; a second SIGINT interrupts at once.
+    """Records SIGTERM and SIGINT after `listen` is called; a SIGINT after another signal interrupts at once.
 
-    Leaving the context restores the previous signal handlers.
+    Leaving the context restores the previous signal handlers. If several processes have agreed to stop,
+    SIGTERM is ignored from then on.
     """
 
     def __init__(self):
@@ -56,8 +57,8 @@ class Preemption:
         """Whether any process received a signal, with the same answer on all processes.
 
         An exchange waits for the devices, so several processes exchange only every few seconds. They choose
-        the step of the next exchange by the pace of the slowest. They always exchange at the first step and
-        at the first step after a rollback.
+        the step of the next exchange by the pace of the slowest. They always exchange at the first step, and
+        after a rollback to before the step of the latest exchange.
         """
         if jax.process_count() == 1:
             return self._received

@@ -9,7 +9,7 @@ import jax
 
 
 class Profile:
-    """Traces a range of updates; leaving the context ends an open trace.
+    """Traces a range of updates on process 0; leaving the context ends an open trace.
 
     Args:
       directory: folder of the traces.

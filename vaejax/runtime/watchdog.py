@@ -19,7 +19,7 @@ from vaejax.runtime import distributed
 
 REPORT_SECONDS = 5  # interval of each process's reports to the others
 # Seconds without a report from a process after which process 0 prints a warning. This is shorter than
-# HEARTBEAT, after which JAX ends all processes.
+# distributed.HEARTBEAT, after which JAX ends all processes.
 SILENCE = distributed.HEARTBEAT // 4
 KEY = "vaejax/activity/"  # prefix of the reports' keys in JAX's key-value store
 WAITING_FOR_DEVICES = "waiting for the devices"
@@ -129,7 +129,9 @@ class SilenceDetector:
         self._named: set[int] = set()
 
     def newly_silent(self, activities: Sequence[Activity], now: float) -> list[Activity]:
-        """The latest report of each process silent for SILENCE seconds, but only once until the next report.
+        """The latest report of each process that has just become silent, for SILENCE seconds.
+
+        A process is returned again only if it reports in between, and never if its latest report is DONE.
 
         Args:
           activities: latest reports of all processes.
