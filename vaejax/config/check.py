@@ -58,7 +58,7 @@ def from_saved(saved: Mapping[str, Any]) -> Config:
 
 
 def unknown_key(key: str) -> str:
-    """The error message for a key that does not exist, with up to three similar keys."""
+    """The error message for a key that does not exist; it names similar keys, or else the top-level ones."""
     section = next((name for name in OPEN_SECTIONS if key.startswith(name + ".")), None)
     if section:
         return f"{key}: no such entry; accepted: the whole mapping, as --config.{section}='{{...}}'"
@@ -140,7 +140,7 @@ def _batch(fields: Any) -> int:
 
 
 def _check_best(config: Config, buckets: Sequence[str]) -> None:
-    """Raises an InputError unless checkpoint.best is '' or a score that exists when checkpoints are saved."""
+    """Raises an InputError unless checkpoint.best is '' or a score that some saved checkpoints have."""
     best = config.checkpoint.best
     if not best:
         return

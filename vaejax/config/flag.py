@@ -64,7 +64,11 @@ def shipped_names() -> list[str]:
 
 
 def _file(name: str) -> str:
-    """Returns FILE[:VARIANT] with the path of a shipped FILE, such as `demo` or `configs/demo.py`."""
+    """Returns FILE[:VARIANT] with a path as FILE; a shipped file may be named `demo` or `configs/demo.py`.
+
+    Raises:
+      InputError: if there is no such file.
+    """
     path, *variant = name.split(":", 1)
     shipped = SHIPPED / pathlib.Path(path).with_suffix(".py").name
     if not os.path.isfile(path) and os.path.dirname(path) in ("", "configs") and shipped.is_file():

@@ -27,7 +27,7 @@ def _whole(value: Any) -> bool:
 
 
 def one_of(*values: Any) -> Accepts:
-    """Accepts one of these values."""
+    """Returns the `Accepts` of a setting whose value must be one of `values`."""
     return Accepts(lambda v: v in values, "one of " + ", ".join(map(repr, values)))
 
 

@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "image_320x192": {"batch": 64, "every": 2},
     }
     config.data.zoom = 4.0
-    config.data.min_quality = 75  # JPEG artifacts are noise that distorts the latent (Linum field notes)
+    config.data.min_quality = 75  # JPEG artifacts are noise that distorts the latent (docs/training.md)
     config.model.dtype = "bfloat16"
     if arg == "tiny":
         shrink(config)

@@ -21,10 +21,11 @@ from ml_collections import ConfigDict
 
 from vaejax.configs import shrink, variant
 
-# Loss weight by resolution, from the Linum field notes; it keeps the model from forgetting low resolutions.
+# Loss weight at 180p, 360p and 720p, from Linum's field notes (docs/training.md). It keeps the model from
+# forgetting low resolutions.
 WEIGHT = {180: 1.1, 360: 0.1, 720: 0.01}
 # Batches of `large` for 256 chips of 16 GB. Each chip gets at least one sample, except in the last two rows:
-# there eight chips share the height of a clip.
+# there eight chips share the height of each clip.
 LARGE = {
     "image_192x320": 1024,
     "image_320x192": 512,
@@ -58,7 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "video_17x704x1280": {"batch": 16, "weight": WEIGHT[720], "every": 8},
     }
     config.data.zoom = 2.0
-    config.data.min_quality = 75  # JPEG artifacts are noise that distorts the latent (Linum field notes)
+    config.data.min_quality = 75  # JPEG artifacts are noise that distorts the latent (docs/training.md)
     config.data.workers = 16
 
     config.model.size = "large" if arg == "large" else "base"
