@@ -23,7 +23,7 @@ def load(
     overlap: int | None = None,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Codec:
-    """Opens a trained VAE, which encodes frames to latents and decodes them.
+    """Opens a trained VAE, which encodes frames to latents and decodes latents to frames.
 
     Within a process, a second model of the same architecture reuses the compiled programs of the first.
 
@@ -34,7 +34,8 @@ def load(
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
       overlap: overlap of neighboring tiles in pixels. None: enough for exact results, or a quarter of a tile
         if attention or group normalization makes exact results impossible.
-      devices: JAX devices over which the height of each frame is split; None: one device.
+      devices: JAX devices over which a batch is split, by samples if their number divides the batch, else by
+        the height of frames; None: one device.
 
     Returns:
       A `vaejax.codec.codec.Codec`.

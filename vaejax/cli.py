@@ -26,7 +26,10 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Runs `vaejax COMMAND ...` by replacing this process with `python -m MODULE ...`."""
+    """Runs `vaejax COMMAND ...` by replacing this process with `python -m MODULE ...`.
+
+    Without a known command, prints the usage or an error and returns the exit code.
+    """
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command not in COMMANDS:
         if command not in ("", "-h", "--help"):
@@ -39,7 +42,7 @@ def main() -> int:
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
-    """The argument parser of `python -m module`."""
+    """Returns a parser for `python -m module`; `example` holds the arguments of an example call."""
     prog = f"python -m {module}"
     return argparse.ArgumentParser(prog=prog, description=description, epilog=f"example: {prog} {example}")
 
@@ -83,7 +86,12 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(name: str, flag: str = "--out") -> Iterator[None]:
-    """Turns an OSError while writing to an output folder into an InputError."""
+    """A context for writing output that turns an OSError into an InputError.
+
+    Args:
+      name: value of the flag, for the error message.
+      flag: flag that names the output.
+    """
     try:
         yield
     except OSError as error:
@@ -92,10 +100,10 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_disk_errors(workdir: str) -> Iterator[None]:
-    """Turns errors of a full or failing disk into a TrainingFailed that names the folder of the run.
+    """A context that turns errors of a full, read-only or failing disk into a TrainingFailed.
 
-    Libraries wrap an OSError in their own exceptions. The texts of all chained exceptions are therefore
-    searched for the operating system's message.
+    The message names `workdir`, the folder of the run. Libraries wrap an OSError in their own exceptions. The
+    texts of all chained exceptions are therefore searched for the operating system's message.
     """
     try:
         yield

@@ -1,7 +1,8 @@
 """Atomic files and folders, and strict JSON.
 
 A file or folder is written under a temporary hidden name and renamed when it is complete, so a reader never
-sees half of it and a kill leaves the old version in place.
+sees half of it. A kill leaves the old version of a file in place, and almost always that of a folder. A kill
+between the two renames of a folder leaves it hidden, until the next `atomic_folder` of its path restores it.
 """
 
 import contextlib
@@ -85,8 +86,8 @@ def sweep(paths: Iterable[pathlib.Path]) -> None:
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Creates a temporary folder, and renames it to `path` if the block succeeds.
 
-    An existing folder stays in place until then, and is restored if the renaming fails. Before the block,
-    what a killed job left behind is cleaned up.
+    A folder that is already at `path` stays there while the block runs, and is restored if the renaming
+    fails. What a killed job left behind is cleaned up before the block.
 
     Raises:
       OSError: if it cannot be written.

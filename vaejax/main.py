@@ -18,7 +18,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run already
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Trains; exits with code 0 when done, or 75 if a signal stopped the run, which can be resumed."""
+    """Trains and exits: with code 0 when done, 75 if a signal stopped the run, or an error code of `cli.run`.
+
+    The same command resumes a stopped run.
+    """
     if len(argv) > 1:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
