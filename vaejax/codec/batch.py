@@ -29,7 +29,7 @@ class BatchConverter:
       stop: event that, once set, ends the work soon; unfinished files are discarded.
 
     Attributes:
-      counts: number of tasks by outcome: a value of `DONE`, ALREADY_THERE or REFUSED.
+      counts: number of tasks by outcome, which is `DONE[action]`, `ALREADY_THERE` or `REFUSED`.
     """
 
     def __init__(self, action: str, codec: Codec, settings: Settings, workers: int, stop: threading.Event):

@@ -80,7 +80,7 @@ class _Stream:
 
         Args:
           x: the next items, (B, n, ...), or None.
-          pixels: number of pixels that one latent frame stands for, over all its frames.
+          pixels: number of pixels that one latent frame covers: H · W times the temporal factor.
         """
         if self._waiting is not None:
             x = self._waiting if x is None else _numpy_of(x).concatenate([self._waiting, x], axis=1)
@@ -173,8 +173,8 @@ class StreamEncoder(_Stream):
 
         Raises:
           InputError: for frames smaller than 16x16.
-          ValueError: for other shapes, data types or ranges, if a data type or a shape, except for T, differs
-            from earlier calls, or after `flush`.
+          ValueError: for other shapes or data types; for floats out of range; if the data type or the shape,
+            except for T, differs from earlier calls; or after `flush`.
         """
         x = self._checked(frames, "frames")
         dtype = "uint8" if x.dtype == np.uint8 else "float32"
@@ -287,7 +287,7 @@ class StreamDecoder(_Stream):
           Frames, (T, H, W, 3) or (B, T, H, W, 3), in the stream's data type; T may be 0.
 
         Raises:
-          ValueError: for other shapes, if a shape, except for t, differs from earlier calls, or after
+          ValueError: for other shapes; if the shape, except for t, differs from earlier calls; or after
             `flush`.
         """
         x = self._checked(latents, "latents")

@@ -1,4 +1,4 @@
-"""Decodes clips to upright uint8 RGB frames with square pixels, by their timestamps and color tags."""
+"""Decodes clips to upright uint8 RGB frames with square pixels, following timestamps and color tags."""
 
 import contextlib
 import io

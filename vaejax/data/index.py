@@ -1,7 +1,7 @@
 """The media index: a Parquet table of the photos and clips in a folder, unreadable ones included.
 
-A scan decodes every file completely, so damage is known before training. A later scan reads only files
-that are new, changed (in size or modification time) or crashed the decoder, and drops deleted ones.
+A scan decodes every file completely, so damage is known before training. A later scan decodes only files that
+are new, that changed (in size or modification time), or on which the decoder crashed. It drops deleted files.
 
     python -m vaejax.data.index FOLDER
 """

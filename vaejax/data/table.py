@@ -120,7 +120,7 @@ class Source:
           weight: relative share of the samples.
           fields: {key: value}, with keys from `FIELDS`.
           data: config.data.
-          key: configuration key of the source, or of its path, for error messages.
+          key: configuration key for error messages: data.sources.LABEL, plus '.path' if the kind has a path.
 
         Raises:
           InputError: if the fields are invalid or nothing can be read.

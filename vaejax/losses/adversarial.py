@@ -184,7 +184,7 @@ class Adversary:
         )
 
     def init(self, key: PRNGKeyArray) -> dict[str, DiscriminatorState]:
-        """Initializes every discriminator; its singular vectors are those of the initial kernels."""
+        """Initializes every discriminator, and the singular vectors with which its spectral norm starts."""
         states = {}
         for name, module in self.discriminators.items():
             variables = module.init(key, jnp.zeros((1, 5 if module.temporal else 1, 32, 32, 3)))

@@ -53,7 +53,7 @@ def convolve(
       x: clip (B, T, H, W, C).
       kernel: kernel (kt, kh, kw, C, C').
       strides: strides (st, sh, sw).
-      same: whether to pad height and width with zeros.
+      same: whether to pad height and width with zeros, by kernel size minus stride (not XLA's 'SAME').
 
     Returns:
       (B, 1 + (T - kt) // st, H', W', C'): H' = H // sh if `same`, else 1 + (H - kh) // sh; W' likewise.

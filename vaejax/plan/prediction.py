@@ -12,11 +12,12 @@ from vaejax.runtime.chips import Chip
 class Prediction:
     """The memory that an update needs on every chip, and the time that it takes.
 
-    XLA's own estimate of a large program's time is negative, so time is predicted from the program's work.
-    The predicted time is the longer of computation at peak FLOP/s and memory traffic at full bandwidth, plus
-    the time of collectives. Collectives are assumed to overlap with nothing and to use the links of one
-    dimension of the slice. Operations are assumed to be split evenly, so work that several chips repeat is
-    not counted. A real run is slower, because no kernel reaches the peak.
+    XLA's own time estimate is useless for large programs: it comes out as a negative number. So time is
+    predicted from counted work: the longer of computation at peak FLOP/s and memory traffic at full
+    bandwidth, plus the time of collectives. Collectives are assumed to overlap with nothing and to use the
+    links of one dimension of the slice. The FLOPs of the whole program are divided evenly among the chips,
+    so work that several chips repeat counts only once. A real run is slower, because no kernel reaches the
+    peak.
 
     Attributes:
       buckets: buckets of the run.

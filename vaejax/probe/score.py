@@ -173,7 +173,7 @@ class Probe:
     def _generate(self, params: Params, latents: Latents, seed: int) -> np.ndarray:
         """Generated normalized latents (samples, t, h, w, c).
 
-        Their classes are those of the training samples in order, repeated if too few.
+        Their classes are those of the training samples, in order; if there are too few, they repeat.
         """
         key = jax.random.fold_in(jax.random.key(seed), 2)  # 2, because `fit` uses 0 and 1
         shape, steps = latents.train.shape[1:], self._preset.solver_steps
