@@ -52,7 +52,8 @@ def test_a_read_only_disk_is_named(small_disk, tmp_path):
     started = processes.start(1, 4, [f"--workdir={small_disk}", *ARGUMENTS], tmp_path / "logs")
     assert processes.finish(started) == [2]
     last = started[0].log.read_text().splitlines()[-1]
-    assert last.startswith(f"error: --workdir={small_disk}: Read-only file system; accepted: a folder")
+    message = "Read-only file system; accepted: a writable folder"
+    assert last.startswith(f"error: --workdir={small_disk}: {message}")
 
 
 def test_vanished_files_are_named_and_a_vanished_folder_ends_the_run(tmp_path):

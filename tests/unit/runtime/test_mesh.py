@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from tests.support import losses
 from tests.support.faults import Fault, injecting
-from tests.support.models import SMALLEST, architecture
+from tests.support.models import SMALL, SMALLEST, architecture
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
@@ -38,7 +38,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
     sizes = (data, fsdp, space)
     grid = np.array(jax.devices()[:devices]).reshape(sizes)
     mesh = jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    model = Autoencoder(architecture(**SMALLEST))
+    model = Autoencoder(architecture(**SMALL))
     weights = {"reconstruction": 1.0, "kl": 1e-6, "adversarial": 0.1}
     objective = losses.objective(weights, likelihood="gaussian")
     adversary = losses.adversary(("image", "video"), lecam=0.1)
