@@ -31,10 +31,7 @@ def write(folder, config, averages: Mapping[int, dict], mesh=None):
                 np.int32(step), *(jax.tree.map(np.zeros_like, params) for _ in range(2))
             )
             state = TrainState(np.int32(step), params, ema, (adam, optax.EmptyState()), {})
-            if mesh is None:
-                state = jax.device_put(state)
-            else:
-                state = jax.device_put(state, sharding.state_shardings(mesh, state))
+            state = jax.device_put(state, sharding.state_shardings(mesh, state) if mesh else None)
             checkpoints.save(step, to_items(state), {}, json.loads(config.to_json_best_effort()), {})
     return folder
 

@@ -35,7 +35,13 @@ def main(argv: list[str]) -> int:
     from vaejax.plan import command  # here, because --help needs no JAX
 
     return command.run(
-        CONFIG.value, TOPOLOGY.value, SAMPLES.value, PRICE.value, JSON.value, JOBS.value, SUGGEST.value
+        CONFIG.value,
+        topology=TOPOLOGY.value,
+        samples=SAMPLES.value,
+        price=PRICE.value,
+        json_file=JSON.value,
+        jobs=JOBS.value,
+        suggest=SUGGEST.value,
     )
 
 

@@ -24,10 +24,10 @@ from vaejax.train.programs import Programs
 JOB_BYTES = 4e9  # approximate memory that compiling one program takes
 
 
-def run(config: Any, name: str, samples: int, price: float, json_path: str, jobs: int, suggest: bool) -> int:
-    """Prints the plan of a run.
-
-    The arguments are the values of the command's flags; `name` is that of --topology, `json_path` of --json.
+def run(
+    config: Any, *, topology: str, samples: int, price: float, json_file: str, jobs: int, suggest: bool
+) -> int:
+    """Prints the plan of a run; the arguments are the values of the command's flags.
 
     Returns:
       0 if every program fits, else 1.
@@ -35,20 +35,20 @@ def run(config: Any, name: str, samples: int, price: float, json_path: str, jobs
     Raises:
       InputError: if a flag or a setting cannot be used.
     """
-    topology, config = Topology.of(name), check(config)
-    costs = Costs(topology, functools.partial(print, file=sys.stderr))
-    compiled = functools.partial(plan, topology=topology, costs=costs, jobs=jobs or _jobs())
+    target, config = Topology.of(topology), check(config)
+    costs = Costs(target, functools.partial(print, file=sys.stderr))
+    compiled = functools.partial(plan, topology=target, costs=costs, jobs=jobs or _jobs())
     arguments = [shlex.quote(a) for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
     if suggest:
-        config = suggestion.best(config, topology, compiled)
+        config = suggestion.best(config, target, compiled)
         arguments += suggestion.flags(config)
     prediction = compiled(config)
-    print(table.text(config, topology, prediction, samples, price))
-    print("\n" + table.last_words(topology, prediction, arguments, suggested=suggest))
-    if json_path:
-        numbers = table.numbers(config, topology, prediction, samples, price)
-        with cli.writing(json_path, "--json"):
-            pathlib.Path(json_path).write_text(json.dumps(numbers, indent=2) + "\n")
+    print(table.text(config, target, prediction, samples, price))
+    print("\n" + table.last_words(target, prediction, arguments, suggested=suggest))
+    if json_file:
+        numbers = table.numbers(config, target, prediction, samples, price)
+        with cli.writing(json_file, "--json"):
+            pathlib.Path(json_file).write_text(json.dumps(numbers, indent=2) + "\n")
     return 0 if prediction.all_fit else 1
 
 

@@ -1,4 +1,4 @@
-"""The probe: its transformer, its flow, its latents, its scores and its command."""
+"""The probe: its fits, its latents, its scores and its command."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from sklearn.metrics import pairwise
 
 from benchmarks import probe_order
 from tests.support.models import random_parameters
+from tests.unit.probe.test_dit import normal
 from vaejax.data import sources
 from vaejax.data.sampler import Sampler
 from vaejax.errors import InputError, Stopped
@@ -22,7 +23,7 @@ from vaejax.evaluate.features import Features
 from vaejax.probe import __main__, command, dit, flow
 from vaejax.probe.fit import fit, velocity
 from vaejax.probe.latents import Latents
-from vaejax.probe.presets import ATTENTION, PRESETS
+from vaejax.probe.presets import PRESETS
 from vaejax.probe.samples import open_media
 from vaejax.probe.score import Probe
 
@@ -30,145 +31,6 @@ TINY = dataclasses.replace(
     PRESETS["cpu"], width=16, depth=1, heads=2, steps=12, batch=8, warmup=2, train_samples=24, samples=9,
     solver_steps=2,
 )  # fmt: skip
-
-
-def randomized(module, *inputs):
-    """Random parameters of a module, including those initialized to zero, and float64 copies of them."""
-    params = random_parameters(module, *inputs, gain=1.0)
-    return params, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-# The transformer ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("attention", ATTENTION)
-def test_a_new_transformer_predicts_zero_and_its_blocks_are_the_identity(attention):
-    model = dit.DiT(16, 2, 2, attention=attention)
-    x, times = normal(2, 3, 4, 6, 5), jnp.array([0.1, 0.9])
-    variables = jax.jit(model.init)(jax.random.key(0), x, times)
-    np.testing.assert_array_equal(jax.jit(model.apply)(variables, x, times), np.zeros_like(x))
-    tokens, condition = normal(2, 3, 24, 16), normal(2, 1, 1, 16)
-    block = dit.Block(2, "full", jnp.float32)
-    variables = jax.jit(block.init)(jax.random.key(0), tokens, condition)
-    np.testing.assert_array_equal(jax.jit(block.apply)(variables, tokens, condition), tokens)
-
-
-@pytest.mark.parametrize("axis", ["full", "space", "time"])
-def test_attention_is_numpys_softmax_over_the_tokens_of_its_axis(axis):
-    x, heads, width = normal(2, 3, 5, 8), 2, 8
-    module = dit.Attention(heads, axis)
-    params, p = randomized(module, x)
-    got = jax.jit(module.apply)({"params": params}, x)
-
-    qkv = (x @ p["qkv"]["kernel"] + p["qkv"]["bias"]).reshape(2, 3, 5, 3, heads, width // heads)
-    unit = [a / np.sqrt(np.square(a).mean(-1, keepdims=True) + 1e-6) for a in np.moveaxis(qkv, 3, 0)[:2]]
-    q, k = (a * p[f"{name}_norm"]["scale"] for a, name in zip(unit, ("query", "key"), strict=True))
-    wanted = np.zeros((2, 3, 5, heads, width // heads))
-    for b, t, s, h in np.ndindex(2, 3, 5, heads):
-        frames = [t] if axis == "space" else range(3)
-        places = [s] if axis == "time" else range(5)
-        seen = [(b, i, j, h) for i in frames for j in places]
-        weights = np.exp([q[b, t, s, h] @ k[one] / np.sqrt(width // heads) for one in seen])
-        wanted[b, t, s, h] = sum(
-            w * qkv[b, i, j, 2, h] for w, (_, i, j, _) in zip(weights, seen, strict=True)
-        )
-        wanted[b, t, s, h] /= weights.sum()
-    wanted = wanted.reshape(2, 3, 5, width) @ p["out"]["kernel"] + p["out"]["bias"]
-    np.testing.assert_allclose(got, wanted, atol=2e-5)
-
-
-def test_a_block_is_the_block_of_the_paper():
-    x, condition = normal(2, 1, 6, 8), normal(2, 1, 1, 8, seed=2)
-    block = dit.Block(2, "full", jnp.float32)
-    params, p = randomized(block, x, condition)
-    got = jax.jit(block.apply)({"params": params}, x, condition)
-
-    def norm(a):
-        return (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)
-
-    def gelu(a):
-        return 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
-
-    modulation = condition @ p["modulation"]["kernel"] + p["modulation"]["bias"]
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = np.split(modulation, 6, -1)
-    attention = dit.Attention(2, "full")
-    h = jax.jit(attention.apply)(
-        {"params": params["attention"]}, (norm(x) * (1 + scale_1) + shift_1).astype(np.float32)
-    )
-    wanted = x + gate_1 * h
-    h = (norm(wanted) * (1 + scale_2) + shift_2) @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]
-    wanted = wanted + gate_2 * (gelu(h) @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"])
-    np.testing.assert_allclose(got, wanted, atol=2e-4)
-
-
-def test_a_token_is_a_patch_and_unpatchify_restores_it():
-    x = normal(2, 3, 4, 6, 5)
-    tokens = dit.patchify(x, 2)
-    assert tokens.shape == (2, 3, 6, 20)
-    np.testing.assert_array_equal(tokens[1, 2, 4], x[1, 2, 2:4, 2:4].ravel())  # row 1, column 1 of 2 x 3
-    np.testing.assert_array_equal(dit.unpatchify(tokens, 4, 6, 2), x)
-    np.testing.assert_array_equal(dit.unpatchify(dit.patchify(x, 1), 4, 6, 1), x)
-
-
-def test_every_pixel_of_every_frame_has_its_own_embedding():
-    places = np.asarray(dit.embed_positions(3, 4, 5, 16)).reshape(-1, 16)
-    assert len(places) == 3 * 4 * 5
-    distances = np.linalg.norm(places[:, None] - places[None], axis=-1) + 10 * np.eye(len(places))
-    assert distances.min() > 0.1
-    image = np.asarray(dit.embed_positions(1, 4, 5, 16)).reshape(4, 5, 16)
-    np.testing.assert_allclose(image[2, 3, 0], np.sin(2), atol=1e-6)  # half for the row
-    np.testing.assert_allclose(image[2, 3, 8], np.sin(3), atol=1e-6)  # half for the column
-
-
-# The flow ---------------------------------------------------------------------------------------------------
-
-
-def best_for_gaussian(std):
-    """E[noise - x | x_t] for x ~ N(0, std²): the covariance of noise - x and x_t over the variance of x_t."""
-
-    def best(x_t, times):
-        t = times[:, None]
-        return (t - (1 - t) * std**2) / ((1 - t) ** 2 * std**2 + t**2) * x_t
-
-    return best
-
-
-@pytest.mark.parametrize("std", [1.0, 0.3])
-def test_the_optimal_velocity_of_gaussian_data_has_the_analytic_loss(std):
-    times = np.repeat([0.05, 0.5, 0.8], 4)
-    x, noise = std * normal(12, 20_000), normal(12, 20_000, seed=1)
-    got, white = (
-        np.asarray(flow.losses(best_for_gaussian(s), x, noise, times)).reshape(3, 4).mean(1) for s in (std, 1)
-    )
-    t = times[::4]
-    wanted = std**2 / ((1 - t) ** 2 * std**2 + t**2)
-    np.testing.assert_allclose(got, wanted, rtol=0.02)
-    # A model that assumes a variance of 1 is optimal there, and worse elsewhere.
-    np.testing.assert_allclose(flow.white_loss(t, std**2), white, rtol=0.02)
-    assert std == 1 or (white > 1.01 * got).all()
-
-
-def test_the_solver_maps_noise_to_gaussian_data_with_second_order_error():
-    std, mean = 0.3, 2.0
-
-    def exact(x, times):
-        return best_for_gaussian(std)(x - (1 - times[:, None]) * mean, times) - mean
-
-    noise = normal(4, 50)
-    # The flow preserves the order of points, so it must be the monotone map between the two Gaussians.
-    errors = [np.abs(flow.solve(exact, noise, n) - (mean + std * noise)).max() for n in (10, 20, 40)]
-    assert errors[2] < 2e-3
-    np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 4, rtol=0.3)
-
-
-def test_training_times_are_logit_normal():
-    t = np.asarray(flow.logit_normal(jax.random.key(0), (40_000,)), np.float64)
-    logit = np.log(t / (1 - t))
-    np.testing.assert_allclose([logit.mean(), logit.std()], [0, 1], atol=0.02)
 
 
 # Fits -------------------------------------------------------------------------------------------------------
@@ -303,7 +165,7 @@ def test_scores_are_listed_by_seed_and_reproducible(probe, linear, latents):
 
 
 def test_generated_latents_and_the_loss_do_not_depend_on_the_batch_size(probe, latents):
-    params, _ = randomized(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
+    params = random_parameters(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1), gain=1.0)
     other = Probe(probe.media, dataclasses.replace(TINY, batch=5), Features())
     losses = [p._validate(params, latents) for p in (probe, other)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -340,7 +202,7 @@ def test_held_out_photos_are_cropped_like_training_photos(probe, photos):
 
 def test_a_probe_can_be_stopped_while_it_generates_and_validates(probe, latents):
     asked = [False, True]
-    params, _ = randomized(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1))
+    params = random_parameters(dit.DiT(16, 2, 2), latents.train[:1], jnp.zeros(1), gain=1.0)
     deaf = Probe(probe.media, TINY, Features())
     for work in (lambda: deaf._generate(params, latents, 0), lambda: deaf._validate(params, latents)):
         answers = iter(asked)
