@@ -21,8 +21,6 @@ from tests.support.codec_run import NTSC, OLD, pan, run, shown
 from tests.support.media_files import corners, write_clip
 from vaejax.data import media
 
-pytestmark = pytest.mark.usefixtures("as_the_command")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -333,7 +331,7 @@ def test_ctrl_c_ends_in_one_line_at_any_moment(model, tmp_path):
 
 
 @pytest.mark.variants
-def test_killing_a_job_tears_nothing_and_it_goes_on(model, tmp_path):
+def test_killing_a_job_tears_nothing_and_it_goes_on(model, tmp_path, as_the_command):
     source = tmp_path / "in"
     source.mkdir()
     for i in range(12):
