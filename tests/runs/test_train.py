@@ -115,7 +115,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, media):
-    """A run of a small network in this process; the perceptual term joins after four steps."""
+    """A run of a small network in this process."""
     workdir = tmp_path_factory.mktemp("small")
     config = demo.get_config("tiny")
     config.data.media = str(media)
@@ -123,7 +123,7 @@ def small(tmp_path_factory, media):
     config.model.update(SMALLEST)
     config.loss.weights.adversarial = 0.0
     config.loss.perceptual.frames = 1
-    config.loss.perceptual.start = 4
+    config.loss.perceptual.start = 0
     config.optim.warmup = 0
     config.update_from_flattened_dict(SETTINGS | {"steps": 5, "eval.every": 5, "panels.every": 5})
     assert fit(config, str(workdir))

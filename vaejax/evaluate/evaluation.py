@@ -283,16 +283,16 @@ def _lpips_params() -> dict[str, dict]:
 
 
 def _networks(inception: str, clips: bool) -> Networks:
-    """The feature networks. Each is called once here, so that missing weights raise before any scoring."""
-    features, black = Features(inception), np.zeros((1, SHORTEST_CLIP, 32, 32, 3), np.uint8)
+    """The feature networks, with their weights loaded, so that missing weights raise before any scoring."""
+    features = Features(inception)
     networks: dict[str, Callable] = {"efficientnet": features.images}
     if clips:
         networks["i3d"] = features.clips
     if inception:
         networks["inception"] = features.inception
-    for name, network in networks.items():
+    for name in networks:
         try:
-            network(black[:, : SHORTEST_CLIP if name == "i3d" else 1])
+            features.load(name)
         except weights.BadWeights as error:
             key, hint = f"features of {name}", "reinstalling its package restores its weights"
             if name == "inception":

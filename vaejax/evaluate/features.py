@@ -23,7 +23,8 @@ class Features:
     """Features of frames (B, T, H, W, 3), uint8 or float in [-1, 1], of any size, from published networks.
 
     Frames are resized to the network's square input regardless of their aspect ratio, as is usual. Floats are
-    clipped and rounded to 8 bits for Inception only. Weights are loaded on first use.
+    clipped and rounded to 8 bits for Inception only. Weights are loaded on first use and then kept for the life
+    of the process, which all objects of this class share.
 
     Args:
       inception_weights: file of FID's Inception weights; without it, `inception` raises.
@@ -31,6 +32,15 @@ class Features:
 
     def __init__(self, inception_weights: str | os.PathLike = ""):
         self._inception_weights = inception_weights
+
+    def load(self, *networks: str) -> None:
+        """Loads the weights of 'efficientnet', 'i3d' or 'inception', so that an unusable file fails early.
+
+        Raises:
+          weights.BadWeights: if the weights of a network are missing or damaged.
+        """
+        for network in networks:
+            self._params(network)
 
     def images(self, frames: np.ndarray | jax.Array) -> np.ndarray:
         """EfficientNet-Lite0 features of every frame: (B·T, 1280) float32, in order of clips.
@@ -41,7 +51,7 @@ class Features:
         """
         _check(frames)
         singles = frames.reshape(-1, *frames.shape[2:])
-        return _in_batches(resized, _efficientnet, self._efficientnet_params, singles, _IMAGES)
+        return _in_batches(resized, _efficientnet, self._params("efficientnet"), singles, _IMAGES)
 
     def clips(self, frames: np.ndarray | jax.Array) -> np.ndarray:
         """I3D logits of every clip, the features of FVD: (B, 400) float32.
@@ -55,7 +65,7 @@ class Features:
             raise InputError(
                 f"clips of {frames.shape[1]} frames have no I3D features; accepted: {SHORTEST_CLIP} or more"
             )
-        return _in_batches(resized, _i3d, self._i3d_params, frames, _CLIPS)
+        return _in_batches(resized, _i3d, self._params("i3d"), frames, _CLIPS)
 
     def inception(self, frames: np.ndarray | jax.Array) -> np.ndarray:
         """Inception features of every frame, the features of FID: (B·T, 2048) float32, in order of clips.
@@ -68,21 +78,19 @@ class Features:
         """
         _check(frames)
         singles = frames.reshape(-1, *frames.shape[2:])
-        return _in_batches(resized_for_fid, _inception, self._inception_params, singles, _IMAGES)
+        return _in_batches(resized_for_fid, _inception, self._params("inception"), singles, _IMAGES)
 
-    @functools.cached_property
-    def _efficientnet_params(self) -> dict:
-        return jax.device_put(efficientnet.load())
-
-    @functools.cached_property
-    def _i3d_params(self) -> dict:
-        return jax.device_put(i3d.load())
-
-    @functools.cached_property
-    def _inception_params(self) -> dict:
-        return jax.device_put(inception.load(self._inception_weights))
+    def _params(self, network: str) -> dict:
+        return _load(network, self._inception_weights if network == "inception" else "")
 
 
+@functools.cache
+def _load(network: str, path: str | os.PathLike) -> dict:
+    """Loads a network's weights from a file, or from the package that ships them if `path` is ''."""
+    return jax.device_put(_NETWORKS[network].load(path))
+
+
+_NETWORKS = {"efficientnet": efficientnet, "i3d": i3d, "inception": inception}
 _efficientnet, _i3d, _inception = (jax.jit(module.features) for module in (efficientnet, i3d, inception))
 
 

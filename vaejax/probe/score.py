@@ -50,7 +50,7 @@ Decoder = Callable[[np.ndarray], np.ndarray]  # latents (b, t, h, w, c) to frame
 class Probe:
     """Scores any number of codecs with the same budget and media.
 
-    The constructor reads the held-out samples once and keeps their features.
+    Held-out samples are read once, when the first decoded samples are compared with them.
 
     Args:
       media: training and held-out samples.
@@ -66,7 +66,7 @@ class Probe:
 
     Raises:
       weights.BadWeights: if the weights of a network are missing or damaged.
-      Stopped: from the constructor or any method, if `stopping` returned True.
+      Stopped: from any method, if `stopping` returned True.
     """
 
     def __init__(
@@ -90,9 +90,13 @@ class Probe:
             preset.dtype,
         )
         self.network = "i3d" if media.bucket.frames >= SHORTEST_CLIP else "efficientnet"
-        self._extract(np.zeros((1, media.bucket.frames, 8, 8, 3), np.uint8))  # fails early without weights
-        real = [(frames[:SHOWN], self._extract(frames)) for frames, _ in self._read("eval", "real samples")]
-        self._shown, self._real = real[0][0], _concatenate([features for _, features in real])
+        features.load(self.network, *(["inception"] if fid else []))
+
+    @functools.cached_property
+    def _real(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Features of the held-out samples, and the first of these samples."""
+        real = [(self._extract(frames), frames[:SHOWN]) for frames, _ in self._read("eval", "real samples")]
+        return _concatenate([features for features, _ in real]), real[0][1]
 
     def latents(self, codec: Codec) -> Latents:
         """Encodes the training and the held-out samples, and normalizes their latents.
@@ -145,7 +149,7 @@ class Probe:
         white_loss = float(flow.white_loss(flow.VALIDATION_TIMES, power).mean())
         chosen = np.arange(self._preset.samples) % len(latents.train)
         floor, decoded = self._compare(latents.denormalize(latents.train[chosen]), decode, "decoding")
-        shown = {"real": self._shown, "decoded training latents": decoded}
+        shown = {"real": self._real[1], "decoded training latents": decoded}
         results = []
         for seed in seeds:
             with self._bar(self._preset.steps, f"seed {seed}", " updates") as bar:
@@ -202,7 +206,7 @@ class Probe:
                 if not shown:
                     shown.append(to_uint8(frames[:SHOWN]))
                 self._advance(bar, len(frames))
-        ours, real = _concatenate(parts), self._real
+        ours, real = _concatenate(parts), self._real[0]
         found = {
             "kernel": distances.kernel_distance(ours[self.network], real[self.network]),
             "frechet": distances.frechet_distance(ours[self.network], real[self.network]),

@@ -131,7 +131,7 @@ def test_a_latent_is_a_tree_of_its_values():
 
 def test_samples_are_drawn_from_the_posterior_whatever_the_parts():
     codec, *_ = opened()
-    frames = np.repeat(pans(1, 17, 16, 24), 100, axis=0)
+    frames = np.repeat(pans(1, 9, 16, 24), 100, axis=0)
     posterior = whole("encode")(filled(frames[:1]))
     latent = codec.encode(frames, key=jax.random.key(3), normalize=False)
     noise = (latent.values - posterior.mean) / np.exp(0.5 * posterior.log_variance)
