@@ -22,11 +22,13 @@ import pytest
 
 import tests.support.signatures
 
-# The hook checks shapes and dtypes whenever a function is traced or called. It must precede vaejax's import.
-jaxtyping.install_import_hook(
-    ["vaejax.models", "vaejax.losses", "vaejax.train", "vaejax.codec"],
-    f"{tests.support.signatures.__name__}.checked",
-)
+# Checks the shapes and dtypes of signatures whenever a function is traced or called. Tests take a sixth longer, so
+# only some suites of .ci/run ask for it. The hook must precede vaejax's import.
+if os.environ.get("CHECK_SHAPES"):
+    jaxtyping.install_import_hook(
+        ["vaejax.models", "vaejax.losses", "vaejax.train", "vaejax.codec"],
+        f"{tests.support.signatures.__name__}.checked",
+    )
 
 from vaejax.models import conv  # noqa: E402
 from vaejax.runtime import distributed  # noqa: E402

@@ -121,9 +121,7 @@ def small(tmp_path_factory, media):
     config.data.media = str(media)
     config.data.buckets = {name: {"batch": 8} for name in BUCKETS}
     config.model.update(SMALLEST)
-    config.loss.weights.adversarial = 0.0
-    config.loss.perceptual.frames = 1
-    config.loss.perceptual.start = 0
+    config.loss.weights.perceptual = config.loss.weights.adversarial = 0.0
     config.optim.warmup = 0
     config.update_from_flattened_dict(SETTINGS | {"steps": 5, "eval.every": 5, "panels.every": 5})
     assert fit(config, str(workdir))

@@ -72,7 +72,7 @@ def test_a_clip_in_parts_is_the_whole_clip(length, film):
     pixels = whole("decode", **options)(posterior.mean)[:, :length, :21, :30]
     exact = 1e-5 * np.abs(pixels).max()  # random parameters give pixels far beyond [-1, 1]
     pixels = np.clip(pixels, -1, 1)
-    for seed in range(3):
+    for seed in range(2):
         latents = streamed(codec.stream_encoder(), frames, seed)
         np.testing.assert_allclose(latents, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
         decoder = codec.stream_decoder((length, 21, 30), dtype="float32")
