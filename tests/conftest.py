@@ -7,6 +7,7 @@ import signal
 import jaxlib.version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads wait actively
 # Tests compile much and compute little. Unoptimized code compiles seven times as fast, and twice as fast
 # again without XLA's fusion emitters, which jaxlib 0.11 and later cannot turn off.
 os.environ.setdefault(
@@ -22,16 +23,16 @@ import pytest
 
 import tests.support.signatures
 
-# Checks the shapes and dtypes of signatures whenever a function is traced or called. Tests take a sixth longer, so
-# only some suites of .ci/run ask for it. The hook must precede vaejax's import.
+# Checks the shapes and dtypes of signatures whenever a function is traced or called. Tests take a sixth
+# longer, so only some suites of .ci/run ask for it. The hook must precede vaejax's import.
 if os.environ.get("CHECK_SHAPES"):
     jaxtyping.install_import_hook(
         ["vaejax.models", "vaejax.losses", "vaejax.train", "vaejax.codec"],
         f"{tests.support.signatures.__name__}.checked",
     )
 
-from vaejax.models import conv  # noqa: E402
-from vaejax.runtime import distributed  # noqa: E402
+from vaejax.models import conv
+from vaejax.runtime import distributed
 
 # A background job of a shell ignores Ctrl-C, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,32 +6,26 @@ are new, that changed (in size or modification time), or on which the decoder cr
     python -m vaejax.data.index FOLDER
 """
 
-import contextlib
 import hashlib
-import json
 import os
-import queue
 import shlex
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from vaejax import cli
 from vaejax.config.schema import DataConfig
 from vaejax.data import media
+from vaejax.data.scan import CRASHED, probe_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
 from vaejax.files import atomic_file, sweep
 from vaejax.runtime import cache
-from vaejax.runtime.host import cores
 
 INDEX_FILE = ".vaejax-index.parquet"
 # Unreadable files have only path, kind, size, mtime_ns and error; their other columns are null. Increase the
@@ -56,7 +50,6 @@ SCHEMA = pa.schema(
     metadata={"vaejax.index": "1"},
 )
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
-_CRASHED = "the decoder crashed"
 _ACCEPTED = "accepted: a folder with photos or clips"
 
 
@@ -94,11 +87,11 @@ def load_or_build(
     stored = [table for table in map(_load, places) if table is not None]
     known = {_identity(entry): entry for table in reversed(stored) for entry in table.to_pylist()}
     # Files whose decoder crashed are tried again: memory may have run out.
-    known = {key: entry for key, entry in known.items() if not (entry["error"] or "").startswith(_CRASHED)}
+    known = {key: entry for key, entry in known.items() if not (entry["error"] or "").startswith(CRASHED)}
     entries = {file["path"]: known.get(_identity(file)) for file in files}
     unknown = [file for file in files if entries[file["path"]] is None]
     try:
-        for entry in _scan(folder, unknown, workers, progress):
+        for entry in probe_files(folder, unknown, workers, progress):
             entries[entry["path"]] = entry
     finally:  # an interrupted scan saves its results, and the next one continues from them
         table = pa.Table.from_pylist([entry for entry in entries.values() if entry], SCHEMA)
@@ -160,99 +153,6 @@ def _files(folder: str) -> Iterator[dict]:
 
 def _identity(entry: dict) -> tuple:
     return entry["path"], entry["size"], entry["mtime_ns"]
-
-
-# Decoding in worker processes -------------------------------------------------------------------------------
-
-
-def _scan(folder: str, files: list[dict], workers: int | None, progress: bool) -> Iterator[dict]:
-    """Probes the files in worker processes; yields their index entries in order of completion."""
-    if not files:
-        return
-    count = min(len(files), max(1, workers or cores()))
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    crew = [_Worker() for _ in range(count)]
-    for worker in crew:
-        idle.put(worker)
-
-    def probe(file: dict) -> dict:
-        worker = idle.get()
-        try:
-            return file | worker.probe(os.path.join(folder, file["path"]), file["kind"])
-        finally:
-            idle.put(worker)
-
-    pool = ThreadPoolExecutor(count)
-    try:
-        done = as_completed([pool.submit(probe, file) for file in files])
-        for future in tqdm(done, "scanning", len(files), unit=" files", disable=not progress):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for worker in crew:
-            worker.close()
-
-
-class _Worker:
-    """A process that probes one file at a time.
-
-    A multiprocessing pool would import the caller's main module (and JAX) in every worker, and a crashed
-    decoder would break the whole pool. Here a crash affects only the file that caused it.
-    """
-
-    def __init__(self):
-        self._process: subprocess.Popen[str] | None = None
-
-    def probe(self, path: str, kind: str) -> dict:
-        """Returns the result of `media.probe` and {'error': None}, or only {'error': reason} if it failed."""
-        if "\ufffd" in path and not os.path.exists(path):
-            return {"error": "the file's name is not UTF-8"}
-        process = self._process or self._start()
-        assert process.stdin and process.stdout
-        try:
-            print(json.dumps([path, kind]), file=process.stdin, flush=True)
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if answer:
-            return json.loads(answer)
-        code = process.wait()
-        self.close()
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return {"error": f"{_CRASHED} ({how})"}
-
-    def _start(self) -> subprocess.Popen[str]:
-        paths = [os.path.abspath(path) for path in sys.path if not path or os.path.isdir(path)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", "from vaejax.data import index; index._serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C reaches only the parent, which saves, then closes this process
-        )
-        return self._process
-
-    def close(self) -> None:
-        """Ends the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            assert process.stdin and process.stdout
-            with contextlib.suppress(BrokenPipeError):  # a crashed process did not read its last request
-                process.stdin.close()
-            process.stdout.close()
-            process.wait()
-
-
-def _serve() -> None:
-    """The worker's loop: reads [path, kind] lines from stdin and writes a JSON object for each."""
-    for line in sys.stdin:
-        path, kind = json.loads(line)
-        try:
-            answer = media.probe(path, kind) | {"error": None}
-        except media.Unreadable as error:
-            answer = {"error": f"{error}"}
-        print(json.dumps(answer), flush=True)
 
 
 # Storage of the index ---------------------------------------------------------------------------------------

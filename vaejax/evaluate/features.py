@@ -23,8 +23,7 @@ class Features:
     """Features of frames (B, T, H, W, 3), uint8 or float in [-1, 1], of any size, from published networks.
 
     Frames are resized to the network's square input regardless of their aspect ratio, as is usual. Floats are
-    clipped and rounded to 8 bits for Inception only. Weights are loaded on first use and then kept for the life
-    of the process, which all objects of this class share.
+    clipped and rounded to 8 bits for Inception only. Weights are loaded on first use, once per process.
 
     Args:
       inception_weights: file of FID's Inception weights; without it, `inception` raises.

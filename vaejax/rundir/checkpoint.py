@@ -14,15 +14,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vaejax import __version__
 from vaejax.runtime import distributed
 
-# Devices with equal copies of an array each write a slice of it. For a small array that only costs time, because
-# each shape compiles a program that cuts the slices.
-_SMALLEST_SLICE = 2**20  # bytes
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_SLICE),
-    override=True,
-)
-
 
 class Checkpoints:
     """The checkpoints of a run, DIR/checkpoints/STEP, saved asynchronously and completed atomically.

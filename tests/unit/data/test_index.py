@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support import media_files
-from vaejax.data import index
+from vaejax.data import index, scan
 from vaejax.errors import InputError
 from vaejax.runtime import cache as caches
 
@@ -47,13 +47,13 @@ def folder(tmp_path, made):
 @pytest.fixture
 def probed(monkeypatch):
     """The paths that are scanned."""
-    seen, scan = [], index._scan
+    seen, probe_files = [], index.probe_files
 
     def watched(root, files, *arguments):
         seen.extend(file["path"] for file in files)
-        return scan(root, files, *arguments)
+        return probe_files(root, files, *arguments)
 
-    monkeypatch.setattr(index, "_scan", watched)
+    monkeypatch.setattr(index, "probe_files", watched)
     return seen
 
 
@@ -177,22 +177,22 @@ def test_a_damaged_index_is_rebuilt(folder):
 
 
 def test_an_interrupted_scan_continues_where_it_stopped(folder, probed, monkeypatch):
-    scan = index._scan
+    probe_files = index.probe_files
 
     def interrupted(*arguments):
-        yield from list(scan(*arguments))[:3]
+        yield from list(probe_files(*arguments))[:3]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index, "_scan", interrupted)
+    monkeypatch.setattr(index, "probe_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(folder)
-    monkeypatch.setattr(index, "_scan", scan)
+    monkeypatch.setattr(index, "probe_files", probe_files)
     probed.clear()
     assert len(build(folder)) == 4 and len(probed) == 1
 
 
 def test_a_decoder_that_crashes_costs_one_file(folder, monkeypatch):
-    start = index._Worker._start
+    start = scan._Worker._start
 
     def deadly(worker):
         """The process dies at text.mp4, as in a decoder."""
@@ -208,11 +208,11 @@ def test_a_decoder_that_crashes_costs_one_file(folder, monkeypatch):
         monkeypatch.setattr(process.stdin, "write", write, raising=False)
         return process
 
-    monkeypatch.setattr(index._Worker, "_start", deadly)
+    monkeypatch.setattr(scan._Worker, "_start", deadly)
     rows = build(folder)
     assert rows["text.mp4"]["error"] == "the decoder crashed (signal 9)"
     assert sum(row["error"] is None for row in rows.values()) == 3
-    monkeypatch.setattr(index._Worker, "_start", start)
+    monkeypatch.setattr(scan._Worker, "_start", start)
     assert build(folder)["text.mp4"]["error"] == "Invalid data found when processing input"
 
 

@@ -1,0 +1,102 @@
+"""Probes files in worker processes, so that a decoder that crashes costs one file and not the scan."""
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from tqdm import tqdm
+
+from vaejax.runtime.host import cores
+
+CRASHED = "the decoder crashed"  # how the error of such a file begins
+
+
+def probe_files(folder: str, files: list[dict], workers: int | None, progress: bool) -> Iterator[dict]:
+    """Probes the files in worker processes; yields their index entries in order of completion."""
+    if not files:
+        return
+    count = min(len(files), max(1, workers or cores()))
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    crew = [_Worker() for _ in range(count)]
+    for worker in crew:
+        idle.put(worker)
+
+    def probe(file: dict) -> dict:
+        worker = idle.get()
+        try:
+            return file | worker.probe(os.path.join(folder, file["path"]), file["kind"])
+        finally:
+            idle.put(worker)
+
+    pool = ThreadPoolExecutor(count)
+    try:
+        done = as_completed([pool.submit(probe, file) for file in files])
+        for future in tqdm(done, "scanning", len(files), unit=" files", disable=not progress):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for worker in crew:
+            worker.close()
+
+
+class _Worker:
+    """A process that probes one file at a time.
+
+    A multiprocessing pool would import the caller's main module (and JAX) in every worker, and a crashed
+    decoder would break the whole pool. Here a crash affects only the file that caused it.
+    """
+
+    def __init__(self):
+        self._process: subprocess.Popen[str] | None = None
+
+    def probe(self, path: str, kind: str) -> dict:
+        """Returns the result of `media.probe` and {'error': None}, or only {'error': reason} if it failed."""
+        if "\ufffd" in path and not os.path.exists(path):
+            return {"error": "the file's name is not UTF-8"}
+        process = self._process or self._start()
+        assert process.stdin and process.stdout
+        try:
+            print(json.dumps([path, kind]), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return json.loads(answer)
+        code = process.wait()
+        self.close()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return {"error": f"{CRASHED} ({how})"}
+
+    def _start(self) -> subprocess.Popen[str]:
+        paths = [os.path.abspath(path) for path in sys.path if not path or os.path.isdir(path)]
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                "from vaejax.data import scan_worker; scan_worker.serve()",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            # NumPy's BLAS would start a thread per core in each worker, and none has any use for them.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C reaches only the parent, which saves, then closes this process
+        )
+        return self._process
+
+    def close(self) -> None:
+        """Ends the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin and process.stdout
+            with contextlib.suppress(BrokenPipeError):  # a crashed process did not read its last request
+                process.stdin.close()
+            process.stdout.close()
+            process.wait()
