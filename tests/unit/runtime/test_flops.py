@@ -30,7 +30,7 @@ def test_convolutions_and_their_gradients_count_as_xla_counts_them(strides, padd
 
 def test_gradients_cost_three_forward_passes_and_rematerialization_half_of_another():
     def counts(**options):
-        model, key = Autoencoder(architecture(size="tiny", **options)), jax.random.key(0)
+        model, key = Autoencoder(architecture(size="small", **options)), jax.random.key(0)
         x = clip(5, 64, 64)
         params = jax.eval_shape(model.init, key, x, key)
 
