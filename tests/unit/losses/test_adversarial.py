@@ -306,8 +306,15 @@ def test_a_discriminator_that_is_too_good_waits_and_one_not_asked_stays_as_it_is
     jax.tree.map(np.testing.assert_array_equal, update(one, gradient, unused), one)
 
 
-@pytest.mark.parametrize("kind", ["patch", "unet"])
-@pytest.mark.parametrize("temporal", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "temporal"),
+    [
+        ("patch", False),
+        ("unet", True),
+        pytest.param("patch", True, marks=pytest.mark.variants),
+        pytest.param("unet", False, marks=pytest.mark.variants),
+    ],
+)
 def test_a_frame_is_judged_alone_and_a_clip_by_its_motion(kind, temporal):
     module = losses.discriminator("video" if temporal else "image", kind=kind, width=4)
     x = jax.random.normal(jax.random.key(0), (1, 5, 32, 40, 3))
