@@ -34,14 +34,14 @@ def load(
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.
       overlap: overlap of neighboring tiles in pixels. None: enough for exact results, or a quarter of a tile
         if attention or group normalization makes exact results impossible.
-      devices: JAX devices over which a batch is split, by samples if their number divides the batch, else by
-        the height of frames; None: one device.
+      devices: JAX devices over which a batch is split: by samples if the number of devices divides the batch
+        size, else by frame height. None: one device.
 
     Returns:
       A `vaejax.codec.codec.Codec`.
 
     Raises:
-      vaejax.errors.InputError: if there is no trained VAE at `path`, or an argument is not valid for it.
+      vaejax.errors.InputError: if there is no trained VAE at `path`, or an argument does not fit this VAE.
     """
     from vaejax.codec.codec import Codec
     from vaejax.codec.load import load_vae

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError, TrainingFailed
 
-# Command of the `vaejax` script -> the module that runs it, and the arguments before those of the user.
+# Command of the `vaejax` script -> the module that runs it, and arguments to put before the user's.
 COMMANDS = {
     "train": ("vaejax.main", []),
     "index": ("vaejax.data.index", []),
@@ -72,7 +72,7 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
       flag: flag that named the folder, for error messages.
 
     Raises:
-      InputError: if it cannot be created or written.
+      InputError: if the folder cannot be created or is not writable.
     """
     folder = pathlib.Path(name).expanduser()
     with writing(name, flag):
@@ -86,7 +86,7 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(name: str, flag: str = "--out") -> Iterator[None]:
-    """A context for writing output that turns an OSError into an InputError.
+    """A context that turns an OSError, raised while output is written, into an InputError.
 
     Args:
       name: value of the flag, for the error message.
@@ -124,13 +124,13 @@ def naming_disk_errors(workdir: str) -> Iterator[None]:
 
 
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:
-    """Returns an argparse type that accepts numbers of type `kind` from `smallest` up."""
+    """Returns an argparse type that accepts numbers of type `kind` that are at least `smallest`."""
 
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):  # raised if the text is not a number
             if (value := kind(text)) >= smallest:
                 return value
         name = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"{text}; accepted: a {name} from {smallest}")
+        raise argparse.ArgumentTypeError(f"{text}; accepted: a {name} of at least {smallest}")
 
     return number

@@ -1,8 +1,9 @@
 """Atomic files and folders, and strict JSON.
 
-A file or folder is written under a temporary hidden name and renamed when it is complete, so a reader never
-sees half of it. A kill leaves the old version of a file in place, and almost always that of a folder. A kill
-between the two renames of a folder leaves it hidden, until the next `atomic_folder` of its path restores it.
+A file or folder is written under a temporary hidden name and renamed when it is complete, so readers never
+see an incomplete one. If the process is killed, the old file or folder stays in place, with one exception.
+Replacing a folder takes two renames. A kill between them leaves the old folder hidden, until the next
+`atomic_folder` of the same path restores it.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a temporary file for reading and writing, and renames it to `path` if the block succeeds.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     path = pathlib.Path(path)
     with scratch(path) as unfinished:
@@ -45,7 +46,7 @@ def scratch(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Creates an empty temporary file next to `path`, locked while in use and removed afterwards.
 
     Raises:
-      OSError: if it cannot be created.
+      OSError: if the file cannot be created.
     """
     unfinished, lock = _locked(pathlib.Path(path))
     try:
@@ -90,7 +91,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     fails. What a killed job left behind is cleaned up before the block.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the folder cannot be written.
     """
     path = pathlib.Path(path)
     unfinished, former = (path.with_name(f".{path.name}{suffix}") for suffix in (UNFINISHED, _FORMER))
@@ -120,7 +121,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes a whole file atomically.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     with atomic_file(path) as file:
         file.write(data)
@@ -130,7 +131,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a whole UTF-8 file atomically; surrogate escapes, as in file names, become the original bytes.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
@@ -146,7 +147,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
       value: dictionaries, lists, strings and numbers; NumPy arrays and numbers are converted.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     text = json.dumps(strict(value), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     # A file name that is not UTF-8 has lone surrogates, which JSON can only escape.
@@ -181,7 +182,7 @@ def write_json_lines(path: str | os.PathLike, lines: Iterable[dict]) -> None:
     """Writes one JSON object per line, atomically.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> NoReturn:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are required, e.g. --config=demo --workdir=runs/demo")
-    from vaejax.runtime import distributed  # here, because --help needs no JAX
+    from vaejax.runtime import distributed  # imported here, so that --help does not import JAX
 
     with distributed.exiting_at_once():
         sys.exit(cli.run(functools.partial(_train, CONFIG.value, WORKDIR.value)))

@@ -1,1 +1,1 @@
-"""Encodes and decodes arrays, streams, large frames and files with a trained VAE; `vaejax.load` opens one."""
+"""Encodes and decodes arrays, streams, large frames and files with a VAE that `vaejax.load` opens."""

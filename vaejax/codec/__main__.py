@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from vaejax import cli
 from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED
 
-COMPUTE_DTYPES = ("float32", "bfloat16")  # as load.DTYPES, whose import would import JAX even for --help
+COMPUTE_DTYPES = ("float32", "bfloat16")  # a copy of load.DTYPES: importing load imports JAX, even for --help
 STOPPED = "stopped; run the same command again to continue"
 
 
@@ -87,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         "vaejax.codec",
         "Encodes photos and clips to latent files with a trained VAE, and decodes them. Frame count, size,"
         f" orientation, frame rate and audio are kept. In folders, a/b.mp4 becomes OUT/a/b.mp4{EXTENSION} and"
-        " is decoded to OUT/a/b.mp4. Existing files in a folder are left alone, so the same command continues"
-        " after a stop. For these files, encode checks that the same model and settings made them, and decode"
-        " checks the model; reconstruct checks nothing. The exit code is 2 if a file was refused; the other"
-        " files are finished nevertheless.",
+        " is decoded to OUT/a/b.mp4. Files that already exist in an output folder are kept, so the same"
+        " command continues after a stop. For these files, encode checks the model, --dtype and --seed that"
+        " made them; decode checks only the model; reconstruct checks nothing. If a file is refused, the"
+        " other files are still processed, and the exit code is 2.",
         "encode ~/Videos latents --model=runs/demo",
     )
     parser.add_argument(
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="OUT", help="a file, a folder, or - for stdout")
     parser.add_argument("--model", metavar="PATH", required=True, help="folder of a run or of an export")
     parser.add_argument(
-        "--step", metavar="N", type=cli.at_least(0), help="checkpoint of a run; default: the latest"
+        "--step", metavar="N", type=cli.at_least(0), help="step of the checkpoint; default: the latest"
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float16", help="data type of the latents; default: float16"
@@ -121,10 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap",
         metavar="PIXELS",
         type=cli.at_least(0),
-        help="overlap of tiles; default: enough for exact results, if the network allows it",
+        help="overlap of tiles; default: enough for exact results if possible, else a quarter of a tile",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=cli.at_least(0), help="seed to sample the posterior; default: its mean"
+        "--seed",
+        metavar="N",
+        type=cli.at_least(0),
+        help="seed for sampling the posterior; default: the posterior's mean, without sampling",
     )
     parser.add_argument(
         "--workers",
@@ -145,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I/N",
         type=_shard,
         default=(0, 1),
-        help="process files I, I + N, I + 2N, ... of a folder, I from 0 to N - 1; for several machines",
+        help="process only files I, I + N, I + 2N, ... of a folder (I from 0 to N - 1), on one of N machines",
     )
     return parser
 
@@ -161,7 +164,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     from vaejax.runtime import cache
 
     interrupt.phase = "waits"
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs its settings when it is opened
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
     with open_tasks(flags.action, flags.source, flags.target, flags.shard) as tasks:
         interrupt.phase = "works"
         cache.keep_compiled()
@@ -193,7 +196,7 @@ def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: floa
     lines[0] += f": {flags.target}"
     source, target, model = (shlex.quote(path) for path in (flags.source, flags.target, flags.model))
     if counts[REFUSED]:
-        lines.append("next: see the errors above; the same command tries only the refused files again")
+        lines.append("next: see the errors above; the same command retries only the refused files")
     elif flags.action == ENCODE:
         step = "" if flags.step is None else f" --step={flags.step}"
         lines.append(f"next: python -m vaejax.codec decode {target} DECODED/ --model={model}{step}")
@@ -216,12 +219,12 @@ def _crf(text: str) -> int:
 def _shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
-        raise argparse.ArgumentTypeError(f"{text}; accepted: I/N, I from 0 to N - 1")
+        raise argparse.ArgumentTypeError(f"{text}; accepted: I/N with I from 0 to N - 1")
     return int(part), int(parts)
 
 
 if __name__ == "__main__":
     code = main()
-    if code == INTERRUPTED:  # an orderly exit would abort if a compilation is still running
+    if code == INTERRUPTED:  # a normal exit would crash if a compilation is still running
         os._exit(code)
     sys.exit(code)

@@ -20,7 +20,7 @@ from vaejax.errors import InputError, one_line
 
 # Number of channels -> FFmpeg's default layout, for files that give no layout.
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-REPRODUCIBLE = {"fflags": "+bitexact"}  # otherwise Matroska draws random identifiers
+REPRODUCIBLE = {"fflags": "+bitexact"}  # otherwise Matroska files get random identifiers
 ACCEPTED = "an undamaged audio stream"
 
 
@@ -49,7 +49,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
       end: time in seconds from the first frame; packets from this time on are dropped. None keeps all.
 
     Returns:
-      The audio, whose `file` the caller must close; None if it has no audio before `end`.
+      The audio, whose `file` the caller must close; None if the clip has no audio before `end`.
 
     Raises:
       InputError: if the audio cannot be copied.
@@ -83,7 +83,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
 def _copy_packets(
     container: Any, stream: Any, file: Any, start: float, end: float | None
 ) -> tuple[array.array, tuple[float, Fraction]]:
-    """Copies packets to a Matroska file; returns their times, and the end and the tick of the last."""
+    """Copies packets to a Matroska file; returns their times, and the last packet's end and time base."""
     times, last = array.array("d"), (0.0, Fraction(1))
     with av.open(file, "w", format="matroska", options=REPRODUCIBLE) as out:
         copied = _add_stream(out, stream)
@@ -179,7 +179,7 @@ def codec_name(stream: av.AudioStream) -> str:
 
 
 def _add_stream(out: OutputContainer, stream: av.AudioStream) -> Any:
-    """Adds a stream with the settings of another; .mp4 needs a channel layout, so one is set if missing."""
+    """Adds a stream with the settings of `stream`; sets a missing channel layout, because .mp4 needs one."""
     copied: Any = out.add_stream_from_template(stream)
     codec = copied.codec_context
     if codec and codec.layout.name == f"{codec.channels} channels" and codec.channels in LAYOUTS:
@@ -205,7 +205,8 @@ def _reading() -> Iterator[None]:
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
     """Yields the packets up to the first damage.
 
-    A packet without a timestamp starts at its decoding time or, without one, where the previous packet ended.
+    A packet without a timestamp starts at its decoding time. If that is missing too, the packet starts where
+    the previous packet ended.
     """
     least = following = None
     with contextlib.suppress(FFmpegError):

@@ -61,7 +61,7 @@ class BatchConverter:
             outcome = self._convert(task)
         except Stopped:
             raise
-        except Exception as error:  # a single file of a million must not stop the others
+        except Exception as error:  # one bad file must not stop the others
             expected = isinstance(error, InputError)
             message = error if expected else f"{task.name}: {type(error).__name__}: {one_line(error)}"
             self._report(f"error: {message}")
@@ -90,11 +90,11 @@ class BatchConverter:
         return DONE[self._action]
 
     def _check_existing(self, task: Task) -> None:
-        """Checks what can be checked of a target that exists, without making it again.
+        """Checks an existing target as far as possible without making it again.
 
         An encoded target must come from this model with the same dtype and seed. For a decoded target, only
-        the model of its source is checked, because photos and clips do not record how they were made. For a
-        reconstructed one nothing is checked.
+        the model of its source is checked, because photos and clips do not record how they were made. A
+        reconstructed target is not checked.
 
         Raises:
           InputError: if the model, the dtype or the seed differs, or the latent file cannot be read.
@@ -105,8 +105,8 @@ class BatchConverter:
         if latent.facts.model != self._codec.fingerprint:
             if self._action == ENCODE:
                 raise InputError(
-                    f"{latent.name}: already encoded by another model ({latent.facts.model}); accepted: the"
-                    " same --model and --step, or another OUT"
+                    f"{latent.name}: already encoded by a different model ({latent.facts.model}); accepted:"
+                    " the same --model and --step, or another OUT"
                 )
             raise InputError(f"{latent.name}: {self._codec.wrong_model(latent.facts.model)}")
         existing = _flags(latent.dtype, latent.facts.seed)

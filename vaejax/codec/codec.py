@@ -1,4 +1,4 @@
-"""The codec that `vaejax.load` returns: encodes frames of any number and size, and decodes their latents."""
+"""The codec that `vaejax.load` returns: encodes images and clips, and decodes latents."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,8 +26,8 @@ class Codec:
     """A trained VAE: encodes 1 + ft·k frames to 1 + k latent frames, and fs x fs pixels to one latent pixel.
 
     ft and fs are the temporal and spatial factors of its architecture. Other lengths and sizes are padded
-    with copies of the last frame and of the edges; decoding crops them again. Clips are processed in chunks
-    (stream.py), so working memory does not grow with their length.
+    with copies of the last frame and of the edges; decoding a `Latent` crops this padding. Clips are
+    processed in chunks (stream.py), so working memory does not grow with their length.
 
     Args:
       vae: the autoencoder, as `load_vae` returns it.
@@ -79,15 +79,15 @@ class Codec:
           frames: NumPy or JAX array: an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3);
             uint8, or float in [-1, 1]. Any T; H and W of at least 16.
           key: JAX random key to sample the posterior; None takes the mean of the posterior.
-          normalize: whether to normalize to mean 0 and standard deviation 1, by the statistics of the
-            training latents.
+          normalize: whether to normalize latents to mean 0 and standard deviation 1, with the statistics of
+            the training latents.
 
         Returns:
-          A `Latent`. Its `values` are float32 with as many axes as the frames, a JAX array if the frames are
-          one.
+          A `Latent`. Its `values` are float32 and have as many axes as the frames. They are a JAX array if
+          the frames are a JAX array, else a NumPy array.
 
         Raises:
-          InputError: for frames smaller than 16x16, or if the model has no statistics to normalize by.
+          InputError: for frames smaller than 16x16, or if the model has no statistics for normalization.
           ValueError: for other shapes or data types, or floats far outside [-1, 1].
         """
         rank = _rank("frames", frames, FRAMES)
@@ -109,16 +109,18 @@ class Codec:
         Args:
           latents: a `Latent`; or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c), as a diffusion model
             generates it.
-          dtype: data type of the frames, 'uint8' or 'float32'. '' takes the data type that the frames had
-            before encoding, as a `Latent` records it, and uint8 for an array.
+          dtype: data type of the frames, 'uint8' or 'float32'. '' takes the data type of the original frames,
+            which a `Latent` records, and uint8 for an array.
           normalized: whether the values of an array are normalized; a `Latent` records this itself.
 
         Returns:
           An image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3), uint8 or float32 in [-1, 1]. A
-          `Latent` gives the original length and size, an array 1 + ft·(t - 1) frames of fs·h x fs·w.
+          `Latent` decodes to the original length and size. An array decodes to 1 + ft·(t - 1) frames of
+          fs·h x fs·w pixels.
 
         Raises:
-          InputError: for a latent of another model, or if the model has no statistics to denormalize by.
+          InputError: for a `Latent` from a different model, or if the model has no statistics for
+            normalization.
           ValueError: for latents of other shapes, or another dtype.
         """
         size, values = None, latents
@@ -137,10 +139,10 @@ class Codec:
 
         Args:
           key: JAX random key to sample the posterior; None takes the mean of the posterior.
-          normalize: whether to normalize by the statistics of the training latents.
+          normalize: whether to normalize latents with the statistics of the training latents.
 
         Raises:
-          InputError: if the model has no statistics to normalize by.
+          InputError: if the model has no statistics for normalization.
         """
         self._check_statistics(normalize)
         return StreamEncoder(
@@ -158,7 +160,7 @@ class Codec:
           dtype: data type of the frames: 'uint8', or 'float32' in [-1, 1].
 
         Raises:
-          InputError: if the model has no statistics to denormalize by.
+          InputError: if the model has no statistics for normalization.
           ValueError: for another dtype.
         """
         if dtype not in ("uint8", "float32"):
@@ -168,20 +170,20 @@ class Codec:
         return StreamDecoder(self._network, self.architecture, layout, size, normalized, dtype)
 
     def wrong_model(self, fingerprint: str) -> str:
-        """The error message for latents of another model."""
+        """The error message for latents from a different model."""
         return (
-            f"a latent of another model ({fingerprint}); accepted: one of {self.name} ({self.fingerprint}),"
-            " or load the run and step that encoded it (--model, --step)"
+            f"latents from a different model ({fingerprint}); accepted: latents from {self.name}"
+            f" ({self.fingerprint}), or load the run and step that encoded these latents (--model, --step)"
         )
 
     def _check_size(self, latent: Latent) -> None:
-        """Raises ValueError if the values do not have the shape that the T, H and W of the latent give."""
+        """Raises ValueError if the shape of the values does not match the T, H and W of the latent."""
         shape = self.architecture.latent_shape(latent.frames, latent.height, latent.width)
         if latent.shape[-4:] not in (shape, shape[1:]):
             raise ValueError(
-                f"latents have shape {latent.shape}, but are of a clip of"
-                f" {latent.frames}x{latent.height}x{latent.width} (T, H, W); accepted: {shape}, or a plain"
-                " array of any size"
+                f"latents have shape {latent.shape}, which does not match the original clip,"
+                f" {latent.frames}x{latent.height}x{latent.width} (TxHxW); accepted: shape {shape}, or a"
+                " plain array of any size"
             )
 
     def _tile_layout(self, reach: int) -> Callable[[int, int], tiling.Tiles]:
@@ -205,18 +207,18 @@ class Codec:
         if normalized and self.mean is None:
             raise InputError(
                 f"{self.name}: no latent statistics, which normalization needs; accepted: a finished run, or"
-                " one scored by vaejax evaluate --checkpoint; in Python also normalize=False to encode and"
-                " normalized=False to decode"
+                " a run scored by vaejax evaluate --checkpoint; in Python also normalize=False for encoding"
+                " and normalized=False for decoding"
             )
 
 
 def _rank(what: str, x: Any, accepted: str) -> int:
-    """The number of axes; raises ValueError for other input than arrays of 3 to 5 axes."""
+    """Returns the number of axes; raises ValueError unless `x` is an array of 3 to 5 axes."""
     if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
         raise ValueError(f"{what} = {x!r}; accepted: {accepted}. For files: python -m vaejax.codec")
     rank = np.ndim(x)
     if rank not in (3, 4, 5):
-        raise ValueError(f"{what} have {rank} axes, {np.shape(x)}; accepted: {accepted}")
+        raise ValueError(f"{what} have {rank} axes, shape {np.shape(x)}; accepted: {accepted}")
     return rank
 
 
@@ -229,10 +231,10 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
     """
     s = architecture.spatial_factor
     if overlap is not None and not tile:
-        raise InputError(f"overlap = {overlap} pixels without a tile; accepted: an overlap and a tile")
+        raise InputError(f"overlap = {overlap} pixels without a tile; accepted: an overlap with a tile")
     for name, value in (("tile", tile), ("overlap", overlap or 0)):
         if value < 0 or value % s:
-            raise InputError(f"{name} = {value} pixels; accepted: multiples of {s}, or 0 for none")
+            raise InputError(f"{name} = {value} pixels; accepted: positive multiples of {s}, or 0")
     if tile and overlap is not None:
         if overlap >= tile:
             raise InputError(f"overlap = {overlap} pixels; accepted: less than the tile of {tile} pixels")

@@ -1,4 +1,4 @@
-"""Encodes photos and clips to latent files and decodes them, in memory independent of their length."""
+"""Encodes photos and clips to latent files and decodes them; memory use does not grow with their length."""
 
 import array
 import contextlib
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
 
     Attributes:
       dtype: data type of latents, 'float16' or 'float32'.
-      seed: seed to sample the posterior; None takes the mean of the posterior.
+      seed: seed for sampling the posterior; None takes the mean of the posterior.
       crf: constant rate factor of clips, 0 to 51; lower means better quality and larger files.
     """
 
@@ -148,7 +148,7 @@ class Converter:
     ) -> Facts:
         """The header of the latent file of an encoded stream."""
         codec, a, seed = self._codec, self._codec.architecture, self._settings.seed
-        assert codec.mean is not None and codec.std is not None  # stream_encoder has checked them
+        assert codec.mean is not None and codec.std is not None  # stream_encoder has checked this
         padding = a.padding(stream.frames, stream.height, stream.width)
         return Facts(
             kind=kind,
@@ -249,7 +249,9 @@ class Converter:
 
     def _report_seams(self, name: str, disagreement: float, unit: str) -> None:
         if disagreement:
-            self._report(f"{name}: tiles disagree by up to {disagreement:.3g} {unit} where they meet")
+            self._report(
+                f"{name}: tiles differ from their blend by a mean of up to {disagreement:.3g} {unit}"
+            )
 
 
 def _frames(source: pathlib.Path, kind: str) -> Generator[tuple[np.ndarray, list[float], float]]:
@@ -288,7 +290,7 @@ def _read_ahead(items: Generator[Item]) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def _one_line_errors(name: str, target: pathlib.Path) -> Iterator[None]:
-    """Turns the expected errors about one file into an InputError of one line that names it; others pass."""
+    """Turns expected errors about a file into a one-line InputError that names it; other errors pass."""
     try:
         yield
     except InputError as error:
@@ -302,7 +304,7 @@ def _one_line_errors(name: str, target: pathlib.Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{name}: its frames do not fit into the device's memory; accepted: --tile=PIXELS, e.g. 512, or a"
-            " smaller one than now"
+            " smaller tile if --tile is already set"
         ) from error
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)

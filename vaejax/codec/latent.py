@@ -16,12 +16,12 @@ class Latent:
     The object is a JAX pytree whose only leaf is `values`, so `jax.tree.map` works on it.
 
     Attributes:
-      values: (h, w, c) of an image, (t, h, w, c) of a clip, (b, t, h, w, c) of a batch; float32.
+      values: (h, w, c) for an image, (t, h, w, c) for a clip, (b, t, h, w, c) for a batch; float32.
       frames: number of original frames T, before padding with copies of the last frame.
       height, width: original H and W, before padding with copies of the edges.
-      normalized: whether values are (z - mean) / std, by the statistics of the training latents.
+      normalized: whether values are (z - mean) / std, with the statistics of the training latents.
       dtype: data type of the original frames: 'uint8', or 'float32' in [-1, 1].
-      model: fingerprint of the model that encoded them.
+      model: fingerprint of the model that encoded the frames.
     """
 
     values: Any

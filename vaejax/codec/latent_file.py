@@ -2,9 +2,9 @@
 
 Tensors:
   latent: (t, h, w, c), normalized to mean 0 and standard deviation 1.
-  time: (T,) float64, seconds of every frame from the first.
+  time: (T,) float64, the time of every frame in seconds from the first frame.
   audio: bytes of a Matroska file (.mka) with the audio packets; only for a clip with audio.
-  audio_time: float64, seconds of every audio packet from the clip's first frame.
+  audio_time: float64, the time of every audio packet in seconds from the clip's first frame.
   filler: meaningless bytes that align the next tensor to a multiple of 8; only if needed.
 
 The metadata in the header are 'format', 'version' and the fields of `Facts`, as strings.
@@ -43,8 +43,8 @@ class Facts:
     Attributes:
       kind: 'image' or 'video'.
       frames, height, width: T, H and W of the source as displayed.
-      fps: frames per second of a clip, the mean of a variable rate; None for a photo.
-      variable_rate: whether frames are at the times of the tensor 'time' rather than at i / fps.
+      fps: frames per second of a clip, on average if the rate varies; None for a photo.
+      variable_rate: whether frame i is shown at element i of the tensor 'time' rather than at i / fps.
       duration: seconds to the end of the last frame; 0 for a photo.
       mean, std: statistics of each latent channel, (c,); the model decodes latent · std + mean.
       temporal_factor, spatial_factor: frames per latent frame, and pixels per latent pixel along each side.
@@ -79,7 +79,7 @@ class Facts:
     audio_end: float | None = None
 
     def header(self) -> dict[str, str]:
-        """'format', 'version', and the fields that are not None, as strings.
+        """Returns 'format', 'version', and the fields that are not None, as strings.
 
         Text is kept as it is, a fraction becomes 'a/b' or 'a', and any other value becomes JSON.
         """
@@ -138,7 +138,7 @@ class LatentWriter:
 
         Args:
           facts: the metadata; the fields about audio are set from `audio`.
-          times: times of all frames, seconds from the first.
+          times: times of all frames, in seconds from the first frame.
           audio: audio of the clip, or None.
         """
         shape = [self._count, *self._shape]
@@ -183,25 +183,25 @@ class LatentFile:
     Attributes:
       facts: metadata of the file.
       shape: shape of the latents, (t, h, w, c).
-      times: times of all frames, seconds from the first.
+      times: times of all frames, in seconds from the first frame.
       dtype: data type of the stored latents, a key of `DTYPES`.
 
     Raises:
-      InputError: if the file is not a latent file, cannot be read, is damaged, or is of a later version.
+      InputError: if the file is not a latent file, cannot be read, is damaged, or has a later format version.
     """
 
     def __init__(self, path: str | os.PathLike, name: str = ""):
         self._path, self.name = pathlib.Path(path), name or os.fspath(path)
         try:
-            self._path.open("rb").close()  # its error says why, that of safetensors does not
+            self._path.open("rb").close()  # its error gives the reason, unlike that of safetensors
             self._file = safe_open(self._path, "numpy")
             header = self._file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise InputError(f"{self.name}: not a latent file; accepted: {ACCEPTED}")
             if int(header["version"]) > VERSION:
                 raise InputError(
-                    f"{self.name}: version {header['version']} of the format; accepted: up to {VERSION}, or a"
-                    " newer vaejax"
+                    f"{self.name}: format version {header['version']}; accepted: up to {VERSION}; later"
+                    " versions need a newer vaejax"
                 )
             self.facts = Facts.from_header(header)
             self._latent = self._file.get_slice("latent")
@@ -230,7 +230,7 @@ class LatentFile:
         if self.times.shape != (f.frames,) or f.kind not in ("image", "video") or len(f.std) != len(f.mean):
             raise ValueError("its header and its tensors disagree")
         if (f.kind == "video") != (f.fps is not None) or (f.fps is not None and f.fps <= 0):
-            raise ValueError(f"kind {f.kind} with fps {f.fps}")
+            raise ValueError(f"fps {f.fps} does not fit kind {f.kind}")
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """Yields the latents in order, float32 (n, h, w, c), `size` latent frames at a time."""

@@ -26,7 +26,7 @@ from vaejax.rundir.folder import RunFolder
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = "vaejax.export"  # value of 'format' in an export's config.json; that of a run has no such key
+FORMAT = "vaejax.export"  # value of 'format' in an export's config.json; a run's config.json has no such key
 
 ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or the folder of an export"
 
@@ -37,11 +37,11 @@ class TrainedVAE(NamedTuple):
     """An autoencoder with its parameters and the statistics of its latents.
 
     Attributes:
-      name: the path that it was read from.
+      name: the path that the autoencoder was read from.
       architecture: hyperparameters of the autoencoder.
       params: averaged (EMA) parameters: the tree 'params' of `model.init`, float32 arrays on this host.
       mean, std: statistics of each latent channel over the training data, (c,) float32; None if unknown.
-      step: number of updates it was trained for.
+      step: number of training updates.
       fingerprint: hash of the trained float32 parameters, 16 hexadecimal digits; latents record it.
     """
 
@@ -55,7 +55,7 @@ class TrainedVAE(NamedTuple):
 
 
 def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
-    """Reads a run, which may still be training, or an export; changes nothing in it.
+    """Reads a run, which may still be training, or an export, without changing it.
 
     Args:
       name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
@@ -63,8 +63,8 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
 
     Raises:
-      InputError: if the folder is no run or export, is damaged, or has no completed checkpoint of this step;
-        or if `dtype` has another value.
+      InputError: if the folder is neither a run nor an export, is damaged, or has no completed checkpoint of
+        this step; or if `dtype` has another value.
     """
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; accepted: {' or '.join(DTYPES)}")
@@ -203,7 +203,7 @@ def _completed_step(name: str, folder: pathlib.Path, step: int | None) -> int:
     checkpoints = folder / "checkpoints"
     steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
     if not steps:
-        raise InputError(f"{name}: no completed checkpoint; accepted: a run that has saved one")
+        raise InputError(f"{name}: no completed checkpoint; accepted: a run that has saved a checkpoint")
     if step is not None and step not in steps:
         raise InputError(
             f"{name}: no completed checkpoint of step {step}; accepted: {', '.join(map(str, steps))}"
@@ -239,11 +239,14 @@ def restore_arrays(name: str, path: pathlib.Path, shapes: Params) -> Params:
 def _check_shapes(name: str, expected: Params, found: Params) -> None:
     """Raises InputError, naming the first parameter, if two trees differ in names or shapes."""
     for parameter, shape, other in _differences(expected, found):
-        raise InputError(f"{name}: {parameter} has the shape {other}; accepted: {shape}, from config.json")
+        problem = "is missing" if other is None else f"has shape {other}"
+        accepted = "no such parameter" if shape is None else f"shape {shape}"
+        raise InputError(f"{name}: {parameter} {problem}; accepted: {accepted}, as config.json describes")
 
 
 def _differences(expected: Params, found: Params) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (name, expected shape, found shape) of every parameter that differs; None if it is missing."""
     shapes, others = ({k: v.shape for k, v in flatten(tree).items()} for tree in (expected, found))
     for parameter in sorted(shapes | others):
         if shapes.get(parameter) != others.get(parameter):
-            yield parameter, shapes.get(parameter, "none (absent)"), others.get(parameter, "none (absent)")
+            yield parameter, shapes.get(parameter), others.get(parameter)

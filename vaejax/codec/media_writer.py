@@ -1,4 +1,4 @@
-"""Writes photos, and clips with every frame at its time, copied audio and colors tagged as BT.709."""
+"""Writes photos and clips. Clips keep their audio and the time of every frame."""
 
 import itertools
 import pathlib
@@ -35,7 +35,7 @@ _TICK = Fraction(1, 90000)  # time unit of clips with a variable frame rate, sec
 
 
 def write_photo(file: BinaryIO, extension: str, frame: np.ndarray) -> None:
-    """Writes a frame (H, W, 3) uint8 in a format of `PHOTOS`, named by its extension."""
+    """Writes a frame, (H, W, 3) uint8, in the format of `extension`, a key of `PHOTOS`."""
     Image.fromarray(frame).save(file, FORMATS[extension], **PHOTOS[extension])
 
 
@@ -147,7 +147,7 @@ class _Video:
 
     def _mux(self, packets: Iterable[av.Packet]) -> None:
         for packet in packets:
-            packet.duration = self._durations[packet.pts]  # otherwise FFmpeg guesses that of the last packet
+            packet.duration = self._durations[packet.pts]  # otherwise FFmpeg guesses the last one's duration
             self._out.mux(packet)
 
 
@@ -160,11 +160,12 @@ def _why_audio_is_left_out(extension: str, audio: Audio) -> str:
         if audio_stream.can_hold(CLIPS[extension], container):
             return ""
         codec = audio_stream.codec_name(container.streams.audio[0])
-        return f"{extension} cannot hold audio codec {codec}; decoded without audio; choose .mkv to keep it"
+        reason = f"{extension} cannot hold audio codec {codec}; decoded without audio"
+        return f"{reason}; choose .mkv to keep the audio"
 
 
 def extension_for(source: str, kind: str) -> str:
-    """The extension to append to the file name `source`; '' if it ends in one that fits `kind`."""
+    """The extension to append to the file name `source`; '' if it already has one for `kind`."""
     extension = pathlib.PurePath(source).suffix.lower()
     if kind == "image":
         return "" if extension in PHOTOS else ".png"

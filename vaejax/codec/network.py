@@ -1,7 +1,7 @@
 """The compiled functions of a trained autoencoder.
 
 They are jitted at module level, with the model as a static argument. A second codec of the same architecture
-therefore reuses them: at known shapes, nothing is traced or compiled again.
+therefore reuses them: for shapes seen before, nothing is traced or compiled again.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Cache = dict[str, Any]  # Flax's collection "cache" of the model; {} before the 
 def apply(model: Autoencoder, variables: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Calls `model.apply`; a float32 model computes matrix products in full float32.
 
-    By default accelerators multiply at a lower precision, and results would differ between machines.
+    By default accelerators multiply at a lower precision, so results would differ between machines.
     """
     exact = "float32" if model.architecture.dtype == "float32" else None
     with jax.default_matmul_precision(exact):

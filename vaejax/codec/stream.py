@@ -41,27 +41,28 @@ class _Stream:
         self._spatial, self._temporal = architecture.spatial_factor, architecture.temporal_factor
         self._channels, self._film = architecture.latent_channels, architecture.film
         self._waiting: Any = None  # (B, n, ...)
-        self._like: Any = None  # (B, 0, ...): empty, with the shape and kind of the pushed arrays
+        self._like: Any = None  # (B, 0, ...): an empty slice of a pushed array, to keep its shape and type
         self._rank, self._started, self._flushed, self._is_video = 0, False, False, True
         self._tiles: Tiles | None = None
         self._caches: list[Cache] = []
         self.disagreement = 0.0
 
     def _checked(self, x: Any, what: str) -> Any:
-        """Checks a pushed array against those before it and returns it as (B, n, ...)."""
+        """Checks that a pushed array matches the earlier ones, and returns it as (B, n, ...)."""
         self._check_open()
         x = x if isinstance(x, jax.Array) else np.asarray(x)
         if x.ndim not in ((self._rank,) if self._rank else (4, 5)):
-            accepted = f"{self._rank}, as before" if self._rank else "4 of a clip or 5 of a batch"
-            raise ValueError(f"{what} have {x.ndim} axes, {x.shape}; accepted: {accepted}")
+            accepted = f"{self._rank} axes, as before" if self._rank else "4 axes for a clip, 5 for a batch"
+            raise ValueError(f"{what} have {x.ndim} axes, shape {x.shape}; accepted: {accepted}")
         batch = x[None] if x.ndim == 4 else x
         if 0 in batch.shape[:1] + batch.shape[2:]:
-            raise ValueError(f"{what} have shape {x.shape}; accepted: no axis of size 0 but the time axis")
+            raise ValueError(f"{what} have shape {x.shape}; accepted: no axis of size 0 except the time axis")
         if self._like is not None and (batch.shape[2:], len(batch)) != (
             self._like.shape[2:],
             len(self._like),
         ):
-            raise ValueError(f"{what} have shape {x.shape}; accepted: the same as before, except for time")
+            accepted = "the same shape as before, except for time"
+            raise ValueError(f"{what} have shape {x.shape}; accepted: {accepted}")
         self._rank, self._like = x.ndim, batch[:, :0]
         return batch
 
@@ -87,7 +88,7 @@ class _Stream:
         if x is None:
             return
         done, count = 0, x.shape[1]
-        # FiLM treats images and clips differently, so the first frame waits for a second or for `flush`.
+        # FiLM treats images and clips differently, so the first frame waits for the next frame or `flush`.
         if not self._started and count > (self._film and not self._flushed):
             self._started, self._is_video, done = True, count > 1 or not self._film, 1
             yield x[:, :1]
@@ -121,7 +122,7 @@ class _Stream:
         for i, ((y0, y1), (x0, x1)) in enumerate(tiles.places):
             cut = (None if x is None else x[:, :, y0 * s : y1 * s, x0 * s : x1 * s] for x, s in arrays)
             result, cache = work(self._caches[i], *cut)
-            # Result and cache move to the host: those of all tiles together are as large as of a whole frame.
+            # Results and caches move to the host: all tiles together need as much memory as the whole frame.
             parts.append(np.asarray(result))
             self._caches[i] = jax.tree.map(np.asarray, cache)
         joined, disagreement = tiles.join(parts, factor)
@@ -129,7 +130,7 @@ class _Stream:
         return joined
 
     def _concatenated(self, chunks: list[Any], empty: tuple[int, ...], dtype: str) -> Any:
-        """The results of one push as one array, of the kind and rank of the pushed array."""
+        """Joins the results of one push into one array, of the same type and rank as the pushed array."""
         xp = _numpy_of(self._like)
         chunks = chunks or [np.zeros((len(self._like), 0, *empty), dtype)]
         # Even a single chunk is copied: NumPy's view of a JAX array is read-only.
@@ -144,8 +145,8 @@ class StreamEncoder(_Stream):
       frames: number of frames pushed so far.
       height, width: size of the frames; 0 before the first push.
       dtype: data type of the frames, 'uint8' or 'float32'; '' before the first push.
-      disagreement: how much blended tiles differ where they overlap, see `Tiles.join`: the largest value of
-        all chunks so far. Exact tiles give 0.
+      disagreement: how much blended tiles differ where they overlap, as measured by `Tiles.join`; the largest
+        value of all chunks so far. Exact tiles give 0.
     """
 
     def __init__(
@@ -180,13 +181,14 @@ class StreamEncoder(_Stream):
         dtype = "uint8" if x.dtype == np.uint8 else "float32"
         if x.shape[-1] != 3 or not (dtype == "uint8" or jnp.issubdtype(x.dtype, jnp.floating)):
             raise ValueError(
-                f"frames are {x.dtype} {x.shape}; accepted: uint8, or float in [-1, 1], with 3 channels last"
+                f"frames are {x.dtype} {x.shape}; accepted: uint8, or float in [-1, 1], with 3 channels"
+                " (last axis)"
             )
         if self.dtype not in ("", dtype):
             raise ValueError(f"frames are {x.dtype}; accepted: {self.dtype}, as before")
         if min(x.shape[2:4]) < SMALLEST:
             raise InputError(
-                f"frames of {x.shape[2]}x{x.shape[3]} (HxW); accepted: from {SMALLEST}x{SMALLEST}"
+                f"frames of {x.shape[2]}x{x.shape[3]} (HxW); accepted: at least {SMALLEST}x{SMALLEST}"
             )
         if dtype == "float32":
             _check_range(x)
@@ -240,7 +242,7 @@ def _check_range(x: Any) -> None:
     if largest > LARGEST_FLOAT:
         raise ValueError(
             f"float frames reach an absolute value of {largest:.4g}; accepted: floats in [-1, 1], or uint8"
-            " from 0 to 255 (x / 127.5 - 1 converts them)"
+            " from 0 to 255; x / 127.5 - 1 converts floats from 0 to 255"
         )
 
 
@@ -248,7 +250,7 @@ def _check_range(x: Any) -> None:
 def _latent_noise(key: jax.Array, start: int, count: int, shape: tuple[int, ...]) -> jax.Array:
     """Normal noise (b, count, h, w, c) for latent frames from index `start` on; `shape` is (b, h, w, c).
 
-    It depends on the index of a frame, not on chunks or tiles.
+    The noise of a latent frame depends on its index, not on chunks or tiles.
     """
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(start + jnp.arange(count))
     return jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
@@ -292,7 +294,7 @@ class StreamDecoder(_Stream):
         """
         x = self._checked(latents, "latents")
         if x.shape[-1] != self._channels:
-            raise ValueError(f"latents are {x.shape}; accepted: {self._channels} channels, last")
+            raise ValueError(f"latents have shape {x.shape}; accepted: {self._channels} channels (last axis)")
         return self._decode(x)
 
     def flush(self) -> UInt8[Array | np.ndarray, "*B T H W 3"] | Float32[Array | np.ndarray, "*B T H W 3"]:

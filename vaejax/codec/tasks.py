@@ -52,7 +52,7 @@ def open_tasks(
       action: 'encode', 'decode' or 'reconstruct'.
       source: a file, a folder or '-' for stdin.
       target: a file, a folder or '-' for stdout.
-      shard: (I, N), which selects every Nth file of a folder, beginning with number I, counted from 0.
+      shard: (I, N), which selects files I, I + N, I + 2N, ... of a folder, counted from 0.
 
     Raises:
       InputError: if source or target cannot be used.
@@ -63,7 +63,7 @@ def open_tasks(
             yield _folder_tasks(action, pathlib.Path(source), target, shard)
             return
         if shard != (0, 1):
-            raise InputError(f"--shard: IN = {source} is a file; accepted: a folder")
+            raise InputError(f"--shard: IN = {source} is not a folder; accepted: a folder")
         task = _file_task(action, source, target, pathlib.Path(spool))
         yield [task]
         if target == PIPE and task.target.exists():
@@ -100,7 +100,10 @@ def _file_task(action: str, source: str, target: str, spool: pathlib.Path) -> Ta
     accepted = (EXTENSION,) if action == ENCODE else (*media_writer.PHOTOS, *media_writer.CLIPS)
     if to.suffix.lower() not in accepted:
         names = ", ".join(accepted)
-        raise InputError(f"OUT = {target}; accepted: an existing folder, - or a name that ends in {names}")
+        raise InputError(
+            f"OUT = {target}; accepted: an existing folder, a new folder whose name ends in /, - for stdout,"
+            f" or a file whose name ends in {names}"
+        )
     if not to.absolute().parent.is_dir():
         raise InputError(f"OUT = {target}: its folder does not exist; accepted: a file in an existing folder")
     if to.exists() and to.samefile(path):
@@ -117,13 +120,13 @@ def _source_file(source: str, spool: pathlib.Path) -> tuple[pathlib.Path, str]:
         return path, "stdin"
     path = pathlib.Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"IN = {source}: no such file or folder; accepted: a file, a folder or -")
+        raise InputError(f"IN = {source}: no such file or folder; accepted: a file, a folder, or - for stdin")
     return path, source
 
 
 def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[int, int]) -> list[Task]:
     if target == PIPE or os.path.isfile(target):
-        raise InputError(f"OUT = {target}: not a folder, but IN = {source} is one; accepted: a folder")
+        raise InputError(f"OUT = {target}: not a folder, although IN = {source} is; accepted: a folder")
     out = _make_folder(target)
     if action == RECONSTRUCT and out.samefile(source):
         raise InputError(f"OUT = {target}: the same folder as IN; accepted: another folder")
@@ -143,7 +146,7 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
         task = Task(path, to, name, "" if action == DECODE else kind, to.suffix.lower(), keep=True)
         other = by_path.setdefault(to, task)
         if other is not task:
-            refusal = f"would become {to}, as {other.name} does; accepted: files with different names"
+            refusal = f"would overwrite the output of {other.name}, {to}; accepted: a different file name"
             by_path[path] = task._replace(refusal=refusal)
     for error in unreadable:
         path = pathlib.Path(error.filename)
@@ -155,7 +158,8 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
 def _target_name(action: str, path: pathlib.Path, name: str, kind: str) -> str:
     """The name or relative path of the target: `name`, which may contain folders, with the right extension.
 
-    `path` is the file to read; a latent file is opened if its name does not tell a photo from a clip.
+    `path` is the file to read. A latent file is opened if its name does not show whether it is a photo or a
+    clip.
     """
     if action == ENCODE:
         return name + EXTENSION
@@ -173,9 +177,9 @@ def _kind_of_latent(path: pathlib.Path) -> str:
 
 
 def _walk(folder: pathlib.Path, out: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
-    """Every file in a folder tree but hidden ones, in the same order on all machines.
+    """Yields the files of a folder tree, except hidden ones, in the same order on all machines.
 
-    Files in `out` are left out, unless `out` is `folder` itself. The error of each folder that cannot be read
+    Files in `out` are skipped, unless `out` is `folder` itself. The error of each folder that cannot be read
     is appended to `unreadable`.
     """
     seen = set() if out.samefile(folder) else {_identity(out)}
@@ -208,5 +212,5 @@ def _is_photo(path: pathlib.Path) -> bool:
     try:
         with Image.open(path):
             return True
-    except Exception:  # a damaged file makes Pillow raise anything
+    except Exception:  # for damaged files, Pillow raises exceptions of any type
         return False

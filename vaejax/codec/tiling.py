@@ -19,12 +19,12 @@ Span = tuple[int, int]  # start and stop
 
 
 def is_exact(architecture: Architecture) -> bool:
-    """Whether every pixel depends on a bounded part of the frame only."""
+    """Whether every pixel depends only on a bounded part of the frame."""
     return architecture.conv == "smc" and not architecture.attention
 
 
 def encoder_reach(architecture: Architecture) -> int:
-    """Receptive field of a latent pixel: how far it extends to each side, in latent pixels."""
+    """How far the receptive field of a latent pixel extends to each side, in latent pixels."""
     reach = 1  # conv_out
     for strides in reversed((None, *architecture.strides)):
         reach += 2 * architecture.encoder_blocks
@@ -33,7 +33,10 @@ def encoder_reach(architecture: Architecture) -> int:
 
 
 def decoder_reach(architecture: Architecture) -> int:
-    """Receptive field of a decoded pixel: how far it extends from its own latent pixel, in latent pixels."""
+    """How far the receptive field of a decoded pixel extends to each side, in latent pixels.
+
+    The distance is counted from the latent pixel that covers the decoded pixel.
+    """
     reach = 1  # conv_out
     for strides in (None, *architecture.strides):
         reach = math.ceil(reach / strides[1]) if strides else reach
@@ -48,10 +51,10 @@ class Tiles:
 
     Args:
       height, width: size of the frame.
-      tile: side of a tile; a shorter side of the frame is not divided.
+      tile: side of a tile; a frame side of at most this length is not divided.
       overlap: smallest overlap of neighboring tiles, from 0 to tile - 1.
-      margin: width of the strip along a tile's cut edges that is not used, at most half of the overlap. Over
-        the rest of the overlap one tile fades into the other.
+      margin: width of the unused strip along each cut edge of a tile, at most half of the overlap. Over the
+        rest of the overlap, one tile fades into the other.
 
     Attributes:
       places: position of every tile: ((y0, y1), (x0, x1)), with y1 and x1 excluded.
@@ -69,7 +72,7 @@ class Tiles:
     def join(
         self, parts: Sequence[Float[np.ndarray, "B T y x C"]], factor: int = 1
     ) -> tuple[Float32[np.ndarray, "B T H W C"], float]:
-        """Joins the results of all tiles to a frame.
+        """Joins the results of all tiles into one frame.
 
         Args:
           parts: result of every tile, `factor` times as large, (B, T, y, x, C), in the order of `places`.
@@ -77,8 +80,8 @@ class Tiles:
 
         Returns:
           The joined frame, (B, T, H·factor, W·factor, C) float32, and how much the tiles differ where they
-          fade into each other: the weighted mean of |part - joined|. With a margin it is taken as 0, because
-          a margin is only for tiles that agree.
+          fade into each other: the weighted mean of |part - joined|. With a margin this difference is taken
+          as 0, because a margin is used only if the tiles agree.
         """
         high, wide = (factor * size for size in self._size)
         joined = np.zeros((*parts[0].shape[:2], high, wide, parts[0].shape[-1]), np.float32)
@@ -136,11 +139,11 @@ def decode_tiled(
 def check_tile(tile: int, overlap: int) -> None:
     """Raises InputError for an overlap that is negative or not smaller than the tile."""
     if not 0 <= overlap < tile:
-        raise InputError(f"overlap = {overlap} latent pixels; accepted: from 0 to below the tile, {tile}")
+        raise InputError(f"overlap = {overlap} latent pixels; accepted: 0 or more, below the tile of {tile}")
 
 
 def spans(size: int, tile: int, overlap: int) -> list[Span]:
-    """The fewest spans of length `tile` that cover 0 to `size`, evenly, and overlap by at least `overlap`."""
+    """The fewest evenly placed spans of length `tile` that cover 0 to `size`, with at least this overlap."""
     if size <= tile:
         return [(0, size)]
     count = -(-(size - overlap) // (tile - overlap))
@@ -170,7 +173,7 @@ def _fades(tiles: list[Span], factor: int, margin: int) -> list[np.ndarray]:
 
 
 def _ramp(length: int, margin: int) -> np.ndarray:
-    """Weights that rise from 0 to 1 over an overlap of `length`, and are constant in its margins."""
+    """Weights that rise from 0 to 1 over an overlap of `length`, and are constant in its two margins."""
     margin = min(margin, length // 2)
     inner = length - 2 * margin
     rising = (np.arange(length) + 0.5 - margin) / inner if inner else np.arange(length) >= margin

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def work() -> None:
-        from vaejax.export import command  # here, because --help needs no JAX
+        from vaejax.export import command  # imported here, so that --help does not import JAX
 
         command.run(options)
 

@@ -41,8 +41,9 @@ def summary(source: str, exported: Exported) -> str:
     lines = [f"done: exported {source} to {out} in {duration(exported.seconds)}: {', '.join(parts)}"]
     if psnr := config["rounding"]:
         lines.append(
-            f"  verified: weights of {source}, rounded; PSNR of a test clip {psnr['exported']:.2f} dB"
-            f" (source: {psnr['source']:.2f} dB, between the two: {psnr['between']:.1f} dB)"
+            f"  verified: weights equal those of {source} after rounding; PSNR of a test clip:"
+            f" {psnr['exported']:.2f} dB (source: {psnr['source']:.2f} dB,"
+            f" between the two reconstructions: {psnr['between']:.1f} dB)"
         )
     else:
         lines.append(f"  verified: identical to {source}")
@@ -54,7 +55,7 @@ def summary(source: str, exported: Exported) -> str:
         ]
         lines.append(f"  {bucket:20} {'  '.join(shown)}")
     if not config["scores"]:
-        lines.append("  no scores: add --scores=results.json, from vaejax.evaluate, for the model card")
+        lines.append("  no scores: to add them, use --scores=results.json, written by vaejax.evaluate")
     lines.append(f"look at: {pathlib.Path(out) / CARD}")
     lines.append(f"next: python -m vaejax.codec encode FOLDER latents {shlex.quote(f'--model={out}')}")
     return "\n".join(lines)

@@ -98,7 +98,7 @@ def export(
 
     Raises:
       InputError: if an input cannot be read, or `out` cannot be written.
-      TrainingFailed: if the export differs from its source; it is then deleted.
+      TrainingFailed: if the export differs from its source; the export is then deleted.
     """
     begin = time.monotonic()
     if dtype not in DTYPES:
@@ -123,9 +123,9 @@ def export(
 
 
 def _check_replaceable(folder: pathlib.Path, out: str, name: str) -> None:
-    """Raises InputError if `folder` is that of the source `name` or has files that no export wrote.
+    """Raises InputError if `folder` is the folder of the source `name` or has files that no export wrote.
 
-    `out` is the user's text for `folder`, for the message.
+    `out` is `folder` as the user wrote it, for the message.
     """
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -180,7 +180,7 @@ def _statistics(name: str, vae: TrainedVAE) -> dict[str, Any]:
     computed = of_run(codec, name, vae.step)
     if computed is None:
         print(
-            f"warning: {name} is exported without latent statistics; vaejax encode will refuse it",
+            f"warning: {name} is exported without latent statistics; vaejax encode will refuse the export",
             file=sys.stderr,
         )
         return {"mean": None, "std": None}

@@ -42,8 +42,8 @@ tags:
 # {name}
 
 A variational autoencoder of images and videos for latent diffusion, trained with vaejax. Its latents have {c}
-channels and {time}, and are {s}x smaller in height and width. A long clip becomes {clip} times
-fewer numbers, and an image, which is a clip of one frame, {image} times fewer.
+channels and {time}, and are {s}x smaller in height and width. They have {clip} times fewer numbers than a
+long clip, and {image} times fewer than an image, which is a clip of one frame.
 
 | | |
 |---|---|
@@ -52,7 +52,7 @@ fewer numbers, and an image, which is a clip of one frame, {image} times fewer.
 | parameters | {total}: encoder {encoder}, decoder {decoder} |
 | weights | averaged (EMA), stored in {dtype}; the model computes in {compute} |
 | training step | {step} |
-| fingerprint | `{fingerprint}`; the decoder refuses latents of another model |
+| fingerprint | `{fingerprint}`; the decoder refuses latents from a different model |
 
 License: to be filled in by the publisher
 
@@ -64,13 +64,13 @@ With vaejax installed:
 import vaejax
 
 codec = vaejax.load("{name}")  # this folder
-latents = codec.encode(frames{raw})  # uint8 (T, H, W, 3) or an image (H, W, 3); any size from 16x16
+latents = codec.encode(frames{raw})  # uint8 (T, H, W, 3) or an image (H, W, 3); any size of at least 16x16
 frames = codec.decode(latents)
 ```
 
 {latents_are}
 
-The weights with only the safetensors package:
+To read the weights with only the safetensors package:
 
 ```python
 {weights_import}from safetensors.numpy import load_file
@@ -78,7 +78,7 @@ The weights with only the safetensors package:
 weights = load_file("{name}/model.safetensors")  # {{"encoder.conv_in.kernel": array, ...}}
 ```
 
-Kernels are (time, height, width, in, out). The same arrays as a tree, with only Orbax:
+Kernels are (time, height, width, in, out). To read the same arrays as a tree, with only Orbax:
 
 ```python
 import pathlib
@@ -92,8 +92,8 @@ params = ocp.StandardCheckpointer().restore(pathlib.Path("{name}/checkpoint").ab
 _STABLEHLO = """\
 ## StableHLO
 
-The same model without vaejax; the only requirements are `pip install jax flatbuffers`. The files include the
-weights and run on CPU, CUDA and TPU with batches of any size b.
+These programs run the model without vaejax; they need only `pip install jax flatbuffers`. The files include
+the weights and run on CPU, CUDA and TPU with batches of any size b.
 
 ```python
 import pathlib
@@ -162,8 +162,8 @@ def text(name: str, config: Mapping[str, Any]) -> str:
             " these values."
             if normalized
             else "Latents are not normalized, because the statistics of the training latents are unknown."
-            " Train a diffusion model on (z - mean) / std, with the statistics of each channel over its own"
-            " training set."
+            " Train a diffusion model on (z - mean) / std, with the statistics of each channel over the"
+            " diffusion model's training set."
         ),
         weights_import="import ml_dtypes  # NumPy's bfloat16\n" if weights["dtype"] == "bfloat16" else "",
     )
@@ -220,7 +220,7 @@ def _scores(scores: Mapping[str, Any], dtype: str) -> str:
     rounded = " They were measured before rounding to bfloat16." if dtype == "bfloat16" else ""
     lines.append(
         f"\nReconstructions of {data}, clips at {cut['fps']:g} frames per second, scored by `python -m"
-        f" vaejax.evaluate` (vaejax {versions['vaejax']}, jax {versions['jax']}). Parentheses contain 95%"
+        f" vaejax.evaluate` (vaejax {versions['vaejax']}, jax {versions['jax']}). In parentheses: 95%"
         " bootstrap intervals. KID and rFVD use features of the network in their heading and are comparable"
         f" only with the same network.{rounded}\n"
     )

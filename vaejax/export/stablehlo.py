@@ -17,7 +17,7 @@ from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.pixels import from_uint8, to_uint8
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SMALLEST = 16  # least height and width in pixels, the same as for `vaejax.codec.codec.Codec`
+SMALLEST = 16  # smallest height and width in pixels, the same as for `vaejax.codec.codec.Codec`
 
 Shape = tuple[int, int, int]
 
@@ -36,7 +36,7 @@ def parse_shapes(texts: Sequence[str], architecture: Architecture) -> list[Shape
         if (frames - 1) % t or height % s or width % s or min(height, width) < SMALLEST:
             raise InputError(
                 f"--stablehlo={text}; accepted: TxHxW such as {1 + 4 * t}x256x256, T = 1 + a multiple of {t}"
-                f" (1 for images), H and W multiples of {s} from {SMALLEST}"
+                f" (1 for images), H and W multiples of {s} and at least {SMALLEST}"
             )
         shapes.append((frames, height, width))
     return list(dict.fromkeys(shapes))

@@ -18,7 +18,7 @@ from vaejax.models.autoencoder import Architecture
 from vaejax.models.pixels import from_uint8
 
 # Largest accepted difference between the StableHLO programs and the codec. Latents: relative to the largest
-# value, or to 1 if that is larger. Frames: in 8-bit levels.
+# absolute value, or to 1 if that is larger. Frames: in 8-bit levels.
 LATENTS, LEVELS = 1e-5, 1
 # The same for models that compute in bfloat16; for frames, the mean difference is limited, not the largest.
 LATENTS_BFLOAT16, MEAN_LEVELS_BFLOAT16 = 0.1, 2
@@ -43,12 +43,12 @@ def check_weights(source: TrainedVAE, exported: TrainedVAE, checkpoint: pathlib.
     expected = {name: np.asarray(leaf, kind) for name, leaf in flatten(source.params).items()}
     for params, file in ((read, "model.safetensors"), (restored, "checkpoint")):
         if params.keys() != expected.keys():
-            raise _differs(file, "has parameters of other names than the source")
+            raise _differs(file, "parameter names differ from those of the source")
         for name, leaf in expected.items():
             if np.asarray(params[name], np.float32).tobytes() != leaf.astype(np.float32).tobytes():
-                raise _differs(file, f"{name} has other values than in the source")
+                raise _differs(file, f"values of {name} differ from those in the source")
     if {np.asarray(leaf).dtype for leaf in restored.values()} != {kind}:
-        raise _differs("checkpoint", f"has another dtype than {dtype}")
+        raise _differs("checkpoint", f"dtype is not {dtype}")
 
 
 def check_codec(source: Codec, exported: Codec, dtype: str) -> dict[str, float]:
@@ -71,7 +71,7 @@ def check_codec(source: Codec, exported: Codec, dtype: str) -> dict[str, float]:
     """
     clip = moving_waves(*_clip_shape(source.architecture))
     if dtype == "float32":
-        # On accelerators, each compilation may choose another algorithm, whose results differ slightly.
+        # On accelerators, each compilation may choose a different algorithm, and results differ slightly.
         tolerance = 0.0 if jax.default_backend() == "cpu" else 1e-4
         for frames in (clip, clip[0]):
             z, same_z = (np.asarray(encode(codec, frames).values) for codec in (source, exported))

@@ -167,7 +167,7 @@ def test_a_folder_that_is_no_run_gets_one_line(run, tmp_path):
     os.symlink(folder / "checkpoints", tmp_path / "checkpoints")
     config["model"]["latent_channels"] = 5
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"has the shape .*accepted: .* from config.json") as error:
+    with pytest.raises(InputError, match=r"has shape .*accepted: .*, as config.json describes") as error:
         open_codec(str(tmp_path))
     assert "\n" not in str(error.value)
     for text in ("{", "{}", '{"model": {"widths": "wide"}}', '{"model": {"size": "vast"}}'):

@@ -87,7 +87,7 @@ def test_bad_files_are_refused_by_name_and_the_rest_is_done(model, tmp_path, cap
         "empty.mp4": "",
         "text.mp4": "",
         "silent.mp4": "no video",
-        "tiny.png": "12x20 .*accepted: from 16x16",
+        "tiny.png": "12x20 .*accepted: at least 16x16",
         "cut.jpg": "[Tt]runcated",
     }.items():
         assert re.search(f"error: {name}: .*{reason}", told.err), name
@@ -138,8 +138,8 @@ def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
     Image.fromarray(pan(1)[0]).save(source / "a.png")
     assert run(model, "encode", source, tmp_path / "latents", f"--step={OLD}") == 0
     Image.fromarray(pan(1)[0]).save(source / "b.png")
-    encoded = r"already encoded by another model \([0-9a-f]{16}\); accepted: the same --model"
-    decoded = r"a latent of another model \([0-9a-f]{16}\); accepted: one of "
+    encoded = r"already encoded by a different model \([0-9a-f]{16}\); accepted: the same --model"
+    decoded = r"latents from a different model \([0-9a-f]{16}\); accepted: latents from "
     for action, other, message in (
         ("encode", [source, tmp_path / "latents"], encoded),
         ("decode", [tmp_path / "latents", tmp_path / "out"], decoded),
@@ -156,7 +156,7 @@ def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
     )  # it is there, but not this one's
     told = capsys.readouterr()
     assert told.out.startswith("0 decoded, 1 already there, 1 refused in ")
-    assert "a.png.latent: a latent of" in told.err
+    assert "a.png.latent: latents from a different model" in told.err
 
 
 def test_latents_of_other_settings_are_refused(model, tmp_path, capsys):
@@ -186,7 +186,7 @@ def test_a_job_never_takes_its_own_results(model, tmp_path, capsys):
     assert run(model, "reconstruct", source / "photo.jpg", source / "photo.jpg") == 2
     (source / "scan.tif.png").write_bytes((source / "photo.jpg").read_bytes())
     assert run(model, "reconstruct", source, tmp_path / "new") == 2
-    assert "error: scan.tif.png: would become" in capsys.readouterr().err
+    assert "error: scan.tif.png: would overwrite the output of" in capsys.readouterr().err
 
 
 def test_shards_share_a_folder(model, tmp_path, capsys):
@@ -214,12 +214,15 @@ def test_a_seed_samples_and_can_be_repeated(model, tmp_path):
     ("arguments", "told"),
     [
         (["encode", "nowhere", "x.latent"], "nowhere: no such file or folder"),
-        (["encode", "a.png", "x.mp4"], "OUT = x.mp4; accepted: .* a name that ends in .latent"),
+        (["encode", "a.png", "x.mp4"], "OUT = x.mp4; accepted: .* a file whose name ends in .latent"),
         (["decode", "a.png", "x.mp4"], "a.png: not a latent file"),
         (["decode", "a.png", "x.gif"], "x.gif; accepted: .*.png, .*.mp4"),
         (["encode", "a.png", "no/where/x.latent"], "its folder does not exist"),
         (["encode", "empty", "out"], "contains nothing to encode"),
-        (["encode", "a.png", "x.latent", "--shard=1/2"], "--shard: IN = a.png is a file; accepted: a folder"),
+        (
+            ["encode", "a.png", "x.latent", "--shard=1/2"],
+            "--shard: IN = a.png is not a folder; accepted: a folder",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line(model, tmp_path, monkeypatch, capsys, arguments, told):

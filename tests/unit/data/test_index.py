@@ -249,5 +249,5 @@ def test_the_command_reports_an_input_error_in_one_line(tmp_path):
     failed = run(tmp_path, "--out", tmp_path)
     assert failed.returncode == 2 and "is a folder; accepted: a file" in failed.stderr
     failed = run(tmp_path, "--workers", -1)
-    assert failed.returncode == 2 and "-1; accepted: a whole number from 1" in failed.stderr
+    assert failed.returncode == 2 and "-1; accepted: a whole number of at least 1" in failed.stderr
     assert "example: python -m vaejax.data.index" in run("--help").stdout
