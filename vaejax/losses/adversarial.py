@@ -62,8 +62,8 @@ def lecam(
 def r1(discriminate: Callable[[jax.Array], jax.Array], x: Float[Array, "B T H W C"]) -> Float[Array, ""]:
     """Computes the R1 penalty (arXiv 1801.04406) of a patch discriminator: |d(sum of logits)/dx|² / n.
 
-    Dividing by the number n of logits gives every logit the same penalty at every shape. With one logit per
-    sample, n is the batch size and the penalty equals the paper's.
+    Dividing by the number n of logits keeps the penalty comparable across shapes. With one logit per sample,
+    n is the batch size and the penalty equals the paper's.
 
     Args:
       discriminate: function from x to logits (B, ...).
@@ -184,7 +184,7 @@ class Adversary:
         )
 
     def init(self, key: PRNGKeyArray) -> dict[str, DiscriminatorState]:
-        """Initializes every discriminator, and the singular vectors with which its spectral norm starts."""
+        """Initializes every discriminator, including the singular vectors for spectral normalization."""
         states = {}
         for name, module in self.discriminators.items():
             variables = module.init(key, jnp.zeros((1, 5 if module.temporal else 1, 32, 32, 3)))
@@ -204,7 +204,7 @@ class Adversary:
         return step >= self.start - self.warmup
 
     def weight_fraction(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns the fraction of the term's weight at a step: 0 before `start`, 1 after `ramp` updates."""
+        """Returns the fraction of the term's weight: 0 before `start`, then rising to 1 in `ramp` updates."""
         return jnp.clip((step - self.start + 1) / self.ramp, 0.0, 1.0)
 
     def zeros(self, states: Mapping[str, DiscriminatorState]) -> tuple[dict[str, Any], dict[str, LogitStats]]:
@@ -223,8 +223,9 @@ class Adversary:
         """Computes the gradients of the discriminators' and of the generator's losses for one batch.
 
         Each discriminator runs forward once on x, once more on x for the R1 penalty if that is on, and once
-        on x_hat; 'video' skips images. The forward pass on x_hat serves two losses: the discriminator's loss
-        gives the gradient of the discriminator's parameters, the generator's loss gives that of x_hat.
+        on x_hat; 'video' skips images. The forward pass on x_hat serves two losses. The discriminator's loss
+        is differentiated with respect to the discriminator's parameters, the generator's loss with respect
+        to x_hat.
 
         Args:
           states: states of the discriminators by name.
@@ -257,7 +258,7 @@ class Adversary:
         x_hat: Float[Array, "B T H W C"],
         frames: Int[Array, " n"] | None,
     ) -> tuple[Float[Array, "B T H W C"], Any, LogitStats, dict[str, Float[Array, ""]]]:
-        """Computes `gradients` for one discriminator, which sees the frames of these indices; None: all."""
+        """Computes `gradients` for one discriminator, which sees the frames with indices `frames`, or all."""
 
         def discriminate(params: Any, x: jax.Array) -> Any:
             x = x if frames is None else x[:, frames]
@@ -305,7 +306,7 @@ class Adversary:
         def average(old, total, decay):
             return jnp.where(active, decay * old + (1 - decay) * total / count, old)
 
-        # LeCam's averages start at 0 and would long pull the logits to 0, so early updates weigh more.
+        # LeCam's averages start at 0 and would keep pulling the logits to 0, so early updates weigh more.
         steps = optax.tree.get(state.optimizer, "count")
         decay = jnp.minimum(MEAN_DECAY, (1.0 + steps) / (10.0 + steps))
         accuracy = average(state.accuracy, stats.accuracy, ACCURACY_DECAY)
@@ -330,8 +331,8 @@ def adaptive_weight(
     """Computes VQGAN's adaptive weight (arXiv 2012.09841): the ratio of two gradients' norms.
 
     Args:
-      reconstruction: gradient of all terms on the reconstruction but the adversarial one, with respect to the
-        kernel of the decoder's last layer.
+      reconstruction: gradient of the non-adversarial terms that are computed from the reconstruction, with
+        respect to the kernel of the decoder's last layer.
       adversarial: gradient of the adversarial term with respect to the same kernel.
       limit: upper bound of the weight.
 

@@ -42,7 +42,7 @@ LIKELIHOODS = {"laplace": laplace_nll, "gaussian": gaussian_nll}
 
 
 def high_pass(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Computes the L1 distance of high frequencies: frames minus their blurs (LiteVAE, arXiv 2405.14477).
+    """Computes the L1 distance of high frequencies: frames minus blurred frames (LiteVAE, arXiv 2405.14477).
 
     Args:
       x: pixels (B, T, H, W, C) in [-1, 1].
@@ -65,14 +65,14 @@ def wavelet(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> F
       x_hat: reconstruction of x, of the same shape.
 
     Returns:
-      Mean () per wavelet coefficient.
+      Mean () over the coefficients of the high bands.
     """
     bands = stem(x - x_hat, 2, "haar")[..., x.shape[-1] :]
     return (jnp.sqrt(jnp.square(bands) + CHARBONNIER_EPSILON**2) - CHARBONNIER_EPSILON).mean()
 
 
 def temporal(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Computes the L1 distance of the differences between successive frames, against flicker and lost motion.
+    """Computes the L1 distance between the frame differences of x and x_hat, against flicker and lost motion.
 
     Args:
       x: pixels (B, T, H, W, C) in [-1, 1].
@@ -195,7 +195,7 @@ class Objective:
         """Computes 'nll' and 'kl' (B,) of every sample in nats per pixel value: sums divided by C·T·H·W."""
         nll = LIKELIHOODS[self.likelihood](x, x_hat, log_scale)
         all_but_batch = tuple(range(1, x.ndim))
-        kl = posterior.kl().sum((2, 3)).sum((1, 2))  # in two steps, as short sums lose less in float32
+        kl = posterior.kl().sum((2, 3)).sum((1, 2))  # in two steps: shorter float32 sums lose less precision
         return {"nll": nll.mean(all_but_batch), "kl": kl / math.prod(x.shape[1:])}
 
     def __call__(
@@ -234,7 +234,7 @@ class Objective:
 
 
 def _blur(x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
-    """Blurs every frame with a Gaussian; border pixels are repeated beyond the border."""
+    """Blurs every frame with a Gaussian; the padding repeats border pixels."""
     reach = round(3 * HIGH_PASS_SIGMA)
     kernel = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / HIGH_PASS_SIGMA) ** 2)
     kernel /= kernel.sum()

@@ -71,7 +71,7 @@ class Architecture:
     def of(cls, model: Any) -> "Architecture":
         """Builds the architecture from the section `model` of a configuration.
 
-        A field that is empty or 0 there takes its value from the preset `SIZES[model.size]`, if that has one.
+        If a field of `model` is empty or 0, the preset `SIZES[model.size]` may supply the value.
 
         Raises:
           InputError: if stem_factor does not divide spatial_factor, remat names a level that does not exist,
@@ -140,7 +140,7 @@ class Autoencoder(nn.Module):
 
         Args:
           x: pixels (B, T, H, W, 3) in [-1, 1], T = 1 + ft·k for a clip or first chunk, ft·k for a later one.
-            ft is the architecture's temporal_factor; its spatial_factor divides H and W.
+            ft is the architecture's temporal_factor. H and W are multiples of its spatial_factor.
           is_video: whether FiLM treats x as video. None means T > 1; if a stream's first chunk is a single
             frame, pass True.
 

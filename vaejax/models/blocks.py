@@ -72,8 +72,8 @@ class Film(nn.Module):
 class FrameAttention(nn.Module):
     """Single-head self-attention within each frame, with RMS-normalized queries and keys (arXiv 2302.05442).
 
-    It never attends across time. In the field notes that docs/training.md cites, the attention logits grew
-    without the normalization until a few pixels received all attention. Decoded frames had black dots.
+    It never attends across time. Without the normalization, attention logits can grow until a few pixels
+    receive all attention and decoded frames have black dots (see the field notes in docs/training.md).
 
     Attributes:
       dtype: compute dtype.

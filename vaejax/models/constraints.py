@@ -38,15 +38,18 @@ def place(x: Num[Array, "B T H W C"]) -> Num[Array, "B T H W C"]:
 
 
 def place_images(x: Num[Array, "N H W C"]) -> Num[Array, "N H W C"]:
-    """Constrains images (N, H, W, C) to be split along N or not at all; each image is too small."""
+    """Constrains images (N, H, W, C) to be split along N or not at all.
+
+    Images are too small to be split by height.
+    """
     return _placement.get().images(x)
 
 
 def whole(kernel: Num[Array, "..."]) -> Num[Array, "..."]:
     """Gathers a sharded kernel, so that every device holds all of it.
 
-    Otherwise XLA may split a convolution by channels. If frames were also split by height, the gradient with
-    respect to the input became several times too large (JAX 0.10, tests/unit/models/test_conv.py).
+    Otherwise XLA may split a convolution by channels. If frames are also split by height, JAX 0.10 computes
+    an input gradient that is several times too large (tests/unit/models/test_conv.py).
     """
     return _placement.get().whole(kernel)
 

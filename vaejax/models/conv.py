@@ -191,7 +191,7 @@ def _frame_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _each_frame(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves every frame of (B, T, H, W, C) with (kh, kw, C, C'); zero padding keeps its size."""
+    """Convolves every frame of (B, T, H, W, C) with (kh, kw, C, C'); zero padding keeps H and W."""
     y = _convolve_2d(x.reshape(-1, *x.shape[2:]), kernel)
     return y.reshape(*x.shape[:2], *y.shape[1:])
 
@@ -243,8 +243,8 @@ def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> j
     def of_frames(x, dy):
         return jax.lax.scan(add_frame, jnp.zeros((kw * c, kh * out), x.dtype), (x, dy))[0]
 
-    # Without `summed` XLA makes every device compute all frames, with collectives inside the loop. Nothing
-    # orders those with the collectives outside the loop, so two CPU devices deadlock.
+    # Without `summed` XLA makes every device compute all frames, with collectives inside the loop. These are
+    # not ordered against the collectives outside the loop, so two CPU devices deadlock.
     return summed(of_frames, x, dy).reshape(kw, c, kh, out).transpose(2, 0, 1, 3)
 
 

@@ -9,7 +9,7 @@ Tree = TypeVar("Tree")
 
 
 def ema(average: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
-    """Returns the moving average after update number `step`, counted from 0, which led to `params`.
+    """Returns the moving average after update `step`, counted from 0; `params` are the updated parameters.
 
     The decay is min(decay, (1 + step) / (10 + step)), so that the initial parameters soon lose their weight.
     """

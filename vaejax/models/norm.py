@@ -1,4 +1,4 @@
-"""Normalizations within a frame: none mixes frames, so a clip in chunks gives the same as the whole clip."""
+"""Normalizations within a frame. None mixes frames, so splitting a clip into chunks changes no result."""
 
 import flax.linen as nn
 import jax

@@ -71,9 +71,9 @@ def average_channels(x: Float[Array, "... C"], features: int) -> Float[Array, ".
     The list of channels is first repeated, up to the least common multiple of C and `features`. Channel j of
     the result is then the mean of all channels whose index is j modulo `features`.
 
-    Examples with K channels and factor f: on the f·f·K channels of `space_to_depth`, features = K averages
-    each of the K channels over the f·f positions. On K channels, features = f·f·K copies each of them to the
-    f·f positions of `depth_to_space`.
+    Two examples: from the f·f·K channels of `space_to_depth` to features = K, each of the K channels is
+    averaged over the f·f positions. From K channels to features = f·f·K, each channel is copied to the f·f
+    positions of `depth_to_space`.
 
     Args:
       x: (..., C).
@@ -137,8 +137,8 @@ class Upsample(nn.Module):
     """Enlarges space and time by a convolution with a 1x1x1 kernel, plus a shortcut by `average_channels`.
 
     The convolution computes st·s·s pixels from each input pixel, as channels ordered (st, s, s, features).
-    Input frame j of a clip becomes output frames st·(j - 1) + 1 to st·j; of input frame 0 only output frame 0
-    is kept. An image therefore stays an image, and no output depends on a later input.
+    Input frame j of a clip becomes output frames st·(j - 1) + 1 to st·j; input frame 0 becomes output frame 0
+    alone. An image therefore stays an image, and no output depends on a later input.
 
     Attributes:
       features: number of output channels.
@@ -163,7 +163,7 @@ class Upsample(nn.Module):
         st, s, _ = self.strides
         phases = st * s * s * self.features
         first = first_chunk(self)
-        # Of the first frame's st output frames only the last is kept, so for an image only that is computed.
+        # Of the first frame's st output frames only the last is kept, so an image needs only that one.
         last = phases // st if first and x.shape[1] == 1 else phases
         y = CausalConv(
             phases,

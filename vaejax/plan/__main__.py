@@ -12,16 +12,18 @@ from vaejax.errors import InputError
 from vaejax.plan.topology import ACCEPTED
 
 TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices to plan for, attached or not: {ACCEPTED}.")
-SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; 0: as many as config.steps updates take.")
-PRICE = flags.DEFINE_float("price", 0.0, "Price of one chip for an hour; adds the cost of the run.")
+SAMPLES = flags.DEFINE_integer("samples", 0, "Samples to train on; 0: those of config.steps updates.")
+PRICE = flags.DEFINE_float("price", 0.0, "Price of one chip-hour; if set, the cost of the run is printed.")
 JSON = flags.DEFINE_string("json", "", "File to write the numbers of the plan to, as JSON.")
 JOBS = flags.DEFINE_integer(
     "jobs",
     0,
-    "Programs compiled at a time; each takes a core and about 4 GB. 0: as many as cores and memory allow.",
+    "Programs compiled at once; each takes a core and about 4 GB. 0: as many as cores and memory allow.",
     0,
 )
-SUGGEST = flags.DEFINE_bool("suggest", False, "Search batch sizes and mesh for the most samples per second.")
+SUGGEST = flags.DEFINE_bool(
+    "suggest", False, "Search for the batch sizes and mesh with the most samples per second."
+)
 
 
 def main(argv: list[str]) -> int:

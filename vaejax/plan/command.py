@@ -53,16 +53,16 @@ def run(
 
 
 def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Prediction:
-    """Compiles all programs of a run's last update, unless their costs are cached, and predicts its cost.
+    """Predicts the cost of a run's last update; compiles the programs whose costs are not cached.
 
-    In the last update, loss terms that start later in a run are on. The bucket with the most pixels per batch
-    is compiled first.
+    The last update also has the loss terms that start later in a run. The bucket with the most pixels per
+    batch is compiled first.
 
     Args:
       config: the configuration to plan.
       topology: the topology to compile for.
       costs: cache of the costs of programs for this topology.
-      jobs: number of programs compiled at a time.
+      jobs: number of programs to compile at once.
 
     Raises:
       InputError: if the configuration does not suit the topology.
@@ -98,5 +98,5 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
 
 
 def _jobs() -> int:
-    """The number of compilations that this machine's cores and memory allow at a time, at least 1."""
+    """The number of compilations that this machine's cores and memory allow at once, at least 1."""
     return max(1, min(host.cores(), int(host.memory() / JOB_BYTES)))

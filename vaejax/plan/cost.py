@@ -26,17 +26,17 @@ from vaejax.runtime import cache, flops
 class Cost:
     """The cost of one program.
 
-    Bytes are per chip. If the program does not fit in memory, all bytes but `temporary` are unknown and 0.
+    Bytes are per chip. If the program does not fit in memory, only `temporary` is known; other bytes are 0.
 
     Attributes:
-      flops: floating-point operations over all chips, with rematerialization.
-      model_flops: floating-point operations over all chips, without rematerialization.
+      flops: floating-point operations over all chips, including rematerialization.
+      model_flops: floating-point operations over all chips, excluding rematerialization.
       memory_traffic: bytes read from and written to memory.
       collectives: bytes sent to other chips, by kind of collective.
       output: bytes of the outputs.
       aliased: bytes of the outputs that reuse the memory of donated arguments.
-      temporary: bytes of temporaries. If the program does not fit, all bytes that it needs, with arguments,
-        because the compiler's error gives no other number.
+      temporary: bytes of temporaries. If the program does not fit, this is all that it needs, arguments
+        included, because the compiler's error gives no other number.
       code: bytes of the compiled code.
       fits: whether the compiler could fit the program in memory.
       seconds: compilation time in seconds.
@@ -84,7 +84,7 @@ class Costs:
 
         Args:
           name: the program's name in reports.
-          made_from: JSON value of everything that determines the program, except the topology and vaejax.
+          made_from: JSON value of all that determines the program, except the topology and vaejax's code.
           trace: function that returns the traced program.
           model_flops: function that counts the program's operations without rematerialization.
         """
@@ -158,7 +158,7 @@ def needed_by(message: str) -> int:
 
 @functools.cache
 def _sources() -> str:
-    """A digest of the source code of vaejax, except vaejax.plan: a change of it may change a program."""
+    """A digest of the source code of vaejax, except vaejax.plan: any change may change a program."""
     digest = hashlib.sha256()
     root = pathlib.Path(vaejax.__file__).parent
     for path in sorted(root.rglob("*.py")):
@@ -169,7 +169,7 @@ def _sources() -> str:
 
 @functools.cache
 def _reader() -> str:
-    """A digest of hlo.py, which reads compiled programs: a change of it may change the stored numbers."""
+    """A digest of hlo.py, which reads compiled programs: any change may change the stored numbers."""
     return hashlib.sha256(pathlib.Path(hlo.__file__).read_bytes()).hexdigest()
 
 

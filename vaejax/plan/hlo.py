@@ -55,14 +55,14 @@ class Traffic:
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Traffic", times: float = 1.0) -> None:
-        """Adds `times` times another traffic, in place."""
+        """Adds another traffic, multiplied by `times`, in place."""
         self.memory += times * other.memory
         for kind, value in other.collectives.items():
             self.collectives[kind] = self.collectives.get(kind, 0.0) + times * value
 
 
 def traffic(text: str) -> Traffic:
-    """The traffic per chip of a program, from `jax.stages.Compiled.as_text()`."""
+    """The traffic per chip of a program, counted from its text, `jax.stages.Compiled.as_text()`."""
     computations, entry = _parse(text)
     known: dict[str, Traffic] = {}
 
@@ -135,7 +135,7 @@ def _leaf_size(dtype: str, dims: str, layout: str) -> int:
 
 
 def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) -> Traffic:
-    """The traffic of one instruction, without the computations that it calls."""
+    """The traffic of one instruction, excluding what `_sent_inside` and `_called` account for."""
     opcode, kind = instruction.opcode, instruction.opcode.removesuffix("-start")
     if opcode in FREE or opcode.endswith("-done"):
         return Traffic()
@@ -167,8 +167,8 @@ def _sent(collective: Instruction, shapes: Mapping[str, str]) -> tuple[dict[str,
 def _sent_inside(instruction: Instruction, computations, seen_channels: set[str]) -> Traffic:
     """The communication of the collectives inside a fusion.
 
-    On TPUs a collective is spread over several fusions: its start, its end, and the computation between them
-    all contain it, with the same channel. It is counted once per channel.
+    On TPUs a collective is spread over several fusions: its start, its end, and computations between them.
+    Each of these fusions contains the collective, with the same channel, so each channel is counted once.
 
     Args:
       instruction: any instruction; if it is not a fusion, the traffic is 0.

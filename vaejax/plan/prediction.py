@@ -27,7 +27,7 @@ class Prediction:
       state: bytes per chip of parameters, EMA, optimizer states, discriminators, accumulated gradients and
         the perceptual network.
       chips: number of chips.
-      chip: data sheet of one chip; None if it is unknown, in which case no times are predicted.
+      chip: data sheet of one chip; None if the chip is unknown, in which case no times are predicted.
       shape: chips along each dimension of the slice.
     """
 
@@ -109,5 +109,5 @@ class Prediction:
     @property
     def _known_chip(self) -> Chip:
         if self.chip is None:
-            raise ValueError("times are predicted only for a chip with a data sheet")
+            raise ValueError("times are predicted only for the TPUs listed in vaejax.runtime.chips")
         return self.chip

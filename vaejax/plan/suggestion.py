@@ -28,13 +28,13 @@ class Key(NamedTuple):
 
 
 def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction]) -> Config:
-    """The fastest configuration that fits, varying mesh.fsdp, mesh.space and a common factor of all batches.
+    """The fastest configuration that fits; varies mesh.fsdp, mesh.space and a factor on all batch sizes.
 
     The first plan compiles the configuration itself, or the nearest candidate that suits the topology. The
     other candidates are estimated from a compiled plan, assuming that work and activations are proportional
     to the samples per chip, whatever the mesh. The candidate with the best estimate is compiled and the rest
-    are estimated again. The search ends if no estimate exceeds WORTH times the best plan that fits, or after
-    TRIES plans.
+    are estimated again. The search ends if no estimate exceeds WORTH times the speed of the best plan that
+    fits, or after TRIES more plans.
 
     Args:
       config: the configuration to vary.
@@ -46,7 +46,10 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
         unknown.
     """
     if topology.chip is None:
-        raise InputError(f"--suggest with --topology={topology.name}; accepted: a TPU slice, e.g. v5e:4x4")
+        raise InputError(
+            f"--topology={topology.name}: --suggest needs known chip speeds; accepted: a TPU slice, e.g."
+            " v5e:4x4"
+        )
     chips = len(topology.devices)
     powers = [2**i for i in range(12) if 2**i <= chips]
     keys = [Key(*key) for key in itertools.product(powers, powers[:4], SCALES) if key[0] * key[1] <= chips]
@@ -59,8 +62,8 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
         first = min(candidates, key=lambda key: (abs(math.log(key.scale)), key.space, -key.fsdp))
     else:
         raise InputError(
-            f"--suggest: the mesh cannot split these batch sizes over {chips} chips; accepted: a multiple of"
-            f" {chips} as every data.buckets.NAME.batch"
+            f"--suggest: the mesh cannot split these batch sizes over {chips} chips; accepted: multiples of"
+            f" {chips} for every data.buckets.NAME.batch"
         )
     basis, tried = first, {first: plan(candidates[first])}
     for _ in range(TRIES):
@@ -129,7 +132,7 @@ def _batches(config: Config) -> dict[str, int]:
 def _suits(changed: Config, config: Config, chips: int) -> bool:
     """Whether the mesh of `changed` uses all chips and can split every batch.
 
-    False also if a batch above 0 in `config` is 0 in `changed`. Whether batches fit in memory is not checked.
+    Also False if a batch size above 0 in `config` became 0 in `changed`. Memory limits are not checked.
     """
     mesh = changed.mesh
     if (mesh.data or chips // (mesh.fsdp * mesh.space)) * mesh.fsdp * mesh.space != chips:
@@ -179,7 +182,7 @@ def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
 
 
 def _exchanged(fsdp: int, chips: int) -> float:
-    """Bytes that a chip sends per update and byte of parameters.
+    """Bytes that a chip sends per update, per byte of parameters.
 
     The chips form groups of `fsdp`. Each group all-gathers parameters and reduce-scatters gradients. Then
     all-reduces add the gradients of all groups.

@@ -14,7 +14,7 @@ PARTS = ("compute", "memory", "links", "total")  # keys of `Prediction.seconds`
 COLUMNS = ("batch", "work GB", "needs GB", "TFLOP", "moved GB", "sent MB")
 COLUMNS += (*(f"{part} ms" for part in PARTS), "samples/s", "MFU")
 LEGEND = "per chip: work = activations and temporaries; needs = work, state and code; moved = memory traffic;"
-LEGEND += " sent = to other chips"
+LEGEND += " sent = traffic to other chips"
 TIMES_LEGEND = "; MFU = share of peak FLOP/s"
 
 
@@ -174,8 +174,8 @@ def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
     if not prediction.fits("update"):
         more = _more_fsdp(config, prediction.chips)
         yield (
-            f"update needs {prediction.needed('update') / GB:.1f} GB of {room / GB:.1f} GB available;"
-            f" try {more + ', ' if more else ''}{last_resort}"
+            f"update needs {prediction.needed('update') / GB:.1f} GB, but only {room / GB:.1f} GB are"
+            f" available; try {more + ', ' if more else ''}{last_resort}"
         )
     for bucket in prediction.buckets:
         if prediction.fits(bucket.name):
@@ -189,8 +189,8 @@ def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
         if prediction.state > 0.2 * room and (more := _more_fsdp(config, prediction.chips)):
             remedies.append(more)
         yield (
-            f"{bucket.name} needs {prediction.needed(bucket.name) / GB:.1f} GB of {room / GB:.1f} GB"
-            f" available; try {', or '.join(remedies) or last_resort}"
+            f"{bucket.name} needs {prediction.needed(bucket.name) / GB:.1f} GB, but only {room / GB:.1f} GB"
+            f" are available; try {', or '.join(remedies) or last_resort}"
         )
 
 
@@ -203,9 +203,9 @@ def _more_fsdp(config: Config, chips: int) -> str:
 def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
     """Yields a string of flags that reduce a batch to at most `share` of its size, or nothing.
 
-    A batch must be a multiple of chips / mesh.space. If that leaves no batch above 0, mesh.space is doubled
-    until one is left, unless mesh.data is set. If a batch is not a multiple of `chips`, the mesh splits the
-    height of its latents into mesh.space parts, so mesh.space must divide that height.
+    A batch must be a multiple of chips / mesh.space. If every such multiple above 0 is too large, mesh.space
+    is doubled until one is small enough, unless mesh.data is set. If a batch is not a multiple of `chips`,
+    the mesh splits the height of its latents into mesh.space parts, so mesh.space must divide that height.
     """
     mesh, factor = config.mesh, config.model.spatial_factor
     for doublings in range(1 if mesh.data else 8):

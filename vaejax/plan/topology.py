@@ -37,7 +37,7 @@ class Topology:
 
     @classmethod
     def of(cls, name: str) -> "Topology":
-        """The topology with a name such as 'v5e:16x16' or 'cpu:8'. Call it before JAX opens any device.
+        """The topology with a name such as 'v5e:16x16' or 'cpu:8'. Call this before JAX opens any device.
 
         Raises:
           InputError: if there is no such topology, or if libtpu, the compiler for TPUs, is missing.

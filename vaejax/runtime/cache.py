@@ -13,7 +13,7 @@ def folder() -> pathlib.Path:
 
 
 def share(workdir: str) -> None:
-    """From now on, uses the folder `cache` inside `workdir`, which all hosts share, as the cache."""
+    """Makes the folder `cache` inside `workdir`, which all hosts share, the cache from now on."""
     global _of_run
     _of_run = pathlib.Path(workdir).expanduser() / "cache"
 
@@ -21,7 +21,7 @@ def share(workdir: str) -> None:
 def keep_compiled() -> None:
     """Makes JAX store compiled programs for later commands.
 
-    They go to JAX's own cache directory if one is set, such as by $JAX_COMPILATION_CACHE_DIR, and otherwise
+    They go to JAX's own cache directory if one is set, e.g. by $JAX_COMPILATION_CACHE_DIR, and otherwise
     to `xla` in `folder()`.
     """
     import jax  # here, because commands that only read files start faster without it

@@ -28,7 +28,7 @@ class Chip:
     ring: int
 
     def link(self, shape: Sequence[int]) -> float:
-        """Bytes per second that a chip of a slice receives along its slowest dimension.
+        """Bytes per second that a chip receives along the slowest dimension of a slice.
 
         In a ring it receives from both sides. The ends of a line have one neighbor, and the other chips wait
         for them.
@@ -41,7 +41,7 @@ class Chip:
 
 
 GIB = 2**30
-# Keys are found as whole words in `jax.Device.device_kind`.
+# A key matches a `jax.Device.device_kind` that contains the key as whole words.
 TPUS = {
     "TPU v4": Chip(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4),
     "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16),

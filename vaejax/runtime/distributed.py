@@ -24,8 +24,8 @@ T = TypeVar("T")
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START_SECONDS = 300  # limit on the time until all processes have started
 BARRIER_MILLISECONDS = 24 * 3600 * 1000  # a day, so that the watchdog reports late processes first
-# Seconds without a heartbeat of one process after which JAX aborts the others. Heartbeats are sent
-# every HEARTBEAT / 2 seconds, so JAX notices a stopped process 30 to 60 s after its end.
+# Seconds without a heartbeat from one process after which JAX aborts the others. Heartbeats are sent
+# every HEARTBEAT / 2 seconds, so JAX notices the end of a process 30 to 60 s later.
 HEARTBEAT = 60
 
 
@@ -46,7 +46,7 @@ def initialize() -> None:
     process that is alone on its host uses all GPUs of the host, unless JAX_LOCAL_DEVICE_IDS chooses some.
 
     Raises:
-      InputError: if neither the variables nor a launcher name the other processes, or if a variable is wrong.
+      InputError: if neither the variables nor a launcher names the other processes, or a variable is wrong.
       TrainingFailed: if a process cannot be reached.
     """
     variables = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
@@ -71,7 +71,8 @@ def initialize() -> None:
             f"--multihost: {address} cannot be reached, or another process did not start within"
             f" {START_SECONDS} s: {one_line(error)}"
         ) from error
-    # If another process dies, JAX aborts this one while its threads run; dumping their stacks could crash it.
+    # If another process dies, JAX aborts this one. Dumping the stacks of all its running threads could crash,
+    # so only that of the current thread is dumped.
     faulthandler.enable(all_threads=False)
     # JAX has installed a handler that only records SIGTERM. Until preemption.py listens, SIGTERM must end the
     # process.
@@ -144,7 +145,7 @@ def main_process_first(make: Callable[[], T]) -> T:
 def check_same(what: str, digest: Callable[[], Any]) -> None:
     """Raises TrainingFailed on all processes if the digest of one differs from that of process 0.
 
-    It is no InputError, because the command may succeed later: files may have changed between two scans.
+    This is not an InputError, because the command may succeed later: files may change between two scans.
     """
     if jax.process_count() == 1:
         return
@@ -167,7 +168,7 @@ def lockstep(items: Iterable[T], frames: Callable[[T], Any] = lambda item: item)
       frames: function from an item to the array to compare.
 
     Raises:
-      InputError: on all processes, if it is raised on one, or if one has other frames than process 0.
+      InputError: on all processes, if one process raises it or has different frames than process 0.
     """
     if jax.process_count() == 1:
         yield from items

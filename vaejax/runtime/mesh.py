@@ -28,7 +28,7 @@ BATCH = AXES[:2]  # the axes that split every batch
 # for batch sizes that are not a multiple of the number of devices, also splits the height of each sample.
 SAMPLES = P(AXES)
 HEIGHT = P(BATCH, None, "space")
-# Arrays with fewer elements are replicated: sharding would save too little memory for its communication.
+# Arrays with fewer elements are replicated: sharding them saves too little memory to justify communication.
 SMALLEST_SHARDED = 2**14
 
 
@@ -60,7 +60,7 @@ def make_mesh(
 
 
 def over_height(devices: Sequence[jax.Device]) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
-    """A mesh that splits a batch over `devices`: by samples if their number divides it, else by height."""
+    """A mesh that splits a batch by samples if the number of `devices` divides its size, else by height."""
     return Mesh(np.array(devices).reshape(1, 1, -1), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -122,7 +122,7 @@ def _parts(mesh: Mesh, axes: Sequence[str]) -> int:
 def local_rows(mesh: Mesh, batch: int) -> list[int]:
     """The ascending indices of the samples of a batch that this process's devices hold at least in part.
 
-    They depend on the positions of the host's devices in the mesh; on a pod they need not be contiguous.
+    They depend on the positions of these devices in the mesh; on a pod they need not be contiguous.
     """
     shape = (batch, 1, mesh.shape["space"])
     parts = frames_sharding(mesh, batch).addressable_devices_indices_map(shape).values()

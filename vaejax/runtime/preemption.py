@@ -17,7 +17,7 @@ class Preemption:
     """Records SIGTERM and SIGINT after `listen` is called; a SIGINT after another signal interrupts at once.
 
     Leaving the context restores the previous signal handlers. If several processes have agreed to stop,
-    SIGTERM is ignored from then on.
+    leaving it also makes this process ignore SIGTERM.
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class Preemption:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._received:
-            message = b"stopping after this update, then saving; Ctrl-C again stops at once, unsaved\n"
+            message = b"stopping after this update, then saving; Ctrl-C again stops at once without saving\n"
             os.write(sys.stderr.fileno(), message)  # print is not safe in a handler
         self._received = True
 
@@ -57,8 +57,8 @@ class Preemption:
         """Whether any process received a signal, with the same answer on all processes.
 
         An exchange waits for the devices, so several processes exchange only every few seconds. They choose
-        the step of the next exchange by the pace of the slowest. They always exchange at the first step, and
-        after a rollback to before the step of the latest exchange.
+        the step of the next exchange by the pace of the slowest process. They always exchange at the first
+        step, and when a rollback has returned to a step before the latest exchange.
         """
         if jax.process_count() == 1:
             return self._received

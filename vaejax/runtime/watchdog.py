@@ -62,7 +62,7 @@ class Watchdog:
         self._process, self._host = jax.process_index(), socket.gethostname()
         self._activity: Activity | None = None
         self._excused = 0.0  # when another process was last seen in a patient activity
-        # A thread of its own, because the key-value store blocks if process 0, which holds it, hangs.
+        # Reports have their own thread: the key-value store blocks if process 0, which holds it, hangs.
         self._exchange = concurrent.futures.ThreadPoolExecutor(1, "watchdog-exchange")
         self._silence = SilenceDetector()
 
@@ -129,7 +129,7 @@ class SilenceDetector:
         self._named: set[int] = set()
 
     def newly_silent(self, activities: Sequence[Activity], now: float) -> list[Activity]:
-        """The latest report of each process that has just become silent, for SILENCE seconds.
+        """The latest report of each process that has now been silent for SILENCE seconds.
 
         A process is returned again only if it reports in between, and never if its latest report is DONE.
 
@@ -150,7 +150,7 @@ class SilenceDetector:
 
 
 def diagnose(own: Activity, activities: Sequence[Activity], seconds: float) -> list[str]:
-    """One line for each stuck process; none while a process is within the limit of a patient activity.
+    """One line for each stuck process; [] if any process is within the time limit of a patient activity.
 
     Processes run in lockstep, so one that waits for its devices waits for another process. The first of these
     groups that is not empty is stuck: processes that stopped reporting, processes behind the latest step,
@@ -184,8 +184,8 @@ def _limit(activity: Activity, seconds: float) -> float:
 def _line(activity: Activity, verb: str) -> str:
     return (
         f"process {activity.process} on {activity.host} {verb} stuck at step {activity.step},"
-        f" {activity.name} for {time.time() - activity.since:.0f} s; the last checkpoint is complete, run"
-        " the same command to continue"
+        f" {activity.name} for {time.time() - activity.since:.0f} s; run the same command to"
+        " continue from the last checkpoint"
     )
 
 

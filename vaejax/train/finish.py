@@ -13,7 +13,7 @@ from vaejax.train.setup import Setup
 
 
 def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
-    """Computes and stores the statistics of the training latents, with which diffusion models normalize them.
+    """Computes and stores channel statistics of the training latents, for normalization by diffusion models.
 
     Does nothing if eval.latent_samples is 0.
 
@@ -29,7 +29,7 @@ def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
 
 
 def complete(folder: RunFolder, step: int, config: Config) -> None:
-    """Computes the latent statistics of a finished run that lacks them, e.g. because it was killed.
+    """Computes the latent statistics of a finished run if they are missing, e.g. because the run was killed.
 
     Does nothing if eval.latent_samples is 0.
     """

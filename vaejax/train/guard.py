@@ -38,12 +38,12 @@ class StepGuard:
     Args:
       folder: folder of the run; if it has a bad_steps.jsonl, counting continues from it.
       config: section `recovery` of the configuration.
-      start: step at which the run starts or resumes. Lines of skipped updates from this step on that follow
-        the latest rollback are dropped, because the run will repeat these updates.
+      start: step at which the run starts or resumes. The run repeats the updates from this step on, so their
+        lines are dropped if they come after the line of the latest rollback.
 
     Attributes:
       total: updates skipped so far.
-      in_row: number of consecutive skipped updates up to the latest.
+      in_row: number of consecutive skipped updates, ending with the latest update.
       rollbacks: rollbacks so far.
       restart_step: step of the checkpoint that the latest rollback returned to; `start` before any rollback.
     """
@@ -75,7 +75,7 @@ class StepGuard:
         return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
 
     def check(self, pending: Pending | None) -> None:
-        """Waits for an update, if there is one, and counts it as skipped if it was not finite."""
+        """Waits for the pending update, if there is one, and counts it as skipped if it was not finite."""
         if pending is None:
             return
         if bool(pending.terms["all"]["finite"]):
@@ -106,14 +106,14 @@ class StepGuard:
         """Records a rollback from `step` to checkpoint `back_to`, and the number of batches drawn per bucket.
 
         Raises:
-          TrainingFailed: if recovery.rollbacks rollbacks returned to the same checkpoint before.
+          TrainingFailed: if recovery.rollbacks earlier rollbacks already returned to this checkpoint.
         """
         most = self._config.rollbacks
         if sum(line.get("back_to") == back_to for line in self._lines) >= most:
             raise TrainingFailed(
                 f"step {step}: {self.in_row} consecutive updates are not finite after {most} rollbacks"
-                f" (recovery.rollbacks) to step {back_to}; bad_steps.jsonl names their samples. Lower"
-                " optim.learning_rate or optim.agc, or remove a loss term"
+                f" (recovery.rollbacks) to step {back_to}; bad_steps.jsonl names the samples of these"
+                " updates. Lower optim.learning_rate or optim.agc, or remove a loss term"
             )
         self.rollbacks, self.in_row, self.restart_step = self.rollbacks + 1, 0, back_to
         self._lines.append({"step": step, "back_to": back_to, "positions": dict(positions)})

@@ -44,7 +44,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     Args:
       config: ConfigDict with the keys of vaejax.config.schema.
       workdir: folder of the run, created if missing.
-      inject: function with which tests break values, see train/step.py.
+      inject: test hook that corrupts values, see `Inject` in train/step.py.
 
     Returns:
       True if the run is complete, False if a signal stopped it; another call then resumes it.
@@ -75,7 +75,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
                 where = "before the first checkpoint" if saved is None else f"saved at step {saved}"
                 console.say(f"stopped by a signal, {where}; run the same command to continue")
                 return False
-            watchdog.begin("measuring latents", checked.steps, patient=True)
+            watchdog.begin("computing latent statistics", checked.steps, patient=True)
             finish.keep_latent_statistics(setup, folder, run.ema)
             console.say(finish.last_words(folder, checked, run.scores, run.seconds))
             return True
@@ -84,7 +84,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
 class Run:
     """The objects of a run that outlive a rollback, compiled programs included.
 
-    A rollback recompiles only if it returns to before the start of a loss term.
+    A rollback recompiles programs only if a loss term started after the restored step.
 
     Attributes:
       guard: counts skipped updates and rollbacks.
@@ -131,10 +131,10 @@ class Run:
         ):
             pending = None
             if config.init and not start:
-                self.evaluators.score(0, state, report)  # what the loaded parameters score before training
+                self.evaluators.score(0, state, report)  # scores the loaded parameters before training
             for step in range(start, config.steps):
                 with report.paused():
-                    self.update.prepare(step, watchdog)  # compiles at the first step and when a term starts
+                    self.update.prepare(step, watchdog)  # compiles at first and when a loss term starts
                 with profile.update(step):
                     watchdog.begin("waiting for samples", step)
                     batches, waited = _next(stream)
@@ -161,8 +161,8 @@ class Run:
                         scores = self.evaluators.run(due, step + 1, state, report)
                         self.scores = scores or self.scores
                         stopping = stopping or self.preemption.received()
-                    # While updates are being skipped, the state may be the cause. It is then saved only at
-                    # the end of the run.
+                    # If the latest update was skipped, the state may be the cause. Such a state is saved only
+                    # at the end of the run.
                     if due.last or ((stopping or due.save) and not guard.in_row):
                         self._save(step + 1, state, positions, scores, report)
                 if due.last:

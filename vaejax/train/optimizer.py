@@ -7,7 +7,7 @@ from vaejax.config.schema import OptimConfig
 
 # Factor on the learning rate of the likelihood's log-scale. The log-scale must fall from 0 to about -3, but
 # Adam moves a parameter by at most about one learning rate per update. The log-scale should settle early,
-# because until it has settled the weight of the NLL relative to the KL changes.
+# because the weight of the NLL relative to the KL changes until then.
 LOG_SCALE_RATE = 10.0
 
 
@@ -32,8 +32,8 @@ def clipping(config: OptimConfig) -> optax.GradientTransformation:
     """Returns adaptive gradient clipping per output unit (NFNets, arXiv 2102.06171, equation 3).
 
     The gradient g of a unit with weights w is scaled by min(1, λ·max(|w|, 1e-3) / |g|), with norms over the
-    fan-in and λ = config.agc; λ = 0 turns clipping off. Exempt are the decoder's last convolution, the
-    likelihood's log-scale and, unless config.agc_scales, the scales and gains of modulated kernels.
+    fan-in and λ = config.agc; λ = 0 turns clipping off. The decoder's last convolution and the likelihood's
+    log-scale are exempt. So are the scales and gains of modulated kernels, unless config.agc_scales is set.
     """
 
     def mask(params):

@@ -32,7 +32,7 @@ from vaejax.train.state import TrainState
 
 
 class Phase(NamedTuple):
-    """The loss terms that have started at a step; each combination has its own compiled programs.
+    """The loss terms that have started by a step; each combination has its own compiled programs.
 
     Attributes:
       perceptual: whether the perceptual term has started; True in a run without it.
@@ -55,7 +55,7 @@ class Programs:
       model, objective, adversary, optimizer, clipping, ema_decay: see train/step.py.
       lpips_params: parameters of the perceptual network, or their shapes; {} if the term is off.
       perceptual_start: first step with the perceptual term.
-      inject: function with which tests break values, see train/step.py.
+      inject: test hook that corrupts values, see `Inject` in train/step.py.
     """
 
     state: TrainState
@@ -77,8 +77,8 @@ class Programs:
         """Builds the programs of a configuration.
 
         Raises:
-          InputError: if sizes of the model, buckets or discriminators do not fit together, or if the weight
-            file of the perceptual network cannot be used.
+          InputError: if the settings of model, loss and buckets do not fit together, or if the weight file of
+            the perceptual network cannot be used.
         """
         model = Autoencoder(Architecture.of(config.model))
         adversary = Adversary.of(config, buckets)
@@ -99,7 +99,7 @@ class Programs:
         )
 
     def phase(self, step: int) -> Phase:
-        """The loss terms that have started at update `step`, counted from 0."""
+        """The loss terms that have started by update `step`, counted from 0."""
         return Phase(
             step >= self.perceptual_start, self.adversary is not None and self.adversary.is_training(step)
         )
@@ -147,13 +147,13 @@ class Programs:
         return apply.trace(self.state, self.accumulated(phase))
 
     def model_flops(self, phase: Phase, bucket: Bucket) -> int:
-        """FLOPs of the gradients of one batch, not counting what the model's `remat` computes again."""
+        """FLOPs of the gradients of one batch, not counting recomputation by the model's `remat`."""
         architecture = dataclasses.replace(self.model.architecture, remat=())
         once = dataclasses.replace(self, model=self.model.clone(architecture=architecture))
         return flops.count(once.gradients(phase, bucket).jaxpr)
 
     def accumulated(self, phase: Phase) -> steps.Accumulated:
-        """Shapes and shardings of the accumulated gradients; they are sharded like their parameters."""
+        """Shapes and shardings of the accumulated gradients; each is sharded like its parameter."""
         adversary = self._adversary(phase)
         accumulated = jax.eval_shape(functools.partial(steps.zeros, adversary=adversary), self.state)
         states_of = self.state.discriminators if adversary else {}
@@ -178,7 +178,7 @@ class Update:
       counts_flops: whether `cost` counts FLOPs, for which each bucket's program is traced once more.
 
     Attributes:
-      compile_seconds: compilation time of each bucket's program, by name, until a caller clears it.
+      compile_seconds: compilation time of each bucket's program, by bucket name; callers may clear it.
     """
 
     def __init__(self, programs: Programs, buckets: Sequence[Bucket], seed: int, counts_flops: bool = False):
@@ -194,7 +194,7 @@ class Update:
         self.compile_seconds: dict[str, float] = {}
 
     def prepare(self, step: int, watchdog: Watchdog) -> None:
-        """Compiles the programs for the loss terms of `step`, unless they are the ones compiled last.
+        """Compiles the programs for the loss terms of `step`, unless the last call compiled the same ones.
 
         The devices hold the programs of one `Phase` at a time, because those of a large run take gigabytes.
         """

@@ -30,8 +30,8 @@ def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None
       config: configuration of this run.
 
     Raises:
-      InputError: if a key differs on which the parameters of the networks depend, or if config.init has no
-        checkpoint. The message names the key.
+      InputError: if a setting differs that determines the parameters of a network, or if config.init has no
+        checkpoint. The message names the setting.
     """
     if start:
         _check_same(checkpoints.config(start), config, "this workdir", discriminators=True)
@@ -68,7 +68,7 @@ def restore(
 
 
 def _from_other_run(name: str, state: TrainState) -> TrainState:
-    """Returns `state` with the EMA parameters of another run's latest checkpoint as parameters and as EMA."""
+    """Returns `state` with parameters and EMA both set to the EMA of another run's latest checkpoint."""
     with Checkpoints(name, read_only=True) as source:
         items = states.to_items(dataclasses.replace(state, discriminators={}))
         restored, _ = source.restore(_latest(source, name), items)
@@ -79,14 +79,16 @@ def _from_other_run(name: str, state: TrainState) -> TrainState:
 def _latest(source: Checkpoints, name: str) -> int:
     step = source.latest_on_all_hosts()
     if step is None:
-        raise InputError(f"init = {name}: no checkpoint in it; accepted: the --workdir of a saved run")
+        raise InputError(
+            f"init = {name}: no checkpoint in this folder; accepted: the --workdir of a run with a checkpoint"
+        )
     return step
 
 
 def _check_same(saved: Mapping[str, Any], config: Config, where: str, discriminators: bool = False) -> None:
     """Raises an InputError if a key on which parameters depend differs between the two configurations.
 
-    A key that exists in only one of them, because another version of vaejax saved it, is ignored.
+    A key that only one of them has is ignored: another version of vaejax may have saved the checkpoint.
     """
     now = config.to_dict()
     sections = [("model", saved["model"], now["model"])]

@@ -14,7 +14,7 @@ class Due(NamedTuple):
       probe: whether to run the diffusion probe.
       show: whether to write panels of reconstructions.
       save: whether to save a checkpoint.
-      last: whether the run ends.
+      last: whether this was the last update of the run.
     """
 
     log: bool
@@ -31,7 +31,7 @@ class Due(NamedTuple):
 
 
 class Schedule:
-    """Decides which tasks are due, by the intervals of a configuration in updates; 0 turns a task off."""
+    """Decides which tasks are due, from the configured intervals in updates; 0 turns a task off."""
 
     def __init__(self, config: Config):
         self._steps = config.steps

@@ -31,7 +31,7 @@ class Setup:
       mesh: mesh of all devices.
       buckets: buckets of the configuration, the sample shapes to train on.
       sources: opened data sources.
-      inject: function with which tests break values (see train/step.py), or None.
+      inject: test hook that corrupts values, see `Inject` in train/step.py; or None.
     """
 
     config: Config

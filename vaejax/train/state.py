@@ -68,9 +68,12 @@ def shapes(
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint. Each discriminator is its own item, so a run may gain or lose one later."""
+    """The items of a checkpoint.
+
+    Each discriminator is a separate item, so a resumed run may add or drop one.
+    """
     main = {"step": state.step, "params": state.params, "ema": state.ema, "optimizer": state.optimizer}
-    main["opponents"] = {}  # unused, but in the format since version 0.1
+    main["opponents"] = {}  # unused, but part of the format since version 0.1
     return {"state": main} | {_item(name): one for name, one in state.discriminators.items()}
 
 

@@ -22,9 +22,9 @@ from vaejax.models.pixels import from_uint8
 from vaejax.models.posterior import DiagonalGaussian
 from vaejax.train.state import TrainState
 
-# A function with which tests break values: (bucket, place, step, x, y) -> y, or a broken y. x is the batch.
-# place says which value y is: 'data' the batch, 'generator' its reconstruction, 'discriminator' the
-# reconstruction as only the discriminators see it.
+# A hook by which tests corrupt values: (bucket, place, step, x, y) -> y or a corrupted y. x is the batch.
+# `place` says which value y is. 'data': the batch. 'generator': its reconstruction. 'discriminator': the
+# reconstruction, corrupted for the discriminators only.
 Inject = Callable[[str, str, Array, Array, Array], Array]
 
 
@@ -96,16 +96,16 @@ def bucket_gradients(
 ) -> tuple[Accumulated, Terms]:
     """Adds the gradients of one bucket's batch, times the bucket's weight, to those of earlier buckets.
 
-    All terms share one forward pass of the autoencoder, in which equivariance decodes a second latent. The
-    gradients of all terms with respect to the outputs of this pass, the adversarial term's included, are
-    summed and then propagated back through the autoencoder.
+    All terms share one forward pass of the autoencoder, in which equivariance decodes a second latent. Each
+    term, the adversarial one included, has a gradient with respect to the outputs of this pass. The sum of
+    these gradients is propagated back through the autoencoder.
 
     Args:
       state: state before the update.
       accumulated: gradients of the update's earlier buckets.
       frames: uint8 pixels (B, T, H, W, C) of the batch over all devices.
       key: random key of the run; step and shape are folded in here, so each step and shape has its own noise.
-      lpips_params: parameters of the perceptual network; {} if the term is off.
+      lpips_params: parameters of the perceptual network; {} if the perceptual term is off.
       weight: weight of the bucket.
       model: the autoencoder.
       objective: loss without its adversarial term.
@@ -184,7 +184,7 @@ def apply_gradients(
       optimizer: optimizer of state.params, clipping included.
       clipping: the clipping inside `optimizer`, applied again to measure the norm of the clipped gradients.
       ema_decay: upper bound of the EMA's decay.
-      adversary: discriminators; None if they do not train yet.
+      adversary: discriminators; None if there are none or if they do not train yet.
 
     Returns:
       The next state, and its scalar metrics: norms, the log-scale, accuracies of the discriminators, and

@@ -165,7 +165,7 @@ def test_the_last_words_say_what_fits_and_what_to_do_next():
 
 def test_a_bucket_that_does_not_fit_is_named_with_remedies():
     text = table.text(check(demo.get_config()), TOPOLOGY, predicted(temporary=1500))
-    (line,) = (line for line in text.splitlines() if "GB of" in line)
+    (line,) = (line for line in text.splitlines() if "GB are available" in line)
     assert line.startswith("image_64x64 needs") and "--config.data.buckets.image_64x64.batch=4" in line
     assert "--config.model.remat='(0, 1, 2)'" in line
     assert "does not fit" in text and "samples/s" not in text.splitlines()[-1]
@@ -185,7 +185,9 @@ def test_only_meshes_that_the_chips_can_form_are_proposed(mesh, expected):
     config.data.buckets.image_64x64.batch = 8
     prediction = dataclasses.replace(predicted(temporary=1000), state=500)
     (line,) = (
-        line for line in table.text(check(config), TOPOLOGY, prediction).splitlines() if "GB of" in line
+        line
+        for line in table.text(check(config), TOPOLOGY, prediction).splitlines()
+        if "GB are available" in line
     )
     found = [flag for flag in ("--config.mesh.fsdp=4", "--config.mesh.space=2 and ") if flag in line]
     assert found == expected, line
@@ -196,7 +198,10 @@ def test_an_update_that_does_not_fit_is_reported_too():
     prediction = predicted()
     costs = dict(prediction.costs, update=cost(flops=0, temporary=1500))
     text = table.text(check(demo.get_config()), TOPOLOGY, dataclasses.replace(prediction, costs=costs))
-    assert "update needs 0.0 GB of 0.0 GB available; try --config.mesh.fsdp=2, a smaller model" in text
+    assert (
+        "update needs 0.0 GB, but only 0.0 GB are available; try --config.mesh.fsdp=2, a smaller model"
+        in text
+    )
 
 
 def test_the_memory_that_a_program_lacks_is_read_from_libtpus_message():
