@@ -14,12 +14,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = cli.parser(
         "vaejax.evaluate",
-        "Scores codecs on photos and clips. Writes OUT/results.json and OUT/report.html. Without --data, it"
-        " scores the held-out part of the run's data.",
+        "Scores codecs on photos and clips. Writes OUT/results.json and OUT/report.html. Without --data,"
+        " the samples are the held-out part of the run's data.",
         "--checkpoint runs/demo --data ~/Videos --out evaluation --compare linear jpeg:matched h264:23",
     )
     parser.add_argument(
-        "--checkpoint", metavar="DIR", default="", help="folder of a run, its checkpoints/STEP, or an export"
+        "--checkpoint", metavar="DIR", default="", help="folder of a run or export, or RUN/checkpoints/STEP"
     )
     parser.add_argument(
         "--compare", metavar="CODEC", nargs="+", default=[], help=f"further codecs to score: {NAMES}"

@@ -49,9 +49,9 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float
     Args:
       x: features (N, d), N at least 2.
       y: features (M, d), M at least 2.
-      paired: whether y_i is made from x_i, like a reconstruction. If so, pairs (x_i, y_i) are omitted, like
-        (x_i, x_i) (Gretton et al. 2012, eq. 4): their similarity would pull the estimate below 0. Without
-        these pairs, identical sets have distance 0. Must be False for independent sets.
+      paired: whether y_i is made from x_i, like a reconstruction. If so, pairs (x_i, y_i) are omitted, as
+        pairs (x_i, x_i) always are (Gretton et al. 2012, eq. 4): their similarity would pull the estimate
+        below 0. Without these pairs, identical sets have distance 0. Must be False for independent sets.
 
     Returns:
       The distance; it can be slightly negative if the sets hardly differ.

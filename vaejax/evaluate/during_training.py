@@ -51,7 +51,7 @@ class TrainingEvaluation:
       mesh: mesh of the run.
       lpips_params: parameters of the LPIPS networks, by name.
       stopping: function called between batches, with the same result on all processes. If it returns True,
-        they raise Stopped.
+        the method that called it raises Stopped.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TrainingEvaluation:
         """Scores of every bucket as 'BUCKET/NAME', and the means of SCORES over buckets as 'mean/NAME'.
 
         NAME is one of:
-          psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: see `score`, with the EMA parameters.
+          psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: scores with the EMA parameters; see `score`.
           psnr_raw and so on: the same scores except LPIPS, with the raw parameters.
           psnr_linear: PSNR of the best linear codec of the same latent size; absent without such a codec.
           samples: number of samples.
@@ -126,8 +126,9 @@ class TrainingEvaluation:
         """Reconstructions of the first samples of every bucket.
 
         Yields:
-          The bucket's name, the originals, their reconstructions by the EMA parameters, and those by the
-          linear codec, or None if `evaluate` has fitted none. Arrays are (N, T, H, W, C) uint8.
+          The bucket's name, the originals, their reconstructions with the EMA parameters, and their
+          reconstructions by the linear codec (None if `evaluate` has not fitted it). Arrays are (N, T, H, W,
+          C) uint8.
 
         Raises:
           Stopped: if `stopping` returns True.
@@ -254,7 +255,8 @@ def score(
     Before scoring, the reconstruction is clipped to [-1, 1], except for 'nll'.
 
     Args:
-      params: dictionary with the parameters of the model, 'autoencoder', and of the 'likelihood'.
+      params: dictionary with 'autoencoder', the parameters of the model, and 'likelihood', which has
+        'log_scale'.
       lpips_params: parameters of the LPIPS networks, by name.
       frames: (B, T, H, W, C) uint8.
       model: the autoencoder.

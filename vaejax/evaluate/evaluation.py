@@ -31,8 +31,8 @@ from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import mesh as sharding
 
 FEATURES = {
-    "efficientnet": "EfficientNet-Lite0 of ImageNet, 1280 features, antialiased bilinear to 224x224",
-    "i3d": "I3D of Kinetics-400, 400 logits, antialiased bilinear to 224x224",
+    "efficientnet": "EfficientNet-Lite0 trained on ImageNet, 1280 features, antialiased bilinear to 224x224",
+    "i3d": "I3D trained on Kinetics-400, 400 logits, antialiased bilinear to 224x224",
     "inception": "Inception-v3 of FID, 2048 features, 8 bits, bilinear to 299x299",
 }
 DEFINITIONS = {
@@ -45,7 +45,8 @@ DEFINITIONS = {
     "parts": {
         "samples": scorer.EXTRA_SAMPLES,
         "chunk": "half of the latent frames, rounded down",
-        "tile": f"{scorer.TILE} latent pixels, or 5/8 of the longer side if that is less; a quarter overlaps",
+        "tile": f"{scorer.TILE} latent pixels, or 5/8 of the longer side, rounded down to a multiple of 4, if"
+        " that is less; neighboring tiles overlap by a quarter",
     },
 }
 # Codecs that are fitted to samples. They are opened last, because they match another codec's latent size.
@@ -85,14 +86,14 @@ def evaluate(
     """Scores codecs on the same samples.
 
     Args:
-      names: names of codecs, see `open_codec`. The first run among them provides the default samples, buckets
+      names: names of codecs; see `open_codec`. The first run among them provides the default samples, buckets
         and frame rate, and the training samples to which FITTED codecs are fitted. Without a run, the first
-        export provides the default buckets and frame rate, and FITTED codecs are fitted to the samples that
-        are scored. FITTED codecs match the latent size of the first codec with latents that is not in FITTED.
-      data: FOLDER or 'tfds:NAME'; '' takes the held-out part of the run's data.
-      buckets: bucket names; () takes those of the run or export.
-      samples: maximum number of samples per bucket; 0 takes all of `data`, or eval.samples of the run.
-      fps: frames per second of clips; 0 takes that of the run or export, else 24.
+        export provides the default buckets and frame rate, and FITTED codecs are fitted to the scored
+        samples. FITTED codecs match the latent size of the first codec with latents that is not in FITTED.
+      data: FOLDER or 'tfds:NAME'; '' means the held-out part of the run's data.
+      buckets: bucket names; () means those of the run or export.
+      samples: maximum number of samples per bucket; 0 means all of `data`, or the run's eval.samples.
+      fps: frames per second of clips; 0 means the frame rate of the run or export, else 24.
       batch: samples per call of a codec, rounded up to a multiple of the number of devices. It does not
         change the scores.
       seed: seed of the bootstrap, and of the random weights and the decoder noise of diffusers codecs.
@@ -138,7 +139,7 @@ def evaluate(
         "settings": {
             "data": data or "held out by the run",
             "run": run_name,
-            "cut": {"files": "each once, center crop" if data else "as the run evaluates", **found.settings},
+            "cut": {"files": "each once, center crop" if data else "as in the run", **found.settings},
             "batch": batch,
             "devices": f"{mesh.size} {jax.devices()[0].device_kind}",
             "seed": seed,
@@ -159,7 +160,7 @@ def evaluate(
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"codec {name!r} is named twice; accepted: every codec once")
+            raise InputError(f"codec {name!r} is named twice; accepted: each codec once")
         if ":" not in name and not _is_baseline(name) and not _is_folder(name):
             raise InputError(f"codec {name!r}: no such folder or codec; accepted: {NAMES}")
 
@@ -245,7 +246,8 @@ def _open(
 ) -> list[Codec]:
     """Opens the codecs, FITTED ones last, and returns them in the order of `names`.
 
-    FITTED codecs are fitted to training samples of the run `run_name`, or to the scored samples if it is ''.
+    FITTED codecs are fitted to training samples of the run `run_name`. If `run_name` is '', they are fitted
+    to the scored samples.
     """
     context = {"fps": found.fps, "seed": seed}
     opened = {name: open_codec(name, mesh=mesh, **context) for name in names if name not in FITTED}
@@ -283,7 +285,7 @@ def _lpips_params() -> dict[str, dict]:
 
 
 def _networks(inception: str, clips: bool) -> Networks:
-    """The feature networks, with their weights loaded, so that missing weights raise before any scoring."""
+    """The feature networks. Loads their weights, so that missing weights raise before anything is scored."""
     features = Features(inception)
     networks: dict[str, Callable] = {"efficientnet": features.images}
     if clips:
@@ -346,7 +348,7 @@ def _score(
 
 
 def _show(scored: _Scored, bucket: Bucket, found: Samples) -> list[html_report.Shown]:
-    """The samples to show: worst and typical ones of the first codec, and every other codec's worst one."""
+    """The samples to show: the first codec's worst and typical samples, and each other codec's worst."""
     psnr = [scores.psnr() for scores in scored.scores]
     order = np.argsort(psnr[0], kind="stable")
     middle = max(0, (len(order) - TYPICAL) // 2)

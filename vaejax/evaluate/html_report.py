@@ -16,7 +16,7 @@ from vaejax import files
 from vaejax.rundir.panels import ERROR_GAIN, error_map
 
 CELL = 192  # least width of a picture on the page, in pixels; smaller ones are enlarged
-WINDOW = 512  # side of the square crop shown of a larger frame, in pixels
+WINDOW = 512  # largest height and width of a frame on the page, in pixels; larger frames are cropped
 LOSSLESS = 2**18  # clips of at most this many pixels, T·H·W, are stored losslessly
 
 
@@ -61,7 +61,7 @@ _METRICS = {
     "kid_efficientnet": _Metric("KID EfficientNet", -1, 5, "unbiased, cubic kernel, features as above"),
     "rfid_inception": _Metric("rFID", -1, 3, "Inception-v3, 2048 features"),
     "kid_inception": _Metric("KID Inception", -1, 5, "unbiased, cubic kernel, features as above"),
-    "rfvd_i3d": _Metric("rFVD", -1, 3, "I3D of Kinetics-400, 400 logits"),
+    "rfvd_i3d": _Metric("rFVD", -1, 3, "I3D trained on Kinetics-400, 400 logits"),
     "kvd_i3d": _Metric("KVD", -1, 5, "unbiased, cubic kernel, features as above"),
     "flicker": _Metric("flicker, levels", -1, 3, "mean error of frame differences, 8-bit levels"),
     "spots": _Metric("spots, ppm", -1, 1, "pixels with an isolated error, per million", 1e6),
@@ -103,7 +103,7 @@ def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[st
       shown: samples to show, keyed by bucket name.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the file cannot be written.
     """
     files.write_bytes(path, render(results, shown).encode("utf-8", "replace"))
 
@@ -150,7 +150,7 @@ def short(codec: str) -> str:
 def chart(
     series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, lines: bool = True
 ) -> str:
-    """A chart as SVG with a legend; '' without finite points.
+    """A chart as SVG with a legend; '' if no point is finite.
 
     Args:
       series: (x, y) points by name, in the order of the colors; points that are not finite are omitted.
@@ -297,7 +297,7 @@ def _latents(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
 def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
     """A sample, with one column per codec and rows for the clip, one frame and the errors in that frame.
 
-    The frame is the one with the largest mean error of the first codec.
+    The frame is the one in which the first codec has its largest mean error.
     """
     original, first = sample.original, sample.decoded[codecs[0]].frames
     errors = np.abs(original.astype(np.int16) - first).max(-1)

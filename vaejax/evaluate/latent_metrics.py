@@ -1,7 +1,7 @@
 """Metrics of a latent space, and the channel statistics that diffusion models normalize latents with.
 
-Reconstruction metrics do not show whether a channel carries nothing, whether a few channels carry everything,
-or whether latents decode well but have so much energy at high frequencies that they are hard to generate.
+Reconstruction metrics do not show whether a channel carries nothing or a few channels carry everything.
+Latents that decode well may also have so much energy at high frequencies that they are hard to generate.
 """
 
 import math
@@ -60,15 +60,16 @@ class LatentMoments:
         mean, std: per channel, over samples, time and space. Diffusion models should learn (z - mean) / std.
         peak: per channel, the largest distance of a value from the mean, in standard deviations; 0 if dead.
         dead: indices of channels that carry nothing: their standard deviation is 0, or below DEAD times the
-          median channel's.
+          median of all channels.
         exploding: indices of channels whose standard deviation exceeds EXPLODING times the median, or is not
           finite.
-        spectrum: eigenvalues of the channel covariance, in descending order; NaN if it is not finite.
+        spectrum: eigenvalues of the channel covariance, in descending order; NaN if the covariance is not
+          finite.
         effective_rank: exp of the entropy of the normalized spectrum (Roy & Vetterli 2007), 1 to c: the
           effective number of independent channels. 0 if the spectrum is 0 or not finite.
         sec: for each rho in RHO, the share of energy at high spatial frequencies, which diffusion models
           learn last (SEC, arXiv 2606.03578). A coefficient (u, v) of the 2D cosine transform of a latent
-          frame, h x w, has a high frequency if u + v > rho (h + w - 2), with u and v from 0. The share is
+          frame, h x w, has a high frequency if u + v > rho (h + w - 2); u and v start at 0. The share is
           relative to the variance of a channel, and averaged over the channels that are not dead. Compare it
           only at equal latent shapes.
         kl: per channel, the mean KL of the posterior from N(0, 1) in nats per latent value; absent without a
@@ -145,19 +146,18 @@ def pooled(statistics: Sequence[dict]) -> tuple[list[float], list[float]]:
 def viv(latents: np.ndarray, labels: Sequence) -> float:
     """Velocity irreducible variance (VIV, arXiv 2606.03578): the flow-matching loss that no model can remove.
 
-    The loss remains because the paths of different samples cross. For one class it is (π/2) Σ √λ, where λ are
-    the eigenvalues of the covariance of its latents. The mean over classes is weighted by their numbers of
-    samples.
-    Channels are first normalized over all latents. The formula is exact for Gaussian latents: it is the
-    integral over time of λ / ((1 - t)² + t² λ), summed over λ. Few samples per class span few directions, so
-    compare VIV only at equal latent shapes and class sizes.
+    The loss remains because the paths of different samples cross. Channels are first normalized over all
+    latents. The VIV of one class is (π/2) Σ √λ, where λ are the eigenvalues of the covariance of the class's
+    latents. The result is the mean over classes, weighted by their numbers of samples. The formula is exact
+    for Gaussian latents: it is the integral over time of λ / ((1 - t)² + t² λ), summed over λ. Few samples
+    per class span few directions, so compare VIV only at equal latent shapes and class sizes.
 
     Args:
       latents: (N, t, h, w, c).
       labels: N class labels of any type; classes of fewer than two samples are ignored.
 
     Returns:
-      A number from 0, lower for latents that are easier to generate; NaN if no class has two samples.
+      A number of at least 0, lower for latents that are easier to generate; NaN if no class has two samples.
     """
     z = np.asarray(latents, np.float64)
     axes = tuple(range(z.ndim - 1))

@@ -28,7 +28,7 @@ from vaejax.runtime import distributed
 if TYPE_CHECKING:
     from vaejax.config.schema import Config
 
-SAMPLES = 256  # samples per bucket, unless a run's configuration gives a number above 0
+SAMPLES = 256  # samples per bucket by default, or if eval.latent_samples or eval.linear_samples is 0
 # A batch has at most BATCH samples and PIXELS pixels per device, but always at least one sample per device.
 BATCH, PIXELS = 8, 2**21
 
@@ -36,7 +36,7 @@ BATCH, PIXELS = 8, 2**21
 def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
     """The statistics of a run's training latents, loaded from the checkpoint or computed and stored there.
 
-    Those of an export are read from the export.
+    The statistics of an export are read from the export.
 
     Args:
       codec: codec of the run or export.
@@ -68,7 +68,10 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
         opened = sources.open_sources(config.data)
         buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
     except InputError as error:
-        print(f"warning: {name}: no latent statistics, which encoding needs: {error}", file=sys.stderr)
+        print(
+            f"warning: {name}: cannot compute the latent statistics, which encoding needs ({error})",
+            file=sys.stderr,
+        )
         return None
     return keep(codec, opened, buckets, config, folder, step)
 
@@ -81,7 +84,9 @@ def keep(
     folder: str | os.PathLike,
     step: int,
 ) -> dict | None:
-    """Computes the statistics and stores them in a checkpoint; all processes of the run call it together.
+    """Computes the statistics and stores them in a checkpoint.
+
+    All processes of the run call this function together.
 
     Args:
       codec: codec of the run.
@@ -92,8 +97,8 @@ def keep(
       step: step of a completed checkpoint.
 
     Returns:
-      A dictionary as from `of_run`. If samples cannot be read, prints a message to stderr and returns None: a
-      finished run must not fail for lack of statistics.
+      A dictionary like that of `of_run`. If samples cannot be read, prints a message to stderr and returns
+      None: a finished run must not fail for lack of statistics.
     """
     by_bucket, count = {}, config.eval.latent_samples or SAMPLES
     is_main = jax.process_index() == 0
@@ -108,7 +113,10 @@ def keep(
             by_bucket[bucket.name] = latents.measure(codec, _batched(samples, batch))
     except InputError as error:
         if is_main:
-            print(f"warning: {folder}: no latent statistics, which encoding needs: {error}", file=sys.stderr)
+            print(
+                f"warning: {folder}: cannot compute the latent statistics, which encoding needs ({error})",
+                file=sys.stderr,
+            )
         return None
     mean, std = latents.pooled(list(by_bucket.values()))
     statistics = {"mean": mean, "std": std, "buckets": by_bucket, "step": step}
@@ -116,7 +124,10 @@ def keep(
         if is_main:
             stored_statistics.store(folder, step, statistics)
     except InputError as error:  # the run's folder may be read-only
-        print(f"warning: latent statistics, which encoding needs, are not stored: {error}", file=sys.stderr)
+        print(
+            f"warning: cannot store the latent statistics, which encoding needs ({error})",
+            file=sys.stderr,
+        )
     return statistics
 
 

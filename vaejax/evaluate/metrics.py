@@ -1,6 +1,6 @@
 """Metrics of reconstructed frames and clips, and a measure of activations that warns of spots.
 
-All are pure JAX and run on the device of their arrays, except `psnr_pooled`, which sums in NumPy's float64.
+All functions are pure JAX and run on the device of their arrays, except `psnr_pooled`, which uses NumPy.
 `psnr`, `squared_error`, `ssim` and `spots` describe each frame, `flicker` and `seam_error` each clip. The
 score of a bucket is the mean over its frames or clips. `psnr_pooled` describes a whole set of frames: it is
 the PSNR of their mean error, which the worst frames dominate.
@@ -41,7 +41,7 @@ def squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def psnr_pooled(squared_errors: np.ndarray) -> float:
-    """The PSNR of a whole set: 10 log10(2² / mean of all squared errors), summed in float64.
+    """The PSNR of a whole set: 10 log10(2² / mean of all squared errors), computed in float64.
 
     It gives bad frames more weight than the mean PSNR of the frames does, and it never exceeds that mean
     (Jensen's inequality).
@@ -104,13 +104,13 @@ def flicker(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def spots(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The share of every frame's pixels that belong to spots, small isolated errors.
+    """The share of each frame's pixels that belong to spots, which are small isolated errors.
 
     The error of a pixel is the maximum of |x - y| over C. A pixel belongs to a spot if its error exceeds
-    SPOT_FLOOR, and exceeds SPOT_RATIO times the largest error on a square ring around it. A ring of any of
-    the half-widths SPOT_REACH is enough. So a spot up to 16 pixels wide is counted whole in a frame of at
-    least 32 x 32. An error along an edge crosses the ring and is not counted, nor is a diffuse error. A star
-    in a dark sky that the codec loses counts as a spot.
+    SPOT_FLOOR, and exceeds SPOT_RATIO times the largest error on a square ring around it. One ring with a
+    half-width in SPOT_REACH is enough. So a spot up to 16 pixels wide is counted whole in a frame of at least
+    32 x 32. An error along an edge crosses the ring and is not counted, nor is a diffuse error. A star that
+    the codec loses from a dark sky counts as a spot.
 
     Args:
       x: frames (B, T, H, W, C) in [-1, 1].

@@ -18,7 +18,7 @@ class ChannelMoments:
         self._products: np.ndarray = np.zeros((1, 1))
 
     def add(self, values: np.ndarray) -> None:
-        """Adds values (n, c), which should be float64, because they are summed in their own type."""
+        """Adds values (n, c), which should be float64, because they are summed in their own dtype."""
         self.count += len(values)
         self._total = self._total + values.sum(0)
         self._products = self._products + values.T @ values

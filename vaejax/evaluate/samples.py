@@ -28,13 +28,13 @@ class Samples:
       opened: data sources, whose held-out rows are the samples.
       data: data settings, such as config.data of a run.
       folder: folder whose direct subfolders are the classes; '' without classes.
-      limit: maximum number of samples per bucket; 0 takes every file once.
+      limit: maximum number of samples per bucket; 0 means every file once.
     """
 
     def __init__(self, opened: Sequence[Source], data: "DataConfig", folder: str = "", limit: int = 0):
         self._sources, self._data, self._folder, self._limit = tuple(opened), data, folder, limit
-        # A run holds out few files, so they are cropped repeatedly up to the limit. Files in a folder that
-        # the user names are read once, and so are the records of TFDS data sets, which are many.
+        # A run holds out few files, so they are cropped repeatedly until the limit is reached. Files in a
+        # folder that the user names are read once. So are TFDS records, because a data set has many of them.
         self._once = not limit or bool(folder) or any(isinstance(s, TfdsSource) for s in opened)
 
     @property
@@ -66,7 +66,7 @@ class Samples:
     def batches(self, bucket: Bucket, batch: int) -> Iterator[tuple[np.ndarray, list[str], list[int]]]:
         """Streams the samples of a bucket.
 
-        Another file replaces an unreadable one. If every file is to be used once, repeated ones are omitted.
+        An unreadable file is replaced by another file. If every file is used once, repeats are omitted.
 
         Yields:
           Frames (B, T, H, W, 3) uint8, names 'path@start' with the start in seconds, and the indices that
@@ -96,7 +96,7 @@ class Samples:
 
 
 def class_of(path: str, folder: str) -> str | None:
-    """The class of a file: the name of the direct subfolder of `folder` that it is in; None if in none."""
+    """The class of a file: the name of the direct subfolder of `folder` that contains it, or None."""
     parts = pathlib.PurePath(os.path.relpath(path, folder)).parts
     return parts[0] if len(parts) > 1 and parts[0] != os.pardir else None
 
@@ -105,11 +105,10 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     """Opens the samples that `--data` names.
 
     Args:
-      name: FOLDER, of which every photo and clip that fits is used once, cropped from the middle. Or
-        'tfds:NAME': the validation or test split of a prepared data set, or its held-out share if it has
-        neither.
-      data: config.data, of which fps, prefetch and, for TFDS, holdout are used.
-      limit: maximum number of samples per bucket; 0 takes all.
+      name: FOLDER: every photo and clip that fits is used once, cropped from the middle. Or 'tfds:NAME': the
+        validation or test split of a prepared data set; if it has neither, its held-out share.
+      data: config.data; only fps, prefetch and, for TFDS, holdout are used.
+      limit: maximum number of samples per bucket; 0 means all.
 
     Raises:
       InputError: if there is nothing to read.
@@ -118,7 +117,7 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     if name.startswith("tfds:"):
         try:
             source = TfdsSource.open("data", 1.0, {"name": name.removeprefix("tfds:")}, data, "--data")
-        except InputError as error:  # names the settings of a run, not the flags of this command
+        except InputError as error:  # it names the settings of a run, not this command's flags
             text = str(error).replace("--data.name", "--data").replace("--config.data.media", "--data")
             raise InputError(text) from error
         return Samples([source], data, limit=limit)

@@ -59,7 +59,7 @@ class FrameScorer:
         """
         originals, decoded = self._shared(x), self._shared(y)
         # One frame at a time: the LPIPS activations of a batch of clips would not fit into memory.
-        with jax.default_matmul_precision("float32"):  # accelerators default to fewer digits
+        with jax.default_matmul_precision("float32"):  # accelerators default to lower precision
             by_frame = [
                 _frame_scores(self._lpips, originals[:, t : t + 1], decoded[:, t : t + 1])
                 for t in range(x.shape[1])
@@ -72,7 +72,7 @@ class FrameScorer:
     def compare_parts(
         self, x: np.ndarray, whole: np.ndarray, parts: np.ndarray, at: np.ndarray, how: str
     ) -> dict[str, np.ndarray]:
-        """Scores of frames that are decoded in parts, which are chunks or tiles.
+        """Scores of frames that are decoded in chunks or tiles.
 
         Args:
           x: originals (B, T, H, W, 3) in [-1, 1].
@@ -102,7 +102,7 @@ class _Coded(NamedTuple):
 
     Attributes:
       frames: originals (B, T, H, W, 3) uint8.
-      latents: latents (b, t, h, w, c); None for a codec that stores files.
+      latents: latents (b, t, h, w, c); None for a codec without latents.
       log_variance: log-variance of the posterior, shaped like the latents; None without a posterior.
       decoded: reconstructions (B, T, H, W, 3) float32 in [-1, 1].
       bits: bits per pixel of each of the n samples that are not copies, (n,).
@@ -128,7 +128,7 @@ class BucketScores:
     Attributes:
       seconds: time spent on encoding and decoding.
       samples: number of samples so far.
-      latent_shape: (t, h, w, c); None for a codec that stores files.
+      latent_shape: (t, h, w, c); None for a codec without latents.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class BucketScores:
         return self._code(frames).decoded[: len(frames)]
 
     def psnr(self) -> np.ndarray:
-        """The PSNR of every sample, the mean over its frames, in dB, (N,)."""
+        """The PSNR of each sample in dB, averaged over its frames, (N,)."""
         return _mean_psnr(np.concatenate(self._values["psnr"]))
 
     def results(self, originals: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class BucketScores:
           'scores': {NAME: {'value', 'low', 'high', 'samples'}}, where 'low' and 'high' are the limits of a
             95% bootstrap interval over samples;
           'samples': number of samples;
-          'psnr_by_frame': mean PSNR over samples of frame 0, 1 and so on, in dB, (T,);
+          'psnr_by_frame': PSNR of frame 0, 1 and so on, averaged over samples, in dB, (T,);
           'latent_shape': (t, h, w, c), and 'latents': `LatentMoments.statistics`, both only for codecs with
             latents. If samples have classes, 'latents' also has 'viv', 'viv_samples' and 'viv_classes'.
         """

@@ -64,7 +64,7 @@ def from_torch(
 
     Args:
       path: weight file.
-      network: function of `Layers` and an input that computes the network.
+      network: function that computes the network from `Layers` and an input.
       x: shape of an input.
       names: function from a layer's name to the names of its convolution and batch normalization in the file.
       others: shapes of further arrays to load, by name.

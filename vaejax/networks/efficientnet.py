@@ -97,7 +97,7 @@ def _network(layers: Layers, x: jax.Array) -> jax.Array:
 
 
 def _block(layers: Layers, name: str, x: jax.Array, stage: _Stage, stride: int) -> jax.Array:
-    """Applies expansion, depthwise convolution and projection; residual if the shape stays the same."""
+    """Applies expansion, depthwise convolution and projection; adds the input if the shape stays the same."""
     y = x
     if stage.expansion > 1:
         y = _relu6(_conv(layers, f"{name}_expand_conv {name}_bn0", y, stage.expansion * x.shape[-1]))
@@ -120,7 +120,7 @@ def _depthwise(layers: Layers, name: str, x: jax.Array, size: int, stride: int) 
     """
     layer = layers(name, (size, size, 1, x.shape[-1]))
     high, wide = (-(-n // stride) for n in x.shape[1:3])
-    # TensorFlow's padding: of an odd number of zeros, one more goes to the end.
+    # TensorFlow's padding: if the number of zeros is odd, the end gets one more.
     surplus = [max((m - 1) * stride + size - n, 0) for m, n in zip((high, wide), x.shape[1:3], strict=True)]
     x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in surplus), (0, 0)))
     y = layer["bias"]

@@ -11,7 +11,7 @@ from vaejax.networks import weights
 from vaejax.networks.batch_norm import Layers
 
 SIZE = 224  # height and width of the network's input in pixels
-SHORTEST = 9  # fewest frames: halved three times, rounded up, they leave the two that the last average needs
+SHORTEST = 9  # fewest frames; three halvings, rounded up, leave the two frames that the last average needs
 CLASSES = 400
 
 # Output channels of Branch_0, of Branch_1's and Branch_2's two convolutions (1x1x1, then 3x3x3), and of

@@ -1,7 +1,6 @@
 """Inception v3 for FID (arXiv 1512.00567, 1706.08500): TensorFlow's model of 2015-12-05.
 
-The user supplies the weights, as the package pytorch-fid converted them to PyTorch:
-pt_inception-2015-12-05-6726825d.pth.
+The user supplies the weights in pytorch-fid's conversion to PyTorch, pt_inception-2015-12-05-6726825d.pth.
 """
 
 import os
@@ -23,8 +22,8 @@ def load(path: str | os.PathLike) -> dict:
     """Loads the weights, with batch normalizations folded.
 
     Args:
-      path: state dict with pytorch-fid's names. Torchvision's weights are refused, because they
-        belong to a different training and give other scores than FID.
+      path: state dict with pytorch-fid's names. Torchvision's weights are refused, because they come from a
+        different training run, and distances between their features are not FID.
 
     Returns:
       Float32 parameters {layer: {'kernel': array, 'bias': array}}.
@@ -87,7 +86,7 @@ class _Block:
         self.layers, self.name = layers, name
 
     def conv(self, name, x, features, size: int | tuple[int, int] = 1, stride=1, same=True):
-        """Applies a convolution, bias and ReLU, padded if `same` and not strided."""
+        """Applies a convolution, bias and ReLU, padded if `same` is true and the stride is 1."""
         high, wide = size if isinstance(size, tuple) else (size, size)
         layer = self.layers(f"{self.name}.{name}".strip("."), (high, wide, x.shape[-1], features))
         y = convolve(x[:, None], layer["kernel"][None], (1, stride, stride), same=same and stride == 1)

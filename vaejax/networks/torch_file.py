@@ -40,7 +40,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, tuple[int, ...]]) -> dict
     """Loads arrays from a state dict that `torch.save(module.state_dict(), path)` wrote.
 
     Args:
-      path: file in the zip format or, from before PyTorch 1.6, in the legacy format.
+      path: file in the zip format, or in the legacy format of PyTorch before 1.6.
       shapes: shapes of the required arrays, by name; other arrays in the file are ignored.
 
     Returns:
@@ -109,7 +109,7 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
 
 
 class _Tensors(pickle.Unpickler):
-    """Unpickles tensors as `_View`s; any class or function that they do not need is refused, not imported."""
+    """Unpickles tensors as `_View`s; classes and functions not in _GLOBALS are refused, not imported."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(_next_pickle(file), encoding="utf-8")
@@ -137,7 +137,7 @@ class _Tensors(pickle.Unpickler):
 
 
 def _next_pickle(file: IO[bytes]) -> io.BytesIO:
-    """Reads the pickle that begins at the file's position, and leaves the position at its end.
+    """Reads the pickle that begins at the file's position, and leaves the position at the end of the pickle.
 
     Raises:
       BadWeights: if a memo index exceeds the size of the pickle, because Python would allocate memory for
@@ -201,7 +201,7 @@ def _read_legacy(file: io.BufferedReader) -> tuple[dict[str, _View], dict[str, n
 
 def _check_order(little: bool) -> None:
     if not little or sys.byteorder != "little":
-        raise BadWeights("the file or this machine has another byte order; accepted: little-endian for both")
+        raise BadWeights("the file or this machine is not little-endian; accepted: little-endian for both")
 
 
 def _numbers(data: bytes, storage: _Storage) -> np.ndarray:

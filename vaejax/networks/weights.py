@@ -16,7 +16,7 @@ class BadWeights(ValueError):
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays; any class or function that they do not need is refused, not imported."""
+    """Unpickles NumPy arrays; classes and functions that arrays do not need are refused, not imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, shapes: Mapping[str, Any]) -> dict:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """Opens the file `path` for the block; any exception in the block becomes a one-line BadWeights."""
+    """Opens the file `path` as a context; any exception in the block becomes a one-line BadWeights."""
     try:
         with open(path, "rb") as file:
             yield file

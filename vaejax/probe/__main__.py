@@ -1,7 +1,7 @@
 """The command python -m vaejax.probe --checkpoint=runs/demo --data=FOLDER --out=OUT.
 
-It trains a small diffusion transformer on the latents of a codec in a fixed budget, and writes OUT/probe.json
-with the scores (see vaejax/probe/score.py) and their settings, and OUT/samples.png with samples.
+It trains a small diffusion transformer on the latents of a codec within a fixed budget. It writes the scores
+(see vaejax/probe/score.py) and their settings to OUT/probe.json, and a picture of samples to OUT/samples.png.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "vaejax.probe",
-        "Trains a small diffusion transformer on the latents of a codec in a fixed budget and compares the"
-        " samples it generates with real ones. Scores are comparable only with the same budget and media.",
+        "Trains a small diffusion transformer on the latents of a codec within a fixed budget and compares"
+        " its samples with real ones. Scores are comparable only with the same budget and media.",
         "--checkpoint=runs/demo --data=~/Pictures --preset=cpu --out=runs/demo/probe",
     )
     parser.add_argument(
@@ -45,22 +45,25 @@ def _parser() -> argparse.ArgumentParser:
         "--preset",
         choices=PRESETS,
         default="cpu",
-        help="the budget: cpu for minutes on a CPU, gpu for a GPU, standard for ImageNet (default: cpu)",
+        help="the budget: cpu takes minutes on a CPU, gpu is for a GPU, standard for ImageNet (default: cpu)",
     )
     parser.add_argument(
         "--seeds", type=cli.at_least(1), default=3, metavar="N", help="number of models to train (default: 3)"
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="step of a checkpoint of the run (default: the latest)"
+        "--step",
+        type=int,
+        metavar="N",
+        help="step of the run's checkpoint (default: the step in NAME, else the latest)",
     )
     parser.add_argument(
         "--inception",
         metavar="FILE",
         default="",
-        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds the score FID",
+        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds FID",
     )
-    parser.add_argument("--labels", action="store_true", help="use the folders in FOLDER as classes")
-    changes = parser.add_argument_group("budget", "Each flag replaces a setting of the preset.")
+    parser.add_argument("--labels", action="store_true", help="use the subfolders of FOLDER as classes")
+    changes = parser.add_argument_group("budget", "Each flag overrides a setting of the preset.")
     for field in dataclasses.fields(Preset):
         flag = f"--{field.name.replace('_', '-')}"
         kinds = {int: cli.at_least(1), float: cli.at_least(0, float), str: str}

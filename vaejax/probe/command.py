@@ -81,7 +81,7 @@ def probe(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.nda
 
 
 def budget(options: argparse.Namespace) -> Preset:
-    """The preset, with some fields replaced by flags; raises InputError if a field is invalid."""
+    """The preset, with the fields that flags override; raises InputError if a field is invalid."""
     fields = [field.name for field in dataclasses.fields(Preset)]
     changes = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
     return dataclasses.replace(PRESETS[options.preset], **changes)

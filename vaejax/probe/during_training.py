@@ -68,18 +68,18 @@ class TrainingProbe:
             )
 
     def evaluate(self, average: dict) -> tuple[dict[str, float], np.ndarray | None]:
-        """Scores the averaged (EMA) parameters, of which the entry 'autoencoder' is used.
+        """Scores the averaged (EMA) parameters of the autoencoder, average['autoencoder'].
 
         Returns:
           The scores {'BUCKET/NAME': value} for each NAME in SCORES, and a picture of samples, (height, width,
-          3) uint8. If the probe is stopped or fails, or a score is NaN, ({}, None). A failure also prints a
+          3) uint8; or ({}, None) if the probe is stopped or fails, or a score is NaN. A failure also prints a
           message to stderr.
         """
         codec = self._codec
         codec.load(average["autoencoder"])
         values, picture = np.full(len(SCORES), np.nan), None
         try:
-            if self._probe is None:  # loads the networks and reads the real samples once
+            if self._probe is None:  # made once, so that it keeps the features of the real samples
                 is_main = jax.process_index() == 0
                 self._probe = Probe(
                     self._media, self._preset, Features(), progress=is_main, stopping=self._stopping

@@ -40,10 +40,10 @@ def fit(
 
     Args:
       model: the transformer.
-      latents: normalized latents, of which those of training samples are used.
+      latents: normalized latents; only those of training samples are used.
       preset: the budget of the fit.
       seed: seed of the initialization, the order of the samples, the noise and the times.
-      progress: function called after every compiled call with its number of updates and their mean loss.
+      progress: function called after every compiled call, with the call's number of updates and mean loss.
     """
     key = jax.random.key(seed)
     state = _init(jax.random.fold_in(key, 0), latents.train.shape[1:], model, preset)
@@ -85,7 +85,7 @@ def _init(key: jax.Array, shape: tuple[int, ...], model: DiT, preset: Preset) ->
 def _updates(
     state: FitState, x: jax.Array, labels: jax.Array, key: jax.Array, *, model: DiT, preset: Preset
 ) -> tuple[FitState, jax.Array]:
-    """Makes one update per batch of x (k, b, t, h, w, c) and labels (k, b); also returns their mean loss."""
+    """Makes one update per batch of x (k, b, t, h, w, c) and labels (k, b); also returns the mean loss."""
 
     def update(state: FitState, batch: tuple[jax.Array, jax.Array]) -> tuple[FitState, jax.Array]:
         x, labels = batch

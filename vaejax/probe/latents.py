@@ -13,7 +13,7 @@ class Latents:
     """Normalized latents of training and held-out samples.
 
     Attributes:
-      train: (n, t, h, w, c) float32; each channel has mean 0 and variance 1, or 0 if it is constant.
+      train: (n, t, h, w, c) float32; each channel has mean 0 and variance 1, or variance 0 if it is constant.
       held_out: (m, t, h, w, c) float32, normalized by the statistics of `train`.
       mean: mean of the training latents before normalization, (c,).
       std: standard deviation of the training latents before normalization, (c,); 1 for a constant channel, to
@@ -51,5 +51,5 @@ class Latents:
 
 
 def _chunks(z: np.ndarray) -> Iterator[np.ndarray]:
-    """Consecutive slices of the samples; a float64 copy of all of them might not fit in memory."""
+    """Slices of at most CHUNK samples, because a float64 copy of all samples might not fit in memory."""
     return (z[start : start + CHUNK] for start in range(0, len(z), CHUNK))

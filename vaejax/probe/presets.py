@@ -27,7 +27,7 @@ class Preset:
     zoom: float = _setting(
         "largest random scale of a crop, relative to the scale that just covers the bucket", 4.0
     )
-    # A larger share than a training run holds out: the comparison needs at least some tens of real photos.
+    # Larger than the default of a training run: the comparison needs at least a few dozen real photos.
     holdout: float = _setting("share of a folder to hold out for comparison", 0.2)
     train_samples: int = _setting("number of samples to encode and learn from", 4096)
     samples: int = _setting("number of generated samples, and of held-out samples to compare them with", 256)
@@ -42,14 +42,14 @@ class Preset:
     learning_rate: float = _setting("learning rate of Adam, constant after the warmup", 2e-3)
     warmup: int = _setting("updates over which the learning rate rises from 0", 30)
     ema: float = _setting("decay of the averaged parameters, which generate the samples", 0.98)
-    solver_steps: int = _setting("steps of Heun's method, with two evaluations each", 16)
+    solver_steps: int = _setting("steps of Heun's method, each with two evaluations of the model", 16)
 
     def __post_init__(self):
         accepted = {
             "fps": (self.fps > 0, "a number above 0"),
-            "zoom": (self.zoom >= 1, "a number from 1"),
+            "zoom": (self.zoom >= 1, "a number of at least 1"),
             "holdout": (0 < self.holdout < 1, "a share between 0 and 1"),
-            "samples": (self.samples > 1, "a whole number from 2"),
+            "samples": (self.samples > 1, "a whole number of at least 2"),
             "width": (
                 not self.width % 4 and not self.width % self.heads,
                 f"a multiple of 4 and of heads = {self.heads}",
@@ -65,9 +65,9 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = {
     # Three seeds take a few minutes on two cores. At equal cost, 600 updates of 16 samples reach a lower
-    # held-out loss than 300 of 32 (1.007 instead of 1.032, learning rate 2e-3).
+    # held-out loss than 300 of 32 (1.007 versus 1.032, learning rate 2e-3).
     "cpu": Preset(),
-    # DiT-S/2. If latents of a 256x256 image are 32x32, they are 256 tokens, and a seed takes about 25 PFLOP.
+    # DiT-S/2. A 256x256 image with latents of 32x32 has 256 tokens, and a seed takes about 25 PFLOP.
     "gpu": Preset(
         bucket="image_256x256",
         fps=24.0,

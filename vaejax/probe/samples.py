@@ -47,8 +47,7 @@ class Media:
 
     def __init__(self, sources: Sequence[Source], bucket: Bucket, data: DataConfig, folder: str = ""):
         self.bucket, self.data, self._folder = bucket, data, folder
-        # middle_first=False: the crops of held-out samples vary like those of training samples, which
-        # generated samples resemble.
+        # middle_first=False: held-out crops then vary like training crops, which generated samples imitate.
         self._samplers = {
             split: Sampler(sources, bucket, split, data, middle_first=False) for split in ("train", "eval")
         }
@@ -86,15 +85,15 @@ def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
 
     Args:
       name: FOLDER[,FOLDER] of photos and clips, or 'tfds:NAME'.
-      preset: the budget, of which bucket, fps, zoom and holdout are used.
-      labels: whether the folders in FOLDER are classes.
+      preset: the budget; only bucket, fps, zoom and holdout are used.
+      labels: whether the subfolders of FOLDER are classes.
 
     Raises:
       InputError: if there is nothing to read, or `labels` is True and `name` is not one folder of classes.
     """
     is_tfds = name.startswith("tfds:")
     if labels and (is_tfds or "," in name):
-        raise InputError(f"--labels with --data={name}; accepted: one folder with a folder for each class")
+        raise InputError(f"--labels with --data={name}; accepted: one folder with a subfolder for each class")
     data = DataConfig(
         media="" if is_tfds else name,
         sources={"probe": {"kind": "tfds", "name": name.removeprefix("tfds:")}} if is_tfds else {},

@@ -5,11 +5,11 @@ features of a pretrained network; lower is better.** It measures what users of a
 that are easy to model only because they hold little, such as empty or blurred ones, do not get a good score:
 they decode badly. The other scores put the main score in context:
 
-- `floor`: the distances of decoded latents of *training samples* from the real samples, which a perfect model
-  of the latents would reach. If the floor is high, the codec limits the score, otherwise the diffusion model
-  does. The floor is not subtracted from the score. Latents that are mostly noise decode badly, so their floor
-  is high. They are easy to generate, so their score is hardly above their floor. The difference would rank
-  codecs with such latents first.
+- `floor`: the distances between decoded latents of *training samples* and the real samples. A perfect model
+  of the latents would reach these distances. If the floor is high, the codec limits the score; otherwise the
+  diffusion model does. The floor is not subtracted from the score. Latents that are mostly noise decode
+  badly, so their floor is high. They are easy to generate, so their score is hardly above their floor.
+  Ranking by the difference would therefore put codecs with such latents first.
 - `frechet`: the Fréchet distance of the same samples. Unlike the kernel distance, the Fréchet distance is
   biased upward for few samples. If the user provides Inception weights, `fid` is the standard FID.
 - `loss`: the flow-matching loss on held-out latents, normalized per channel, at fixed times with fixed noise.
@@ -50,7 +50,7 @@ Decoder = Callable[[np.ndarray], np.ndarray]  # latents (b, t, h, w, c) to frame
 class Probe:
     """Scores any number of codecs with the same budget and media.
 
-    Held-out samples are read once, when the first decoded samples are compared with them.
+    Features of the held-out samples are computed once, when decoded samples are first compared with them.
 
     Args:
       media: training and held-out samples.
@@ -111,7 +111,7 @@ class Probe:
         shape = codec.latent_shape(*size)
         if shape is None:
             accepted = "a run, an export, diffusers:CLASS:PATH or linear"
-            raise InputError(f"{codec.name}: has no latents to learn; accepted: {accepted}")
+            raise InputError(f"{codec.name}: no latents to learn; accepted: {accepted}")
         if shape[1] % patch or shape[2] % patch:
             raise InputError(
                 f"patch = {patch}: latents are {shape[1]}x{shape[2]}; accepted: a divisor of both sides"
@@ -130,7 +130,7 @@ class Probe:
 
         Args:
           latents: latents of a codec, as returned by the method `latents` of this class.
-          decode: decoder of the codec, which takes latents without the normalization.
+          decode: decoder of the codec; it takes latents that are not normalized.
           seeds: seeds of the fits and of the generated samples.
 
         Returns:

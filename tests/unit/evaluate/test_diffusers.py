@@ -114,7 +114,7 @@ def test_weights_are_read_from_a_folder_and_a_configuration_from_a_file(torch, t
     assert codec.settings["weights"] == "file" and random.settings["weights"] == "random, seed 0"
     assert np.abs(random.encode(frames) - wanted.numpy()).max() > 0.01
     text = (tmp_path / "config.json").read_text()
-    with pytest.raises(InputError, match="the configuration is of AutoencoderKL; accepted: diffusers"):
+    with pytest.raises(InputError, match="the configuration is for AutoencoderKL; accepted: diffusers"):
         open_codec(f"diffusers:AutoencoderKLWan:{text}")
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"accepted: a folder with config\.json and weights") as error:

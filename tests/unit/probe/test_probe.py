@@ -264,7 +264,7 @@ def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, c
         (["--patch=3"], "patch = 3: latents are 8x8"),
         (["--width=30"], "width = 30"),
         (["--attention=none"], "attention = none; accepted: full, factorised"),
-        (["--checkpoint=identity"], "identity: has no latents"),
+        (["--checkpoint=identity"], "identity: no latents to learn"),
         (["--checkpoint=nowhere"], "nowhere"),
         (["--inception=nowhere.pth"], "features: nowhere.pth"),
     ],

@@ -16,7 +16,7 @@ LATENT_BITS = 16  # bits per latent number, as if latents were stored in bfloat1
 class Codec(Protocol):
     """Encodes frames to latents, or to a form of its own such as files, and decodes the result.
 
-    Clips have T = 1 + k·temporal_factor frames, H and W are multiples of spatial_factor, an image has T = 1.
+    A clip has T = 1 + k·temporal_factor frames; an image has T = 1. H and W are multiples of spatial_factor.
 
     A codec may also have
     - `frame_multiple`, if clips must have T = 1 + k·frame_multiple frames instead;
@@ -75,8 +75,8 @@ def check_shape(codec: Codec, frames: int, height: int, width: int) -> None:
     """Raises InputError if a codec does not take clips of `frames` frames of `height` x `width` pixels."""
     t, s = getattr(codec, "frame_multiple", codec.temporal_factor), codec.spatial_factor
     if frames < 1 or (frames - 1) % t or height < 1 or width < 1 or height % s or width % s:
-        length = f"T = 1 + a multiple of {t}" if t > 1 else "T from 1"
-        size = f"multiples of {s}" if s > 1 else "from 1"
+        length = f"T = 1 + a multiple of {t}" if t > 1 else "T at least 1"
+        size = f"multiples of {s}" if s > 1 else "at least 1"
         raise InputError(
             f"{' '.join(codec.name.split())}: clips of {frames}x{height}x{width} (T, H, W); accepted:"
             f" {length}, H and W {size}"
@@ -84,7 +84,7 @@ def check_shape(codec: Codec, frames: int, height: int, width: int) -> None:
 
 
 def check_frames(codec: Codec, frames: np.ndarray) -> None:
-    """Raises ValueError for anything but (B, T, H, W, 3) uint8, and InputError like `check_shape`."""
+    """Raises ValueError unless frames are (B, T, H, W, 3) uint8, and InputError like `check_shape`."""
     if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; accepted: uint8 (B, T, H, W, 3)")
     check_shape(codec, *frames.shape[1:4])

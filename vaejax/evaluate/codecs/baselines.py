@@ -33,12 +33,12 @@ class Files(NamedTuple):
     shape: tuple[int, ...]
 
     def bits(self) -> float:
-        """Bits per pixel, with file headers."""
+        """Bits per pixel, including file headers."""
         return 8 * sum(map(len, self.data)) / np.prod(self.shape[:-1])
 
 
 class Identity:
-    """A lossless codec, to check the scores: it must get the best value of each, except of the size."""
+    """A lossless codec that checks the scores: each must have its best value, except bits per pixel."""
 
     name = "identity"
     spatial_factor = temporal_factor = 1
@@ -47,7 +47,7 @@ class Identity:
         self.settings: dict[str, Any] = {"kind": "identity"}
 
     def latent_shape(self, frames: int, height: int, width: int) -> None:
-        """None: it stores the frames."""
+        """None, because the codec stores the frames."""
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """The frames (B, T, H, W, 3) uint8."""
@@ -114,7 +114,9 @@ class Linear:
         try:
             return self._codec.encode(frames).astype(np.float32)
         except ValueError as error:
-            raise InputError(f"linear: {error}; accepted: images, or training samples with clips") from error
+            raise InputError(
+                f"linear: {error}; accepted: images, or training samples that include clips"
+            ) from error
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
@@ -169,7 +171,7 @@ class Jpeg:
         that shape.
 
         Raises:
-          InputError: without samples.
+          InputError: if there are no samples.
         """
         frames: dict[tuple[int, int, int], list[np.ndarray]] = {}
         for batch in _batches(samples):
@@ -186,7 +188,7 @@ class Jpeg:
         return cls(name, quality, settings)
 
     def latent_shape(self, frames: int, height: int, width: int) -> None:
-        """None: it stores files."""
+        """None, because the codec stores files."""
 
     def encode(self, frames: np.ndarray) -> Files:
         """Encodes (B, T, H, W, 3) uint8 to B·T files."""
@@ -197,7 +199,7 @@ class Jpeg:
                 known = ", ".join("x".join(map(str, each)) for each in quality)
                 raise InputError(
                     f"{self.name}: clips of {'x'.join(map(str, shape))} (T, H, W); accepted:"
-                    f" {known}, the shapes that it was matched on"
+                    f" {known}, the shapes of its training samples"
                 )
             quality = quality[shape]
         return Files([_jpeg(frame, quality) for clip in frames for frame in clip], frames.shape)
@@ -239,10 +241,11 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
     return file.getvalue()
 
 
-# FFmpeg's numbers of BT.709, the same for matrix, primaries and transfer curve, and of limited range.
+# FFmpeg's numbers for BT.709 (the same for matrix, primaries and transfer curve) and for limited range.
 _BT709, _LIMITED = 1, 1
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# Chroma is halved by the mean of 2x2 pixels and enlarged by Lanczos, 1 dB better than bilinear on photos.
+# Chroma is downsampled by averaging 2x2 pixels and upsampled by Lanczos, which beats bilinear by 1 dB on
+# photos.
 _DOWN, _UP = Interpolation.AREA | _EXACT, Interpolation.LANCZOS | _EXACT
 
 
@@ -275,7 +278,7 @@ class H264:
         }
 
     def latent_shape(self, frames: int, height: int, width: int) -> None:
-        """None: it stores streams."""
+        """None, because the codec stores streams."""
 
     def encode(self, frames: np.ndarray) -> Files:
         """Encodes (B, T, H, W, 3) uint8 to B streams."""

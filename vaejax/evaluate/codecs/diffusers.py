@@ -1,4 +1,4 @@
-"""Autoencoders of diffusers as codecs, run by PyTorch, with trained or random weights."""
+"""Autoencoders from the library diffusers as codecs, run by PyTorch, with trained or random weights."""
 
 import contextlib
 import fractions
@@ -23,7 +23,7 @@ VIDEOS = (
     "AutoencoderKLHunyuanVideo",
     "AutoencoderKLLTXVideo",
 )
-# Keys of a model's configuration for the normalization of latents; recorded in results, but not applied here.
+# Configuration keys that describe how to normalize latents; recorded in results, but not applied here.
 _RECORDED = (
     "scaling_factor",
     "shift_factor",
@@ -33,12 +33,12 @@ _RECORDED = (
 
 
 class DiffusersCodec:
-    """An autoencoder of diffusers as a `Codec`, in float32 and evaluation mode.
+    """An autoencoder from diffusers as a `Codec`, in float32 and evaluation mode.
 
     Latents are the posterior's mean. Video models take images as clips of one frame, and image models take
-    clips frame by frame. The compression factors are measured, since configurations name them differently and
-    sometimes wrongly. CogVideoX restores the length of a clip only from an odd number of latent frames, so
-    its clips have T = 1 + 8k.
+    clips frame by frame. The compression factors are measured, because configurations use different keys for
+    them, and some of the values are wrong. CogVideoX restores the length of a clip only from an odd number of
+    latent frames, so its clips have T = 1 + 8k.
 
     Args:
       name: name of the codec in results.
@@ -130,7 +130,7 @@ class DiffusersCodec:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
         z = self._channels_first(np.asarray(latents, np.float32))
-        # Decoded one by one, each sample gets the same noise, so that results do not depend on the batch.
+        # Noisy decoders get one sample at a time, with the same noise, so results do not depend on the batch.
         parts = z.split(1) if self._noisy else [z]
         with self._computing():
             frames = [self._decode_part(part) for part in parts]
@@ -199,9 +199,9 @@ class DiffusersCodec:
             if clip.shape[1:3] == (1 + self.frame_multiple, 2 * self.spatial_factor):
                 return
         raise InputError(
-            f"codec {self.name!r}: decodes {1 + k} latent frames to {clip.shape[1]} frames instead of"
-            f" {1 + self.frame_multiple}, and 2 latent rows to {clip.shape[2]} instead of"
-            f" {2 * self.spatial_factor}; accepted: a model that restores the size of a clip"
+            f"codec {self.name!r}: decodes {1 + k} latent frames of 2 rows to {clip.shape[1]} frames of"
+            f" {clip.shape[2]} rows instead of {1 + self.frame_multiple} frames of"
+            f" {2 * self.spatial_factor} rows; accepted: a model that restores the size of a clip"
         )
 
     def _moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -316,5 +316,5 @@ def _check_class(name: str, made: type, config: dict[str, Any]) -> None:
     actual = config.get("_class_name", made.__name__)
     if actual != made.__name__:
         raise InputError(
-            f"codec {name!r}: the configuration is of {actual}; accepted: diffusers:{actual}:PATH"
+            f"codec {name!r}: the configuration is for {actual}; accepted: diffusers:{actual}:PATH"
         )

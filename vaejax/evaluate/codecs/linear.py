@@ -1,9 +1,9 @@
-"""The best linear codec of a given latent size, whose score a trained codec has to beat.
+"""The best linear codec of a given latent size; a trained codec should beat its PSNR.
 
 A latent vector encodes a block of temporal x spatial x spatial pixels, or of 1 x spatial x spatial pixels in
-the first frame of a clip. With a given number of values per block, projection on the principal components of
-the blocks has the least squared error (Eckart and Young 1936). The components of first frames and of later
-groups of frames are fitted separately.
+the first frame of a clip. For a given number of values per block, projection onto the principal components
+of the blocks has the least squared error (Eckart and Young 1936). The components of first frames and of
+later groups of frames are fitted separately.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ class _Moments:
         """The first `number` principal components, or all if there are fewer."""
         mean = self.total / self.count
         covariance = self.products / self.count - np.outer(mean, mean)
-        _, vectors = np.linalg.eigh(covariance)  # in order of rising variance
+        _, vectors = np.linalg.eigh(covariance)  # in ascending order of variance
         return _Components(mean, vectors[:, ::-1][:, :number])
 
 

@@ -40,12 +40,13 @@ def open_codec(
       like: codec whose latent size `linear` and `jpeg:matched` match; if it is None or has no latents, they
         match DEFAULT_SIZE.
       samples: training frames (N, T, H, W, 3) uint8 that `linear` and `jpeg:matched` are fitted to, or an
-        iterable of such arrays, whose shapes may differ. The iterable is read once. Other codecs ignore it.
+        iterable of such arrays. Their shapes may differ. The iterable is read once. Other codecs ignore
+        `samples`.
       fps: frames per second; H.264 spends more bits on frames that are shown for longer.
-      seed: seed of random weights and of the noise that some decoders of diffusers add.
+      seed: seed of random weights and of the noise that some diffusers decoders add.
 
     Raises:
-      InputError: if no codec has this name, or it cannot be opened.
+      InputError: if no codec has this name, or the codec cannot be opened.
     """
     kind, _, rest = name.partition(":")
     if name == "identity":

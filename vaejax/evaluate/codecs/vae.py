@@ -58,7 +58,7 @@ class VaeCodec:
 
         Args:
           name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
-          step: a completed checkpoint; default: the one in `name`, else the latest.
+          step: step of a completed checkpoint; default: the one in `name`, else the latest.
           dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the run's.
           mesh: devices that share each batch; None: one device.
 
@@ -100,7 +100,7 @@ class VaeCodec:
           InputError: if latent_frames is below 1.
         """
         if latent_frames < 1:
-            raise InputError(f"chunks of {latent_frames} latent frames; accepted: a whole number from 1")
+            raise InputError(f"chunks of {latent_frames} latent frames; accepted: 1 or more")
         shared, count = self._shard(np.asarray(latents, np.float32)), len(latents)
         is_video = shared.shape[1] > 1
         unused = jnp.zeros(()), jnp.ones(())  # mean 0 and std 1, because these latents are not normalized
