@@ -15,7 +15,7 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 
-from vaejax.data import clip
+from vaejax.data import frames
 from vaejax.errors import InputError, one_line
 
 # Number of channels -> FFmpeg's default layout, for files that give no layout.
@@ -25,7 +25,7 @@ ACCEPTED = "an undamaged audio stream"
 
 
 class Audio(NamedTuple):
-    """The first audio stream of a clip.
+    """The default audio stream of a clip, else the first.
 
     Attributes:
       file: Matroska file (.mka) with the packets; its own timestamps are rounded to milliseconds.
@@ -41,7 +41,7 @@ class Audio(NamedTuple):
 
 
 def copy(path: str, start: float, end: float | None) -> Audio | None:
-    """Copies the packets of a clip's first audio stream.
+    """Copies the packets of a clip's default audio stream, else of its first.
 
     Args:
       path: path of the clip.
@@ -55,18 +55,19 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
       InputError: if the audio cannot be copied.
     """
     try:
-        with clip.open_container(path) as container:
-            if not container.streams.audio:
+        with frames.open_container(path) as container:
+            stream = frames.audio_stream(container)
+            if stream is None:
                 return None
             if not can_hold("matroska", container):
-                name = codec_name(container.streams.audio[0])
+                name = codec_name(stream)
                 accepted = "audio that Matroska can hold, e.g. re-encoded as AAC"
                 raise InputError(f"audio codec {name}: cannot be copied; accepted: {accepted}")
-        container = clip.open_container(path)
+        container = frames.open_container(path)
     except FFmpegError as error:
         raise InputError(f"audio: {one_line(error)}; accepted: {ACCEPTED}") from error
     with container:
-        stream = container.streams.audio[0]
+        stream = frames.audio_stream(container)
         name = codec_name(stream)
         file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         try:
@@ -156,8 +157,8 @@ def is_undamaged(audio: Audio) -> bool:
 
 
 def can_hold(container_format: str, container: InputContainer) -> bool:
-    """Whether a container format can hold the first audio stream of an open container; reads one packet."""
-    stream = container.streams.audio[0]
+    """Whether a container format can hold the audio of an open container; reads one packet."""
+    stream = frames.audio_stream(container)
     try:
         with av.open(io.BytesIO(), "w", format=container_format) as out:
             copied = _add_stream(out, stream)
@@ -205,14 +206,24 @@ def _reading() -> Iterator[None]:
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
     """Yields the packets up to the first damage.
 
-    A packet without a timestamp starts at its decoding time. If that is missing too, the packet starts where
-    the previous packet ended.
+    A packet without a timestamp starts at its decoding time. If that is missing too, or after a discontinuity
+    of the clock, the packet starts where the previous packet ended.
     """
     least = following = None
+    offset, jumps = 0, frames.has_jumps(container)
     with contextlib.suppress(FFmpegError):
         for packet in container.demux(stream):
             if packet.pts is None:
                 packet.pts = following if packet.dts is None else packet.dts
+            if packet.size and packet.pts is not None:
+                packet.pts += offset
+                if (
+                    jumps
+                    and following is not None
+                    and abs(packet.pts - following) * packet.time_base > frames.JUMP
+                ):
+                    offset += following - packet.pts
+                    packet.pts = following
             if not packet.size or packet.pts is None or (least is not None and packet.pts < least):
                 continue  # packets whose time runs backwards cannot be muxed
             least, following = packet.pts, packet.pts + (packet.duration or 0)

@@ -11,9 +11,11 @@ import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vaejax.codec import audio as audio_stream
 from vaejax.codec.audio import Audio
+from vaejax.data import color
 
 # Extension -> FFmpeg's name of the format.
 CLIPS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska", ".webm": "webm"}
@@ -35,8 +37,15 @@ _TICK = Fraction(1, 90000)  # time unit of clips with a variable frame rate, sec
 
 
 def write_photo(file: BinaryIO, extension: str, frame: np.ndarray) -> None:
-    """Writes a frame, (H, W, 3) uint8, in the format of `extension`, a key of `PHOTOS`."""
-    Image.fromarray(frame).save(file, FORMATS[extension], **PHOTOS[extension])
+    """Writes a frame, (H, W, 3) uint8 sRGB, in the format of `extension`, a key of `PHOTOS`."""
+    options = dict(PHOTOS[extension])
+    if extension == ".png":
+        chunks = PngInfo()
+        chunks.add(b"sRGB", b"\0")  # perceptual intent
+        options["pnginfo"] = chunks
+    else:
+        options["icc_profile"] = color.srgb_icc()
+    Image.fromarray(frame).save(file, FORMATS[extension], **options)
 
 
 def write_clip(

@@ -1,14 +1,12 @@
 """Decodes clips to upright uint8 RGB frames with square pixels, following timestamps and color tags."""
 
 import contextlib
-import io
 import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from fractions import Fraction
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import av.container
@@ -20,7 +18,9 @@ from av.error import FFmpegError
 from av.filter import Graph
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from vaejax.data import color
 from vaejax.data.crop import Crop, Unreadable
+from vaejax.data.frames import TOLERANCE, Frame, decode, frames_from, open_clip
 
 EXTENSIONS = frozenset(
     {
@@ -50,98 +50,12 @@ EXTENSIONS = frozenset(
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2  # values of FFmpeg's AVColorRange
 _LANCZOS = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# FFmpeg seeks in these formats by byte position; in a test, the frames after a seek were off by 10.
-_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}
-# A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
-_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-_TOLERANCE = 1e-3  # seconds; a file whose clock ticks in 1/600 s rounds times by up to 0.8 ms
 
 
-@contextlib.contextmanager
-def _open(file: str | os.PathLike | bytes) -> Iterator[tuple]:
-    """Opens a clip; yields the container and its first video stream that is not cover art."""
-    # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
-    # The whitelist is not in `options`: PyAV passes those to the streams too, and before 18 crashes on .mpg.
-    target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
-    local = {"protocol_whitelist": "file"}
-    with av.open(target, container_options=local, **_METADATA) as container:
-        cover_art = av.stream.Disposition.attached_pic
-        streams = [each for each in container.streams.video if not each.disposition & cover_art]
-        if not streams:
-            raise Unreadable("has no video stream")
-        codec = streams[0].codec_context
-        if codec is None:
-            raise Unreadable("has no decoder for its video stream")
-        codec.thread_count = 1  # worker processes already use all cores
-        codec.options = {"err_detect": "explode"}  # raise an error; by default FFmpeg conceals damage
-        yield container, streams[0]
-
-
-def open_container(path: str | os.PathLike) -> av.container.InputContainer:
-    """Opens a clip to copy its streams without decoding."""
-    return av.open(f"file:{os.fspath(path)}", container_options={"protocol_whitelist": "file"}, **_METADATA)
-
-
-class _Frame(NamedTuple):
-    time: float  # seconds by the file's clock; `_frames_from` makes it seconds after the first frame
-    period: float  # seconds for which the frame is shown if it is the last one
-    ratio: float  # pixel aspect ratio: width of a coded pixel / its height
-    codec: str
-    picture: av.VideoFrame
-
-
-def _decode(container, stream) -> Iterator[_Frame]:
-    """Yields the frames in display order; times that are missing or do not increase are estimated."""
-    nominal = float(1 / (stream.average_rate or Fraction(25)))
-    ratio = float(stream.sample_aspect_ratio or 1)
-    ratio = ratio if 0.1 < ratio < 10 else 1.0  # a header with a ratio outside this range is wrong
-    last = None
-    for picture in container.decode(stream):
-        time = picture.time
-        if time is None or (last is not None and time <= last):
-            time = 0.0 if last is None else last + nominal
-        last = time
-        period = float(picture.duration * picture.time_base) if picture.duration else nominal
-        yield _Frame(time, period, ratio, stream.codec_context.name, picture)
-
-
-def _frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[_Frame]:
-    """Yields frames, beginning with a keyframe at or before `start`, or with the first if seeking fails."""
-    with _open(file) as (container, stream):
-        frames = _decode(container, stream)
-        first = next(frames, None)
-        if first is None:
-            raise Unreadable("no frame can be decoded")
-        frames = _seek(container, stream, first, start) if start > 0 else chain([first], frames)
-        if frames is not None:
-            for frame in frames:
-                yield frame._replace(time=frame.time - first.time)
-            return
-    with _open(file) as (container, stream):
-        for frame in _decode(container, stream):
-            yield frame._replace(time=frame.time - first.time)
-
-
-def _seek(container, stream, first: _Frame, start: float) -> Iterator[_Frame] | None:
-    """The frames, beginning with a keyframe at or before `start`; None if seeking fails or lands later."""
-    tick = first.picture.time_base
-    if first.picture.pts is None or tick is None or container.format.name in _NO_CLOCK_AFTER_SEEK:
-        return None
-    try:
-        container.seek(int((first.time + start) / tick), stream=stream)
-        frames = _decode(container, stream)
-        landed = next(frames, None)
-    except FFmpegError:
-        return None
-    if landed is None or landed.picture.pts is None or landed.time > first.time + start + _TOLERANCE:
-        return None
-    return chain([landed], frames)
-
-
-def _deinterlace(frames: Iterator[_Frame]) -> Iterator[_Frame]:
+def _deinterlace(frames: Iterator[Frame]) -> Iterator[Frame]:
     """Deinterlaces the frames flagged as interlaced, with FFmpeg's bwdif; all others pass unchanged."""
     graph: Graph | None = None
-    waiting: deque[_Frame] = deque()  # the filter looks one frame ahead, so its output comes one frame later
+    waiting: deque[Frame] = deque()  # the filter looks one frame ahead, so its output comes one frame later
     for frame in frames:
         picture = frame.picture
         if graph is None and not picture.interlaced_frame:
@@ -165,7 +79,7 @@ def _deinterlace(frames: Iterator[_Frame]) -> Iterator[_Frame]:
         yield from _pull(graph, waiting)
 
 
-def _pull(graph: Graph, waiting: deque[_Frame]) -> Iterator[_Frame]:
+def _pull(graph: Graph, waiting: deque[Frame]) -> Iterator[Frame]:
     while waiting:
         try:
             picture = graph.pull()
@@ -174,7 +88,7 @@ def _pull(graph: Graph, waiting: deque[_Frame]) -> Iterator[_Frame]:
         yield waiting.popleft()._replace(picture=picture)  # keeps the time: the filter has its own
 
 
-def _intervals(frames: Iterator[_Frame]) -> Generator[tuple[float, float, _Frame]]:
+def _intervals(frames: Iterator[Frame]) -> Generator[tuple[float, float, Frame]]:
     """Yields (begin, end, frame): the times, in seconds, at which a frame appears and disappears.
 
     If the clip is damaged, raises the error only after the last intact frame.
@@ -183,7 +97,7 @@ def _intervals(frames: Iterator[_Frame]) -> Generator[tuple[float, float, _Frame
     try:
         for frame in frames:
             if current is not None:
-                yield current.time, frame.time, current
+                yield current.time, current.time + current.period if frame.gap else frame.time, current
             current = frame
     except FFmpegError as error:
         damage = error
@@ -199,11 +113,13 @@ def read(
     """Reads `count` frames, uint8 (count, H, W, 3), from `start` seconds on; see media.read."""
     out = np.empty((count, crop.height, crop.width, 3), np.uint8)
     done, scale = 0, _Scaler(crop)
-    with contextlib.closing(_intervals(_deinterlace(_frames_from(file, start)))) as intervals:
-        for _, end, frame in intervals:
+    with contextlib.closing(_intervals(_deinterlace(frames_from(file, start)))) as intervals:
+        for begin, end, frame in intervals:
+            if frame.gap and (done or begin > start + TOLERANCE):
+                raise Unreadable(f"frames before {begin:.3f} s are damaged")
             # `until` counts the requested times, start + i / fps, that precede the next frame. Without fps,
             # every frame that is still shown after `start` is requested once.
-            left = end - _TOLERANCE - start
+            left = end - TOLERANCE - start
             until = done + (left > 0) if fps is None else min(count, math.ceil(left * fps))
             if until > done:
                 out[done:until] = scale(frame)
@@ -228,8 +144,8 @@ class Clock(NamedTuple):
 
 def clock(file: str | os.PathLike | bytes) -> Clock:
     """Reads the timing of a clip; see media.clock."""
-    with _open(file) as (container, stream):
-        first = next(_decode(container, stream), None)
+    with open_clip(file) as (container, stream):
+        first = next(decode(container, stream), None)
         if first is None:
             raise Unreadable("no frame can be decoded")
         rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
@@ -240,17 +156,19 @@ def stream(file: str | os.PathLike | bytes) -> Iterator[tuple[float, float, np.n
     """Reads every frame at the clip's own size; see media.stream."""
     damage: list[FFmpegError] = []
     scale: _Scaler | None = None
-    with contextlib.closing(_frames_from(file, 0.0)) as frames:
+    with contextlib.closing(frames_from(file, 0.0)) as frames:
         for frame in _deinterlace(_intact(frames, damage)):
             if scale is None:
                 width, height = _shown_size(frame)
                 scale = _Scaler(Crop(height, width, max_upscale=math.inf))
+            if frame.gap:
+                raise Unreadable(f"frames before {frame.time:.3f} s are damaged")
             yield frame.time, frame.period, scale(frame)
     if damage:
         raise damage[0]
 
 
-def _intact(frames: Iterator[_Frame], damage: list[FFmpegError]) -> Iterator[_Frame]:
+def _intact(frames: Iterator[Frame], damage: list[FFmpegError]) -> Iterator[Frame]:
     """Yields frames until an error, and appends the error to `damage` instead of raising it.
 
     The deinterlacer can therefore still return the frames that it holds.
@@ -277,7 +195,7 @@ def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
     return -round(math.atan2(b, a) / (math.pi / 2)) % 4, mirrored
 
 
-def _shown_size(frame: _Frame) -> tuple[int, int]:
+def _shown_size(frame: Frame) -> tuple[int, int]:
     """Width and height as displayed: the width is stretched to square pixels; a quarter turn swaps both."""
     size = max(1, round(frame.picture.width * frame.ratio)), frame.picture.height
     return (size[1], size[0]) if _orientation(frame.picture)[0] % 2 else size
@@ -294,7 +212,7 @@ class _Scaler:
     def __init__(self, crop: Crop):
         self._crop, self._reformatter = crop, VideoReformatter()  # reused, because it caches filters
 
-    def __call__(self, frame: _Frame) -> np.ndarray:
+    def __call__(self, frame: Frame) -> np.ndarray:
         """Converts a frame to uint8 (H, W, 3), the size of the crop."""
         shown, (turns, mirrored) = _shown_size(frame), _orientation(frame.picture)
         left, top, right, bottom = self._crop.box(shown)
@@ -308,41 +226,59 @@ class _Scaler:
         return upright[y : y + self._crop.height, x : x + self._crop.width]
 
     def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> np.ndarray:
-        """Converts a picture to RGB by its tagged color matrix and range.
+        """Converts a picture to RGB by its tagged color matrix, range, primaries and transfer curve.
 
         Like players, it takes untagged pictures as limited range (yuvj formats: full range), and as BT.709 if
-        they have at least 720 lines, otherwise as BT.601.
+        they are at least 1280 wide or more than 576 high, otherwise as BT.601. Transparent pixels are blended
+        over white, like those of photos.
         """
-        colors = {}
+        tags = {}
         if not picture.format.is_rgb:
-            matrix = _MATRICES.get(int(picture.colorspace), 1 if picture.height >= 720 else 5)
+            large = picture.width >= 1280 or picture.height > 576
+            matrix = _MATRICES.get(int(picture.colorspace), 1 if large else 5)
             full = int(picture.color_range) == _FULL or picture.format.name.startswith("yuvj")
-            colors = {"src_colorspace": matrix, "src_color_range": _FULL if full else _LIMITED}
-        return self._reformatter.reformat(
-            picture, width, height, "rgb24", interpolation=_LANCZOS, threads=1, **colors
+            tags = {"src_colorspace": matrix, "src_color_range": _FULL if full else _LIMITED}
+        if any(component.is_alpha for component in picture.format.components):
+            rgba = self._reformatter.reformat(picture, format="rgba", threads=1, **tags).to_ndarray()
+            alpha = rgba[..., 3:] / np.float32(255)
+            over_white = np.round(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+            picture, tags = av.VideoFrame.from_ndarray(over_white, format="rgb24"), {}
+        conversion = color.clip_conversion(int(picture.color_primaries), int(picture.color_trc))
+        rgb = self._reformatter.reformat(
+            picture,
+            width,
+            height,
+            "rgb24" if conversion is None else "rgb48le",
+            interpolation=_LANCZOS,
+            threads=1,
+            **tags,
         ).to_ndarray()
+        return rgb if conversion is None else conversion(rgb)
 
 
 def probe(file: str | os.PathLike | bytes) -> dict:
     """Decodes a whole clip; returns the result of media.probe without 'bits_per_pixel'."""
-    count, last = 0, None
+    count, lost, first, last = 0, 0.0, None, None
     try:
-        with contextlib.closing(_frames_from(file, 0.0)) as frames:
-            for last in frames:  # noqa: B007 - the last frame gives the duration
-                count += 1
+        with contextlib.closing(frames_from(file, 0.0)) as frames:
+            for frame in frames:
+                if last is not None and frame.gap:
+                    lost += frame.time - last.time - last.period
+                first, last, count = first or frame, frame, count + 1
     except FFmpegError:
         if last is None:
             raise
-    if last is None:
+    if first is None or last is None:
         raise Unreadable("no frame can be decoded")
-    width, height = _shown_size(last)
+    width, height = _shown_size(first)
     return {
         "width": width,
         "height": height,
         "frames": count,
-        "fps": (count - 1) / last.time if count > 1 else 1 / last.period,
+        "fps": (count - 1) / (last.time - lost) if count > 1 else 1 / last.period,
         "duration": last.time + last.period,
-        "rotation": -90 * _orientation(last.picture)[0] % 360,
+        "rotation": -90 * _orientation(first.picture)[0] % 360,
         "codec": last.codec,
         "quality": None,
+        "hdr": int(first.picture.color_trc) in (color.PQ, color.HLG),
     }

@@ -43,11 +43,12 @@ SCHEMA = pa.schema(
         "codec": pa.string(),
         "bits_per_pixel": pa.float64(),  # file size in bits, divided by displayed pixels and by frames
         "quality": pa.int32(),  # estimated JPEG quality, 1 to 100; null for other formats
+        "hdr": pa.bool_(),  # whether the file is HDR; it is read as SDR
         "size": pa.int64(),  # bytes
         "mtime_ns": pa.int64(),
         "error": pa.string(),  # the reason in one line; null for readable files
     },
-    metadata={"vaejax.index": "1"},
+    metadata={"vaejax.index": "2"},
 )
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 _ACCEPTED = "accepted: a folder with photos or clips"

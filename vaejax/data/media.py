@@ -114,13 +114,14 @@ def probe(file: str | os.PathLike | bytes, kind: str) -> dict:
     Returns:
       A dict of
         width, height: size as displayed, in square pixels;
-        frames: number of decodable frames; a damaged clip counts those before the damage;
+        frames: number of decodable frames, without those after an error of the decoder;
         fps: mean frame rate according to the timestamps, None for photos;
         duration: seconds from the first frame to the end of the last, 0 for photos;
         rotation: degrees clockwise from the coded to the displayed picture;
         codec: name of the codec or image format;
         bits_per_pixel: file size in bits, divided by displayed pixels and by frames;
-        quality: estimated JPEG quality from 1 to 100, None for other formats.
+        quality: estimated JPEG quality from 1 to 100, None for other formats;
+        hdr: whether the file is HDR (PQ or HLG), which `read` converts to SDR.
 
     Raises:
       Unreadable: if no frame can be decoded.

@@ -1,13 +1,15 @@
-"""Decodes photos to uint8 RGB as a viewer shows them: upright and opaque."""
+"""Decodes photos to uint8 sRGB as a viewer shows them: upright, opaque, with their color profile applied."""
 
 import io
 import math
 import os
 import warnings
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
+from vaejax.data import color
 from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.jpeg_quality import jpeg_quality
 
@@ -40,7 +42,10 @@ _REDUCING_GAP = 3.0
 
 
 def _open(file: str | os.PathLike | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    photo = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    if photo.format == "PNG":
+        photo.info["cicp"] = _cicp(photo.fp)
+    return photo
 
 
 def _shown_size(photo: Image.Image) -> tuple[int, int]:
@@ -74,23 +79,106 @@ def pictures(file: str | os.PathLike | bytes) -> int:
 
 
 def _rgb(photo: Image.Image) -> Image.Image:
-    """Decodes the first picture of a file to upright RGB.
+    """Decodes the first picture of a file to upright sRGB.
 
     Transparent pixels are blended over white, as viewers do; the color stored for them is arbitrary.
     """
+    if photo.format == "TIFF":
+        _check_samples(photo)
+    conversion = _tagged_conversion(photo)
+    profile = photo.info.get("icc_profile") if conversion is None else None
+    inverted = photo.format == "TIFF" and photo.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
     photo.load()
     photo = ImageOps.exif_transpose(photo)
     if photo.mode.startswith("I"):  # 16-bit grayscale, which Pillow's own conversion would clip at 255
-        values = np.asarray(photo)
-        if values.min() < 0 or values.max() > 65535:
-            raise Unreadable(f"gray values from {values.min()} to {values.max()}; accepted: 0 to 65535")
-        photo = Image.fromarray(np.round(values / 257).astype(np.uint8))
+        photo = _eight_bits(photo, inverted)
     elif photo.mode == "F":
         raise Unreadable("floating-point pixels, whose range is unknown; accepted: integer pixels")
-    elif photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+    alpha = None
+    if photo.has_transparency_data:
+        alpha = photo.convert("RGBA").getchannel("A")
+    photo = _srgb(photo, profile, conversion)
+    if alpha is not None:
+        photo.putalpha(alpha)
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+    return photo
+
+
+def _srgb(photo: Image.Image, profile: bytes | None, conversion: color.Conversion | None) -> Image.Image:
+    """Converts a picture without its transparency to sRGB."""
+    if photo.mode in ("1", "L", "LA", "La"):
+        photo = photo.convert("L")
+    elif photo.mode not in ("CMYK", "LAB"):
+        photo = photo.convert("RGB")
+    if conversion is not None:
+        return Image.fromarray(conversion(np.asarray(photo.convert("RGB"))))
+    transform = color.icc_transform(profile, photo.mode) if profile else None
+    if transform is None and profile and photo.mode == "L":  # some gray photos carry an RGB profile
+        transform = color.icc_transform(profile, "RGB")
+        photo = photo.convert("RGB") if transform else photo
+    if transform is not None:
+        return ImageCms.applyTransform(photo, transform)
+    if photo.mode == "LAB":
+        return ImageCms.applyTransform(photo, color.lab_transform())
     return photo.convert("RGB")
+
+
+def _tagged_conversion(photo: Image.Image) -> color.Conversion | None:
+    """The conversion that a PNG's chunks ask for. cICP precedes iCCP, then sRGB, then gAMA and cHRM."""
+    if photo.format != "PNG":
+        return None
+    codes = photo.info["cicp"]
+    if codes is not None:
+        return color.code_conversion(*codes)
+    if "icc_profile" in photo.info or "srgb" in photo.info or "gamma" not in photo.info:
+        return None
+    return color.gamma_conversion(photo.info["gamma"], photo.info.get("chromaticity"))
+
+
+def _cicp(file) -> tuple[int, int] | None:
+    """The color primaries and transfer characteristics in the cICP chunk of a PNG, or None."""
+    position = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == b"cICP" and length == 4:
+                primaries, transfer, _, _ = file.read(4)
+                return primaries, transfer
+            file.seek(length + 4, io.SEEK_CUR)
+    finally:
+        file.seek(position)
+    return None
+
+
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
+_WHITE_IS_ZERO, _SEPARATE, _UNSIGNED, _UNDEFINED = 0, 2, 1, 4
+
+
+def _check_samples(photo: Image.Image) -> None:
+    """Raises Unreadable for a TIFF whose samples Pillow would scramble or clip."""
+    tags: Any = photo.tag_v2  # type: ignore[attr-defined]
+    bits, formats = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    if any(kind not in (_UNSIGNED, _UNDEFINED) for kind in formats):
+        names = {2: "signed", 3: "floating-point"}
+        kind = next(names.get(kind, "complex") for kind in formats if kind not in (_UNSIGNED, _UNDEFINED))
+        raise Unreadable(f"{kind} samples; accepted: unsigned samples of 1 to 16 bits")
+    if max(bits) > 16:
+        raise Unreadable(f"{max(bits)}-bit samples; accepted: unsigned samples of 1 to 16 bits")
+    if max(bits) > 8 and len(bits) > 1 and tags.get(_PLANES, 1) == _SEPARATE:
+        raise Unreadable(
+            f"{max(bits)}-bit samples in separate planes; accepted: interleaved samples, or 8 bits"
+        )
+
+
+def _eight_bits(photo: Image.Image, inverted: bool) -> Image.Image:
+    """Converts 16-bit grayscale to 8 bits; Pillow leaves it inverted if 0 is white."""
+    values = np.asarray(photo)
+    if values.min() < 0 or values.max() > 65535:
+        raise Unreadable(f"gray values from {values.min()} to {values.max()}; accepted: 0 to 65535")
+    levels = np.round(values / 257).astype(np.uint8)
+    return Image.fromarray(255 - levels if inverted else levels)
 
 
 def probe(file: str | os.PathLike | bytes) -> dict:
@@ -98,6 +186,8 @@ def probe(file: str | os.PathLike | bytes) -> dict:
     with _open(file) as photo:
         codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)
         turns = 0 if photo.format == "TIFF" else photo.getexif().get(0x0112, 1)
+        codes = photo.info.get("cicp")
+        hdr = codes is not None and codes[1] in (color.PQ, color.HLG)
         width, height = _rgb(photo).size
     return {
         "width": width,
@@ -108,6 +198,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
         "rotation": {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(turns, 0),
         "codec": codec,
         "quality": jpeg_quality(tables) if tables else None,
+        "hdr": hdr,
     }
 
 

@@ -1,0 +1,233 @@
+"""Decodes the sound frames of a clip, on a clock without jumps."""
+
+import contextlib
+import errno
+import io
+import os
+from collections.abc import Generator, Iterable, Iterator
+from fractions import Fraction
+from itertools import chain
+from typing import Any, NamedTuple
+
+import av
+import av.container
+import av.stream
+from av.error import FFmpegError, InvalidDataError
+
+from vaejax.data.crop import Unreadable
+
+JUMP = 10.0  # seconds; FFmpeg takes a larger step of the clock for a discontinuity, where a format allows any
+# FFmpeg seeks in these formats by byte position; in a test, the frames after a seek were off by 10.
+_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}
+_THUMBNAILS = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+# A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+TOLERANCE = 1e-3  # seconds; a file whose clock ticks in 1/600 s rounds times by up to 0.8 ms
+
+
+@contextlib.contextmanager
+def open_clip(file: str | os.PathLike | bytes) -> Iterator[tuple]:
+    """Opens a clip; yields the container and the video stream that a player shows."""
+    # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
+    # The whitelist is not in `options`: PyAV passes those to the streams too, and before 18 crashes on .mpg.
+    target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
+    local = {"protocol_whitelist": "file"}
+    with av.open(target, container_options=local, **_METADATA) as container:
+        stream = _shown_stream(container)
+        codec = stream.codec_context
+        codec.thread_count = 1  # worker processes already use all cores
+        codec.options = {"err_detect": "explode"}  # raise an error; by default FFmpeg conceals damage
+        yield container, stream
+
+
+def _shown_stream(container) -> Any:
+    """The largest of the default video streams, or of all if there is no default; never cover art."""
+    streams = [each for each in container.streams.video if not each.disposition & _THUMBNAILS]
+    if not streams:
+        raise Unreadable("has no video stream")
+    streams = [each for each in streams if each.codec_context is not None]
+    if not streams:
+        raise Unreadable("has no decoder for its video stream")
+    default = [each for each in streams if each.disposition & av.stream.Disposition.default]
+    return max(default or streams, key=lambda each: each.codec_context.width * each.codec_context.height)
+
+
+def audio_stream(container) -> Any:
+    """The default audio stream, else the first; None if there is no audio."""
+    streams = list(container.streams.audio)
+    default = [each for each in streams if each.disposition & av.stream.Disposition.default]
+    return next(iter(default or streams), None)
+
+
+def open_container(path: str | os.PathLike) -> av.container.InputContainer:
+    """Opens a clip to copy its streams without decoding."""
+    return av.open(f"file:{os.fspath(path)}", container_options={"protocol_whitelist": "file"}, **_METADATA)
+
+
+class Frame(NamedTuple):
+    """A decoded frame and its time."""
+
+    time: float  # seconds by the file's clock; `frames_from` makes it seconds after the first frame
+    period: float  # seconds for which the frame is shown if it is the last one
+    ratio: float  # pixel aspect ratio: width of a coded pixel / its height
+    codec: str
+    picture: av.VideoFrame
+    gap: bool = False  # whether damaged frames before it are left out
+
+
+def has_jumps(container) -> bool:
+    """Whether the format allows discontinuities of the clock, as MPEG's streams do."""
+    return bool(container.format.flags & av.format.Flags.ts_discont.value)
+
+
+def decode(container, stream, packets: Iterable | None = None, offset: float = 0.0) -> Iterator[Frame]:
+    """Yields the frames in display order; times that are missing or do not increase are estimated.
+
+    Args:
+      container: the open clip.
+      stream: its video stream.
+      packets: the packets to decode; None decodes the whole stream.
+      offset: seconds to add to the file's clock, for discontinuities before the first of `packets`.
+    """
+    nominal = float(1 / (stream.average_rate or Fraction(25)))
+    ratio = float(stream.sample_aspect_ratio or 1)
+    ratio = ratio if 0.1 < ratio < 10 else 1.0  # a header with a ratio outside this range is wrong
+    jumps, last = has_jumps(container), None
+    for picture, gap in _pictures(stream, container.demux(stream) if packets is None else packets):
+        time = None if picture.time is None else picture.time + offset
+        if last is not None and time is not None and jumps and abs(time - last) > JUMP:
+            offset += last + nominal - time
+            time, gap = last + nominal, False
+        if time is None or (last is not None and time <= last):
+            time = 0.0 if last is None else last + nominal
+        last = time
+        period = float(picture.duration * picture.time_base) if picture.duration else nominal
+        yield Frame(time, period, ratio, stream.codec_context.name, picture, gap)
+
+
+def _pictures(stream, packets: Iterable) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Decodes packets; yields pictures, and whether damaged ones before them are left out.
+
+    Packets that fail before the first picture are skipped: a recording may begin between keyframes. From a
+    packet that the demuxer marks as corrupt, all pictures up to the next keyframe are left out. If recordings
+    are joined, the end of the first is marked too, because the packet counter jumps along with the clock. It
+    is decoded.
+    """
+    begun, gap, held = False, False, []
+    for packet in packets:
+        if held and packet.size and not (packet.is_keyframe and not packet.is_corrupt):
+            held.append(packet)
+            continue
+        if held:
+            joined = bool(packet.size) and _jumps_between(held[-1], packet)
+            if joined:
+                for picture in _attempt(held):
+                    yield picture, gap
+                    gap = False
+            else:
+                for picture in stream.decode(None):
+                    picture.time_base = stream.time_base
+                    yield picture, gap
+                    gap = False
+                stream.codec_context.flush_buffers()
+                gap = begun
+            lost, held = len(held), []
+            if not packet.size:
+                if not joined and lost > 1:
+                    raise _damaged()
+                return
+        elif packet.size and packet.is_corrupt:
+            held = [packet]
+            continue
+        try:
+            pictures = packet.decode()
+        except FFmpegError:
+            if begun:
+                raise
+            continue
+        for picture in pictures:
+            if begun and picture.is_corrupt:
+                raise _damaged()
+            if not picture.is_corrupt:
+                begun = True
+                yield picture, gap
+                gap = False
+
+
+def _attempt(packets: Iterable) -> Iterator[av.VideoFrame]:
+    """Decodes packets up to the first that fails."""
+    with contextlib.suppress(FFmpegError):
+        for packet in packets:
+            yield from (picture for picture in packet.decode() if not picture.is_corrupt)
+
+
+def _jumps_between(before, after) -> bool:
+    """Whether the clock has a discontinuity between two packets."""
+    if before.dts is None or after.dts is None:
+        return False
+    return abs(float((after.dts - before.dts) * after.time_base)) > JUMP
+
+
+def _damaged() -> FFmpegError:
+    return InvalidDataError(errno.EINVAL, "damaged frames")
+
+
+def frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[Frame]:
+    """Yields frames, beginning with a keyframe at or before `start`, or with the first if seeking fails."""
+    with open_clip(file) as (container, stream):
+        frames = decode(container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise Unreadable("no frame can be decoded")
+        jumps = has_jumps(container)
+        if start <= 0:
+            frames = chain([first], frames)
+        elif not jumps:
+            frames = _seek(container, stream, first, start)
+        if start <= 0 or (frames is not None and not jumps):
+            for frame in frames:
+                yield frame._replace(time=frame.time - first.time)
+            return
+    with open_clip(file) as (container, stream):
+        frames = _skip(container, stream, first.time + start) if jumps else decode(container, stream)
+        for frame in frames:
+            yield frame._replace(time=frame.time - first.time)
+
+
+def _skip(container, stream, until: float) -> Iterator[Frame]:
+    """The frames, beginning with the last keyframe at or before a time, on a clock without its jumps.
+
+    Reads all packets before it, but does not decode them: after a jump, a seek would land elsewhere.
+    """
+    nominal = float(1 / (stream.average_rate or Fraction(25)))
+    packets, group, offset, group_offset, latest, previous = container.demux(stream), [], 0.0, 0.0, None, None
+    for packet in packets:
+        if packet.pts is not None and packet.size:
+            time = float(packet.pts * packet.time_base)
+            if latest is not None and previous is not None and _jumps_between(previous, packet):
+                offset = latest + nominal - time
+            time += offset
+            if packet.is_keyframe and not packet.is_corrupt:
+                if group and time > until + TOLERANCE:
+                    return decode(container, stream, chain(group, [packet], packets), group_offset)
+                group, group_offset = [], offset
+            latest = time if latest is None else max(latest, time)
+            previous = packet
+        group.append(packet)
+    return decode(container, stream, group, group_offset)
+
+
+def _seek(container, stream, first: Frame, start: float) -> Iterator[Frame] | None:
+    """The frames, beginning with a keyframe at or before `start`; None if seeking fails or lands later."""
+    tick = first.picture.time_base
+    if first.picture.pts is None or tick is None or container.format.name in _NO_CLOCK_AFTER_SEEK:
+        return None
+    try:
+        container.seek(int((first.time + start) / tick), stream=stream)
+        frames = decode(container, stream)
+        landed = next(frames, None)
+    except FFmpegError:
+        return None
+    if landed is None or landed.picture.pts is None or landed.time > first.time + start + TOLERANCE:
+        return None
+    return chain([landed], frames)
