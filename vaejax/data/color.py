@@ -11,6 +11,7 @@ nits, applied to each channel, as FFmpeg's zscale does.
 import functools
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -186,7 +187,7 @@ def icc_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | Non
     """
     space = {"L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}.get(mode, "RGB ")
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != space.strip():
             return None
         intent = ImageCms.Intent.RELATIVE_COLORIMETRIC

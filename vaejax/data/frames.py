@@ -13,6 +13,7 @@ import av
 import av.container
 import av.stream
 from av.error import FFmpegError, InvalidDataError
+from av.format import Flags
 
 from vaejax.data.crop import Unreadable
 
@@ -77,7 +78,7 @@ class Frame(NamedTuple):
 
 def has_jumps(container) -> bool:
     """Whether the format allows discontinuities of the clock, as MPEG's streams do."""
-    return bool(container.format.flags & av.format.Flags.ts_discont.value)
+    return bool(container.format.flags & Flags.ts_discont.value)
 
 
 def decode(container, stream, packets: Iterable | None = None, offset: float = 0.0) -> Iterator[Frame]:
@@ -105,7 +106,7 @@ def decode(container, stream, packets: Iterable | None = None, offset: float = 0
         yield Frame(time, period, ratio, stream.codec_context.name, picture, gap)
 
 
-def _pictures(stream, packets: Iterable) -> Iterator[tuple[av.VideoFrame, bool]]:
+def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
     """Decodes packets; yields pictures, and whether damaged ones before them are left out.
 
     Packets that fail before the first picture are skipped: a recording may begin between keyframes. From a
@@ -180,12 +181,13 @@ def frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[Fram
         if first is None:
             raise Unreadable("no frame can be decoded")
         jumps = has_jumps(container)
+        found = None
         if start <= 0:
-            frames = chain([first], frames)
+            found = chain([first], frames)
         elif not jumps:
-            frames = _seek(container, stream, first, start)
-        if start <= 0 or (frames is not None and not jumps):
-            for frame in frames:
+            found = _seek(container, stream, first, start)
+        if found is not None:
+            for frame in found:
                 yield frame._replace(time=frame.time - first.time)
             return
     with open_clip(file) as (container, stream):

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
 from vaejax.data import color
 from vaejax.data.crop import Crop, Unreadable
@@ -117,9 +117,9 @@ def _srgb(photo: Image.Image, profile: bytes | None, conversion: color.Conversio
         transform = color.icc_transform(profile, "RGB")
         photo = photo.convert("RGB") if transform else photo
     if transform is not None:
-        return ImageCms.applyTransform(photo, transform)
+        return transform.apply(photo)
     if photo.mode == "LAB":
-        return ImageCms.applyTransform(photo, color.lab_transform())
+        return color.lab_transform().apply(photo)
     return photo.convert("RGB")
 
 

@@ -1,4 +1,4 @@
-"""Transport streams that begin late, lost packets or were joined; the stream and the size that players show."""
+"""Transport streams that begin late, lost packets or were joined; the stream and size that players show."""
 
 import av
 import numpy as np
