@@ -13,8 +13,10 @@ import av
 import av.container
 import av.stream
 from av.error import FFmpegError, InvalidDataError
+from av.filter import Graph
 from av.format import Flags
 
+from vaejax.data import matroska
 from vaejax.data.crop import Unreadable
 
 JUMP = 10.0  # seconds; FFmpeg takes a larger step of the clock for a discontinuity, where a format allows any
@@ -187,13 +189,40 @@ def frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[Fram
         elif not jumps:
             found = _seek(container, stream, first, start)
         if found is not None:
-            for frame in found:
-                yield frame._replace(time=frame.time - first.time)
+            yield from _shown(found, first.time, file, container, stream)
             return
     with open_clip(file) as (container, stream):
         frames = _skip(container, stream, first.time + start) if jumps else decode(container, stream)
-        for frame in frames:
-            yield frame._replace(time=frame.time - first.time)
+        yield from _shown(frames, first.time, file, container, stream)
+
+
+def _shown(frames: Iterator[Frame], start: float, file: Any, container, stream) -> Iterator[Frame]:
+    """The frames at their times after the first, with the crop of a Matroska file applied."""
+    margins, crop = matroska.Margins(), None
+    if container.format.name.startswith("matroska"):
+        margins = dict(enumerate(matroska.crops(file))).get(stream.index, margins)
+    for frame in frames:
+        picture = frame.picture
+        if any(margins):
+            crop = crop or _crop_filter(picture, margins)
+            crop.push(picture)
+            picture = crop.pull()
+        yield frame._replace(time=frame.time - start, picture=picture)
+
+
+def _crop_filter(picture: Any, margins: matroska.Margins) -> Graph:
+    graph = Graph()
+    buffer = graph.add_buffer(
+        width=picture.width,
+        height=picture.height,
+        format=picture.format,
+        time_base=picture.time_base or Fraction(1, 1000),
+    )
+    left, top, right, bottom = margins
+    width, height = picture.width - left - right, picture.height - top - bottom
+    crop = graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1")
+    graph.link_nodes(buffer, crop, graph.add("buffersink")).configure()
+    return graph
 
 
 def _skip(container, stream, until: float) -> Iterator[Frame]:

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.support.media_files import number_of, numbered, write_clip
+from tests.support.media_files import number_of, numbered, replace_bytes, write_clip
 from vaejax.codec import audio as audio_stream
 from vaejax.data import media
 from vaejax.data.crop import Unreadable
@@ -170,6 +170,31 @@ def test_a_clip_that_changes_its_size_has_the_size_of_its_first_frame(tmp_path):
     frames = [frame for _, _, frame in media.stream(path, "video")]
     assert {frame.shape for frame in frames} == {(64, 96, 3)}
     assert abs(int(frames[0].mean()) - 80) < 3 and abs(int(frames[-1].mean()) - 160) < 3
+
+
+def add_crop(path, left, top, right, bottom):
+    """Puts a crop into the Video element of a Matroska file, in place of elements that FFmpeg writes."""
+    crops = zip(("54cc", "54bb", "54dd", "54aa"), (left, top, right, bottom), strict=True)
+    old = bytes.fromhex("e08a b08160 ba8140 54b28104 55ee8100 ec01000000000000020000")
+    new = bytes.fromhex("e096 b08160 ba8140") + b"".join(
+        bytes.fromhex(f"{name}81{n:02x}") for name, n in crops
+    )
+    new += bytes.fromhex("ec8100")
+    assert len(old) == len(new)
+    replace_bytes(path, old, new)
+
+
+def test_the_crop_of_a_matroska_file_is_applied(tmp_path):
+    picture = np.full((64, 96, 3), 200, np.uint8)
+    picture[8:, 16:] = 60
+    path = write_clip(tmp_path / "clip.mkv", [picture] * 30)
+    assert media.probe(path, "video")["width"] == 96
+    add_crop(path, left=16, top=8, right=4, bottom=2)
+    content = media.probe(path, "video")
+    assert (content["height"], content["width"], content["frames"]) == (54, 76, 30)
+    for file in (path, path.read_bytes()):
+        frames = media.read(file, "video", frames=2, height=54, width=76, start=0.4, fps=25)
+        assert np.abs(frames[:, 1:, 1:].astype(int) - 60).max() <= 4
 
 
 @pytest.mark.parametrize(
