@@ -6,19 +6,24 @@ import numpy as np
 
 
 def matrix_profile(to_xyz_d50, gamma: float, space: bytes = b"RGB ") -> bytes:
-    """A display profile of three columns (the XYZ of red, green and blue under D50) and a power curve."""
-    tags = {b"wtpt": _xyz((0.9642, 1.0, 0.8249)), b"desc": _text(b"test")}
+    """A display's profile: the XYZ of red, green and blue under D50 as columns, and a power curve."""
+    tags = {}
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
     if space == b"GRAY":
         tags[b"kTRC"] = curve
     else:
         for name, column in zip((b"r", b"g", b"b"), np.transpose(to_xyz_d50), strict=True):
             tags[name + b"XYZ"], tags[name + b"TRC"] = _xyz(column), curve
+    return _profile(b"mntr", space, b"XYZ ", tags)
+
+
+def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    tags = {b"wtpt": _xyz((0.9642, 1.0, 0.8249)), b"desc": _text(b"test")} | tags
     offset, table, data = 132 + 12 * len(tags), b"", b""
     for name, content in tags.items():
         table += name + struct.pack(">II", offset + len(data), len(content))
         data += content + bytes(-len(content) % 4)
-    header = struct.pack(">I4sI4s4s4s12s4s", offset + len(data), b"lcms", 0x02400000, b"mntr", space, b"XYZ ",
+    header = struct.pack(">I4sI4s4s4s12s4s", offset + len(data), b"lcms", 0x02400000, kind, space, connection,
                          bytes(12), b"acsp")  # fmt: skip
     header += bytes(68 - len(header)) + struct.pack(">3i", 63190, 65536, 54061)
     return header + bytes(128 - len(header)) + struct.pack(">I", len(tags)) + table + data
@@ -43,3 +48,14 @@ def _xyz(numbers) -> bytes:
 
 def _text(text: bytes) -> bytes:
     return b"desc" + bytes(4) + struct.pack(">I", len(text) + 1) + text + bytes(1 + 4 + 4 + 2 + 1 + 67)
+
+
+def cmyk_profile(corners) -> bytes:
+    """A printer's profile with a table of two points per ink: `corners` (2, 2, 2, 2, 3) are Lab values."""
+    lab = np.asarray(corners, float).reshape(-1, 3)
+    grid = np.clip(np.round(np.stack([lab[:, 0] * 2.55, lab[:, 1] + 128, lab[:, 2] + 128], 1)), 0, 255)
+    ramp = bytes(range(256))
+    identity = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity
+    table += ramp * 4 + grid.astype(np.uint8).tobytes() + ramp * 3
+    return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": table})

@@ -9,10 +9,11 @@ import zlib
 import av
 import numpy as np
 import pytest
+import skimage.color
 import tifffile
 from PIL import Image, ImageCms
 
-from tests.support.icc_profile import matrix_profile, primaries_to_xyz_d50
+from tests.support.icc_profile import cmyk_profile, matrix_profile, primaries_to_xyz_d50
 from tests.support.media_files import write_clip
 from vaejax.data import color, media
 from vaejax.data.crop import Unreadable
@@ -38,7 +39,12 @@ def patches():
 def by_formula(rgb, primaries, gamma):
     """RGB of a color space with a power curve as sRGB, in float64."""
     to_srgb = np.linalg.inv(primaries_to_xyz_d50(*SRGB)) @ primaries_to_xyz_d50(*primaries)
-    linear = np.clip((rgb / 255) ** gamma @ to_srgb.T, 0, 1)
+    return encoded((rgb / 255) ** gamma @ to_srgb.T)
+
+
+def encoded(linear):
+    """Linear values as sRGB from 0 to 255."""
+    linear = np.clip(linear, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
@@ -75,13 +81,22 @@ def test_the_profiles_of_gray_and_transparent_photos_are_applied(tmp_path):
     assert np.abs(shown(tmp_path / "clear.png") - wanted).max() <= 2
 
 
-def test_cmyk_with_a_profile_is_what_littlecms_makes_of_it(tmp_path):
-    # A CMYK profile needs tables; the lightest is a device link saved as a profile, which Pillow cannot make.
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 4), np.uint8), "CMYK")
-    photo.save(tmp_path / "plain.tif")
-    wrong = matrix_profile(primaries_to_xyz_d50(*P3), 2.2)  # of RGB, so not for this photo
-    photo.save(tmp_path / "wrong.tif", icc_profile=wrong)
-    np.testing.assert_array_equal(shown(tmp_path / "wrong.tif"), shown(tmp_path / "plain.tif"))
+@pytest.mark.parametrize("extension", [".tif", ".jpg"])
+def test_the_profile_of_a_cmyk_photo_is_applied_and_that_of_another_kind_is_not(tmp_path, extension):
+    inks = np.stack(np.meshgrid(*[(0, 1)] * 4, indexing="ij"), axis=-1)
+    lab = [100, 0, 0] + inks @ [[-30, -25, -40], [-38, 55, 0], [-8, -5, 70], [-70, 0, 0]]
+    lab[..., 0] = np.clip(lab[..., 0], 5, 100)
+    patches = np.kron(255 * inks.reshape(4, 4, 4), np.ones((16, 16, 1))).astype(np.uint8)
+    photo, path = Image.fromarray(patches, "CMYK"), tmp_path / f"photo{extension}"
+    options = {"quality": 100, "subsampling": 0} if extension == ".jpg" else {}
+    photo.save(path, icc_profile=cmyk_profile(lab), **options)
+    xyz = skimage.color.lab2xyz(lab.reshape(4, 4, 3).astype(float), illuminant="D50")
+    wanted = encoded(xyz @ np.linalg.inv(primaries_to_xyz_d50(*SRGB)).T)
+    assert np.abs(shown(path)[8::16, 8::16] - wanted).max() <= 4
+    photo.save(path, **options)
+    plain = shown(path)
+    photo.save(path, icc_profile=matrix_profile(primaries_to_xyz_d50(*P3), 2.2), **options)
+    np.testing.assert_array_equal(shown(path), plain)
 
 
 def test_srgb_and_damaged_profiles_change_nothing(tmp_path):
