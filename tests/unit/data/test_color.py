@@ -92,7 +92,7 @@ def test_the_profile_of_a_cmyk_photo_is_applied_and_that_of_another_kind_is_not(
     photo.save(path, icc_profile=cmyk_profile(lab), **options)
     xyz = skimage.color.lab2xyz(lab.reshape(4, 4, 3).astype(float), illuminant="D50")
     wanted = encoded(xyz @ np.linalg.inv(primaries_to_xyz_d50(*SRGB)).T)
-    assert np.abs(shown(path)[8::16, 8::16] - wanted).max() <= 4
+    assert np.abs(shown(path)[8::16, 8::16] - wanted).max() <= 6  # the profile rounds to 8 bits
     photo.save(path, **options)
     plain = shown(path)
     photo.save(path, icc_profile=matrix_profile(primaries_to_xyz_d50(*P3), 2.2), **options)
