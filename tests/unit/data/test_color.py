@@ -84,8 +84,8 @@ def test_the_profiles_of_gray_and_transparent_photos_are_applied(tmp_path):
 @pytest.mark.parametrize("extension", [".tif", ".jpg"])
 def test_the_profile_of_a_cmyk_photo_is_applied_and_that_of_another_kind_is_not(tmp_path, extension):
     inks = np.stack(np.meshgrid(*[(0, 1)] * 4, indexing="ij"), axis=-1)
-    lab = [100, 0, 0] + inks @ [[-30, -25, -40], [-38, 55, 0], [-8, -5, 70], [-70, 0, 0]]
-    lab[..., 0] = np.clip(lab[..., 0], 5, 100)
+    lab = [100, 0, 0] + inks @ [[-30, -25, -30], [-38, 45, 0], [-8, -5, 50], [-70, 0, 0]]
+    lab[..., 0] = np.clip(lab[..., 0], 30, 100)
     patches = np.kron(255 * inks.reshape(4, 4, 4), np.ones((16, 16, 1))).astype(np.uint8)
     photo, path = Image.fromarray(patches, "CMYK"), tmp_path / f"photo{extension}"
     options = {"quality": 100, "subsampling": 0} if extension == ".jpg" else {}
