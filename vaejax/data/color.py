@@ -152,10 +152,13 @@ def clip_conversion(primaries: int, transfer: int) -> Conversion | None:
 
 @functools.cache
 def code_conversion(primaries: int, transfer: int) -> Conversion | None:
-    """The conversion of a photo's uint8 RGB to sRGB by its H.273 codes; None if it is sRGB, or unknown."""
-    if primaries not in _PRIMARIES or (primaries, transfer) == (1, 13):
+    """The conversion of a photo's uint8 RGB to sRGB by its H.273 codes; None if it is sRGB, or unknown.
+
+    Viewers take the SDR curves of video for that of sRGB.
+    """
+    decode = _DECODERS.get(transfer, _srgb_decode)
+    if primaries not in _PRIMARIES or (primaries == 1 and decode is _srgb_decode):
         return None
-    decode = _DECODERS.get(transfer, _DISPLAY)
     return Conversion(decode, _PRIMARIES[primaries], _srgb_encode, hdr=transfer in (PQ, HLG))
 
 

@@ -39,12 +39,16 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow first shrinks by whole factors, to at least this many times the target size, and then resizes. This
 # is faster and gives nearly the same result.
 _REDUCING_GAP = 3.0
+_AVIF_HEADER = 2**16  # bytes of an AVIF file in which its colr box is searched
 
 
 def _open(file: str | os.PathLike | bytes) -> Image.Image:
-    photo = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
-    if photo.format == "PNG":
-        photo.info["cicp"] = _cicp(photo.fp)
+    photo: Any = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    readers = {"PNG": _png_codes, "AVIF": _avif_codes}
+    if photo.format in readers:
+        position = photo.fp.tell()
+        photo.info["cicp"] = readers[photo.format](photo.fp)
+        photo.fp.seek(position)
     return photo
 
 
@@ -124,31 +128,34 @@ def _srgb(photo: Image.Image, profile: bytes | None, conversion: color.Conversio
 
 
 def _tagged_conversion(photo: Image.Image) -> color.Conversion | None:
-    """The conversion that a PNG's chunks ask for. cICP precedes iCCP, then sRGB, then gAMA and cHRM."""
-    if photo.format != "PNG":
-        return None
-    codes = photo.info["cicp"]
+    """The conversion by H.273 codes, or else by PNG's chunks: iCCP precedes sRGB, and both gAMA and cHRM."""
+    codes = photo.info.get("cicp")
     if codes is not None:
         return color.code_conversion(*codes)
+    if photo.format != "PNG":
+        return None
     if "icc_profile" in photo.info or "srgb" in photo.info or "gamma" not in photo.info:
         return None
     return color.gamma_conversion(photo.info["gamma"], photo.info.get("chromaticity"))
 
 
-def _cicp(file) -> tuple[int, int] | None:
+def _png_codes(file) -> tuple[int, int] | None:
     """The color primaries and transfer characteristics in the cICP chunk of a PNG, or None."""
-    position = file.tell()
-    try:
-        file.seek(8)
-        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
-            length = int.from_bytes(head[:4], "big")
-            if head[4:] == b"cICP" and length == 4:
-                primaries, transfer, _, _ = file.read(4)
-                return primaries, transfer
-            file.seek(length + 4, io.SEEK_CUR)
-    finally:
-        file.seek(position)
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"cICP" and length == 4:
+            primaries, transfer, _, _ = file.read(4)
+            return primaries, transfer
+        file.seek(length + 4, io.SEEK_CUR)
     return None
+
+
+def _avif_codes(file) -> tuple[int, int] | None:
+    """The color primaries and transfer characteristics in the colr box of an AVIF file, or None."""
+    file.seek(0)
+    _, found, codes = file.read(_AVIF_HEADER).partition(b"colrnclx")
+    return (int.from_bytes(codes[:2], "big"), int.from_bytes(codes[2:4], "big")) if found else None
 
 
 # Tags of TIFF.

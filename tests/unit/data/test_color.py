@@ -139,6 +139,23 @@ def test_the_color_chunks_of_png_are_applied_in_their_order(tmp_path):
     np.testing.assert_array_equal(shown(with_chunks(path, rgb, gamma, impossible)), rgb)
 
 
+def test_the_color_codes_of_avif_are_applied(tmp_path):
+    rgb, path = np.full((64, 96, 3), (40, 200, 90), np.uint8), tmp_path / "photo.avif"
+    with av.open(str(path), "w", format="avif") as out:
+        stream = out.add_stream("libsvtav1", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        codec = stream.codec_context
+        codec.color_primaries, codec.color_trc, codec.colorspace, codec.color_range = 12, 13, 1, 2
+        plain = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        frame = plain.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=2)
+        frame.pts = 0
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    x = np.float64(rgb[0, 0]) / 255
+    wanted = by_formula(255 * ((x + 0.055) / 1.055) ** 2.4, P3, 1.0)
+    assert np.abs(shown(path)[32, 48] - wanted).max() <= 5
+
+
 # HDR --------------------------------------------------------------------------------------------------------
 
 
