@@ -8,7 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -266,3 +266,26 @@ def test_an_animation_is_told(model, tmp_path, capsys, name, count):
     assert run(model, "encode", tmp_path / name, tmp_path / "a.latent") == 0
     told = f"{name}: only the first of {count} pictures is encoded" in capsys.readouterr().err
     assert told == (name in ("a.gif", "a.webp"))
+
+
+@pytest.mark.parametrize("extension", list(clip_writer.PHOTOS))
+def test_a_written_photo_says_that_it_is_srgb_in_the_same_bytes_each_time(extension):
+    picture, files = corners(32, 48), []
+    for _ in range(2):
+        out = io.BytesIO()
+        clip_writer.write_photo(out, extension, picture)
+        files.append(out.getvalue())
+    assert files[0] == files[1]
+    info = Image.open(io.BytesIO(files[0])).info
+    if extension == ".png":
+        assert "srgb" in info
+    else:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(info["icc_profile"])))
+        assert name.startswith("sRGB")
+    assert (
+        np.abs(
+            corner_colors(media.read(files[0], "image", frames=1, height=32, width=48)[0])
+            - corner_colors(picture)
+        ).max()
+        <= 6
+    )
