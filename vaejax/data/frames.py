@@ -134,9 +134,9 @@ def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
                     gap = False
                 stream.codec_context.flush_buffers()
                 gap = begun
-            lost, held = len(held), []
+            held = []
             if not packet.size:
-                if not joined and lost > 1:
+                if not joined:
                     raise _damaged()
                 return
         elif packet.size and packet.is_corrupt:
