@@ -20,14 +20,14 @@ Section = TypeVar("Section")
 def check(config: Mapping[str, Any]) -> Config:
     """Returns the frozen, typed configuration after checking every key and value.
 
-    Some checks follow elsewhere: of buckets in data/bucket.py, of the number of devices in runtime/mesh.py
-    and of the architecture in models/autoencoder.py.
+    Other modules check more: data/bucket.py the buckets, runtime/mesh.py the number of devices and
+    models/autoencoder.py the architecture.
 
     Args:
       config: a ConfigDict or nested dictionaries with the keys of `Config`.
 
     Raises:
-      InputError: if a key is unknown or missing or has a value that is not accepted; the message names it.
+      InputError: if a key is unknown or missing, or its value is not accepted; the message names the key.
     """
     checked = _build(Config, config, "")
     game = checked.loss.adversarial
@@ -48,8 +48,8 @@ def check(config: Mapping[str, Any]) -> Config:
 def from_saved(saved: Mapping[str, Any]) -> Config:
     """Returns the configuration that a run saved as JSON, with any version of vaejax.
 
-    Keys that no longer exist are dropped, missing ones take their default. Values are not checked: the run
-    was trained with them.
+    Keys that no longer exist are dropped. Missing keys take their defaults. Values are not checked, because
+    the run was trained with them.
 
     Raises:
       TypeError, AttributeError: if `saved` is not a configuration.
@@ -82,7 +82,7 @@ def get(config: Any, key: str) -> Any:
 
 
 def _kind(field: dataclasses.Field) -> type:
-    """The class of the section that a field holds: the default factory of the field."""
+    """The class of the section that a field holds, which is the default factory of the field."""
     assert isinstance(field.default_factory, type)
     return field.default_factory
 

@@ -39,7 +39,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def help_text(script: str) -> str:
-    """The help of a command that takes --config: its docstring, flags and defaults, and configurations.
+    """The help of a command that takes --config: docstring, flags with defaults, shipped configurations.
 
     Args:
       script: path of the running script, by which absl finds the script's own flags.
@@ -80,7 +80,7 @@ def _file(name: str) -> str:
 
 
 def _unknown(argv: list[str]) -> str:
-    """The first unknown key on a command line, or else the first one in OPEN_SECTIONS, or else ''."""
+    """The first unknown key on a command line; keys in OPEN_SECTIONS come last. '' if there is none."""
     given = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
     known = set(keys(Config))
     unknown = sorted((key for key in given if key not in known), key=lambda k: k.startswith(OPEN_SECTIONS))

@@ -22,8 +22,8 @@ def get_config(arg=""):
     return config
 ```
 
-`--config=FILE.py:ARG` passes ARG to `get_config`. A wrong key or value ends with exit code 2 and one line
-that names the key and the accepted values.
+`--config=FILE.py:ARG` passes ARG to `get_config`. A wrong key or value ends the command with exit
+code 2 and one line that names the key and the accepted values.
 """
 
 

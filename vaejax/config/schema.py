@@ -32,11 +32,11 @@ def one_of(*values: Any) -> Accepts:
 
 
 POSITIVE = Accepts(lambda v: 0 < v < math.inf, "a finite number above 0")
-FROM_0 = Accepts(lambda v: 0 <= v < math.inf, "a finite number from 0")
-FROM_1 = Accepts(lambda v: 1 <= v < math.inf, "a finite number from 1")
-NATURAL = Accepts(lambda v: _whole(v) and v >= 0, "a whole number from 0")
-COUNT = Accepts(lambda v: _whole(v) and v >= 1, "a whole number from 1")
-SHARE = Accepts(lambda v: 0 <= v < 1, "a number from 0 to below 1")
+FROM_0 = Accepts(lambda v: 0 <= v < math.inf, "a finite number, 0 or more")
+FROM_1 = Accepts(lambda v: 1 <= v < math.inf, "a finite number, 1 or more")
+NATURAL = Accepts(lambda v: _whole(v) and v >= 0, "a whole number, 0 or more")
+COUNT = Accepts(lambda v: _whole(v) and v >= 1, "a whole number, 1 or more")
+SHARE = Accepts(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
 UNIT = Accepts(lambda v: 0 <= v <= 1, "a number from 0 to 1")
 TEXT = Accepts(lambda v: isinstance(v, str), "text")
 FLAG = Accepts(lambda v: isinstance(v, bool), "True or False")
@@ -70,10 +70,10 @@ class DataConfig:
     buckets: Mapping[str, Mapping[str, Any]] = setting(
         {},
         ENTRIES,
-        "Sample shapes, named image_HxW or video_TxHxW: {batch: samples per batch over all devices, 0 turns"
-        " the bucket off; weight: loss weight; every: number of updates from one batch to the next}.",
+        "Sample shapes, named image_HxW or video_TxHxW: {batch: samples per batch over all devices, or 0 to"
+        " turn the bucket off; weight: loss weight; every: number of updates from one batch to the next}.",
     )
-    fps: float = setting(24.0, POSITIVE, "Frames per second of clips, which are resampled by timestamp.")
+    fps: float = setting(24.0, POSITIVE, "Frame rate of clip samples; clips are resampled by timestamp.")
     zoom: float = setting(
         1.0,
         FROM_1,
@@ -101,9 +101,7 @@ class ModelConfig:
     )
     widths: tuple[int, ...] = setting(
         (),
-        Accepts(
-            lambda v: all(_whole(w) and w >= 1 for w in v), "whole numbers from 1, or () for model.size's"
-        ),
+        Accepts(lambda v: all(_whole(w) and w >= 1 for w in v), "whole numbers, each 1 or more, or ()"),
         "Channels of each level, highest resolution first.",
     )
     encoder_blocks: int = setting(0, NATURAL, "Residual blocks per level of the encoder.")
@@ -115,10 +113,10 @@ class ModelConfig:
         "haar", one_of("haar", "patch"), "Transform of the stem: Haar wavelet, or plain pixels."
     )
     latent_channels: int = setting(16, COUNT, "Channels of the latent.")
-    spatial_factor: int = setting(
-        8, one_of(4, 8, 16), "Pixels per latent pixel, along height and along width."
+    spatial_factor: int = setting(8, one_of(4, 8, 16), "Pixels per latent pixel, in height and in width.")
+    temporal_factor: int = setting(
+        4, one_of(1, 2, 4, 8), "Frames per latent frame; the first latent frame holds only one frame."
     )
-    temporal_factor: int = setting(4, one_of(1, 2, 4, 8), "Frames per latent frame; the first holds one.")
     conv: str = setting(
         "smc", one_of("smc", "groupnorm"), "Self-modulated convolutions, or group normalization."
     )
@@ -130,7 +128,7 @@ class ModelConfig:
     remat: tuple[int, ...] = setting(
         (),
         Accepts(
-            lambda v: all(_whole(i) and i >= 0 for i in v), "a tuple of levels, 0 the highest resolution"
+            lambda v: all(_whole(i) and i >= 0 for i in v), "a tuple of levels; 0 is the highest resolution"
         ),
         "Levels that the backward pass recomputes to save memory; 0 is the highest resolution.",
     )
@@ -139,15 +137,15 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
-    """Weights of the loss terms, which are means over pixel values, frames, latents or logits; 0: no term."""
+    """Weights of the loss terms, which are means over pixel values, frames, latents or logits; 0 is off."""
 
     reconstruction: float = setting(1.0, FROM_0, "Negative log-likelihood, nats per pixel value.")
     kl: float = setting(1e-6, FROM_0, "KL divergence of the posterior, nats per pixel value.")
     perceptual: float = setting(0.0, FROM_0, "LPIPS.")
     adversarial: float = setting(0.0, FROM_0, "Generator loss of the discriminators.")
-    high_pass: float = setting(0.0, FROM_0, "L1 distance of the high frequencies of each frame.")
-    wavelet: float = setting(0.0, FROM_0, "Charbonnier distance of Haar high bands.")
-    temporal: float = setting(0.0, FROM_0, "L1 distance of the differences between successive frames.")
+    high_pass: float = setting(0.0, FROM_0, "L1 loss on the high frequencies of each frame.")
+    wavelet: float = setting(0.0, FROM_0, "Charbonnier loss on the Haar high bands of each frame.")
+    temporal: float = setting(0.0, FROM_0, "L1 loss on the differences between successive frames.")
     outliers: float = setting(0.0, FROM_0, "Movie Gen's outlier penalty on the latent.")
     roughness: float = setting(0.0, FROM_0, "Penalty on a low correlation of neighboring latent pixels.")
     equivariance: float = setting(0.0, FROM_0, "Scale and rotation equivariance of the decoder.")
@@ -165,7 +163,7 @@ class PerceptualConfig:
         256,
         Accepts(
             lambda v: v == 0 or v >= SMALLEST_LPIPS,
-            f"0 (whole frames) or a whole number from {SMALLEST_LPIPS}",
+            f"0 (whole frames) or a whole number, {SMALLEST_LPIPS} or more",
         ),
         "Largest side of the random window that is compared, in pixels; 0 takes whole frames.",
     )
@@ -180,7 +178,7 @@ class AdversarialConfig:
         ("image", "video"),
         Accepts(
             lambda v: 0 < len(v) == len(set(v)) and set(v) <= {"image", "video"},
-            "('image', 'video') or one of them",
+            "('image', 'video'), ('image',) or ('video',)",
         ),
         "Discriminators of single frames ('image') and of clips ('video').",
     )
@@ -199,7 +197,7 @@ class AdversarialConfig:
     frames: int = setting(4, COUNT, "Largest number of frames per clip that the image discriminator sees.")
     pause_above: float = setting(
         0.95,
-        Accepts(lambda v: 0.5 < v <= 1, "a number above 0.5, up to 1"),
+        Accepts(lambda v: 0.5 < v <= 1, "a number above 0.5 and at most 1"),
         "Accuracy above which a discriminator does not train; 1 never pauses it.",
     )
 
@@ -217,7 +215,7 @@ class LatentConfig:
     scales: tuple[float, ...] = setting(
         (0.5,),
         Accepts(
-            lambda v: len(v) > 0 and all(0 < s <= 1 for s in v), "numbers above 0, up to 1, at least one"
+            lambda v: len(v) > 0 and all(0 < s <= 1 for s in v), "one or more numbers above 0 and at most 1"
         ),
         "Scale factors of `equivariance`; one is drawn per batch.",
     )
@@ -240,11 +238,11 @@ class LossConfig:
         "Factor on a sample's mean loss: its number of pixel values ('sum'), 1 ('mean'), or the number of"
         " pixel values of the reference shape ('reference').",
     )
-    # A larger reference only scales the loss. Adam ignores the scale, adaptive gradient clipping does not.
+    # A larger reference only scales the loss. Adam ignores the scale; adaptive gradient clipping does not.
     # With this reference, agc = 0.1 leaves the demo's first gradients alone and divides later ones by 3 to 8.
     reference: tuple[int, int, int] = setting(
         (1, 64, 64),
-        Accepts(lambda v: len(v) == 3 and min(v) >= 1, "three sizes (T, H, W) from 1"),
+        Accepts(lambda v: len(v) == 3 and min(v) >= 1, "three sizes (T, H, W), each 1 or more"),
         "Reference shape (T, H, W) of the 'reference' normalization.",
     )
     weights: WeightsConfig = section(WeightsConfig)
@@ -266,7 +264,7 @@ class OptimConfig:
     b1: float = setting(0.9, SHARE, "Decay of Adam's first moment.")
     b2: float = setting(0.99, SHARE, "Decay of Adam's second moment.")
     weight_decay: float = setting(0.0, FROM_0, "Decoupled weight decay of kernels.")
-    agc: float = setting(0.1, FROM_0, "λ of adaptive gradient clipping; 0 is off.")
+    agc: float = setting(0.1, FROM_0, "λ of adaptive gradient clipping; 0 turns it off.")
     agc_scales: bool = setting(False, FLAG, "Clip the scales and gains of modulated kernels as well.")
 
 
@@ -284,7 +282,7 @@ class RecoveryConfig:
     bad_steps: int = setting(
         10, COUNT, "Consecutive skipped updates after which the run rolls back to its last checkpoint."
     )
-    rollbacks: int = setting(5, NATURAL, "Rollbacks to the same checkpoint after which the run fails.")
+    rollbacks: int = setting(5, NATURAL, "Allowed rollbacks to one checkpoint; the next one fails the run.")
     stall: float = setting(
         600,
         FROM_0,
@@ -295,11 +293,11 @@ class RecoveryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The device mesh; the product of the sizes is the number of devices."""
+    """The device mesh; the product of its axis sizes is the number of devices."""
 
     data: int = setting(0, NATURAL, "Data parallelism; 0 takes the devices that the other axes leave.")
     fsdp: int = setting(1, COUNT, "Shards of parameters and optimizer state; also splits the batch.")
-    space: int = setting(1, COUNT, "Splits the batch if the device count divides it, else the frame height.")
+    space: int = setting(1, COUNT, "Splits the batch if divisible by the device count, else frame height.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,8 +309,8 @@ class CheckpointConfig:
     best: str = setting(
         "",
         TEXT,
-        "Evaluation score, BUCKET/NAME or mean/NAME, whose best checkpoint is kept as well; a '-' in front"
-        " means that lower is better.",
+        "Score, BUCKET/NAME or mean/NAME, by which the best checkpoint is kept as well; a '-' in front means"
+        " that lower is better.",
     )
 
 
@@ -328,8 +326,8 @@ class EvalConfig:
     latent_samples: int = setting(
         256,
         NATURAL,
-        "Training samples per bucket for the latent statistics kept with the last checkpoint; 0: training"
-        " computes none, but vaejax.evaluate does.",
+        "Training samples per bucket for the latent statistics stored with the last checkpoint; 0 leaves"
+        " these statistics to vaejax evaluate.",
     )
 
 
@@ -350,7 +348,7 @@ class PanelsConfig:
     """Panels of reconstructions."""
 
     every: int = setting(1000, COUNT, "Updates between panels.")
-    samples: int = setting(4, COUNT, "Rows of a panel, one per sample; at most the batch size of the bucket.")
+    samples: int = setting(4, COUNT, "Samples per panel; at most the batch size of the bucket.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +357,7 @@ class Config:
 
     seed: int = setting(
         0,
-        Accepts(lambda v: _whole(v) and 0 <= v < 2**31, "a whole number from 0 to below 2**31"),
+        Accepts(lambda v: _whole(v) and 0 <= v < 2**31, "a whole number of at least 0 and below 2**31"),
         "Random seed of initialization, order of samples and noise.",
     )
     steps: int = setting(100_000, COUNT, "Updates of the run.")
@@ -380,9 +378,9 @@ class Config:
         (0, 0),
         Accepts(
             lambda v: len(v) == 2 and all(_whole(n) and n >= 0 for n in v),
-            "(FIRST, COUNT), two whole numbers from 0",
+            "(FIRST, COUNT), two whole numbers, each 0 or more",
         ),
-        "(FIRST, COUNT): records COUNT updates in an XProf trace, from update FIRST, counted from 0.",
+        "(FIRST, COUNT): an XProf trace of COUNT updates, beginning with update FIRST, counted from 0.",
     )
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,12 +17,13 @@ def variant(arg: str, known: Sequence[str]) -> Any:
       ValueError: if `arg` is not a known variant.
     """
     if arg not in known:
-        raise ValueError(f"{arg}: no such variant; accepted: {', '.join(k for k in known if k)}, or none")
+        names = ", ".join(name for name in known if name)
+        raise ValueError(f"{arg}: no such variant; accepted: {names}, or no variant")
     return defaults()
 
 
 def shrink(config: Any) -> None:
-    """Shrinks a configuration to a run of minutes on a laptop; the caller shrinks its buckets."""
+    """Shrinks a configuration to a run of minutes on a laptop; the caller shrinks the buckets."""
     config.steps = 20
     config.log_every = 5
     config.data.min_quality = 0

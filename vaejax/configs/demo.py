@@ -6,7 +6,7 @@
 Hardware: a laptop; 8 to 15 minutes on two cores. Expected scores: PSNR 27.5 dB on images and 27.2 dB on
 clips (linear codec: 27.4 and 26.6 dB), LPIPS .050 and .101. Only the last 250 updates train with the
 perceptual term, and only the last 200 with the adversarial term. The two terms cost 0.3 dB. They lower LPIPS
-by half on images and by a third on clips; LPIPS uses AlexNet here, on which the demo also trains.
+by half on images and by a third on clips. This LPIPS uses AlexNet, as the demo's perceptual term does.
 
 On your own media: --config.data.media=FOLDER[,FOLDER]
 """

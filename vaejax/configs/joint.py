@@ -1,4 +1,4 @@
-"""The flagship: images and videos of three resolutions and several aspect ratios in every update.
+"""The flagship: trains on images and videos together, at three resolutions and several aspect ratios.
 
     vaejax train --config=joint --workdir=DIR
     vaejax train --config=joint --workdir=DIR --config.data.media=FOLDER[,FOLDER]
@@ -8,7 +8,7 @@
 Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space save memory
 at the cost of communication. `large` sets the mesh and batches for 256 TPU chips; `vaejax plan` reports what
 fits on others.
-Scores: not measured. Only `tiny` was trained, and the full size for a few updates on one H100
+Scores: not measured. Only `tiny` was trained; the full size ran for a few updates on one H100
 (benchmarks/README.md).
 
 The default sources are public TFDS data sets; prepare them once:
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "clips": {"kind": "tfds", "name": "tao/full_resolution", "split": "train"},
     }
     # Near 180p, 360p and 720p, in heights that mesh.space = 8 can split. `every` gives each bucket about
-    # the same share of the time.
+    # the same share of the training time.
     config.data.buckets = {
         "image_192x320": {"batch": 64, "weight": WEIGHT[180]},
         "image_320x192": {"batch": 32, "weight": WEIGHT[180], "every": 2},

@@ -1,4 +1,4 @@
-"""Videos only, at the flagship's two lower resolutions: the control experiment for joint training.
+"""Videos only, at the flagship's lowest resolution: the control experiment for joint training.
 
     vaejax train --config=video --workdir=DIR --config.data.media=FOLDER
     vaejax train --config=video:tiny --workdir=DIR --config.data.media=FOLDER

@@ -80,10 +80,10 @@ def parse_buckets(
     buckets = tuple(sorted((b for b in parsed if b.batch), key=lambda b: b.name))
     if not buckets:
         raise InputError(
-            "data.buckets: every batch is 0 (off); accepted: at least one bucket with a batch from 1"
+            "data.buckets: every batch is 0 (off); accepted: at least one bucket with a batch of 1 or more"
         )
     if all(b.every > 1 for b in buckets):
-        # At some steps no bucket might be drawn.
+        # Then some steps might draw no bucket.
         named = ", ".join(f"data.buckets.{b.name}.every = {b.every}" for b in buckets)
         raise InputError(f"{named}; accepted: every = 1 for at least one bucket, so that no step is empty")
     return buckets
@@ -131,38 +131,39 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
         raise InputError(f"{key}: T = 1 is an image; accepted: image_{height}x{width}")
     if (frames - 1) % temporal:
         accepted = _nearest(frames - 1, temporal, offset=1)
-        raise InputError(f"{key}: T = {frames}; accepted: 1 + {temporal}k, nearest {accepted}")
+        raise InputError(f"{key}: T = {frames}; accepted: 1 + {temporal}k (nearest: {accepted})")
     if height % spatial:
         raise InputError(
-            f"{key}: H = {height}; accepted: multiples of {spatial}, nearest {_nearest(height, spatial)}"
+            f"{key}: H = {height}; accepted: multiples of {spatial} (nearest: {_nearest(height, spatial)})"
         )
     if width % spatial:
         raise InputError(
-            f"{key}: W = {width}; accepted: multiples of {spatial}, nearest {_nearest(width, spatial)}"
+            f"{key}: W = {width}; accepted: multiples of {spatial} (nearest: {_nearest(width, spatial)})"
         )
     batch, weight, every = fields["batch"], fields.get("weight", 1.0), fields.get("every", 1)
     if not _whole(batch, 0):
-        raise InputError(f"{key}.batch = {batch!r}; accepted: a whole number from 0 (off)")
+        raise InputError(f"{key}.batch = {batch!r}; accepted: a whole number, 0 (off) or more")
     if batch % shards:
         accepted = _nearest(batch, shards)
         raise InputError(
-            f"{key}.batch = {batch}; accepted: multiples of {shards} (mesh.data x mesh.fsdp), the number of"
-            f" parts into which a batch is divided, nearest {accepted}"
+            f"{key}.batch = {batch}; accepted: multiples of mesh.data x mesh.fsdp = {shards}, the number of"
+            f" parts into which a batch is divided (nearest: {accepted})"
         )
     unit = spatial * space
     if batch % (shards * space) and height % unit:
         raise InputError(
-            f"{key}: H = {height} with batch = {batch}; accepted: H a multiple of {unit} ({spatial} x"
-            f" mesh.space), nearest {_nearest(height, unit)}, or batch a multiple of {shards * space}"
+            f"{key}: H = {height} with batch = {batch}; accepted: an H that is a multiple of"
+            f" {spatial} x mesh.space = {unit} (nearest: {_nearest(height, unit)}), or a batch that is a"
+            f" multiple of {shards * space}"
         )
     if (
         isinstance(weight, bool)
         or not isinstance(weight, (int, float))
         or not (math.isfinite(weight) and weight >= 0)
     ):
-        raise InputError(f"{key}.weight = {weight!r}; accepted: a finite number from 0")
+        raise InputError(f"{key}.weight = {weight!r}; accepted: a finite number, 0 or more")
     if not _whole(every, 1):
-        raise InputError(f"{key}.every = {every!r}; accepted: a whole number of steps from 1")
+        raise InputError(f"{key}.every = {every!r}; accepted: a whole number of steps, 1 or more")
     return Bucket(frames, height, width, batch, float(weight), every)
 
 

@@ -15,8 +15,8 @@ class Crop(NamedTuple):
     Attributes:
       height: H of the result, pixels.
       width: W of the result, pixels.
-      zoom: scale of the picture, at least 1, relative to the smallest scale at which it covers H x W;
-        `max_upscale` limits it.
+      zoom: scale of the picture relative to the smallest scale at which the picture covers H x W; at least 1.
+        `max_upscale` limits the resulting scale.
       offset: position of the crop in the picture, from (0, 0) at the top left to (1, 1) at the bottom right,
         as (y, x).
       max_upscale: largest factor by which the picture may be enlarged.
@@ -29,7 +29,7 @@ class Crop(NamedTuple):
     max_upscale: float = 1.0
 
     def box(self, shown: tuple[float, float]) -> tuple[float, float, float, float]:
-        """The crop as (left, top, right, bottom) in pixels of a picture displayed at (width, height) `shown`.
+        """The crop as (left, top, right, bottom), in pixels of a picture of size `shown` (width, height).
 
         Raises:
           Unreadable: if covering H x W would enlarge the picture by more than `max_upscale`.

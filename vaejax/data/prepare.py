@@ -43,14 +43,15 @@ def pack(
       unreadable files.
 
     Raises:
-      InputError: if `folder` has no media, or `out` is neither empty nor an earlier result, or not writable.
+      InputError: if `folder` has no media, or `out` is not writable, or `out` is neither empty nor an earlier
+        result.
     """
     folder, out = (os.path.abspath(os.path.expanduser(path)) for path in (folder, out))
     accepted = "accepted: a new or empty folder, or one that vaejax prepare made"
     if os.path.exists(out) and not os.path.isdir(out):
         raise InputError(f"--out={out}: a file, not a folder; {accepted}")
     if os.path.isdir(out) and os.listdir(out) and not os.path.isfile(os.path.join(out, INDEX_FILE)):
-        raise InputError(f"--out={out}: not empty, and without {INDEX_FILE}; {accepted}")
+        raise InputError(f"--out={out}: not empty, but has no {INDEX_FILE}; {accepted}")
     files = index.load_or_build(folder, progress=progress, name="--media").to_pylist()
     with contextlib.ExitStack() as stack:
         with cli.writing(out):

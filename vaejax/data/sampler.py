@@ -64,7 +64,7 @@ class Sampler:
           split: 'train' or 'eval'.
           data: config.data.
           seed: seed of the shuffles and crops; for 'eval', only of the substitutes for unusable files.
-          middle_first: whether the first 'eval' crop of a file is its middle; False varies it as well.
+          middle_first: whether the first 'eval' crop of a file is its middle; False varies this crop too.
         """
         self._first_pass = 0 if middle_first else 1
         self.bucket, self.data, self.split = bucket, data, split
@@ -129,8 +129,8 @@ class Sampler:
             place = self._random(index, attempt).integers(len(fitting))
         last = reason.partition("; accepted: ")[0]
         raise InputError(
-            f"data.buckets.{self.bucket.name}: none of {len(unreadable) + len(unfit)} files could be used"
-            f" (the last: {last}); accepted: a source with files that are readable and fit"
+            f"data.buckets.{self.bucket.name}: none of {len(unreadable) + len(unfit)} files tried can be used"
+            f" (the last: {last}); accepted: a source whose files can be read and fit the bucket"
         )
 
     def _drawn(self, index: int) -> tuple[Crop, float]:

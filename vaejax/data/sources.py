@@ -29,7 +29,7 @@ from vaejax.errors import InputError
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
 
-FEW_FILES = 10  # scores of fewer held-out files than this are noisy
+FEW_FILES = 10  # scores on fewer held-out files than this are noisy
 _NOUNS = {"image": "photo", "video": "clip"}
 
 
@@ -113,7 +113,7 @@ def _open(label: str, fields: Any, data: "DataConfig") -> Source | None:
             raise InputError(f"{key}.{field}: no such field of a {kind} source; accepted: {accepted}")
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight < 0:
-        raise InputError(f"{key}.weight = {weight!r}; accepted: a finite number from 0 (off)")
+        raise InputError(f"{key}.weight = {weight!r}; accepted: a finite number, 0 (off) or more")
     if not weight:
         return None
     if "path" in KINDS[kind].FIELDS:
@@ -180,7 +180,7 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
     lines = [f"held out: {'; '.join(held)}"] if held else []
     if few:
         lines.append(
-            f"warning: evaluating {', '.join(few)}: scores of fewer than {FEW_FILES} files are noisy;"
+            f"warning: evaluating {', '.join(few)}: scores on fewer than {FEW_FILES} files are noisy;"
             " more files or a larger data.holdout make them reliable"
         )
     return lines + none
@@ -230,7 +230,7 @@ def _misfit(
             f" ({sample_seconds(bucket, data.fps):.2f} s are needed), the fastest"
             f" {c['fps'][kept].max():.4g} fps ({MIN_FPS_RATIO * data.fps:.4g} are needed)"
         )
-        changes += ["fewer frames", "another data.fps"]
+        changes += ["fewer frames", "a different data.fps"]
     if data.min_quality:
         graded = kept & ~np.isnan(c["quality"])
         finding += f", the best JPEG quality {c['quality'][graded].max():.0f}" if graded.any() else ""

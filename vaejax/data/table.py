@@ -61,7 +61,7 @@ class Record:
     """A photo, or a span of a clip: one row of a source's table.
 
     Attributes:
-      path: path of the file; of a TFDS record, a name for messages.
+      path: path of the file; for a TFDS record, a name for messages.
       kind: 'image' or 'video'.
       width: displayed width in pixels; 0 if unknown until the file is read.
       height: displayed height in pixels; 0 if unknown until the file is read.
@@ -90,7 +90,7 @@ class Record:
 
 
 class Unfit(Exception):
-    """A record whose size was unknown until it was read does not fit the bucket."""
+    """A record does not fit the bucket; its size was unknown until it was read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Source:
           weight: relative share of the samples.
           fields: {key: value}, with keys from `FIELDS`.
           data: config.data.
-          key: configuration key for error messages: data.sources.LABEL, plus '.path' if the kind has a path.
+          key: configuration key for error messages, such as data.media or data.sources.LABEL.path.
 
         Raises:
           InputError: if the fields are invalid or nothing can be read.
@@ -206,13 +206,13 @@ def span_seconds(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def path_hash(path: str) -> float:
-    """A hash of the path in [0, 1)."""
+    """A hash of a path, as a number in [0, 1)."""
     digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
 
 
 def held_out(paths: Iterable[str], holdout: float) -> set[str]:
-    """The held-out paths: those with a hash below `holdout`, but never all.
+    """The held-out paths: those with a hash below `holdout`, but never all paths.
 
     If `holdout` is above 0 and there are several paths, at least one is held out. Choosing by hash keeps
     files in their split as a folder grows, except while it has very few files.

@@ -39,8 +39,8 @@ class TfdsSource(Source):
         """Opens the data set `fields["name"]`.
 
         By default, 'feature' is the first image or video feature, 'split' is 'train', and 'eval_split' is
-        'validation', or else 'test'. If the data set has neither, the last records of 'split', a fraction
-        data.holdout of them, are held out for evaluation.
+        'validation', or else 'test'. If the data set has neither, the last records of 'split' are held out
+        for evaluation: a fraction data.holdout of all its records.
         """
         name, data_dir = fields.get("name", ""), fields.get("data_dir") or None
         if not name:
@@ -123,7 +123,7 @@ def _builder(name: str, data_dir: str | None, key: str) -> Any:
     tfds = import_tfds()
     out = "" if data_dir is None else f" --out={data_dir}"
     command = f"python -m vaejax.data.prepare --tfds={name}{out}"
-    accepted = f"accepted: a data set prepared by {command}, or --config.data.media=FOLDER of your own media"
+    accepted = f"accepted: a data set prepared by {command}, or --config.data.media=FOLDER with your media"
     key = f"{key}.name = {name!r}"
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")

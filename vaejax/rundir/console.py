@@ -117,7 +117,7 @@ def schedule_lines(config: Config) -> list[str]:
     parts = [f"updates 0-{steps[1] - 1}: {', '.join(phases[0])}"]
     parts += [f"from {step}: {', '.join(phases[step])}" for step in steps[1:-1]]
     return ["; ".join(parts)] + [
-        f"warning: {key} = {first} is not below steps = {config.steps}: the {name} term never counts"
+        f"warning: {key} = {first} is not below steps = {config.steps}: the {name} term never starts"
         for key, name, first in late
         if first >= config.steps and name != "discriminators"
     ]
@@ -255,7 +255,7 @@ class Progress:
 
 
 def _compact(number: float) -> str:
-    """A number with three significant digits, or rounded to an integer from 100 on: 0.0123, 12.3, 1,230."""
+    """A number with three significant digits, or an integer if it is at least 100: 0.0123, 12.3, 1,230."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 

@@ -37,7 +37,7 @@ class RunFolder:
           InputError: if `workdir` is a URL, cannot be written, or is not the same folder on all hosts.
         """
         if "://" in workdir:
-            raise InputError(f"--workdir={workdir}; accepted: a folder of a local or mounted file system")
+            raise InputError(f"--workdir={workdir}; accepted: a folder on a local or mounted file system")
         folder = cls(cli.made_folder(workdir, "--workdir"))
         distributed.check_shared(folder.path)
         return folder

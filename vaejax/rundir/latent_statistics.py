@@ -41,8 +41,8 @@ def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); if it is damaged, delete it: vaejax evaluate --checkpoint=RUN"
-            " writes it again"
+            f"{path}: cannot be read ({error}); if the file is damaged, delete it, and vaejax evaluate"
+            " --checkpoint=RUN writes it again"
         ) from error
 
 

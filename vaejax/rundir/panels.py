@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ERROR_GAIN = 4
-MIN_CELL = 192  # least width of a cell in pixels; narrower frames are enlarged by a whole factor
-MIN_SAMPLE = 96  # least width of a cell in grids of samples, in pixels
+MIN_CELL = 192  # minimum width of a cell in pixels; narrower frames are enlarged by a whole factor
+MIN_SAMPLE = 96  # minimum width of a cell in grids of samples, in pixels
 MAX_VIDEO = 4096  # longest side in pixels; browsers and hardware decoders play no larger H.264
 _GAP = 4
 _HEADER = 24

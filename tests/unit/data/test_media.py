@@ -260,9 +260,9 @@ def test_a_clock_that_does_not_begin_at_zero_makes_no_difference(tmp_path):
 
 def test_the_last_frame_is_shown_for_its_time_and_no_longer(thirty):
     assert numbers(read(thirty, 2, start=119 / 30, fps=60)) == [119, 119]
-    with pytest.raises(media.Unreadable, match="only 2 of 3 frames"):
+    with pytest.raises(media.Unreadable, match="clip ends early: only 2 of 3 frames"):
         read(thirty, 3, start=119 / 30, fps=60)
-    with pytest.raises(media.Unreadable, match="only 1 of 2 frames"):
+    with pytest.raises(media.Unreadable, match="clip ends early: only 1 of 2 frames"):
         read(thirty, 2, start=119 / 30)
 
 

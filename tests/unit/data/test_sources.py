@@ -174,7 +174,10 @@ def test_demo_holds_out_two_photos_and_the_ends_of_three_clips():
         ),
         ({"sources": {"mine": 3}}, ["data.sources.mine = 3", "kind"]),
         ({"sources": {"mine": {"kind": "media", "folder": "x"}}}, ["data.sources.mine.folder", "path"]),
-        ({"sources": {"mine": {"kind": "demo", "weight": -1}}}, ["data.sources.mine.weight = -1", "from 0"]),
+        (
+            {"sources": {"mine": {"kind": "demo", "weight": -1}}},
+            ["data.sources.mine.weight = -1", "0 (off) or more"],
+        ),
         ({"sources": {"mine": {"kind": "demo", "weight": 0}}}, ["data.sources", "above 0"]),
         ({"sources": {"mine": {"kind": "media"}}}, ["data.sources.mine.path", "FOLDER"]),
         ({"media": "/no/such"}, ["data.media = /no/such", "a folder"]),

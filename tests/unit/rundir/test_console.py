@@ -139,15 +139,15 @@ def test_the_setup_line_names_devices_samples_and_steps():
             [
                 "updates 0-119: reconstruction, kl",
                 "warning: loss.perceptual.start = 650 is not below steps = 120:"
-                " the perceptual term never counts",
+                " the perceptual term never starts",
                 "warning: loss.adversarial.start = 700 is not below steps = 120:"
-                " the adversarial term never counts",
+                " the adversarial term never starts",
             ],
         ),
     ],
     ids=["two late terms", "no late term", "from the beginning", "too short a run"],
 )
-def test_the_schedule_names_each_phase_and_terms_that_never_count(settings, expected):
+def test_the_schedule_names_each_phase_and_terms_that_never_start(settings, expected):
     assert console.schedule_lines(small(**settings)) == expected
 
 
