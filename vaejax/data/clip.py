@@ -127,7 +127,7 @@ def read(
             if done == count:
                 return out
     rate = "" if fps is None else f" at {fps:g} fps"
-    raise Unreadable(f"only {done} of {count} frames from {start:g} s{rate}: the clip ends")
+    raise Unreadable(f"the clip ends early: only {done} of {count} frames from {start:g} s on{rate}")
 
 
 class Clock(NamedTuple):
