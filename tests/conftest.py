@@ -7,7 +7,7 @@ import signal
 import jaxlib.version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads wait actively
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin
 # Tests compile much and compute little. Unoptimized code compiles seven times as fast, and twice as fast
 # again without XLA's fusion emitters, which jaxlib 0.11 and later cannot turn off.
 os.environ.setdefault(

@@ -20,7 +20,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from vaejax.data import color
 from vaejax.data.crop import Crop, Unreadable
-from vaejax.data.frames import TOLERANCE, Frame, decode, frames_from, open_clip
+from vaejax.data.frames import TOLERANCE, Frame, decode, filter_graph, frames_from, open_clip
 
 EXTENSIONS = frozenset(
     {
@@ -62,15 +62,7 @@ def _deinterlace(frames: Iterator[Frame]) -> Iterator[Frame]:
             yield frame
             continue
         if graph is None:
-            graph = Graph()
-            buffer = graph.add_buffer(
-                width=picture.width,
-                height=picture.height,
-                format=picture.format,
-                time_base=picture.time_base or Fraction(1, 1000),
-            )
-            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-            graph.link_nodes(buffer, bwdif, graph.add("buffersink")).configure()
+            graph = filter_graph(picture, "bwdif", "mode=send_frame:deint=interlaced")
         waiting.append(frame)
         graph.push(picture)
         yield from _pull(graph, waiting)
@@ -85,7 +77,7 @@ def _pull(graph: Graph, waiting: deque[Frame]) -> Iterator[Frame]:
             picture = graph.pull()
         except (FilterNeedsInput, FilterAtEnd):
             return
-        yield waiting.popleft()._replace(picture=picture)  # keeps the time: the filter has its own
+        yield waiting.popleft()._replace(picture=picture)  # keeps the time, because the filter changes it
 
 
 def _intervals(frames: Iterator[Frame]) -> Generator[tuple[float, float, Frame]]:
@@ -180,7 +172,7 @@ def _intact(frames: Iterator[Frame], damage: list[FFmpegError]) -> Iterator[Fram
 
 
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
-    """The counterclockwise quarter turns from the coded to the shown picture, and whether to mirror it first.
+    """The counterclockwise quarter turns from the coded to the shown picture, and whether to mirror first.
 
     Both come from the display matrix, because `VideoFrame.rotation` takes mirrored pictures for upside-down
     ones.
@@ -196,7 +188,7 @@ def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
 
 
 def _shown_size(frame: Frame) -> tuple[int, int]:
-    """Width and height as displayed: the width is stretched to square pixels; a quarter turn swaps both."""
+    """Width and height as displayed: the width is stretched to square pixels; a quarter turn swaps them."""
     size = max(1, round(frame.picture.width * frame.ratio)), frame.picture.height
     return (size[1], size[0]) if _orientation(frame.picture)[0] % 2 else size
 
@@ -228,9 +220,9 @@ class _Scaler:
     def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> np.ndarray:
         """Converts a picture to RGB by its tagged color matrix, range, primaries and transfer curve.
 
-        Like players, it takes untagged pictures as limited range (yuvj formats: full range), and as BT.709 if
-        they are at least 1280 wide or more than 576 high, otherwise as BT.601. Transparent pixels are blended
-        over white, like those of photos.
+        Like players, it treats untagged pictures as limited range, or full range for yuvj formats. It treats
+        them as BT.709 if they are at least 1280 wide or more than 576 high, otherwise as BT.601. Transparent
+        pixels are blended over white, like those of photos.
         """
         tags = {}
         if not picture.format.is_rgb:

@@ -57,7 +57,7 @@ def _pq_decode(v: np.ndarray) -> np.ndarray:
 
 
 def _hlg_decode(v: np.ndarray) -> np.ndarray:
-    """ARIB STD-B67 with the OOTF of BT.2100 for `PEAK` (gamma 1.2), relative to `WHITE`."""
+    """ARIB STD-B67 with the per-channel OOTF for `PEAK` (gamma 1.2), relative to `WHITE`."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(v <= 0.5, v**2 / 3, (np.exp((v - c) / a) + b) / 12)
     return PEAK / WHITE * scene**1.2
@@ -67,7 +67,7 @@ def _power(gamma: float) -> Transfer:
     return lambda v: v**gamma
 
 
-# H.273 TransferCharacteristics -> decoder. The SDR curves of video are those of a display, BT.1886.
+# H.273 TransferCharacteristics -> decoder.
 _DECODERS = {
     4: _power(2.2),
     5: _power(2.8),
@@ -76,13 +76,13 @@ _DECODERS = {
     PQ: _pq_decode,
     HLG: _hlg_decode,
 }
-_DISPLAY = _power(2.4)
+_DISPLAY = _power(2.4)  # BT.1886, by which displays decode SDR video
 
 
 def compress(x: np.ndarray) -> np.ndarray:
     """Compresses linear values from [0, PEAK / WHITE] to [0, 1]; values up to 0.9 stay as they are.
 
-    Above, it is the extended Reinhard curve, scaled to continue with slope 1 and to end in 1.
+    Larger values follow an extended Reinhard curve that begins with slope 1 and ends at 1.
     """
     t, end = (x - _KNEE) / (1 - _KNEE), (PEAK / WHITE - _KNEE) / (1 - _KNEE)
     t = np.clip(t, 0, end)
@@ -110,7 +110,7 @@ class Conversion:
       decode: function from values in [0, 1] to linear light, 1 for white.
       primaries: (x, y) of white, red, green and blue.
       encode: function from linear light in [0, 1] to values in [0, 1].
-      white: the value of white, 255 for uint8. swscale converts white in YUV to 255 * 256 in uint16.
+      white: the input value of white: 255 for uint8; 255 * 256 for uint16, as swscale converts YUV.
       hdr: whether to compress linear values above white.
     """
 
@@ -122,14 +122,13 @@ class Conversion:
         white: int = 255,
         hdr: bool = False,
     ):
-        values = np.arange(256 if white == 255 else 2**16) / white
-        self._decoded = decode(np.minimum(values, 1)).astype(np.float32)
+        values = np.minimum(np.arange(256 if white == 255 else 2**16) / white, 1)
+        self._decoded = decode(values).astype(np.float32)
         self._matrix = np.linalg.solve(_to_xyz(_BT709), _to_xyz(primaries)).T.astype(np.float32)
-        linear = np.arange(2**16) / (2**16 - 1)
-        # The table's square root spacing keeps the dark values apart.
         self._top = PEAK / WHITE if hdr else 1.0
-        values = linear**2 * self._top
-        encoded = encode(np.clip(compress(values) if hdr else values, 0, 1))
+        # The table is indexed by the square root of linear values, which keeps dark values apart.
+        linear = self._top * (np.arange(2**16) / (2**16 - 1)) ** 2
+        encoded = encode(np.clip(compress(linear) if hdr else linear, 0, 1))
         self._encoded = np.round(255 * encoded).astype(np.uint8)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
@@ -166,7 +165,7 @@ def code_conversion(primaries: int, transfer: int) -> Conversion | None:
 def gamma_conversion(gamma: float, chromaticities: tuple[float, ...] | None) -> Conversion | None:
     """The conversion of uint8 RGB by PNG's gAMA (such as 0.45455) and cHRM (white, red, green, blue: x, y).
 
-    None if a number is not possible.
+    None if a number is impossible, such as a gamma of 0.
     """
     numbers = chromaticities or tuple(np.ravel(_BT709))
     primaries = list(zip(numbers[::2], numbers[1::2], strict=True))
@@ -185,8 +184,8 @@ def gamma_conversion(gamma: float, chromaticities: tuple[float, ...] | None) -> 
 def icc_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """The transform of a photo in Pillow's `mode` to sRGB, mode 'RGB'.
 
-    None if the photo is shown without it: if the profile is damaged, is for another kind of picture, or is
-    sRGB up to rounding.
+    None if the profile is sRGB up to rounding, or if viewers ignore it because it is damaged or for another
+    color mode.
     """
     space = {"L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}.get(mode, "RGB ")
     try:

@@ -1,4 +1,4 @@
-"""Decodes the sound frames of a clip, on a clock without jumps."""
+"""Decodes the undamaged frames of a clip, on a clock without jumps."""
 
 import contextlib
 import errno
@@ -19,9 +19,10 @@ from av.format import Flags
 from vaejax.data import matroska
 from vaejax.data.crop import Unreadable
 
-JUMP = 10.0  # seconds; FFmpeg takes a larger step of the clock for a discontinuity, where a format allows any
-# FFmpeg seeks in these formats by byte position; in a test, the frames after a seek were off by 10.
-_NO_CLOCK_AFTER_SEEK = {"mpeg", "mpegvideo"}
+# Seconds. If a format allows discontinuities of the clock, FFmpeg treats a longer step as one.
+JUMP = 10.0
+# FFmpeg seeks in this format by byte position; in a test, the frames after a seek were off by 10.
+_NO_CLOCK_AFTER_SEEK = {"mpegvideo"}
 _THUMBNAILS = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 # A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -32,7 +33,8 @@ TOLERANCE = 1e-3  # seconds; a file whose clock ticks in 1/600 s rounds times by
 def open_clip(file: str | os.PathLike | bytes) -> Iterator[tuple]:
     """Opens a clip; yields the container and the video stream that a player shows."""
     # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
-    # The whitelist is not in `options`: PyAV passes those to the streams too, and before 18 crashes on .mpg.
+    # The whitelist is not in `options`: PyAV also passes those to the streams, and versions before 18 then
+    # crash on .mpg files.
     target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
     local = {"protocol_whitelist": "file"}
     with av.open(target, container_options=local, **_METADATA) as container:
@@ -92,7 +94,7 @@ def decode(container, stream, packets: Iterable | None = None, offset: float = 0
       packets: the packets to decode; None decodes the whole stream.
       offset: seconds to add to the file's clock, for discontinuities before the first of `packets`.
     """
-    nominal = float(1 / (stream.average_rate or Fraction(25)))
+    nominal = _nominal_period(stream)
     ratio = float(stream.sample_aspect_ratio or 1)
     ratio = ratio if 0.1 < ratio < 10 else 1.0  # a header with a ratio outside this range is wrong
     jumps, last = has_jumps(container), None
@@ -106,6 +108,11 @@ def decode(container, stream, packets: Iterable | None = None, offset: float = 0
         last = time
         period = float(picture.duration * picture.time_base) if picture.duration else nominal
         yield Frame(time, period, ratio, stream.codec_context.name, picture, gap)
+
+
+def _nominal_period(stream) -> float:
+    """Seconds per frame, by the header; 1/25 without a frame rate."""
+    return float(1 / (stream.average_rate or Fraction(25)))
 
 
 def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
@@ -136,9 +143,7 @@ def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
                 gap = begun
             held = []
             if not packet.size:
-                if not joined:
-                    raise _damaged()
-                return
+                raise _damaged()
         elif packet.size and packet.is_corrupt:
             held = [packet]
             continue
@@ -176,7 +181,7 @@ def _damaged() -> FFmpegError:
 
 
 def frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[Frame]:
-    """Yields frames, beginning with a keyframe at or before `start`, or with the first if seeking fails."""
+    """Yields frames from a keyframe at or before `start` on, or from the first frame if seeking fails."""
     with open_clip(file) as (container, stream):
         frames = decode(container, stream)
         first = next(frames, None)
@@ -211,6 +216,13 @@ def _shown(frames: Iterator[Frame], start: float, file: Any, container, stream) 
 
 
 def _crop_filter(picture: Any, margins: matroska.Margins) -> Graph:
+    left, top, right, bottom = margins
+    width, height = picture.width - left - right, picture.height - top - bottom
+    return filter_graph(picture, "crop", f"{width}:{height}:{left}:{top}:exact=1")
+
+
+def filter_graph(picture: Any, name: str, options: str) -> Graph:
+    """A graph with one of FFmpeg's filters, for pictures of this size and format."""
     graph = Graph()
     buffer = graph.add_buffer(
         width=picture.width,
@@ -218,10 +230,7 @@ def _crop_filter(picture: Any, margins: matroska.Margins) -> Graph:
         format=picture.format,
         time_base=picture.time_base or Fraction(1, 1000),
     )
-    left, top, right, bottom = margins
-    width, height = picture.width - left - right, picture.height - top - bottom
-    crop = graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1")
-    graph.link_nodes(buffer, crop, graph.add("buffersink")).configure()
+    graph.link_nodes(buffer, graph.add(name, options), graph.add("buffersink")).configure()
     return graph
 
 
@@ -230,7 +239,7 @@ def _skip(container, stream, until: float) -> Iterator[Frame]:
 
     Reads all packets before it, but does not decode them: after a jump, a seek would land elsewhere.
     """
-    nominal = float(1 / (stream.average_rate or Fraction(25)))
+    nominal = _nominal_period(stream)
     packets, group, offset, group_offset, latest, previous = container.demux(stream), [], 0.0, 0.0, None, None
     for packet in packets:
         if packet.pts is not None and packet.size:

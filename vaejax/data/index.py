@@ -29,7 +29,7 @@ from vaejax.runtime import cache
 
 INDEX_FILE = ".vaejax-index.parquet"
 # Unreadable files have only path, kind, size, mtime_ns and error; their other columns are null. Increase the
-# version in the metadata when the columns or the scan change: an index of another version is ignored.
+# version in the metadata when the columns or the scan change: an index with a different version is ignored.
 SCHEMA = pa.schema(
     {
         "path": pa.string(),  # relative to the folder, with forward slashes
@@ -165,7 +165,7 @@ def _cache_path(folder: str) -> str:
 
 
 def _load(path: str) -> pa.Table | None:
-    """The table in a file; None if it is missing, damaged or of another version."""
+    """The table in a file; None if it is missing, damaged or has a different version."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException):
@@ -187,7 +187,7 @@ def _save(table: pa.Table, places: list[str]) -> None:
             reason = error
     if len(places) == 1:
         raise InputError(f"--out={places[0]}: {reason.strerror}; accepted: a writable file")
-    print(f"warning: the index cannot be saved: {reason}; the next start scans again", file=sys.stderr)
+    print(f"warning: the index cannot be saved: {reason}; the next run scans again", file=sys.stderr)
 
 
 # The command ------------------------------------------------------------------------------------------------

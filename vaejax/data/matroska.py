@@ -4,11 +4,11 @@ import io
 import os
 from typing import BinaryIO, NamedTuple
 
-# Elements that are entered, and elements that are read, by their identifiers.
+# Identifiers of the elements to enter, and of those to read.
 _SEGMENT, _TRACKS, _TRACK, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
 _CLUSTER = 0x1F43B675
 _CROPS = {0x54CC: "left", 0x54BB: "top", 0x54DD: "right", 0x54AA: "bottom"}
-_LONGEST = 2**20  # bytes; the tracks of a longer header are not searched
+_LONGEST = 2**20  # bytes of a file in which the tracks are searched
 
 
 class Margins(NamedTuple):

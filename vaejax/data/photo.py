@@ -128,7 +128,7 @@ def _srgb(photo: Image.Image, profile: bytes | None, conversion: color.Conversio
 
 
 def _tagged_conversion(photo: Image.Image) -> color.Conversion | None:
-    """The conversion by H.273 codes, or else by PNG's chunks: iCCP precedes sRGB, and both gAMA and cHRM."""
+    """The conversion by H.273 codes; for a PNG without codes, profile and sRGB chunk, by gAMA and cHRM."""
     codes = photo.info.get("cicp")
     if codes is not None:
         return color.code_conversion(*codes)

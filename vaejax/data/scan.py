@@ -55,7 +55,7 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def probe(self, path: str, kind: str) -> dict:
-        """Returns the result of `media.probe` and {'error': None}, or only {'error': reason} if it failed."""
+        """Returns the result of `media.probe` plus 'error': None, or only {'error': reason} if it failed."""
         if "\ufffd" in path and not os.path.exists(path):
             return {"error": "the file's name is not UTF-8"}
         process = self._process or self._start()
@@ -85,7 +85,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
-            # NumPy's BLAS would start a thread per core in each worker, and none has any use for them.
+            # NumPy's BLAS would start a thread per core in each worker, which decodes without BLAS.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C reaches only the parent, which saves, then closes this process
         )

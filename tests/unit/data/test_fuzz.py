@@ -47,7 +47,7 @@ CLIPS = {
 
 
 def samples(folder) -> dict[str, bytes]:
-    """The bytes of a small sound file of every kind, by extension."""
+    """The bytes of a small intact file of every kind, by extension."""
     found = {}
     for extension, options in PHOTOS.items():
         out = io.BytesIO()
@@ -99,23 +99,23 @@ def resident(process) -> int:
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the memory of Linux processes")
 def test_mutated_media_give_a_sample_or_a_reason(tmp_path):
     seconds, seed = float(os.environ.get("FUZZ_SECONDS", 20)), int(os.environ.get("FUZZ_SEED", 0))
-    sound, draw = samples(tmp_path), random.Random(seed)
-    assert len(sound) > 15
+    intact, draw = samples(tmp_path), random.Random(seed)
+    assert len(intact) > 15
     worker, outcomes, end = (
         scan._Worker(),
         {"read": 0, "refused": 0, "crashed": 0},
         time.monotonic() + seconds,
     )
-    for number, extension in enumerate(itertools.cycle(sound)):
-        if time.monotonic() > end and number >= len(sound):
+    for number, extension in enumerate(itertools.cycle(intact)):
+        if time.monotonic() > end and number >= len(intact):
             break
         path = tmp_path / f"{number}.{extension}"
-        path.write_bytes(mutated(sound[extension], draw) if number >= len(sound) else sound[extension])
+        path.write_bytes(mutated(intact[extension], draw) if number >= len(intact) else intact[extension])
         begin = time.monotonic()
         answer = worker.probe(str(path), "image" if extension in PHOTOS else "video")
         assert time.monotonic() - begin < LONGEST, (seed, path.name)
         reason = answer["error"]
-        assert number >= len(sound) or reason is None, (extension, reason)
+        assert number >= len(intact) or reason is None, (extension, reason)
         assert reason is None or (reason and "\n" not in reason), (seed, path.name, reason)
         outcome = "read" if reason is None else "crashed" if reason.startswith(scan.CRASHED) else "refused"
         outcomes[outcome] += 1

@@ -48,7 +48,7 @@ def test_the_test_recording_is_read_whole(recording):
     assert len(group_starts(recording.read_bytes())) == FRAMES // GROUP
 
 
-def test_a_recording_that_begins_between_keyframes_keeps_its_sound_frames(recording, tmp_path):
+def test_a_recording_that_begins_between_keyframes_keeps_its_undamaged_frames(recording, tmp_path):
     data = recording.read_bytes()
     first, second, _ = group_starts(data)
     middle = next(i for i in video_packets(data) if i > first + (second - first) // 2)
@@ -63,7 +63,7 @@ def test_a_recording_that_begins_between_keyframes_keeps_its_sound_frames(record
     assert numbers(cut, at, 8, RATE) == list(range(12, 20))
 
 
-def test_frames_that_lean_on_lost_packets_are_no_sample(recording, tmp_path):
+def test_frames_that_depend_on_lost_packets_are_never_sampled(recording, tmp_path):
     data = recording.read_bytes()
     _, second, third = group_starts(data)
     inside = [i for i in video_packets(data) if second < i < third]
