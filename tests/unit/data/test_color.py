@@ -225,7 +225,7 @@ def test_colors_of_hlg_are_those_of_zscale(tmp_path):
     ):
         rgb[:, 16 * i : 16 * i + 16] = patch
     write_clip(tmp_path / "sdr.mp4", [rgb] * 3)
-    to_hlg = "zscale=tin=bt709:pin=bt709:min=bt709:rin=tv:t=arib-std-b67:p=2020:m=2020_ncl:r=tv:npl=203"
+    to_hlg = "zscale=tin=bt709:pin=bt709:min=bt709:rangein=tv:t=arib-std-b67:p=2020:m=2020_ncl:r=tv:npl=203"
     linear = "zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,tonemap=clip:desat=0"
     back = f"{linear},zscale=t=bt709:m=bt709:r=tv,format=rgb24"
     run = ["ffmpeg", "-v", "error", "-y", "-i"]
