@@ -231,7 +231,7 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
     """
     s = architecture.spatial_factor
     if overlap is not None and not tile:
-        raise InputError(f"overlap = {overlap} pixels without a tile; accepted: an overlap with a tile")
+        raise InputError(f"overlap = {overlap} pixels without a tile; accepted: tile and overlap together")
     for name, value in (("tile", tile), ("overlap", overlap or 0)):
         if value < 0 or value % s:
             raise InputError(f"{name} = {value} pixels; accepted: positive multiples of {s}, or 0")
@@ -243,7 +243,7 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
         if tile // s <= needed:
             raise InputError(
                 f"tile = {tile} pixels; accepted: {s * (needed + 1)} or more, or a smaller tile together with"
-                f" an overlap; results are exact only with an overlap of at least {s * needed} pixels"
+                f" an overlap (with one below {s * needed} pixels, results are only approximate)"
             )
     return tile // s, None if overlap is None else overlap // s
 

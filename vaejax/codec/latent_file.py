@@ -159,7 +159,10 @@ class LatentWriter:
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
         text = json.dumps(header).encode()
         if len(text) > self._room:
-            raise ValueError(f"the header has {len(text)} bytes; accepted: at most {self._room}")
+            raise ValueError(
+                f"{facts.source}: the header of its latent file would have {len(text)} bytes; accepted: at"
+                f" most {self._room}; shorten the file's name"
+            )
         self._file.seek(0)
         self._file.write(struct.pack("<Q", self._room) + text.ljust(self._room))
 

@@ -153,8 +153,8 @@ def _check_best(config: Config, buckets: Sequence[str]) -> None:
         raise InputError(
             f"checkpoint.best = {best!r}; accepted: '' or BUCKET/SCORE, e.g. mean/psnr, with '-' in front if"
             f" lower is better; buckets: mean, {', '.join(buckets)}; scores (not all in every bucket):"
-            f" {', '.join(scores['mean'])}"
-            + (f"; or {', '.join(probed)}" if probed else "; probe scores need probe.every above 0")
+            f" {', '.join(scores['mean'])}; scores of the probe:"
+            f" {', '.join(probed) or 'none, because probe.every is 0'}"
         )
     key = "probe.every" if name in probed else "eval.every"
     every, saved = get(config, key), config.checkpoint.every

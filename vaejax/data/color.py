@@ -36,7 +36,7 @@ _PRIMARIES = {
 }
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 PQ, HLG = 16, 18  # H.273 TransferCharacteristics of HDR
-_WIDE = {9, 11, 12}  # primaries of clips that are converted; players show the others like BT.709
+_WIDE = {9, 11, 12}  # primaries that a clip is converted from; players treat all others as BT.709
 
 Transfer = Callable[[np.ndarray], np.ndarray]
 

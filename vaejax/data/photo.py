@@ -180,7 +180,7 @@ def _check_samples(photo: Image.Image) -> None:
 
 
 def _eight_bits(photo: Image.Image, inverted: bool) -> Image.Image:
-    """Converts 16-bit grayscale to 8 bits; Pillow leaves it inverted if 0 is white."""
+    """Converts 16-bit grayscale to 8 bits. `inverted`: 0 is white, which Pillow does not undo at 16 bits."""
     values = np.asarray(photo)
     if values.min() < 0 or values.max() > 65535:
         raise Unreadable(f"gray values from {values.min()} to {values.max()}; accepted: 0 to 65535")

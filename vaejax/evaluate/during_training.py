@@ -202,7 +202,7 @@ class TrainingEvaluation:
             except InputError as error:
                 codec = None
                 if self._is_main:
-                    print(f"{bucket.name} has no linear codec: {error}", file=sys.stderr)
+                    print(f"{bucket.name}: no comparison with the linear codec: {error}", file=sys.stderr)
             self._linear[bucket.name] = codec
         return self._linear.get(bucket.name)
 

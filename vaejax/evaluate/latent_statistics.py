@@ -55,7 +55,9 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
     if exported is not None:
         if exported["latents"]["mean"] is None:
             print(
-                f"warning: {name}: exported without latent statistics, which encoding needs", file=sys.stderr
+                f"warning: {name}: exported without latent statistics, which encoding needs; run vaejax"
+                " evaluate --checkpoint=RUN on its run, then export again",
+                file=sys.stderr,
             )
             return None
         return exported["latents"]

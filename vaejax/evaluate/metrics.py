@@ -143,7 +143,8 @@ def seam_error(whole: jax.Array, parts: jax.Array, at: jax.Array) -> tuple[jax.A
     at = jnp.broadcast_to(at, change.shape[1:])
 
     def mean(where):
-        # The sum over the selected pixels divided by their number, both as nested means, see `squared_error`.
+        # The mean over the selected pixels is mean(change * where) / mean(where). `squared_error` explains
+        # why the means are nested.
         share = where.mean((-2, -1))
         frames = (change * where).mean((-2, -1))
         return frames.mean(-1) / share.mean() / LEVEL

@@ -180,7 +180,8 @@ def _statistics(name: str, vae: TrainedVAE) -> dict[str, Any]:
     computed = of_run(codec, name, vae.step)
     if computed is None:
         print(
-            f"warning: {name} is exported without latent statistics; vaejax encode will refuse the export",
+            f"warning: {name} is exported without latent statistics; vaejax encode will refuse the export."
+            f" Run vaejax evaluate --checkpoint={name}, then export again",
             file=sys.stderr,
         )
         return {"mean": None, "std": None}

@@ -136,7 +136,10 @@ def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
         return unknown | {"temporary": needed, "fits": False, "seconds": time.monotonic() - begin}
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if memory is None or text is None:
-        raise RuntimeError("the compiler does not report the memory or the text of a program")
+        raise RuntimeError(
+            "this compiler reports no memory use or no HLO text, which the plan needs; accepted: the versions"
+            " of jax and libtpu in pyproject.toml"
+        )
     moved = hlo.traffic(text)
     return {
         "memory_traffic": moved.memory,

@@ -61,8 +61,8 @@ def probe(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.nda
         probe = Probe(media, preset, Features(options.inception), bool(options.inception), progress=True)
     except weights.BadWeights as error:
         raise InputError(
-            f"features: {error} (reinstalling a package restores its weights; --inception takes pytorch-fid's"
-            " pt_inception-2015-12-05-6726825d.pth)"
+            f"Inception weights: {error}; accepted: an intact package (reinstall it), or --inception with"
+            " pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
         ) from error
     latents = probe.latents(codec)
     scores, shown = probe.score(latents, codec.decode, range(options.seeds))

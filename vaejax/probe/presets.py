@@ -86,8 +86,9 @@ PRESETS: Mapping[str, Preset] = {
         ema=0.998,
         solver_steps=25,
     ),
-    # DiT-B/2 as trained by SiT (arXiv 2401.08740) on ImageNet, except for training times and QK-norm.
-    # Latents of 32x32x16 take 84 GB of memory, and twice that during normalization.
+    # DiT-B/2 as SiT (arXiv 2401.08740) trains it on ImageNet, except for the distribution of t and QK-norm.
+    # The latents of all training images, 32x32x16 each, take 84 GB of memory, and twice that during
+    # normalization.
     "standard": Preset(
         bucket="image_256x256",
         fps=24.0,

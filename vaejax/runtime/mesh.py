@@ -111,7 +111,7 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:
-    """The first of AXES, BATCH and () that splits `count` images into equal parts; () does not split them."""
+    """The mesh axes that split `count` images into equal parts: AXES if possible, else BATCH, else none."""
     return next(axes for axes in (AXES, BATCH, ()) if count % _parts(mesh, axes) == 0)
 
 

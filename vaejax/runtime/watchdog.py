@@ -121,7 +121,7 @@ class Watchdog:
 
 
 class SilenceDetector:
-    """Detects processes that stopped reporting, by this process's clock, as the clocks of hosts differ."""
+    """Detects processes that have stopped reporting, by the local clock only: hosts' clocks differ."""
 
     def __init__(self):
         # Process -> (its latest report by the clock of its host, the report's arrival by this host's clock).
@@ -150,7 +150,7 @@ class SilenceDetector:
 
 
 def diagnose(own: Activity, activities: Sequence[Activity], seconds: float) -> list[str]:
-    """One line for each stuck process; [] if any process is within the time limit of a patient activity.
+    """One line for each stuck process; [] if any process may still take its time (`patient` activities).
 
     Processes run in lockstep, so one that waits for its devices waits for another process. The first of these
     groups that is not empty is stuck: processes that stopped reporting, processes behind the latest step,

@@ -156,10 +156,13 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
     ("changes", "message"),
     [
         ({"checkpoint.best": "mean/psrn"}, r"checkpoint\.best = 'mean/psrn'; .* buckets: mean, image_64x64"),
-        ({"checkpoint.best": "-image_64x64/probe_kernel"}, r"probe scores need probe\.every above 0"),
+        (
+            {"checkpoint.best": "-image_64x64/probe_kernel"},
+            r"of the probe: none, because probe\.every is 0",
+        ),
         (
             {"checkpoint.best": "-mean/probe_kernel", "probe.every": 300},
-            r"or image_64x64/probe_kernel, image_64x64/probe_frechet",
+            r"of the probe: image_64x64/probe_kernel, image_64x64/probe_frechet",
         ),
         (
             {"checkpoint.best": "-image_64x64/probe_kernel", "probe.every": 500},
@@ -171,7 +174,7 @@ def test_a_discriminator_cannot_warm_up_for_longer_than_there_is_time():
         ),
         (
             {"checkpoint.best": "-mean/lpips_alexnet", "data.buckets": {"image_16x16": {"batch": 1}}},
-            r"scores .*: psnr, .*, kl, spots; probe",
+            r"scores .*: psnr, .*, kl, spots; scores of the probe",
         ),
         ({"checkpoint.best": "-image_64x64/flicker"}, r"checkpoint\.best = '-image_64x64/flicker'"),
         (

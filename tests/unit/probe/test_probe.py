@@ -266,7 +266,7 @@ def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, c
         (["--attention=none"], "attention = none; accepted: full, factorised"),
         (["--checkpoint=identity"], "identity: no latents to learn"),
         (["--checkpoint=nowhere"], "nowhere"),
-        (["--inception=nowhere.pth"], "features: nowhere.pth"),
+        (["--inception=nowhere.pth"], "Inception weights: nowhere.pth"),
     ],
 )
 def test_a_user_error_is_one_line(photos, tmp_path, capsys, arguments, message):

@@ -98,7 +98,7 @@ class Linear:
             codec = LinearCodec.fit(counted(), size.channels, size.spatial, size.temporal)
         except ValueError as error:
             raise InputError(
-                f"linear: {error}; accepted: training frames of the shapes to be scored"
+                f"linear: {error}; accepted: --data or a run with training samples that it can be fitted to"
             ) from error
         return cls(codec, count)
 
@@ -178,7 +178,10 @@ class Jpeg:
             kept = frames.setdefault(batch.shape[1:4], [])
             kept += [sample[len(sample) // 2].copy() for sample in batch[: MATCHED_FRAMES - len(kept)]]
         if not frames:
-            raise InputError(f"{name}: no samples; accepted: training frames of the shapes to be scored")
+            raise InputError(
+                f"{name}: no training samples to choose its quality by; accepted: --data or a run with"
+                " training samples"
+            )
         target = {shape: size.bits(*shape) for shape in frames}
         quality = {shape: nearest_quality(some, target[shape]) for shape, some in frames.items()}
         settings = {

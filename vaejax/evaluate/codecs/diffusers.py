@@ -199,9 +199,9 @@ class DiffusersCodec:
             if clip.shape[1:3] == (1 + self.frame_multiple, 2 * self.spatial_factor):
                 return
         raise InputError(
-            f"codec {self.name!r}: decodes {1 + k} latent frames of 2 rows to {clip.shape[1]} frames of"
-            f" {clip.shape[2]} rows instead of {1 + self.frame_multiple} frames of"
-            f" {2 * self.spatial_factor} rows; accepted: a model that restores the size of a clip"
+            f"codec {self.name!r}: decoding does not restore the size of a clip: {clip.shape[1]} frames of"
+            f" {clip.shape[2]} rows instead of {1 + self.frame_multiple} of {2 * self.spatial_factor};"
+            " accepted: a model with the same factors for encoding and decoding"
         )
 
     def _moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
