@@ -167,7 +167,8 @@ def _cache_path(folder: str) -> str:
 def _load(path: str) -> pa.Table | None:
     """The table in a file; None if it is missing, damaged or has a different version."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
     except (OSError, pa.ArrowException):
         return None
     return table if table.schema.equals(SCHEMA, check_metadata=True) else None
@@ -181,7 +182,7 @@ def _save(table: pa.Table, places: list[str]) -> None:
             os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
             sweep([Path(place)])
             with atomic_file(place) as file:
-                pq.write_table(table, file)
+                pq.write_table(table, file, write_page_checksum=True)
             return
         except OSError as error:
             reason = error

@@ -142,10 +142,10 @@ def test_a_folder_that_cannot_be_written_is_kept_in_the_cache(
         cache = tmp_path / "run" / "cache" / "index"
     write = pq.write_table
 
-    def refuse(table, file):
+    def refuse(table, file, **options):
         if str(file.name).startswith(str(folder)):
             raise PermissionError(13, "Permission denied")
-        write(table, file)
+        write(table, file, **options)
 
     monkeypatch.setattr(pq, "write_table", refuse)
     rows = build(folder)
@@ -159,7 +159,7 @@ def test_a_write_that_fails_leaves_the_old_index(folder, monkeypatch, capsys):
     before = (folder / index.INDEX_FILE).read_bytes()
     os.remove(folder / "text.mp4")
 
-    def half(table, file):
+    def half(table, file, **options):
         file.write(b"PAR1 half a fi")
         raise OSError(28, "No space left on device")
 
