@@ -36,7 +36,7 @@ def probe_files(folder: str, files: list[dict], workers: int | None, progress: b
     pool = ThreadPoolExecutor(count)
     try:
         done = as_completed([pool.submit(probe, file) for file in files])
-        for future in tqdm(done, "scanning", len(files), unit=" files", disable=not progress):
+        for future in tqdm(done, "scanning", len(files), unit="file", disable=not progress):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)

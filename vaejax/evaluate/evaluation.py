@@ -123,7 +123,7 @@ def evaluate(
     scored: dict[str, Any] = {}
     shown, seconds = {}, {codec.name: 0.0 for codec in codecs}
     # disable=None: the bar is shown on a terminal only.
-    bar = tqdm(total=sum(counts.values()), unit=" samples", file=sys.stderr, disable=None)
+    bar = tqdm(total=sum(counts.values()), unit="sample", file=sys.stderr, disable=None)
     with bar as progress:
         for bucket in chosen:
             progress.set_description(bucket.name)

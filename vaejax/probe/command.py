@@ -90,10 +90,10 @@ def budget(options: argparse.Namespace) -> Preset:
 def summary(results: dict[str, Any]) -> str:
     """The scores as lines for the console."""
     settings, floor, seeds = results["settings"], results["floor"], len(results["kernel"]["seeds"])
-    fits = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    fits = f"{seeds} seeds" if seeds > 1 else "1 seed (one seed has no spread)"
     seconds = duration(results["time"]["seconds"])
     lines = [
-        f"done: probed {settings['checkpoint']} in {seconds}: {fits} of preset {settings['preset']}",
+        f"done: probed {settings['checkpoint']} in {seconds}: preset {settings['preset']}, {fits}",
         f"  kernel distance   {mean_and_spread(results['kernel'], 4)} (lower is better;"
         f" decoded training latents: {floor['kernel']:.4f})",
         f"  Fréchet distance  {mean_and_spread(results['frechet'], 2)}"

@@ -142,17 +142,18 @@ class Probe:
           requested, 'fid' of decoded training latents. 'white_loss' is the loss of a model that has learned
           nothing.
 
-          The samples are up to SHOWN of each kind, (n, T, H, W, 3) uint8: 'real' are held-out samples,
-          'decoded training latents' are reconstructions, and 'generated' are generated with the first seed.
+          The samples are up to SHOWN of each kind, (n, T, H, W, 3) uint8: 'real, held out' are held-out
+          samples, 'decoded training latents' are reconstructions of other samples, and 'generated' are
+          generated with the first seed.
         """
         power = np.square(latents.held_out).mean(dtype=np.float64)
         white_loss = float(flow.white_loss(flow.VALIDATION_TIMES, power).mean())
         chosen = np.arange(self._preset.samples) % len(latents.train)
         floor, decoded = self._compare(latents.denormalize(latents.train[chosen]), decode, "decoding")
-        shown = {"real": self._real[1], "decoded training latents": decoded}
+        shown = {"real, held out": self._real[1], "decoded training latents": decoded}
         results = []
         for seed in seeds:
-            with self._bar(self._preset.steps, f"seed {seed}", " updates") as bar:
+            with self._bar(self._preset.steps, f"seed {seed}", "update") as bar:
                 params = fit(self._model, latents, self._preset, seed, functools.partial(self._tick, bar))
             loss = self._validate(params, latents)
             z = latents.denormalize(self._generate(params, latents, seed))
@@ -199,7 +200,7 @@ class Probe:
     def _compare(self, z: np.ndarray, decode: Decoder, task: str) -> tuple[dict[str, float], np.ndarray]:
         """Decodes latents; returns distances to the real samples, and the first decoded samples as uint8."""
         parts, shown = [], []
-        with self._bar(len(z), task, " samples") as bar:
+        with self._bar(len(z), task, "sample") as bar:
             for start in range(0, len(z), BATCH):
                 frames = decode(z[start : start + BATCH])
                 parts.append(self._extract(frames))
@@ -224,7 +225,7 @@ class Probe:
 
     def _read(self, split: str, task: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         count = self._preset.train_samples if split == "train" else self._preset.samples
-        with self._bar(count, task, " samples") as bar:
+        with self._bar(count, task, "sample") as bar:
             batches = self.media.batches(split, count)
             for frames, labels in distributed.lockstep(batches, lambda batch: batch[0]):
                 yield frames, labels

@@ -1,8 +1,9 @@
 """Panels of original, reconstruction and error, as PNG, and as MP4 for videos.
 
-The error is the maximum over R, G, B of |original - reconstruction|, amplified four times. A spot in one
-channel is therefore as visible as a gray one. The color scale goes from black (no error) through red and
-yellow to white (an error of a quarter of the pixel range or more).
+A panel names its bucket, its step, and the PSNR of the samples that it shows. The error is the maximum over
+R, G, B of |original - reconstruction|, amplified four times. A spot in one channel is therefore as visible as
+a gray one. The color scale goes from black (no error) through red and yellow to white (an error of a quarter
+of the pixel range or more).
 """
 
 import math
@@ -16,12 +17,16 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vaejax import files
+from vaejax.data.bucket import Bucket
+
 ERROR_GAIN = 4
 MIN_CELL = 192  # minimum width of a cell in pixels; narrower frames are enlarged by a whole factor
 MIN_SAMPLE = 96  # minimum width of a cell in grids of samples, in pixels
 MAX_VIDEO = 4096  # longest side in pixels; browsers and hardware decoders play no larger H.264
 _GAP = 4
 _HEADER = 24
+_FOOTER = 22
 _GUTTER = 40
 _BACKGROUND = 24
 _INK = (225, 225, 225)
@@ -39,8 +44,8 @@ def write_panels(
     """Writes DIR/panels/STEP/BUCKET.png, and for videos BUCKET.mp4.
 
     The columns are original, reconstruction, linear codec (if given), and the error of the reconstruction.
-    There is one row per sample, except in the PNG of a video: it has up to three rows per sample, for the
-    first, middle and last frame.
+    The labels of the second and third show the mean PSNR over the frames. There is one row per sample, except
+    in the PNG of a video: it has up to three rows per sample, for the first, middle and last frame.
 
     Args:
       workdir: DIR, the folder of the run.
@@ -64,25 +69,52 @@ def write_panels(
     for name, column in columns.items():
         if column.dtype != np.uint8 or column.ndim != 5 or column.shape != np.shape(original):
             raise ValueError(f"panel {name}: {column.dtype} {column.shape}; accepted: uint8 (N, T, H, W, 3)")
+    scored = {name: _psnr(original, column) for name, column in columns.items() if name != "original"}
     columns[f"error x{ERROR_GAIN}"] = error_map(columns["original"], columns["reconstruction"])
+    labels = [f"{name} {scored[name]:.2f} dB" if name in scored else name for name in columns]
+    caption = f"{bucket_name}, step {step}; mean PSNR of the samples shown"
 
     frames = np.stack(list(columns.values()), axis=2)  # (N, T, columns, H, W, 3)
     samples, length = frames.shape[:2]
     if length == 1:
-        png = _grid(frames[:, 0], list(columns))
+        png = _grid(frames[:, 0], labels, caption=caption)
     else:
         shown = sorted({0, length // 2, length - 1})
         rows = frames[:, shown].reshape(-1, *frames.shape[2:])
-        png = _grid(rows, list(columns), [f"t={t}" for t in shown] * samples)
-        panels = (_grid(frames[:, t], list(columns)) for t in range(length))
+        png = _grid(rows, labels, [f"t={t}" for t in shown] * samples, caption)
+        panels = (_grid(frames[:, t], labels, caption=caption) for t in range(length))
         _write_mp4(_folder(workdir, step) / f"{bucket_name}.mp4", panels, fps)
     write_picture(workdir, step, bucket_name, png)
     return png
 
 
 def write_picture(workdir: str | os.PathLike, step: int, name: str, picture: np.ndarray) -> None:
-    """Writes a picture (H, W, 3) uint8 as panels/STEP/NAME.png in the run's folder."""
-    Image.fromarray(picture).save(_folder(workdir, step) / f"{name}.png")
+    """Writes a picture (H, W, 3) uint8 as panels/STEP/NAME.png in the run's folder, atomically."""
+    with files.atomic_file(_folder(workdir, step) / f"{name}.png") as file:
+        Image.fromarray(picture).save(file, "PNG")
+
+
+def read_cells(path: str | os.PathLike, bucket: Bucket) -> np.ndarray:
+    """The cells of a bucket's PNG panel, (rows, columns, height, width, 3) uint8.
+
+    Raises:
+      OSError: if there is no readable PNG.
+      ValueError: if the picture is smaller than a cell, or too large to be one of a run.
+    """
+    try:
+        with Image.open(path) as image:
+            panel = np.asarray(image.convert("RGB"))
+    except (SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises these for damaged files
+        raise ValueError(str(error)) from error
+    scale = max(1, -(-MIN_CELL // bucket.width))
+    height, width = scale * bucket.height, scale * bucket.width
+    rows = (len(panel) - _HEADER) // (height + _GAP)
+    columns, left = divmod(panel.shape[1], width + _GAP)
+    if not rows or not columns:
+        raise ValueError(f"{path}: {panel.shape[1]}x{len(panel)} pixels; accepted: a panel of {bucket.name}")
+    panel = panel[_HEADER:, left:][: rows * (height + _GAP)]
+    cells = panel.reshape(rows, height + _GAP, columns, width + _GAP, 3).swapaxes(1, 2)
+    return cells[:, :, :height, :width]
 
 
 def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
@@ -91,6 +123,14 @@ def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
     # Black, red, yellow, white: each third of the range fills one of R, G, B.
     heat = 3 * ERROR_GAIN * error - np.array([0, 255, 510], np.int16)
     return np.clip(heat, 0, 255).astype(np.uint8)
+
+
+def _psnr(original: np.ndarray, decoded: np.ndarray) -> float:
+    """Mean PSNR in dB over frames (N, T, H, W, 3) uint8; an exact frame counts as 100 dB."""
+    errors = []
+    for x, x_hat in zip(original, decoded, strict=True):  # one sample at a time, for memory
+        errors.append(np.square(x.astype(np.float32) - x_hat).mean((1, 2, 3)))
+    return float(np.minimum(10 * np.log10(255**2 / np.maximum(errors, 1e-12)), 100).mean())
 
 
 def _folder(workdir: str | os.PathLike, step: int) -> Path:
@@ -120,9 +160,13 @@ def _grid(
     cells: np.ndarray,
     column_labels: Sequence[str] = (),
     row_labels: Sequence[str] = (),
+    caption: str = "",
     min_cell: int = MIN_CELL,
 ) -> np.ndarray:
-    """A labeled grid of cells (rows, columns, H, W, 3) on a dark background; small cells are enlarged."""
+    """A labeled grid of cells (rows, columns, H, W, 3) on a dark background; small cells are enlarged.
+
+    `read_cells` relies on the places of the cells.
+    """
     rows, columns, height, width, _ = cells.shape
     scale = max(1, -(-min_cell // width))
     cells = cells.repeat(scale, axis=2).repeat(scale, axis=3)
@@ -131,7 +175,8 @@ def _grid(
     top = _HEADER if column_labels else _GAP
     widths = [font.getlength(line) for label in row_labels for line in label.splitlines()]
     left = max(_GUTTER, math.ceil(max(widths)) + 2 * _GAP) if widths else _GAP
-    size = (top + rows * (height + _GAP), left + columns * (width + _GAP))
+    bottom = top + rows * (height + _GAP)
+    size = (bottom + (_FOOTER if caption else 0), left + columns * (width + _GAP))
     canvas = np.full((*size, 3), _BACKGROUND, np.uint8)
     for i in range(rows):
         for j in range(columns):
@@ -143,6 +188,8 @@ def _grid(
         draw.text((left + j * (width + _GAP) + width / 2, _HEADER / 2), label, _INK, font, anchor="mm")
     for i, label in enumerate(row_labels):
         draw.text((left / 2, top + i * (height + _GAP) + height / 2), label, _INK, font, anchor="mm")
+    if caption:
+        draw.text((left, bottom + (_FOOTER - _GAP) / 2), caption, _INK, font, anchor="lm")
     return np.asarray(image)
 
 

@@ -156,7 +156,7 @@ def test_scores_are_listed_by_seed_and_reproducible(probe, linear, latents):
         scores["explained"]["seeds"], 1 - np.array(scores["loss"]["seeds"]) / scores["white_loss"], rtol=1e-12
     )
     assert {name: x.shape for name, x in shown.items()} == dict.fromkeys(
-        ("real", "decoded training latents", "generated"), (8, 1, 64, 64, 3)
+        ("real, held out", "decoded training latents", "generated"), (8, 1, 64, 64, 3)
     )
     again, shown_again = probe.score(latents, linear.decode, [0])
     for name in ("kernel", "frechet", "loss", "explained"):
@@ -286,6 +286,16 @@ def test_every_field_of_a_preset_has_a_flag():
 def test_a_single_seed_has_no_spread():
     assert command.mean_and_spread({"mean": 0.5, "spread": float("nan"), "seeds": [0.5]}, 2) == "0.50"
     assert command.mean_and_spread({"mean": 0.5, "spread": 0.1, "seeds": [0.4, 0.6]}, 2) == "0.50 ± 0.10"
+
+
+def test_the_summary_of_one_seed_says_that_it_has_no_spread():
+    one = {"mean": 0.5, "spread": float("nan"), "seeds": [0.5]}
+    names = ("kernel", "frechet", "loss", "explained")
+    results = dict.fromkeys(names, one) | {"white_loss": 2.0, "floor": {"kernel": 0.1, "frechet": 0.2}}
+    results |= {"settings": {"checkpoint": "linear", "preset": "cpu"}, "time": {"seconds": 62}}
+    text = command.summary(results)
+    assert "linear in 1m02s: preset cpu, 1 seed (one seed has no spread)" in text
+    assert "±" not in text and "nan" not in text
 
 
 def test_a_run_is_exported_next():

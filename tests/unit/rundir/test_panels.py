@@ -3,8 +3,10 @@
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
+from skimage.metrics import peak_signal_noise_ratio
 
+from vaejax.data.bucket import Bucket
 from vaejax.rundir import panels
 
 
@@ -28,6 +30,51 @@ def test_an_image_panel_shows_original_reconstruction_and_error_side_by_side(tmp
             cell = png[24 + i * 124 :, 4 + j * 196 :][:120, :192]
             np.testing.assert_array_equal(cell, column[i, 0].repeat(3, 0).repeat(3, 1))
     assert not list((tmp_path / "panels" / "50").glob("*.mp4"))
+
+
+@pytest.mark.parametrize("length", [1, 9])
+@pytest.mark.parametrize("footer", [22, 0])  # panels of the first version have no caption
+def test_the_cells_of_a_panel_are_read_back(tmp_path, length, footer):
+    original, reconstruction = frames(2, length, 40, 64, 3), frames(2, length, 40, 64, 3)[::-1]
+    png = panels.write_panels(tmp_path, 50, "image_40x64", original, reconstruction)
+    Image.fromarray(png[: len(png) - 22 + footer]).save(tmp_path / "panel.png")
+    cells = panels.read_cells(tmp_path / "panel.png", Bucket(length, 40, 64, 1))
+    shown = [0] if length == 1 else [0, 4, 8]
+    wanted = [np.stack([x[:, shown] for x in (original, reconstruction)])]
+    wanted = wanted[0].reshape(2, -1, 40, 64, 3).swapaxes(0, 1).repeat(3, 2).repeat(3, 3)
+    assert cells.shape == (2 * len(shown), 3, 120, 192, 3)
+    np.testing.assert_array_equal(cells[:, :2], wanted)
+
+
+@pytest.mark.parametrize("damage", [lambda png: png[:500], lambda png: b"text", lambda png: png[:-20] * 2])
+def test_a_damaged_panel_is_an_error_that_names_no_other_kind(tmp_path, damage):
+    original = frames(1, 1, 40, 64, 3)
+    panels.write_panels(tmp_path, 50, "image_40x64", original, original)
+    path = tmp_path / "panels" / "50" / "image_40x64.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises((OSError, ValueError)):
+        panels.read_cells(path, Bucket(1, 40, 64, 1))
+    with pytest.raises((OSError, ValueError)):
+        panels.read_cells(tmp_path / "absent.png", Bucket(1, 40, 64, 1))
+
+
+def test_a_panel_names_its_bucket_and_step_and_the_psnr_of_its_samples(tmp_path, monkeypatch):
+    """The text that is drawn, and the scores in it, which scikit-image confirms."""
+    drawn = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: (drawn.append(a[2]), draw(*a, **k)))
+    original = frames(2, 1, 40, 64, 3)
+    noisy, linear = (
+        (original + np.random.default_rng(0).integers(0, scale, original.shape)).clip(0, 255).astype(np.uint8)
+        for scale in (20, 40)
+    )
+    panels.write_panels(tmp_path, 50, "image_40x64", original, noisy, linear)
+    ours, theirs = (
+        np.mean([peak_signal_noise_ratio(x, y) for x, y in zip(original[:, 0], one[:, 0], strict=True)])
+        for one in (noisy, linear)
+    )
+    labels = ["original", f"reconstruction {ours:.2f} dB", f"linear codec {theirs:.2f} dB", "error x4"]
+    assert drawn == [*labels, "image_40x64, step 50; mean PSNR of the samples shown"]
 
 
 def test_large_frames_are_shown_pixel_for_pixel(tmp_path):
@@ -59,8 +106,8 @@ def test_a_video_panel_is_an_mp4_that_browsers_play(tmp_path):
         assert float(stream.average_rate) == 12.5
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     assert len(decoded) == 9
-    # Frames of 33x47 are enlarged 5 times; two rows, three columns; the odd width made even.
-    assert decoded[0].shape == (24 + 2 * 169, 4 + 3 * 239 + 1, 3)
+    # Frames of 33x47 are enlarged 5 times; two rows, three columns, a caption; the odd width made even.
+    assert decoded[0].shape == (24 + 2 * 169 + 22, 4 + 3 * 239 + 1, 3)
     for t, frame in enumerate(decoded):
         for row in range(2):
             cell = frame[24 + 169 * row :, 4:][10:155, 10:225]
