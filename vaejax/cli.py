@@ -13,6 +13,7 @@ from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError, Training
 # Command of the `vaejax` script -> the module that runs it, and arguments to put before the user's.
 COMMANDS = {
     "train": ("vaejax.main", []),
+    "watch": ("vaejax.watch", []),
     "index": ("vaejax.data.index", []),
     "prepare": ("vaejax.data.prepare", []),
     "evaluate": ("vaejax.evaluate", []),

@@ -19,6 +19,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 # The test that runs each command from end to end; commands for several hosts need hardware.
 RUN_BY = {
     "train": "tests/runs/test_train.py",
+    "watch": "tests/unit/watch/test_watch.py",
     "index": "tests/unit/data/test_index.py",
     "prepare": "tests/unit/data/test_prepare.py",
     "evaluate": "tests/unit/evaluate/test_evaluate.py",

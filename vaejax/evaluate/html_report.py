@@ -1,7 +1,5 @@
 """report.html, a self-contained page with the tables, charts, pictures and clips of an evaluation."""
 
-import base64
-import html
 import io
 import json
 import math
@@ -13,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from vaejax import files
+from vaejax.evaluate import page
+from vaejax.evaluate.page import NONE, Series
 from vaejax.rundir.panels import ERROR_GAIN, error_map
 
 CELL = 192  # least width of a picture on the page, in pixels; smaller ones are enlarged
@@ -73,25 +73,6 @@ _METRICS = {
     "equivariance_rotation": _Metric("rotated latent, levels", -1, 3, "error after decoding, 8-bit levels"),
     "bits_per_pixel": _Metric("bits per pixel", 0, 3, "file size, or 16 bits per latent value"),
 }
-_NONE = "&ndash;"
-# Six colors of Wong's palette, which color-blind readers can tell apart, then gray and olive.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1c1c1c;--soft:#6a6a6a;--line:#d8d8d8;--ground:#fff;--best:#e3f1e3}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e4e4;--soft:#9a9a9a;--line:#3a3a3a;--ground:#161616;
---best:#1f3a24}}
-body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--ground);margin:2em auto;
-max-width:1500px;padding:0 1.5em}
-h1{font-size:1.5em}h2{font-size:1.2em;margin:2.2em 0 .6em;border-top:1px solid var(--line);padding-top:1em}
-h3{font-size:1em;margin:1.6em 0 .4em}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.3em .9em;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
-th:first-child,td:first-child{text-align:left}td.best{background:var(--best);font-weight:600}
-small,.soft{color:var(--soft);font-weight:400}td small{display:block}
-.charts{display:flex;flex-wrap:wrap;gap:2em}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
-.samples td,.samples th{border:0;padding:.25em;text-align:center}.samples td:first-child{padding-right:.8em}
-img{image-rendering:pixelated;display:block}pre{white-space:pre-wrap;font-size:12px}
-"""
 
 
 def write(path: str | os.PathLike, results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> None:
@@ -113,15 +94,14 @@ def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> 
     settings, codecs = results["settings"], results["codecs"]
     fps = settings["cut"]["fps"]
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width'><title>vaejax evaluation</title>",
-        f"<style>{_STYLE}</style><h1>vaejax evaluation</h1>",
-        f"<p>{_text(', '.join(map(short, codecs)))}<br><span class=soft>Samples: {_text(settings['data'])};"
-        f" {_number(fps, 3)} fps; seed {settings['seed']}; {_text(settings['devices'])}</span>",
+        f"{page.head('vaejax evaluation')}<h1>vaejax evaluation</h1>",
+        f"<p>{page.text(', '.join(map(short, codecs)))}<br><span class=soft>",
+        f"Samples: {page.text(settings['data'])}; {page.number(fps, 3)} fps; seed {settings['seed']};",
+        f"{page.text(settings['devices'])}</span>",
     ]
     for bucket in results["buckets"]:
         scored = results["results"][bucket]
-        parts.append(f"<h2>{_text(bucket)}</h2>{_table(codecs, scored)}<div class=charts>")
+        parts.append(f"<h2>{page.text(bucket)}</h2>{_table(codecs, scored)}<div class=charts>")
         parts.append(_charts(codecs, scored))
         parts.append("</div>" + _latents(codecs, scored))
         for sample in shown.get(bucket, ()):
@@ -130,9 +110,10 @@ def render(results: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> 
     for codec, statistics in results.get("training_latents", {}).items():
         heading = f"{short(codec)}, step {statistics.get('step', '?')}: normalize with (z - mean) / std"
         lists = {name: [round(float(value), 6) for value in statistics[name]] for name in ("mean", "std")}
-        parts.append(f"<p>{_text(heading)}<pre>{_text(json.dumps(lists))}</pre>")
+        parts.append(f"<p>{page.text(heading)}<pre>{page.text(json.dumps(lists))}</pre>")
     parts.append("<h2>Settings</h2><p class=soft>All settings that affect the scores, as in results.json.")
-    parts.append(f"<pre>{_text(json.dumps(settings, indent=1, sort_keys=True, default=str))}</pre></html>\n")
+    listed = json.dumps(settings, indent=1, sort_keys=True, default=str)
+    parts.append(f"<pre>{page.text(listed)}</pre></html>\n")
     return "\n".join(parts)
 
 
@@ -147,67 +128,13 @@ def short(codec: str) -> str:
     return codec if len(codec) <= 32 else "…" + codec[-31:]
 
 
-def chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, lines: bool = True
-) -> str:
-    """A chart as SVG with a legend; '' if no point is finite.
-
-    Args:
-      series: (x, y) points by name, in the order of the colors; points that are not finite are omitted.
-      across: label of the x axis.
-      up: title, which names the y axis.
-      lines: whether to join the points.
-    """
-    finite = {
-        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        for name, points in series.items()
-    }
-    points = [point for some in finite.values() for point in some]
-    if not points:
-        return ""
-    width, height, left, bottom, top = 460, 260, 52, 40, 10
-    x_low, x_high, x_ticks = _scale([x for x, _ in points])
-    y_low, y_high, y_ticks = _scale([y for _, y in points])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        column = left + (x - x_low) / (x_high - x_low) * (width - left - 12)
-        row = height - bottom - (y - y_low) / (y_high - y_low) * (height - bottom - top)
-        return round(column, 1), round(row, 1)
-
-    drawn = []
-    for tick in y_ticks:
-        _, y = place(x_low, tick)
-        drawn.append(f"<line x1={left} x2={width - 12} y1={y} y2={y} stroke='var(--line)'/>")
-        drawn.append(f"<text x={left - 6} y={y + 4} text-anchor=end>{tick:g}</text>")
-    for tick in x_ticks:
-        x, _ = place(tick, y_low)
-        drawn.append(f"<text x={x} y={height - bottom + 16} text-anchor=middle>{tick:g}</text>")
-    drawn.append(f"<text x={(left + width) / 2} y={height - 6} text-anchor=middle>{_text(across)}</text>")
-    legend = []
-    for i, (name, points) in enumerate(finite.items()):
-        color = _COLORS[i % len(_COLORS)]
-        places = [place(*point) for point in points]
-        if lines and len(places) > 1:
-            path = " ".join(f"{x},{y}" for x, y in places)
-            drawn.append(f"<polyline points='{path}' fill=none stroke='{color}' stroke-width=2 />")
-        if not lines or len(places) <= 40:
-            drawn += [f"<circle cx={x} cy={y} r=3 fill='{color}'/>" for x, y in places]
-        absent = "" if points else " (infinite)"
-        legend.append(f"<span style='color:{color}'>●</span> {_text(short(name))}{absent}")
-    return (
-        f"<figure><figcaption>{_text(up)}</figcaption><svg width={width} height={height} role=img"
-        f" xmlns='http://www.w3.org/2000/svg'>{''.join(drawn)}</svg>"
-        f"<div class=soft style='max-width:{width}px'>{' &nbsp; '.join(legend)}</div></figure>"
-    )
-
-
 def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
     """The scores: one row per metric with the best value marked, one column per codec."""
     present = {name for codec in codecs for name in scored[codec]["scores"]}
     names = [name for name in _METRICS if name in present]
     names += sorted(name for name in present - set(_METRICS) if not name.endswith("_elsewhere"))
     head = "".join(
-        f"<th>{_text(short(codec))}<br><small>{scored[codec]['samples']} samples</small></th>"
+        f"<th>{page.text(short(codec))}<br><small>{scored[codec]['samples']} samples</small></th>"
         for codec in codecs
     )
     rows = []
@@ -220,22 +147,22 @@ def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
         cells = []
         for codec, score in zip(codecs, scores, strict=True):
             if not score:
-                cells.append(f"<td class=soft>{_NONE}</td>")
+                cells.append(f"<td class=soft>{NONE}</td>")
                 continue
             marked = " class=best" if len(values) > 1 and float(score["value"]) == best else ""
             below = [
-                f"{_number(float(score['low']) * metric.scale, metric.digits)} to"
-                f" {_number(float(score['high']) * metric.scale, metric.digits)}"
+                f"{page.number(float(score['low']) * metric.scale, metric.digits)} to"
+                f" {page.number(float(score['high']) * metric.scale, metric.digits)}"
             ]
             if score["samples"] != scored[codec]["samples"]:
                 below.append(f"{score['samples']} samples")
             elsewhere = scored[codec]["scores"].get(f"{name}_elsewhere")
             if elsewhere:
-                below.append(f"elsewhere {_number(float(elsewhere['value']), metric.digits)}")
-            value = _number(float(score["value"]) * metric.scale, metric.digits)
+                below.append(f"elsewhere {page.number(float(elsewhere['value']), metric.digits)}")
+            value = page.number(float(score["value"]) * metric.scale, metric.digits)
             cells.append(f"<td{marked}>{value}<small>{'<br>'.join(below)}</small></td>")
-        note = f"<small>{_text(metric.note)}</small>" if metric.note else ""
-        rows.append(f"<tr><td>{_text(metric.label)}{arrow}{note}</td>{''.join(cells)}</tr>")
+        note = f"<small>{page.text(metric.note)}</small>" if metric.note else ""
+        rows.append(f"<tr><td>{page.text(metric.label)}{arrow}{note}</td>{''.join(cells)}</tr>")
     return (
         f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
         "<p class=soft>In small print: 95% bootstrap intervals over samples. With few samples, Fréchet"
@@ -244,18 +171,23 @@ def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
 
 
 def _charts(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
+    def curves(points: Mapping[str, Sequence[tuple[float, float]]]) -> list[Series]:
+        """Curves by codec, each in the color of its codec in every chart."""
+        colors = {codec: page.color(i) for i, codec in enumerate(codecs)}
+        return [Series(short(codec), points[codec], colors[codec]) for codec in codecs if codec in points]
+
     by_frame = {
         codec: [(i, float(y)) for i, y in enumerate(scored[codec]["psnr_by_frame"])] for codec in codecs
     }
     charts = []
     if any(len(points) > 1 for points in by_frame.values()):
-        charts.append(chart(by_frame, "frame", "PSNR by frame, dB"))
+        charts.append(page.chart(curves(by_frame), "frame", "PSNR by frame, dB"))
     if len(codecs) > 1:
         value = {
             codec: {k: float(v["value"]) for k, v in scored[codec]["scores"].items()} for codec in codecs
         }
         by_size = {codec: [(value[codec]["bits_per_pixel"], value[codec]["psnr"])] for codec in codecs}
-        charts.append(chart(by_size, "bits per pixel", "PSNR by size, dB", lines=False))
+        charts.append(page.chart(curves(by_size), "bits per pixel", "PSNR by size, dB", lines=False))
     spectra = {}
     for codec in codecs:
         spectrum = [float(value) for value in scored[codec].get("latents", {}).get("spectrum", ())]
@@ -263,7 +195,7 @@ def _charts(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
         if total > 0 and math.isfinite(total):
             # The floor is a millionth of the variance; smaller shares are rounding errors.
             spectra[codec] = [(i + 1, math.log10(max(v / total, 1e-6))) for i, v in enumerate(spectrum)]
-    charts.append(chart(spectra, "principal channel", "share of the latent variance, log10"))
+    charts.append(page.chart(curves(spectra), "principal channel", "share of the latent variance, log10"))
     return "".join(charts)
 
 
@@ -276,15 +208,17 @@ def _latents(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
         kl = [float(value) for value in statistics.get("kl", ())]
         cells = [
             "x".join(map(str, scored[codec]["latent_shape"])),
-            _number(statistics["effective_rank"], 2),
+            page.number(statistics["effective_rank"], 2),
             _listed(statistics["dead"]),
             _listed(statistics["exploding"]),
-            _number(max(float(value) for value in statistics["peak"]), 1),
-            *(_number(float(statistics["sec"][rho]), 4) for rho in sorted(statistics["sec"])),
-            _number(sum(kl) / len(kl), 3) if kl else _NONE,
-            _number(float(statistics["viv"]), 2) if "viv" in statistics else _NONE,
+            page.number(max(float(value) for value in statistics["peak"]), 1),
+            *(page.number(float(statistics["sec"][rho]), 4) for rho in sorted(statistics["sec"])),
+            page.number(sum(kl) / len(kl), 3) if kl else NONE,
+            page.number(float(statistics["viv"]), 2) if "viv" in statistics else NONE,
         ]
-        rows.append(f"<tr><td>{_text(short(codec))}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        rows.append(
+            f"<tr><td>{page.text(short(codec))}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        )
     if not rows:
         return ""
     first = next(scored[codec]["latents"] for codec in codecs if "latents" in scored[codec])
@@ -305,8 +239,8 @@ def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
     seen = _window(errors[worst])
     columns = {"original": original} | {codec: sample.decoded[codec].frames for codec in codecs}
     head = "".join(
-        f"<th>{_text(name if name == 'original' else short(name))}"
-        + ("" if name == "original" else f"<br><small>{_number(sample.decoded[name].psnr, 2)} dB</small>")
+        f"<th>{page.text(name if name == 'original' else short(name))}"
+        + ("" if name == "original" else f"<br><small>{page.number(sample.decoded[name].psnr, 2)} dB</small>")
         + "</th>"
         for name in columns
     )
@@ -325,7 +259,7 @@ def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
     rows.append(f"<tr><td class=soft>error x{ERROR_GAIN}</td>{maps}</tr>")
     name = os.path.basename(sample.name)
     return (
-        f"<h3>{_text(sample.reason)}: <span class=soft>{_text(name)}</span></h3><div class=wide>"
+        f"<h3>{page.text(sample.reason)}: <span class=soft>{page.text(name)}</span></h3><div class=wide>"
         f"<table class=samples><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
     )
 
@@ -341,9 +275,7 @@ def _window(error: np.ndarray) -> tuple[slice, slice]:
 
 def _still(frame: np.ndarray) -> str:
     """An <img> of (H, W, 3) uint8 as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frame)).save(file, "PNG", optimize=True)
-    return _embedded("png", file.getvalue(), frame.shape[1])
+    return page.picture(frame, _shown_width(frame))
 
 
 def _moving(frames: np.ndarray, fps: float) -> str:
@@ -361,35 +293,13 @@ def _moving(frames: np.ndarray, fps: float) -> str:
         lossless=lossless,
         quality=60 if lossless else 92,  # in lossless WebP, the compression effort
     )
-    return _embedded("webp", file.getvalue(), frames.shape[2])
+    return page.embedded("webp", file.getvalue(), _shown_width(frames[0]))
 
 
-def _embedded(kind: str, data: bytes, width: int) -> str:
-    shown = width * max(1, -(-CELL // width))
-    return f"<img width={shown} alt='' src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
-
-
-def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """The limits of an axis for these values, and its ticks at round numbers."""
-    low, high = min(values), max(values)
-    if high - low < 1e-9 * max(1, abs(high)):
-        low, high = low - 0.5, high + 0.5
-    raw = (high - low) / 4
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * unit for unit in (1, 2, 5, 10) if size * unit >= raw)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return first * step, last * step, [round(i * step, 10) for i in range(first, last + 1)]
-
-
-def _number(value: float, digits: int) -> str:
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    return _NONE if math.isnan(value) else f"{value:.{digits}f}"
+def _shown_width(frame: np.ndarray) -> int:
+    """The width on the page of a frame (H, W, 3): at least CELL, by a whole factor."""
+    return frame.shape[1] * max(1, -(-CELL // frame.shape[1]))
 
 
 def _listed(channels: Sequence[int]) -> str:
     return f"{len(channels)}: {', '.join(map(str, channels[:8]))}" if channels else "none"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

@@ -5,7 +5,6 @@ import io
 import re
 
 import numpy as np
-import pytest
 from PIL import Image
 from skimage import data
 
@@ -165,25 +164,3 @@ def test_long_names_of_codecs_are_short_in_headings():
     assert page.short('diffusers:AutoencoderKLWan:{"dim": 4, "z": "<>"}') == "AutoencoderKLWan (random)"
     assert page.short("jpeg:matched") == "jpeg:matched"
     assert len(page.short("/a/very/long/path/" * 5 + "run")) == 32
-
-
-@pytest.mark.parametrize(("low", "high"), [(29.3, 31.7), (0, 1e-3), (-1234, 5000), (30, 30)])
-def test_a_chart_draws_points_where_its_ticks_say(low, high):
-    """Places of points are linear in what the axis' ticks are, read back from the SVG."""
-    points = list(zip(range(5), np.linspace(low, high, 5), strict=True))
-    text = page.chart({"a": points, "none": [(0, float("inf"))]}, "x", "y")
-    ticks = [
-        (float(label), float(y)) for y, label in re.findall(r"y=([\d.]+) text-anchor=end>([-\d.e+]+)<", text)
-    ]
-    slope, offset = np.polyfit(*np.array(ticks).T, 1)
-    drawn = [tuple(map(float, pair)) for pair in re.findall(r"<circle cx=([\d.]+) cy=([\d.]+)", text)]
-    assert len(drawn) == 5  # infinite ones are left out
-    np.testing.assert_allclose(
-        [y - 4 for _, y in drawn], [slope * v + offset - 8 for _, v in points], atol=0.3
-    )
-    assert (np.diff([x for x, _ in drawn]) > 0).all() and all(52 <= x <= 460 for x, _ in drawn)
-    assert len(ticks) >= 3 and "none (infinite)" in text
-
-
-def test_a_chart_of_nothing_is_left_out():
-    assert page.chart({"a": []}, "x", "y") == ""
