@@ -23,6 +23,7 @@ def read(path: pathlib.Path) -> dict[int, dict[str, float]]:
     for line in path.read_text().splitlines():
         row = json.loads(line)
         at, split, bucket = (row.pop(key) for key in ("step", "split", "bucket"))
+        row.pop("verdict", None)
         steps.setdefault(at, {}).update({f"{split}/{bucket}/{name}": value for name, value in row.items()})
     return dict(sorted(steps.items()))
 

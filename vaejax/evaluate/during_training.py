@@ -13,10 +13,12 @@ from tqdm import tqdm
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
-from vaejax.data.table import Source
+from vaejax.data.sampler import Sampler
+from vaejax.data.table import Source, count_of
 from vaejax.errors import InputError, Stopped
 from vaejax.evaluate import metrics
 from vaejax.evaluate.codecs.linear import LinearCodec, psnr_linear
+from vaejax.evaluate.latent_metrics import dead_channels
 from vaejax.losses.objective import Objective
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.pixels import from_uint8, to_uint8
@@ -31,6 +33,7 @@ T = TypeVar("T")
 # Scores of this evaluation that checkpoint.best may name. 'psnr_raw' is the PSNR with the raw parameters,
 # 'psnr' with their EMA.
 SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
+TRAINING_SAMPLES = 16  # at most this many training samples per bucket are scored, to notice overfitting
 LPIPS_FRAMES = 8  # LPIPS scores at most this many frames of a clip, evenly spaced
 # With fewer distinct held-out files than this in a bucket, the console warns that scores may not be
 # representative.
@@ -88,7 +91,10 @@ class TrainingEvaluation:
           psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: scores with the EMA parameters; see `score`.
           psnr_raw and so on: the same scores except LPIPS, with the raw parameters.
           psnr_linear: PSNR of the best linear codec of the same latent size; absent without such a codec.
+          psnr_train: PSNR of up to TRAINING_SAMPLES training samples, always the same, with EMA parameters.
+          dead_channels: number of latent channels that carry nothing, see `latent_metrics.dead_channels`.
           samples: number of samples.
+          files: number of distinct files that they come from.
           spread_encoder_level_N, spread_decoder_level_N: the largest `metrics.activation_spread` of any batch
             at level N, with the EMA parameters.
 
@@ -109,10 +115,17 @@ class TrainingEvaluation:
                 scores[f"mean/{name}"] = float(np.mean(values))
         return scores
 
-    def table(self, step: int, scores: Mapping[str, float]) -> str:
-        """The main scores for the console, one line per bucket, with the gain over the linear codec."""
+    def table(self, step: int, scores: Mapping[str, float], changes: Mapping[str, str] | None = None) -> str:
+        """The main scores for the console, two lines per bucket, with the gain over the linear codec.
+
+        Args:
+          step: number of updates done.
+          scores: result of `evaluate`.
+          changes: change of each bucket's PSNR since earlier evaluations, in words; see `rundir.verdict`.
+        """
         lines = [f"evaluation at step {step}: EMA parameters (raw parameters)"]
-        lines += [self._row(bucket.name, scores) for bucket in self._buckets]
+        for bucket in self._buckets:
+            lines += self._rows(bucket.name, scores, (changes or {}).get(bucket.name, ""))
         few = [name for name, files in self._files.items() if files < FEW_FILES]
         if few and not self._warned:
             self._warned = True
@@ -142,22 +155,22 @@ class TrainingEvaluation:
                 yield bucket.name, original, np.asarray(reconstruction)[: len(original)], linear
                 break
 
-    def _row(self, bucket: str, scores: Mapping[str, float]) -> str:
+    def _rows(self, bucket: str, scores: Mapping[str, float], change: str) -> list[str]:
         def get(name: str) -> float:
             return scores.get(f"{bucket}/{name}", float("nan"))
 
         if f"{bucket}/psnr" not in scores:
-            return f"  {bucket:20} not evaluated: {self._missing.get(bucket, 'no held-out sample')}"
+            return [f"  {bucket:20} not evaluated: {self._missing.get(bucket, 'no held-out sample')}"]
         row = f"  {bucket:20} psnr {get('psnr'):.2f} ({get('psnr_raw'):.2f}) dB"
         if f"{bucket}/psnr_linear" in scores:
             gain = get("psnr") - get("psnr_linear")
             row += f", {gain:+.2f} dB vs linear codec ({get('psnr_linear'):.2f})"
-        row += (
-            f"  ssim {get('ssim'):.4f} ({get('ssim_raw'):.4f})  lpips {get('lpips_alexnet'):.3f}"
-            f"  nll {get('nll'):+.3f}  kl {get('kl'):.3f}  {get('samples'):.0f} samples"
+        others = (
+            f"  {'':20} ssim {get('ssim'):.4f} ({get('ssim_raw'):.4f})  lpips {get('lpips_alexnet'):.3f}"
+            f"  nll {get('nll'):+.3f}  kl {get('kl'):.3f}"
+            f"  {get('samples'):.0f} samples of {count_of(int(get('files')), 'file')}"
         )
-        files = self._files.get(bucket, 0)
-        return row + (f" of {files} file{'s' * (files > 1)}" if files else "")
+        return [f"{row}, {change}" if change else row, others]
 
     def _evaluate_bucket(self, bucket: Bucket, average: dict, raw: dict) -> dict[str, float]:
         values: dict[str, list[np.ndarray]] = {}
@@ -181,10 +194,31 @@ class TrainingEvaluation:
         if not samples:
             return {}
         self._files[bucket.name] = len(files)
-        result = {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
+        means = {name: np.concatenate(parts).mean(0) for name, parts in values.items()}
+        result = {name: float(mean) for name, mean in means.items() if not mean.ndim}
+        if "latent" in means:
+            mean, square = means["latent"].astype(np.float64), means["latent_square"]
+            result["dead_channels"] = int(dead_channels(np.sqrt(np.maximum(square - mean**2, 0))).sum())
         if linear:
             result["psnr_linear"] = sum(linear) / samples
-        return result | spreads | {"samples": samples}
+        result |= self._score_training(bucket, average)
+        return result | spreads | {"samples": samples, "files": len(files)}
+
+    def _score_training(self, bucket: Bucket, average: dict) -> dict[str, float]:
+        """The score 'psnr_train'; {} if the training samples can no longer be read."""
+        count = min(self._config.eval.samples, TRAINING_SAMPLES)
+        sampler = Sampler(self._sources, bucket, "train", self._config.data, self._config.seed)
+        batches = pipeline.read_batches(sampler, count, bucket.batch)
+        values = []
+        try:
+            for batch, frames in self._on_mesh(
+                bucket, distributed.lockstep(batches, lambda batch: batch.frames)
+            ):
+                scores, _, _ = self._score(average, {}, frames)
+                values.append(np.asarray(scores["psnr"])[: len(batch.frames)])
+        except InputError:  # training itself will report the files
+            return {}
+        return {"psnr_train": float(np.concatenate(values).mean())} if values else {}
 
     def _linear_codec(self, bucket: Bucket) -> LinearCodec | None:
         """The linear codec fitted to the bucket's training samples.
@@ -208,7 +242,11 @@ class TrainingEvaluation:
 
     def _batches(self, bucket: Bucket) -> Iterator[tuple[Batch, jax.Array]]:
         """Held-out batches, and their frames on the mesh, padded with copies to the bucket's batch size."""
-        for batch in self._held_out(bucket):
+        return self._on_mesh(bucket, self._held_out(bucket))
+
+    def _on_mesh(self, bucket: Bucket, batches: Iterable[Batch]) -> Iterator[tuple[Batch, jax.Array]]:
+        """Batches, and their frames on the mesh, padded with copies to the bucket's batch size."""
+        for batch in batches:
             if self._stopping():
                 raise Stopped
             padded = batch.frames[np.arange(bucket.batch) % len(batch.frames)]
@@ -265,9 +303,10 @@ def score(
 
     Returns:
       A tuple of three:
-      - scores by name, each (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
+      - scores by name, (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
         `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over at most LPIPS_FRAMES frames, absent for
-        frames too small for LPIPS; and 'flicker', absent for images;
+        frames too small for LPIPS; and 'flicker', absent for images. 'latent' and 'latent_square', (B, c),
+        are the means of the posterior mean and of its square in each channel;
       - the scalar `metrics.activation_spread` of each level, by name: 'spread_encoder_level_N' or
         'spread_decoder_level_N';
       - the first reconstructions, (shown, T, H, W, C) uint8.
@@ -281,6 +320,10 @@ def score(
     psnr = jnp.minimum(metrics.psnr(x, x_hat), metrics.PSNR_CEILING)
     scores = {name: getattr(metrics, name)(x, x_hat).mean(1) for name in ("ssim", "spots")}
     scores |= {"psnr": psnr.mean(1), **terms}
+    scores |= {
+        "latent": posterior.mean.mean((1, 2, 3)),
+        "latent_square": jnp.square(posterior.mean).mean((1, 2, 3)),
+    }
     if x.shape[1] > 1:
         scores["flicker"] = metrics.flicker(x, x_hat)
     if min(x.shape[2:4]) >= lpips.SMALLEST:

@@ -85,7 +85,7 @@ class LatentMoments:
         variance = np.maximum(np.diag(covariance), 0)
         std = np.sqrt(variance)
         median = np.median(std[np.isfinite(std)]) if np.isfinite(std).any() else 0.0
-        dead = (std < DEAD * median) | (std == 0)
+        dead = dead_channels(std)
         farthest = np.maximum(self._highest - mean, mean - self._lowest)
         finite = np.isfinite(covariance).all()
         spectrum = (
@@ -111,6 +111,16 @@ class LatentMoments:
         if self._kl is not None:
             statistics["kl"] = (self._kl / count).tolist()
         return statistics
+
+
+def dead_channels(std: np.ndarray) -> np.ndarray:
+    """Which channels carry nothing, (c,): their standard deviation is 0, or below DEAD times the median.
+
+    Args:
+      std: standard deviation of each channel, (c,); those that are not finite do not count for the median.
+    """
+    finite = std[np.isfinite(std)]
+    return (std == 0) | (std < DEAD * np.median(finite) if finite.size else False)
 
 
 def encode(codec: Codec, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from vaejax import files
 class JsonlWriter:
     """Writes scalars as JSON lines: {"step", "split", "bucket", name: value, ...}.
 
-    There is one line per step, split and bucket. Every line is strict JSON: non-finite values are the strings
-    "NaN", "Infinity" and "-Infinity", which `float(value)` in Python and `Number(value)` in JavaScript read.
+    There is one line per step, split and bucket. It may also hold lists of sentences. Every line is strict
+    JSON: non-finite values are the strings "NaN", "Infinity" and "-Infinity", which `float(value)` in Python
+    and `Number(value)` in JavaScript read.
 
     Args:
       path: the file; its folder is created.
@@ -42,23 +43,29 @@ class JsonlWriter:
                     file.writelines(line for line in earlier if _step(line) <= resume_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - close() closes it
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    def write_scalars(
+        self,
+        step: int,
+        scalars: Mapping[str, Any],
+        sentences: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Writes numbers, which are kept even if the process is killed afterwards.
 
         Args:
           step: number of updates done.
           scalars: numbers with keys 'split/bucket/name'.
+          sentences: lists of sentences with such keys, written to the same lines.
 
         Raises:
           ValueError: for a key of another form, or a name that the line itself uses, such as 'step'.
         """
         lines: dict[tuple[str, str], dict[str, Any]] = {}
-        for key, value in scalars.items():
+        for key, value in (*scalars.items(), *(sentences or {}).items()):
             split, bucket, name = _parts(key)
             line = lines.setdefault((split, bucket), {"step": int(step), "split": split, "bucket": bucket})
             if name in line:
                 raise ValueError(f"scalar {key!r}: the name {name!r} is reserved; accepted: another name")
-            line[name] = files.strict(_number(value))
+            line[name] = list(value) if sentences and key in sentences else files.strict(_number(value))
         self._file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines.values())
         self._file.flush()
 
@@ -96,8 +103,13 @@ class TensorboardWriter:
         events._event_queue.cancel_join_thread()  # otherwise the process waits for the queue when it exits
         self._thread, self._gave_up = events._worker, False
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes numbers, {'split/bucket/name': number}."""
+    def write_scalars(
+        self,
+        step: int,
+        scalars: Mapping[str, Any],
+        sentences: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Writes numbers, {'split/bucket/name': number}; leaves out sentences."""
         for key, value in scalars.items():
             if self._is_alive():
                 self._writer.add_scalar(key, _number(value), step)

@@ -1,6 +1,7 @@
 """Writes the metrics, TensorBoard files, panels and console lines of a run, on process 0 only."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from vaejax.rundir import console, panels
 from vaejax.rundir.console import Cost, Progress
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
+from vaejax.rundir.verdict import History, Verdict
 
 SETTLING = 100  # updates for which a discriminator must have trained before its accuracy causes warnings
 
@@ -36,10 +38,12 @@ class Reporter:
     def __init__(self, folder: RunFolder, config: Config, start: int, peak_flops: float = 0.0):
         self._folder, self._config, self._is_main = folder, config, jax.process_index() == 0
         self._sinks: list[JsonlWriter | TensorboardWriter] = []
+        self._history = History(config.steps, config.model.latent_channels)
         if self._is_main:
             self._tensorboard = TensorboardWriter(folder.tensorboard, start)
             self._tensorboard.write_hparams(config.to_dict())
             self._sinks = [JsonlWriter(folder.metrics, start), self._tensorboard]
+            self._history.read(folder.metrics)  # after JsonlWriter has dropped the lines of later steps
         self.progress = Progress(config.steps, start, is_main=self._is_main, peak_flops=peak_flops)
         self._terms: dict[str, Terms] = {}
         self._alarms: dict[str, str | None] = {}
@@ -80,13 +84,23 @@ class Reporter:
             f"train/{b}/{k}": v for b, terms in latest.items() for k, v in terms.items() if k != "finite"
         }
         scalars |= extra
-        self._write_scalars(step, scalars | self.progress.log(step, scalars))
+        speeds = self.progress.log(step, scalars)
+        self._history.waited(speeds.get("train/all/data_wait", math.nan))
+        self._write_scalars(step, scalars | speeds)
         self._check_discriminators(step, scalars)
 
-    def scores(self, step: int, scores: Mapping[str, float], text: str) -> None:
-        """Writes evaluation scores, with keys 'BUCKET/NAME', and prints their table `text`."""
-        self._write_scalars(step, {f"eval/{name}": value for name, value in scores.items()})
-        self.say(text)
+    def judge(self, step: int, scores: Mapping[str, float]) -> Verdict:
+        """The verdict on evaluation scores, with keys 'BUCKET/NAME', in view of the run so far."""
+        return self._history.judge(step, scores)
+
+    def scores(
+        self, step: int, scores: Mapping[str, float], text: str, verdict: Verdict | None = None
+    ) -> None:
+        """Writes evaluation scores, with keys 'BUCKET/NAME', and the verdict; prints their table `text`."""
+        alarms = {f"eval/{name}/verdict": texts for name, texts in verdict.alarms.items()} if verdict else {}
+        for sink in self._sinks:
+            sink.write_scalars(step, {f"eval/{name}": value for name, value in scores.items()}, alarms)
+        self.say("\n".join([text, *verdict.lines()]) if verdict else text)
 
     def picture(self, step: int, bucket: str, name: str, picture: np.ndarray) -> None:
         """Writes a picture, (H, W, 3) uint8, as panels/STEP/BUCKET_NAME.png."""

@@ -7,6 +7,7 @@ from vaejax.evaluate.during_training import TrainingEvaluation
 from vaejax.networks.lpips import load_configured
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir.reporter import Reporter
+from vaejax.rundir.verdict import Verdict
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train.schedule import Due
@@ -22,12 +23,16 @@ class Evaluators:
       watchdog: notified before every batch.
       preemption: source of stop signals, which end an evaluation early. After the last update, only the probe
         can end early.
+
+    Attributes:
+      verdict: verdict on the latest scores, on process 0; None before there are any.
     """
 
     def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
         config, programs = setup.config, setup.programs
         self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
         self._step = 0
+        self.verdict: Verdict | None = None
         networks = {"alexnet": load_configured("alexnet")}
         if programs.lpips_params:  # scores use the published AlexNet, even if training uses another file
             networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
@@ -59,7 +64,6 @@ class Evaluators:
           Scores by 'BUCKET/NAME' or 'mean/NAME', without those of an evaluation that ended early.
         """
         self._step = step
-        self._watchdog.begin("evaluating", step, patient=True)
         scores = self.score(step, state, report) if due.score else {}
         if due.probe and self._probe:
             scores |= self._run_probe(self._probe, step, state, report)
@@ -70,11 +74,14 @@ class Evaluators:
     def score(self, step: int, state: TrainState, report: Reporter) -> dict[str, float]:
         """Scores held-out samples of every bucket and reports the results; {} if a signal ended it early."""
         self._step = step
+        self._watchdog.begin("evaluating", step, patient=True)
         try:
             scores = self._held_out.evaluate(state.ema, state.params)
         except Stopped:
             return {}
-        report.scores(step, scores, self._held_out.table(step, scores))
+        self.verdict = report.judge(step, scores)
+        table = self._held_out.table(step, scores, self.verdict.changes)
+        report.scores(step, scores, table, self.verdict)
         return scores
 
     def _run_probe(

@@ -8,6 +8,7 @@ from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.rundir import latent_statistics as stored_statistics
 from vaejax.rundir.console import duration
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.verdict import Verdict
 from vaejax.runtime import distributed
 from vaejax.train.setup import Setup
 
@@ -38,8 +39,10 @@ def complete(folder: RunFolder, step: int, config: Config) -> None:
         latent_statistics.of_run(VaeCodec.open(str(folder.path)), str(folder.path), step)
 
 
-def last_words(folder: RunFolder, config: Config, scores: dict[str, float], seconds: float) -> str:
-    """The summary of a finished run: steps, time, scores, and what to do next."""
+def last_words(
+    folder: RunFolder, config: Config, scores: dict[str, float], verdict: Verdict | None, seconds: float
+) -> str:
+    """The summary of a finished run: steps, time, scores, alarms in force, and what to do next."""
     lines = [f"done: {config.steps} updates in {duration(seconds)} on {jax.device_count()} device(s)"]
     names = {key.partition("/")[0]: None for key in scores if key.endswith("/psnr")}
     for bucket in names:
@@ -52,6 +55,7 @@ def last_words(folder: RunFolder, config: Config, scores: dict[str, float], seco
         if (lpips := scores.get(f"{bucket}/lpips_alexnet")) is not None:
             line += f"  lpips {lpips:.3f}"
         lines.append(line)
+    lines += verdict.lines() if verdict else []
     lines.append(f"look at: {folder.path / 'panels' / str(config.steps)}")
     lines.append(
         f"next: python -m vaejax.evaluate --checkpoint={folder.path} --out={folder.path / 'evaluation'}"

@@ -77,7 +77,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
                 return False
             watchdog.begin("computing latent statistics", checked.steps, patient=True)
             finish.keep_latent_statistics(setup, folder, run.ema)
-            console.say(finish.last_words(folder, checked, run.scores, run.seconds))
+            console.say(finish.last_words(folder, checked, run.scores, run.evaluators.verdict, run.seconds))
             return True
 
 
@@ -130,8 +130,8 @@ class Run:
             Profile(self.folder.profile, config.profile) as profile,
         ):
             pending = None
-            if config.init and not start:
-                self.evaluators.score(0, state, report)  # scores the loaded parameters before training
+            if not start:
+                self.evaluators.score(0, state, report)  # the baseline: parameters before training
             for step in range(start, config.steps):
                 with report.paused():
                     self.update.prepare(step, watchdog)  # compiles at first and when a loss term starts

@@ -43,8 +43,38 @@ def test_scores_are_those_of_what_the_mean_decodes_to():
         spots = metrics.spots(x[i : i + 1], y[i : i + 1])
         np.testing.assert_allclose(scores["spots"][i], np.mean(spots), atol=1e-6)
     np.testing.assert_allclose(shown[0] / 127.5 - 1, y[0], atol=0.5 / 127.5 + 1e-5)
+    np.testing.assert_allclose(scores["latent"], z.mean((1, 2, 3)), atol=1e-5)
+    np.testing.assert_allclose(scores["latent_square"], (z**2).mean((1, 2, 3)), rtol=1e-4)
     of_images = scored(params, frames[:, :1])[0]
     assert "flicker" not in of_images and "spots" in of_images
+
+
+def test_training_samples_are_scored_beside_held_out_ones(tmp_path):
+    for grey in (40, 80):
+        Image.fromarray(np.full((40, 40, 3), grey, np.uint8)).save(tmp_path / f"{grey}.png")
+    config = schema.defaults()
+    config.data.sources = {"photos": {"kind": "media", "path": str(tmp_path)}}
+    config.data.buckets = {"image_32x32": {"batch": 8}}
+    config.eval.linear_samples = 0
+    opened = sources.open_sources(config.data)
+    evaluation = TrainingEvaluation(
+        opened,
+        parse_buckets(config.data.buckets, 8, 4),
+        config,
+        randomized()[0],
+        losses.objective({}),
+        sharding.make_mesh(config.mesh),
+        {},
+    )
+    evaluation._score = lambda params, lpips, frames: (
+        {"psnr": frames.astype(jnp.float32).mean((1, 2, 3, 4))},  # the grey level in place of a PSNR
+        {},
+        frames,
+    )
+    scores = evaluation.evaluate({}, {})
+    (held_out,) = (row["path"] for row in opened[0].table.to_pylist() if row["held_out"])
+    grey = 40 if held_out.endswith("40.png") else 80
+    assert (scores["image_32x32/psnr"], scores["image_32x32/psnr_train"]) == (grey, 120 - grey)
 
 
 def test_the_table_compares_with_the_linear_codec_and_explains_missing_buckets(tmp_path):
@@ -74,13 +104,15 @@ def test_the_table_compares_with_the_linear_codec_and_explains_missing_buckets(t
     evaluation._linear = {"image_32x32": None}
     scores = evaluation.evaluate(params, params) | {"image_32x32/psnr_linear": 32.25}
     assert scores["image_32x32/samples"] == config.eval.samples and "video_5x32x32/psnr" not in scores
-    heading, image, video, hint = evaluation.table(80, scores).splitlines()
+    changes = {"image_32x32": "-0.50 since step 40, best so far"}
+    heading, image, more, video, hint = evaluation.table(80, scores, changes).splitlines()
     assert heading == "evaluation at step 80: EMA parameters (raw parameters)"
     assert "psnr 19.50 (19.50) dB, -12.75 dB vs linear codec (32.25)" in image
-    assert image.endswith("32 samples of 1 file")
+    assert image.endswith("(32.25), -0.50 since step 40, best so far")
+    assert more.endswith("32 samples of 1 file") and scores["image_32x32/files"] == 1
     assert (
         "video_5x32x32" in video
         and "not evaluated: no held-out sample fits; there are no held-out clips" in video
     )
     assert "few held-out files in image_32x32" in hint
-    assert len(evaluation.table(90, scores).splitlines()) == 3  # the hint is given once
+    assert len(evaluation.table(90, scores).splitlines()) == 4  # the hint is given once

@@ -1,6 +1,11 @@
 """During training, the evaluations that are due run, and a signal ends them early."""
 
+import dataclasses
 import json
+
+import jax
+import jax.numpy as jnp
+import pytest
 
 from tests.support.small_run import BUCKET
 from vaejax.rundir.folder import RunFolder
@@ -15,9 +20,58 @@ def due(**tasks):
     return Due(**(dict.fromkeys(Due._fields, False) | tasks))
 
 
-def test_what_is_due_is_evaluated_and_a_signal_ends_it_early_but_for_the_last_score(setup, tmp_path):
-    preemption, state = Preemption(), setup.initialize()
-    evaluators = Evaluators(setup, Watchdog(0), preemption)
+@pytest.fixture(scope="module")
+def preemption():
+    return Preemption()
+
+
+@pytest.fixture(scope="module")
+def evaluators(setup, preemption):
+    return Evaluators(setup, Watchdog(0), preemption)
+
+
+@pytest.fixture(scope="module")
+def state(setup):
+    return setup.initialize()
+
+
+def without_latents(state):
+    """The state with an encoder whose last layers map everything to 0."""
+    encoder = dict(state.ema["autoencoder"]["encoder"])
+    for name in ("linear", "conv_out"):
+        encoder[name] = jax.tree.map(jnp.zeros_like, encoder[name])
+    return dataclasses.replace(
+        state, ema=state.ema | {"autoencoder": state.ema["autoencoder"] | {"encoder": encoder}}
+    )
+
+
+def verdicts(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["verdict"] for line in lines if line["bucket"] == BUCKET}
+
+
+def test_a_model_that_collapses_raises_alarms_also_after_a_resume(setup, evaluators, state, tmp_path, capsys):
+    with Reporter(RunFolder(tmp_path), setup.config, 0) as report:
+        evaluators.score(0, state, report)
+        assert evaluators.verdict.alarms == {"mean": [], BUCKET: []}
+        good = evaluators.score(6, state, report)[f"{BUCKET}/psnr"]
+        assert "no alarm" in capsys.readouterr().err
+    with Reporter(RunFolder(tmp_path), setup.config, 6) as report:  # a resumed run
+        scores = evaluators.score(8, without_latents(state), report)
+    drop = good - scores[f"{BUCKET}/psnr"]
+    console = capsys.readouterr().err
+    assert f", -{drop:.2f} since step 6, -{drop:.2f} vs best (step " in console
+    of_step = verdicts(tmp_path)
+    assert of_step[0] == of_step[6] == []
+    worse, collapsed = of_step[8]
+    assert worse.startswith(f"gets worse: {drop:.2f} dB below its best, at step ")
+    assert collapsed.startswith("collapses: 4 of 4 latent channels carry nothing.")
+    assert all(f"  alarm: {BUCKET} {text}\n" in console for text in (worse, collapsed))
+
+
+def test_what_is_due_is_evaluated_and_a_signal_ends_it_early_but_for_the_last_score(
+    setup, evaluators, preemption, state, tmp_path
+):
     with Reporter(RunFolder(tmp_path), setup.config, 0) as report:
         assert evaluators.run(due(show=True), 4, state, report) == {}
         assert [path.stem for path in (tmp_path / "panels" / "4").iterdir()] == [BUCKET]
