@@ -154,7 +154,7 @@ def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "D
 
 
 def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig") -> list[str]:
-    """Sums up the held-out files of all buckets in one line, then warns of buckets with few or none.
+    """Lists the held-out photos and clips that fit in one line, then names buckets with few files or none.
 
     Args:
       sources: from `open_sources`.
@@ -162,25 +162,30 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
       data: config.data.
 
     Returns:
-      Lines to print when a run starts; each warning starts with 'warning: '.
+      Lines to print when a run starts. A bucket with few files is worth a note, one without files a warning.
     """
-    held, few, none = [], [], []
+    fitting: dict[str, dict[str, None]] = {"image": {}, "video": {}}
+    tails, few, none = False, [], []
     for bucket in buckets:
-        paths, tails = _held_out_files(sources, bucket, data)
-        files = count_of(len(paths), _NOUNS[bucket.kind])
+        paths, cut = _held_out_files(sources, bucket, data)
+        fitting[bucket.kind] |= dict.fromkeys(paths)
+        tails |= cut
         if not paths:
             reason = nothing_fits(sources, bucket, "eval", data)
             none.append(f"warning: {bucket.name} is not evaluated: {reason}")
-            continue
-        names = ", ".join(os.path.basename(path) for path in paths[:3])
-        more = ", ..." if len(paths) > 3 else ""
-        held.append(f"{bucket.name}: {'the last fifth of ' * tails}{files} ({names}{more})")
-        if len(paths) < FEW_FILES:
-            few.append(f"{bucket.name} on {files}")
-    lines = [f"held out: {'; '.join(held)}"] if held else []
+        elif len(paths) < FEW_FILES:
+            few.append(f"{bucket.name} on {count_of(len(paths), _NOUNS[bucket.kind])}")
+    held = [
+        f"{'the last fifth of ' * (kind == 'video' and tails)}{count_of(len(paths), _NOUNS[kind])} that"
+        f" fit{'s' * (len(paths) == 1)} ({', '.join(map(os.path.basename, list(paths)[:3]))}"
+        f"{', ...' * (len(paths) > 3)})"
+        for kind, paths in fitting.items()
+        if paths
+    ]
+    lines = [f"held out: {', '.join(held)}"] if held else []
     if few:
         lines.append(
-            f"warning: evaluating {', '.join(few)}: scores on fewer than {FEW_FILES} files are noisy;"
+            f"note: evaluating {', '.join(few)}: scores on fewer than {FEW_FILES} files are noisy;"
             " more files or a larger data.holdout make them reliable"
         )
     return lines + none

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vaejax import cli, files
+from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.evaluate import evaluation, html_report
 from vaejax.runtime import cache
@@ -68,7 +69,8 @@ def summary(results: Mapping[str, Any]) -> str:
             cells = [_cell(scores.get(key), digits) for key, _, digits in columns]
             rows.append([html_report.short(codec), *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines.append(f"{bucket}, n = {samples}, scores [95% interval]")
+        count = count_of(max(one["files"] for one in scored.values()), "file")
+        lines.append(f"{bucket}, n = {samples} samples of {count}, scores [95% interval]")
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             lines.append(("  " + "  ".join(cells)).rstrip())

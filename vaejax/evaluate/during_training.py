@@ -35,9 +35,6 @@ T = TypeVar("T")
 SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
 TRAINING_SAMPLES = 16  # at most this many training samples per bucket are scored, to notice overfitting
 LPIPS_FRAMES = 8  # LPIPS scores at most this many frames of a clip, evenly spaced
-# With fewer distinct held-out files than this in a bucket, the console warns that scores may not be
-# representative.
-FEW_FILES = 10
 
 
 class TrainingEvaluation:
@@ -126,11 +123,11 @@ class TrainingEvaluation:
         lines = [f"evaluation at step {step}: EMA parameters (raw parameters)"]
         for bucket in self._buckets:
             lines += self._rows(bucket.name, scores, (changes or {}).get(bucket.name, ""))
-        few = [name for name, files in self._files.items() if files < FEW_FILES]
+        few = [name for name, files in self._files.items() if files < sources.FEW_FILES]
         if few and not self._warned:
             self._warned = True
             lines.append(
-                f"  few held-out files in {', '.join(few)}: scores may not be representative;"
+                f"  note: few held-out files in {', '.join(few)}: scores may not be representative;"
                 " add files or raise data.holdout"
             )
         return "\n".join(lines)

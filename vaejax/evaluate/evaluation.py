@@ -339,11 +339,11 @@ def _score(
     if not names:
         raise InputError(f"--buckets {found.why_empty(bucket)}")
     whole = {name: np.concatenate(parts) for name, parts in originals.items()}
-    results = {}
+    results, count = {}, len({name.rpartition("@")[0] for name in names})
     for one in scores:
         psnr = one.psnr()
         worst = [{"name": names[i], "psnr": float(psnr[i])} for i in np.argsort(psnr, kind="stable")[:NAMED]]
-        results[one.codec.name] = one.results(whole, seed) | {"worst": worst}
+        results[one.codec.name] = one.results(whole, seed) | {"files": count, "worst": worst}
     return _Scored(scores, results, names, indices)
 
 

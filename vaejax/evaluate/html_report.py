@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vaejax import files
+from vaejax.data.table import count_of
 from vaejax.evaluate import page
 from vaejax.evaluate.page import NONE, Series
 from vaejax.rundir.panels import ERROR_GAIN, error_map
@@ -134,7 +135,8 @@ def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
     names = [name for name in _METRICS if name in present]
     names += sorted(name for name in present - set(_METRICS) if not name.endswith("_elsewhere"))
     head = "".join(
-        f"<th>{page.text(short(codec))}<br><small>{scored[codec]['samples']} samples</small></th>"
+        f"<th>{page.text(short(codec))}<br><small>{scored[codec]['samples']} samples of"
+        f" {count_of(scored[codec]['files'], 'file')}</small></th>"
         for codec in codecs
     )
     rows = []

@@ -239,7 +239,7 @@ def test_all_buckets_that_nothing_fits_are_named_in_one_error_with_their_flags(t
     )
 
 
-def test_the_held_out_report_names_files_and_warns_if_they_are_few(tmp_path):
+def test_the_held_out_report_counts_files_that_fit_and_notes_if_they_are_few(tmp_path):
     for i in range(5):
         photo(tmp_path / f"{i}.png", 64, 48)
     clip(tmp_path / "a.mp4", 3.0)
@@ -247,9 +247,23 @@ def test_the_held_out_report_names_files_and_warns_if_they_are_few(tmp_path):
     sources = open_sources(data)
     kept = paths(sources[0], IMAGE, "eval", data)
     held, few, none = held_out_report(sources, [IMAGE, VIDEO, Bucket(97, 32, 32, 2)], data)
-    assert held.startswith(f"held out: image_32x32: {len(kept)} photos ({', '.join(kept[:3])}")
-    assert held.endswith("; video_9x32x32: the last fifth of 1 clip (a.mp4)")
-    assert few.startswith(f"warning: evaluating image_32x32 on {len(kept)} photos, video_9x32x32 on 1 clip: ")
+    assert held == (
+        f"held out: {len(kept)} photos that fit ({', '.join(kept[:3])}{', ...' * (len(kept) > 3)}),"
+        " the last fifth of 1 clip that fits (a.mp4)"
+    )
+    assert few.startswith(f"note: evaluating image_32x32 on {len(kept)} photos, video_9x32x32 on 1 clip: ")
     assert none.startswith(
         "warning: video_97x32x32 is not evaluated: data.buckets.video_97x32x32: no held-out"
     )
+
+
+def test_a_held_out_photo_that_fits_no_bucket_is_not_counted(tmp_path):
+    for i in range(20):
+        photo(tmp_path / f"{i}.png", 64 if i % 2 else 16, 48)
+    data = media_data(tmp_path, holdout=0.5)
+    sources = open_sources(data)
+    table = sources[0].table.to_pylist()
+    fit = [row["path"] for row in table if row["held_out"] and row["width"] == 64]
+    assert 0 < len(fit) < sum(row["held_out"] for row in table)
+    held, _ = held_out_report(sources, [IMAGE], data)
+    assert held.startswith(f"held out: {len(fit)} photo{'s' * (len(fit) > 1)} that fit")

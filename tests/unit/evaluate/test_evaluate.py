@@ -15,10 +15,12 @@ from tests.support.models import SMALLEST, randomized
 from vaejax.config import defaults
 from vaejax.config.schema import DataConfig
 from vaejax.data.bucket import Bucket
+from vaejax.data.sources import open_sources
 from vaejax.evaluate import __main__ as evaluate
 from vaejax.evaluate.command import summary
 from vaejax.evaluate.samples import open_samples
 from vaejax.rundir import latent_statistics
+from vaejax.rundir.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,7 @@ def test_results_hold_every_score_with_its_count_and_settings(twice, run, folder
             worst = [one["psnr"] for one in found["worst"]]
             assert worst == sorted(worst, key=float) and len(worst) == count
             assert found["samples"] == found["scores"]["frechet_efficientnet"]["samples"] == count
+            assert found["files"] == count  # each file once
             assert ("flicker" in found["scores"]) == (bucket == "video_5x32x32")
             for name in ("psnr", "psnr_pooled", "ssim", "lpips_alexnet", "lpips_vgg16", "kid_efficientnet"):
                 assert set(found["scores"][name]) == {"value", "low", "high", "samples"}
@@ -157,6 +160,9 @@ def test_without_data_a_run_is_scored_on_what_it_held_out(run, tmp_path):
     assert code == 0, message
     results = json.loads((tmp_path / "results.json").read_bytes())
     assert results["results"]["image_32x32"][str(run)]["samples"] == 6  # few files, cut several times
+    table = open_sources(RunFolder(run).read_config().data)[0].table.to_pylist()
+    held_out = [row for row in table if row["held_out"] and row["frames"] == 1 and row["width"] >= 32]
+    assert results["results"]["image_32x32"][str(run)]["files"] == len(held_out) < 6
     assert results["settings"]["data"] == "held out by the run"
 
 
@@ -207,14 +213,14 @@ def test_the_console_shows_units_intervals_and_the_number_of_samples():
         "buckets": ["image_32x32"],
         "results": {
             "image_32x32": {
-                "runs/demo": {"scores": scores, "samples": 12},
-                "identity": {"scores": exact, "samples": 12},
+                "runs/demo": {"scores": scores, "samples": 12, "files": 3},
+                "identity": {"scores": exact, "samples": 12, "files": 3},
             }
         },
         "time": {"seconds": 71.6},
     }
     assert summary(results).splitlines() == [
-        "image_32x32, n = 12, scores [95% interval]",
+        "image_32x32, n = 12 samples of 3 files, scores [95% interval]",
         "             PSNR dB               rFVD  bits per pixel",
         "  runs/demo  25.31 [24.11, 26.51]  -     4.000",
         "  identity   inf                   nan   24.000",

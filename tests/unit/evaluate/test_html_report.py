@@ -42,10 +42,11 @@ def results(length=1, names=("identity", "<one> & only")):
     lossy = {"psnr": score(31.25), "ssim": score(0.875), "bits_per_pixel": score(1.5)}
     lossy |= {"seam_tiled": score(2.5, 4), "seam_tiled_elsewhere": score(0.5, 4)}
     scored = {
-        names[0]: {"scores": exact, "samples": 6, "psnr_by_frame": [float("inf")] * length},
+        names[0]: {"scores": exact, "samples": 6, "files": 2, "psnr_by_frame": [float("inf")] * length},
         names[1]: {
             "scores": lossy,
             "samples": 6,
+            "files": 2,
             "psnr_by_frame": list(np.linspace(32, 30, length)),
             "latent_shape": [1, 5, 8, 2],
             "latents": statistics,
