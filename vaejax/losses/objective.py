@@ -41,6 +41,13 @@ def gaussian_nll(
 LIKELIHOODS = {"laplace": laplace_nll, "gaussian": gaussian_nll}
 
 
+def implied_error(likelihood: str, nll: float, log_scale: float) -> float:
+    """The error that a mean NLL implies: mean absolute for 'laplace', mean squared for 'gaussian'."""
+    if likelihood == "laplace":
+        return math.exp(log_scale) * (nll - log_scale - math.log(2))
+    return 2 * math.exp(2 * log_scale) * (nll - log_scale - 0.5 * math.log(2 * math.pi))
+
+
 def high_pass(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> Float[Array, ""]:
     """Computes the L1 distance of high frequencies: frames minus blurred frames (LiteVAE, arXiv 2405.14477).
 

@@ -22,22 +22,7 @@ from vaejax.config import Config
 from vaejax.data.bucket import Bucket
 from vaejax.losses.objective import TERMS
 from vaejax.rundir.folder import RunFolder
-
-_SHOWN = (
-    "loss",
-    "nll",
-    "kl",
-    *(term for term in TERMS if term not in ("reconstruction", "kl", "adversarial")),
-    "adversarial_image",
-    "adversarial_video",
-    "discriminator_image",
-    "discriminator_video",
-    "adaptive_weight",
-    "accuracy_image",
-    "accuracy_video",
-    "grad_norm",
-    "bad_steps",
-)
+from vaejax.rundir.step_line import Part, fitted
 
 
 class Cost(NamedTuple):
@@ -52,6 +37,18 @@ class Cost(NamedTuple):
     samples: int
     pixels: int
     flops: int
+
+
+class Later(NamedTuple):
+    """The time of a run after its updates and between them.
+
+    Attributes:
+      seconds: expected seconds of evaluations, checkpoints and latent statistics.
+      unknown: names of tasks whose time is not known yet, such as 'evaluation'.
+    """
+
+    seconds: float = 0.0
+    unknown: tuple[str, ...] = ()
 
 
 def say(line: str) -> None:
@@ -153,7 +150,6 @@ class Progress:
     Args:
       total_steps: step at which the run ends.
       start_step: step at which the run starts or resumes.
-      shown: names of the metrics to print, in this order.
       is_main: whether to print; True only on process 0.
       peak_flops: peak operations per second of all devices together; 0 if unknown.
     """
@@ -162,11 +158,10 @@ class Progress:
         self,
         total_steps: int,
         start_step: int = 0,
-        shown: Sequence[str] = _SHOWN,
         is_main: bool = True,
         peak_flops: float = 0.0,
     ):
-        self._total, self._start, self._shown, self._is_main = total_steps, start_step, tuple(shown), is_main
+        self._total, self._start, self._is_main = total_steps, start_step, is_main
         self._first, self._peak_flops = True, peak_flops
         self._recent = collections.deque(maxlen=21)  # seconds per update in the latest intervals
         self._begin_interval()
@@ -199,12 +194,13 @@ class Progress:
         finally:
             self._begin += time.monotonic() - begin
 
-    def log(self, step: int, scalars: Mapping[str, Any]) -> dict[str, float]:
-        """Prints one line and begins the next interval.
+    def log(self, step: int, parts: Sequence[Part] = (), later: Later | None = None) -> dict[str, float]:
+        """Prints one line of at most `step_line.WIDTH` characters and begins the next interval.
 
         Args:
           step: number of updates done.
-          scalars: metrics with keys 'split/bucket/name'.
+          parts: parts of the line about the update's metrics, from `step_line.Readable`.
+          later: time of the run's tasks other than updates.
 
         Returns:
           Speeds since the last call, {'train/all/NAME': number}. NAME is step_seconds, samples_per_second,
@@ -212,7 +208,9 @@ class Progress:
           is known, flop_utilisation (fraction of `peak_flops` that the networks used). {} if no update was
           timed since the last call, as after the first update of a run.
         """
-        line = f"step {step:>{len(str(self._total))}}/{self._total} {100 * step / self._total:5.1f}%"
+        later = later or Later()
+        line = [(0, f"step {step:>{len(str(self._total))}}/{self._total}")]
+        line.append((5, f"{100 * step / self._total:.1f}%"))
         speeds = {}
         if self._steps:
             seconds = max(time.monotonic() - self._begin, 1e-9)
@@ -224,34 +222,25 @@ class Progress:
                 "train/all/data_wait": min(self._waited / seconds, 1.0),
             }
             # The lower median: of a fast and a slow interval it takes the fast one.
-            left = statistics.median_low(self._recent) * (self._total - step)
+            left = statistics.median_low(self._recent) * (self._total - step) + later.seconds
             step_seconds, samples, megapixels, wait = speeds.values()
-            line += f"  eta {duration(left)}  {step_seconds:.3g} s/step  {_compact(samples)} samples/s"
-            line += f"  {_compact(megapixels)} Mpx/s  data wait {100 * wait:.0f}%"
+            line += [(0, " + ".join([f"eta {duration(left)}", *later.unknown])), *parts]
+            line += [(6, f"{step_seconds:.3g} s/step"), (4, f"{_compact(samples)} samples/s")]
+            line += [(7, f"{_compact(megapixels)} Mpx/s"), (1, f"data wait {100 * wait:.0f}%")]
             if self._peak_flops:
                 utilization = self._flops / seconds / self._peak_flops
                 speeds["train/all/flop_utilisation"] = utilization
-                line += f"  MFU {100 * utilization:.1f}%"
+                line.append((2, f"MFU {100 * utilization:.1f}%"))
             self._begin_interval()
-        for bucket, numbers in self._by_bucket(scalars).items():
-            line += f" | {bucket} ".replace("all ", "") + " ".join(f"{n} {float(v):.4g}" for n, v in numbers)
+        else:
+            line += parts
         if self._is_main:
-            print(line, file=sys.stderr, flush=True)
+            print(fitted(line), file=sys.stderr, flush=True)
         return speeds
 
     def _begin_interval(self) -> None:
         self._begin, self._steps, self._samples, self._pixels = time.monotonic(), 0, 0, 0
         self._waited = self._flops = 0.0
-
-    def _by_bucket(self, scalars: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-        """The (name, value) pairs to show for each bucket; the bucket 'all' comes last."""
-        buckets: dict[str, dict[str, Any]] = collections.defaultdict(dict)
-        for key, value in scalars.items():
-            _, bucket, name = key.split("/", 2)
-            if name in self._shown:
-                buckets[bucket][name] = value
-        order = sorted(buckets, key=lambda bucket: bucket == "all")
-        return {b: sorted(buckets[b].items(), key=lambda item: self._shown.index(item[0])) for b in order}
 
 
 def _compact(number: float) -> str:

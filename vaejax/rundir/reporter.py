@@ -9,12 +9,14 @@ import jax
 import numpy as np
 
 from vaejax.config import Config
+from vaejax.data.bucket import parse_buckets
 from vaejax.losses import adversarial
 from vaejax.losses.objective import Terms
 from vaejax.rundir import console, panels
-from vaejax.rundir.console import Cost, Progress
+from vaejax.rundir.console import Cost, Later, Progress
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
+from vaejax.rundir.step_line import Readable
 from vaejax.rundir.verdict import History, Verdict
 
 SETTLING = 100  # updates for which a discriminator must have trained before its accuracy causes warnings
@@ -45,6 +47,10 @@ class Reporter:
             self._sinks = [JsonlWriter(folder.metrics, start), self._tensorboard]
             self._history.read(folder.metrics)  # after JsonlWriter has dropped the lines of later steps
         self.progress = Progress(config.steps, start, is_main=self._is_main, peak_flops=peak_flops)
+        buckets = parse_buckets(
+            config.data.buckets, config.model.spatial_factor, config.model.temporal_factor
+        )
+        self._readable = Readable(config, buckets)
         self._terms: dict[str, Terms] = {}
         self._alarms: dict[str, str | None] = {}
 
@@ -74,17 +80,24 @@ class Reporter:
           waited: seconds spent waiting for samples.
         """
         self._terms |= terms
+        self._readable.update(terms)
         self.progress.tick(cost.samples, cost.pixels, waited, cost.flops)
 
-    def log(self, step: int, extra: Mapping[str, float]) -> None:
-        """Logs the latest metrics of every bucket, and the numbers `extra`, with keys 'train/BUCKET/NAME'."""
+    def log(self, step: int, extra: Mapping[str, float], later: Later | None = None) -> None:
+        """Logs the latest metrics of every bucket, and prints a line with some of them.
+
+        Args:
+          step: number of updates done.
+          extra: further numbers, with keys 'train/BUCKET/NAME'.
+          later: time of the run's tasks other than updates.
+        """
         latest = jax.device_get(self._terms)
         self._terms = {}
         scalars = {
             f"train/{b}/{k}": v for b, terms in latest.items() for k, v in terms.items() if k != "finite"
         }
         scalars |= extra
-        speeds = self.progress.log(step, scalars)
+        speeds = self.progress.log(step, self._readable.parts(scalars), later)
         self._history.waited(speeds.get("train/all/data_wait", math.nan))
         self._write_scalars(step, scalars | speeds)
         self._check_discriminators(step, scalars)

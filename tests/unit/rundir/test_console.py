@@ -56,22 +56,17 @@ def test_neither_compilation_nor_evaluation_distorts_the_remaining_time(monkeypa
     assert [line.split("eta ")[1].split()[0] for line in lines] == ["8m10s", "8m00s", "7m50s", "7m40s"]
 
 
-def test_progress_shows_the_chosen_metrics_of_every_bucket(monkeypatch, capsys):
-    Clock(monkeypatch)
-    scalars = {
-        "train/all/grad_norm": 0.5,
-        "train/all/learning_rate": 1e-3,
-        "train/image_64x64/kl": jnp.float32(3.25),
-        "train/image_64x64/nll": -0.81239,
-        "train/video_9x64x64/perceptual": 0.25,
-    }
-    console.Progress(10).log(1, scalars)
-    line = capsys.readouterr().err.strip()
-    assert line.split(" | ")[1:] == [
-        "image_64x64 nll -0.8124 kl 3.25",
-        "video_9x64x64 perceptual 0.25",
-        "grad_norm 0.5",
-    ]
+def test_the_remaining_time_includes_other_tasks_and_names_those_of_unknown_length(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    progress = console.Progress(total_steps=100)
+    run(clock, progress, 1, 11, seconds=2)
+    progress.log(11, later=console.Later(60))
+    run(clock, progress, 12, 21, seconds=2)
+    progress.log(21, later=console.Later(0, ("evaluation", "probe")))
+    run(clock, progress, 22, 100, seconds=2)
+    progress.log(100, later=console.Later(90))
+    etas = [line.split("eta ")[1].split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert etas == ["3m58s", "2m38s + evaluation + probe", "1m30s"]  # 89, 79 and 0 updates of 2 s
 
 
 def test_other_processes_print_nothing(capsys):

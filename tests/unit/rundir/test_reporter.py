@@ -53,7 +53,7 @@ def test_it_writes_metrics_scores_pictures_and_console_lines(tmp_path, config, c
     assert panels == ["image_32x32.png", "image_32x32_generated.png"]
     assert list((tmp_path / "tensorboard").iterdir())
     progress, table = capsys.readouterr().err.splitlines()
-    assert progress.startswith("step ") and "nll 0.25" in progress
+    assert progress.startswith("step ") and "lr 0.001" in progress
     assert table == "the table of scores"
 
 
