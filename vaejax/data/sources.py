@@ -191,6 +191,20 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
     return lines + none
 
 
+def training_files(
+    sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig"
+) -> dict[str, int]:
+    """The number of distinct files with training samples, by noun: {'photo': n, 'clip': n}."""
+    counts = {}
+    for kind, noun in _NOUNS.items():
+        counts[noun] = 0
+        for source in sources:
+            fitting = [candidates(source, bucket, "train", data) for bucket in buckets if bucket.kind == kind]
+            rows = np.unique(np.concatenate([*fitting, np.empty(0, np.int64)]))
+            counts[noun] += len(source.table["path"].take(pa.array(rows)).unique())
+    return counts
+
+
 def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> tuple[list[str], bool]:
     """The files of the held-out records that fit a bucket, and whether any of them is held out only in part.
 

@@ -112,6 +112,13 @@ class TrainingEvaluation:
                 scores[f"mean/{name}"] = float(np.mean(values))
         return scores
 
+    def announcement(self) -> str:
+        """One line for the console about what `evaluate` is going to do."""
+        count, fitted_to = self._config.eval.samples, self._config.eval.linear_samples
+        fits = fitted_to and any(bucket.name not in self._linear for bucket in self._buckets)
+        fit = f", after fitting its linear codec to {fitted_to} training samples" if fits else ""
+        return f"evaluating {count_of(count, 'held-out sample')} of each bucket{fit} ..."
+
     def table(self, step: int, scores: Mapping[str, float], changes: Mapping[str, str] | None = None) -> str:
         """The main scores for the console, two lines per bucket, with the gain over the linear codec.
 

@@ -20,6 +20,7 @@ from flax.core import meta
 from vaejax import files
 from vaejax.config import Config
 from vaejax.data.bucket import Bucket
+from vaejax.data.table import count_of
 from vaejax.losses.objective import TERMS
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.step_line import Part, fitted
@@ -58,7 +59,12 @@ def say(line: str) -> None:
 
 
 def introduce(
-    folder: RunFolder, config: Config, buckets: Sequence[Bucket], start: int, params: Mapping[str, Any]
+    folder: RunFolder,
+    config: Config,
+    buckets: Sequence[Bucket],
+    files_of: Mapping[str, int],
+    start: int,
+    params: Mapping[str, Any],
 ) -> None:
     """Prints the setup, schedule and size of a run, and writes DIR/parameters.txt.
 
@@ -66,30 +72,30 @@ def introduce(
       folder: folder of the run.
       config: configuration of the run.
       buckets: buckets of the run.
+      files_of: number of training files by kind, see `sources.training_files`.
       start: step at which the run starts or resumes.
       params: parameters of the autoencoder, or their shapes.
     """
     table, total = parameter_table(params)
     if jax.process_index() == 0:
         files.write_text(folder.parameters, f"{table}\n{total}\n")
-    for line in (setup_line(config, buckets, start), *schedule_lines(config), total):
+    for line in (setup_line(config, buckets, files_of, start), *schedule_lines(config), total):
         say(line)
 
 
-def setup_line(config: Config, buckets: Sequence[Bucket], start: int) -> str:
-    """One line with the devices, data type, samples per update, first and last step of a run."""
-    counts = []
-    for kind, noun in (("image", "images"), ("video", "clips")):
-        if samples := sum(b.batch / b.every for b in buckets if b.kind == kind):
-            counts.append(f"{samples:g} {noun}")
-    average = " on average" if any(b.every > 1 for b in buckets) else ""
+def setup_line(config: Config, buckets: Sequence[Bucket], files_of: Mapping[str, int], start: int) -> str:
+    """One line with the devices, data type, batch, training files, first and last step of a run."""
+    batches = " + ".join(
+        f"{b.name} {b.batch}{f' (every {b.every} updates)' if b.every > 1 else ''}" for b in buckets
+    )
+    trained = " + ".join(count_of(n, noun) for noun, n in files_of.items() if n)
     if start:
         begin = f"resuming at step {start}"
     else:
         begin = f"starting from {config.init}" if config.init else "starting"
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return (
-        f"{devices}, {config.model.dtype}, {' + '.join(counts)} per update{average}, {begin},"
+        f"{devices}, {config.model.dtype}, global batch {batches}, training on {trained}, {begin},"
         f" ends at step {config.steps}"
     )
 

@@ -10,6 +10,7 @@ from vaejax.rundir.reporter import Reporter
 from vaejax.rundir.verdict import Verdict
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.watchdog import Watchdog
+from vaejax.train.remaining import Remaining
 from vaejax.train.schedule import Due
 from vaejax.train.setup import Setup
 from vaejax.train.state import TrainState
@@ -23,13 +24,21 @@ class Evaluators:
       watchdog: notified before every batch.
       preemption: source of stop signals, which end an evaluation early. After the last update, only the probe
         can end early.
+      remaining: records the time that each task takes.
 
     Attributes:
       verdict: verdict on the latest scores, on process 0; None before there are any.
     """
 
-    def __init__(self, setup: Setup, watchdog: Watchdog, preemption: Preemption):
+    def __init__(
+        self,
+        setup: Setup,
+        watchdog: Watchdog,
+        preemption: Preemption,
+        remaining: Remaining | None = None,
+    ):
         config, programs = setup.config, setup.programs
+        self._remaining = remaining or Remaining(config)
         self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
         self._step = 0
         self.verdict: Verdict | None = None
@@ -75,8 +84,10 @@ class Evaluators:
         """Scores held-out samples of every bucket and reports the results; {} if a signal ended it early."""
         self._step = step
         self._watchdog.begin("evaluating", step, patient=True)
+        report.say(self._held_out.announcement())
         try:
-            scores = self._held_out.evaluate(state.ema, state.params)
+            with self._remaining.timing("score"):
+                scores = self._held_out.evaluate(state.ema, state.params)
         except Stopped:
             return {}
         self.verdict = report.judge(step, scores)
@@ -87,7 +98,9 @@ class Evaluators:
     def _run_probe(
         self, probe: TrainingProbe, step: int, state: TrainState, report: Reporter
     ) -> dict[str, float]:
-        scores, picture = probe.evaluate(state.ema)
+        report.say(f"probing the latents of {probe.bucket.name} ...")
+        with self._remaining.timing("probe"):
+            scores, picture = probe.evaluate(state.ema)
         if scores:
             report.scores(step, scores, probe.line(step, scores))
         if picture is not None:
@@ -96,8 +109,9 @@ class Evaluators:
 
     def _show(self, step: int, state: TrainState, report: Reporter) -> None:
         try:
-            for name, original, reconstruction, linear in self._held_out.panels(state.ema):
-                report.panels(step, name, original, reconstruction, linear)
+            with self._remaining.timing("show"):
+                for name, original, reconstruction, linear in self._held_out.panels(state.ema):
+                    report.panels(step, name, original, reconstruction, linear)
         except Stopped:
             pass
 

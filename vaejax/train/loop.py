@@ -10,6 +10,7 @@ import jax
 
 from vaejax.config import check
 from vaejax.data.pipeline import Batch, TrainStream
+from vaejax.data.sources import training_files
 from vaejax.rundir import console
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.rundir.folder import RunFolder
@@ -24,6 +25,7 @@ from vaejax.train.evaluators import Evaluators
 from vaejax.train.guard import Pending, StepGuard
 from vaejax.train.optimizer import learning_rate
 from vaejax.train.programs import Update
+from vaejax.train.remaining import Remaining
 from vaejax.train.schedule import Schedule
 from vaejax.train.setup import Setup
 from vaejax.train.state import TrainState, to_items
@@ -110,13 +112,16 @@ class Run:
         self.skipped.add_unreadable(file for source in setup.sources for file in source.unreadable)
         self.peak_flops = chips.peak_flops(jax.devices()[0].device_kind) * setup.mesh.size
         self.update = Update(programs, setup.buckets, config.seed + 1, counts_flops=bool(self.peak_flops))
-        self.evaluators = Evaluators(setup, watchdog, preemption)
+        self.remaining = Remaining(config)
+        self.evaluators = Evaluators(setup, watchdog, preemption, self.remaining)
         self.learning_rate = learning_rate(config.optim, config.steps)
         self.ema: dict = {}
         self.scores: dict[str, float] = {}
         self._began = time.monotonic()
         folder.write_config(config)
-        console.introduce(folder, config, setup.buckets, start, programs.state.params["autoencoder"])
+        files = training_files(setup.sources, setup.buckets, config.data)
+        shapes = programs.state.params["autoencoder"]
+        console.introduce(folder, config, setup.buckets, files, start, shapes)
 
     def train_from(self, start: int) -> Outcome:
         """Trains from step 0 or checkpoint `start` until the run is done, stopped or rolled back."""
@@ -154,7 +159,7 @@ class Run:
                 if any(due) or stopping:
                     self.skipped.write()
                 if due.log:
-                    report.log(step + 1, self._numbers(step))
+                    report.log(step + 1, self._numbers(step), self.remaining.after(step + 1))
                 with report.paused():
                     scores = {}
                     if due.evaluates and (due.last or not stopping):
@@ -207,7 +212,8 @@ class Run:
         self.watchdog.begin("saving a checkpoint", step, patient=True)
         report.flush()
         config = json.loads(json.dumps(self.setup.config.to_dict()))
-        self.checkpoints.save(step, to_items(state), positions, config, scores)
+        with self.remaining.timing("save"):
+            self.checkpoints.save(step, to_items(state), positions, config, scores)
 
 
 def _next(stream: TrainStream) -> tuple[dict[str, Batch], float]:

@@ -168,6 +168,15 @@ class Programs:
         return self.adversary if phase.adversarial else None
 
 
+def reason(before: Phase | None, now: Phase, step: int) -> str:
+    """Why update `step` needs other programs than the one before it, whose phase was `before`."""
+    if before is None:
+        return "first update"
+    names = {"perceptual": "perceptual", "adversarial": "discriminators"}
+    started = [name for field, name in names.items() if getattr(now, field) and not getattr(before, field)]
+    return f"from update {step}: {', '.join(started)}" if started else f"back at update {step}"
+
+
 class Update:
     """The compiled update of a run: maps a state and batches to the next state and metrics.
 
@@ -201,14 +210,15 @@ class Update:
         phase = self._programs.phase(step)
         if phase == self._phase:
             return
+        why = reason(self._phase, phase, step)
         self._phase, self._compiled = None, ()
-        with self._timed("the update", step, watchdog):
+        with self._timed("the update", why, step, watchdog):
             zeros, apply = (
                 program(phase).lower().compile() for program in (self._programs.zeros, self._programs.apply)
             )
         gradients = {}
         for name, bucket in self._buckets.items():
-            with self._timed(f"{name}, batch {bucket.batch}", step, watchdog) as took:
+            with self._timed(f"{name}, batch {bucket.batch}", why, step, watchdog) as took:
                 gradients[name] = self._programs.gradients(phase, bucket).lower().compile()
             self.compile_seconds[name] = took()
             if self._counts_flops:
@@ -245,15 +255,15 @@ class Update:
         )
 
     @contextlib.contextmanager
-    def _timed(self, what: str, step: int, watchdog: Watchdog) -> Iterator:
-        """Prints what the block compiles and how long that took.
+    def _timed(self, what: str, why: str, step: int, watchdog: Watchdog) -> Iterator:
+        """Prints what the block compiles, why, and how long that took.
 
         Yields a function that returns the seconds so far.
         """
         watchdog.begin(f"compiling {what}", step, patient=True)
         is_main = jax.process_index() == 0
         if is_main:
-            print(f"compiling {what} ...", end=" ", file=sys.stderr, flush=True)
+            print(f"compiling {what} ({why}) ...", end=" ", file=sys.stderr, flush=True)
         begin = time.monotonic()
         yield lambda: time.monotonic() - begin
         if is_main:

@@ -48,3 +48,11 @@ class Schedule:
         last = step == self._steps
         log, score, probe, show, save = (bool(every and (step % every == 0 or last)) for every in self._every)
         return Due(log, score, probe, show, save, last)
+
+    def remaining(self, step: int) -> dict[str, int]:
+        """How often each of 'score', 'probe', 'show' and 'save' is due after `step` updates or later."""
+        counts = {}
+        for name, every in zip(("score", "probe", "show", "save"), self._every[1:], strict=True):
+            regular = self._steps // every - (step - 1) // every if every else 0
+            counts[name] = regular + bool(every and self._steps % every)
+        return counts

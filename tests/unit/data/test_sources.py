@@ -8,7 +8,7 @@ from PIL import Image
 
 from vaejax.config.schema import defaults
 from vaejax.data.bucket import Bucket
-from vaejax.data.sources import check_buckets, held_out_report, open_sources
+from vaejax.data.sources import check_buckets, held_out_report, open_sources, training_files
 from vaejax.data.table import HELD_OUT_TAIL, candidates, held_out
 from vaejax.errors import InputError
 from vaejax.rundir.skipped_samples import SkippedSamples
@@ -255,6 +255,19 @@ def test_the_held_out_report_counts_files_that_fit_and_notes_if_they_are_few(tmp
     assert none.startswith(
         "warning: video_97x32x32 is not evaluated: data.buckets.video_97x32x32: no held-out"
     )
+
+
+def test_training_files_are_counted_once_and_if_they_fit(tmp_path):
+    for i in range(9):
+        photo(tmp_path / f"{i}.png", 64 if i < 6 else 16, 48)
+    clip(tmp_path / "a.mp4", 3.0)
+    clip(tmp_path / "b.mp4", 0.2)  # too short
+    data = media_data(tmp_path, holdout=0.2)
+    sources = open_sources(data)
+    trained = set(paths(sources[0], IMAGE, "train", data))
+    assert 0 < len(trained) <= 6
+    assert training_files(sources, [IMAGE, IMAGE, VIDEO], data) == {"photo": len(trained), "clip": 1}
+    assert training_files(sources, [IMAGE], data)["clip"] == 0
 
 
 def test_a_held_out_photo_that_fits_no_bucket_is_not_counted(tmp_path):

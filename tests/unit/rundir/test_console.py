@@ -104,11 +104,17 @@ BUCKETS = [Bucket(1, 32, 32, batch=8), Bucket(9, 32, 32, batch=2, every=4)]
 
 
 def test_the_setup_line_names_devices_samples_and_steps():
-    line = console.setup_line(small(**{"model.dtype": "float32"}), BUCKETS[:1], start=0)
-    assert line == "8 x cpu, float32, 8 images per update, starting, ends at step 900"
-    line = console.setup_line(small(), BUCKETS, start=61)
-    assert line.endswith("8 images + 0.5 clips per update on average, resuming at step 61, ends at step 900")
-    assert "starting from runs/images," in console.setup_line(small(init="runs/images"), BUCKETS, start=0)
+    few = {"photo": 12, "clip": 0}
+    line = console.setup_line(small(**{"model.dtype": "float32"}), BUCKETS[:1], few, start=0)
+    assert line == (
+        "8 x cpu, float32, global batch image_32x32 8, training on 12 photos, starting, ends at step 900"
+    )
+    line = console.setup_line(small(), BUCKETS, {"photo": 12, "clip": 1}, start=61)
+    assert line.endswith(
+        "global batch image_32x32 8 + video_9x32x32 2 (every 4 updates), training on 12 photos + 1 clip,"
+        " resuming at step 61, ends at step 900"
+    )
+    assert "starting from runs/images," in console.setup_line(small(init="runs/images"), BUCKETS, few, 0)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +154,12 @@ def test_the_schedule_names_each_phase_and_terms_that_never_start(settings, expe
 
 def test_a_run_introduces_itself_and_keeps_the_parameter_table_in_a_file(tmp_path, capsys, monkeypatch):
     params = {"encoder": {"kernel": jnp.zeros((3, 5))}}
-    console.introduce(RunFolder(tmp_path), small(), BUCKETS, 0, params)
+    console.introduce(RunFolder(tmp_path), small(), BUCKETS, {"photo": 12}, 0, params)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and lines[-1] == "parameters: 15 (encoder 15, decoder 0, other 0)"
     table = (tmp_path / "parameters.txt").read_text()
     assert "encoder/kernel" in table and table.endswith(lines[-1] + "\n")
 
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    console.introduce(RunFolder(tmp_path / "other"), small(), BUCKETS, 0, params)
+    console.introduce(RunFolder(tmp_path / "other"), small(), BUCKETS, {"photo": 12}, 0, params)
     assert capsys.readouterr().err == "" and not (tmp_path / "other").exists()

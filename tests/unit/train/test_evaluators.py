@@ -55,7 +55,8 @@ def test_a_model_that_collapses_raises_alarms_also_after_a_resume(setup, evaluat
         evaluators.score(0, state, report)
         assert evaluators.verdict.alarms == {"mean": [], BUCKET: []}
         good = evaluators.score(6, state, report)[f"{BUCKET}/psnr"]
-        assert "no alarm" in capsys.readouterr().err
+        assert "no alarm" in (printed := capsys.readouterr().err)
+        assert "evaluating 8 held-out samples of each bucket ..." in printed
     with Reporter(RunFolder(tmp_path), setup.config, 6) as report:  # a resumed run
         scores = evaluators.score(8, without_latents(state), report)
     drop = good - scores[f"{BUCKET}/psnr"]

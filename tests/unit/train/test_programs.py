@@ -18,6 +18,16 @@ from vaejax.train import programs as compiled
 from vaejax.train import state as train_state
 
 
+def test_a_compilation_names_its_reason():
+    nothing, lpips = compiled.Phase(False, False), compiled.Phase(True, False)
+    both = compiled.Phase(True, True)
+    assert compiled.reason(None, both, 0) == "first update"
+    assert compiled.reason(nothing, lpips, 650) == "from update 650: perceptual"
+    assert compiled.reason(nothing, both, 650) == "from update 650: perceptual, discriminators"
+    assert compiled.reason(lpips, both, 700) == "from update 700: discriminators"
+    assert compiled.reason(both, lpips, 600) == "back at update 600"
+
+
 @pytest.mark.variants  # collecting garbage at every step takes long
 def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
     mesh = sharding.make_mesh(ConfigDict({"data": 8, "fsdp": 1, "space": 1}))

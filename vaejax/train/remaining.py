@@ -1,0 +1,46 @@
+"""The time that a run will still spend on evaluations, checkpoints and latent statistics."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from vaejax.config import Config
+from vaejax.rundir.console import Later
+from vaejax.train.schedule import Schedule
+
+# Time to compute latent statistics per training sample, relative to an evaluation's per held-out sample: it
+# encodes a sample once, while an evaluation encodes and decodes it twice and computes its scores.
+STATISTICS = 0.2
+NAMES = {"score": "evaluation", "probe": "probe"}  # tasks that take long, as the console names them
+
+
+class Remaining:
+    """Times tasks, and predicts from the latest time of each how long the remaining ones will take.
+
+    Args:
+      config: configuration of the run.
+    """
+
+    def __init__(self, config: Config):
+        self._schedule = Schedule(config)
+        self._steps = config.steps
+        self._statistics = STATISTICS * config.eval.latent_samples / config.eval.samples
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timing(self, task: str) -> Iterator[None]:
+        """A context that runs a task: 'score', 'probe', 'show' or 'save'."""
+        begin = time.monotonic()
+        yield
+        self._seconds[task] = time.monotonic() - begin
+
+    def after(self, step: int) -> Later:
+        """The time of the tasks that are due after `step` updates or later, and of the latent statistics.
+
+        It is 0 for tasks that were never timed; the result names them if they take long.
+        """
+        counts = self._schedule.remaining(step)
+        seconds = sum(count * self._seconds.get(task, 0.0) for task, count in counts.items())
+        seconds += self._statistics * self._seconds.get("score", 0.0)
+        unknown = [name for task, name in NAMES.items() if counts[task] and task not in self._seconds]
+        return Later(seconds, tuple(unknown))
