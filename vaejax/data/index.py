@@ -22,6 +22,7 @@ from vaejax import cli
 from vaejax.config.schema import DataConfig
 from vaejax.data import media
 from vaejax.data.scan import CRASHED, probe_files
+from vaejax.data.split import readable, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
 from vaejax.files import atomic_file, sweep
@@ -203,7 +204,7 @@ def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
       seconds: duration of the command so far.
     """
     data = DataConfig()
-    files = from_index(table, data.holdout)
+    files = from_index(table, split_files(readable(table), data.holdout))
     yield f"held out for evaluation (data.holdout = {data.holdout:g}): {describe_held_out(files)}"
     yield f"done in {duration_of(seconds)}"
     yield f"next: {TRAIN} {flag}"

@@ -11,7 +11,8 @@ import numpy as np
 
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, Unreadable
-from vaejax.data.table import Source, Unfit, candidates, path_hash
+from vaejax.data.split import path_hash
+from vaejax.data.table import Source, Unfit, candidates
 from vaejax.errors import InputError, one_line
 
 if TYPE_CHECKING:

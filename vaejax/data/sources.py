@@ -4,7 +4,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from vaejax.data import index
 from vaejax.data.array_record import ArrayRecordSource
 from vaejax.data.bucket import Bucket
 from vaejax.data.demo import DemoSource
+from vaejax.data.split import Split
 from vaejax.data.table import (
     MIN_FPS_RATIO,
     Source,
@@ -39,26 +40,34 @@ class MediaSource(Source):
     FIELDS: ClassVar[tuple[str, ...]] = ("path",)
 
     @classmethod
-    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+    def folders(cls, fields: Mapping[str, Any]) -> list[str]:
+        """The folders in `fields["path"]`."""
+        names = str(fields.get("path", "")).split(",")
+        return [os.path.expanduser(name.strip()) for name in names if name.strip()]
+
+    @classmethod
+    def open(
+        cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str, split: Split
+    ) -> Self:
         """Opens the folders `fields["path"]`, FOLDER[,FOLDER], as one source.
 
         Every file has the same weight, whatever its folder.
         """
-        folders = [folder.strip() for folder in str(fields.get("path", "")).split(",") if folder.strip()]
+        folders = cls.folders(fields)
         if not folders:
             raise InputError(
                 f"{key} = {fields.get('path', '')!r}; accepted: FOLDER[,FOLDER] of photos and clips"
             )
         tables, unreadable = [], []
-        for folder in map(os.path.expanduser, folders):
+        for folder in folders:
             if not os.path.isdir(folder):
                 raise InputError(f"{key} = {folder}: no such folder; accepted: a folder of photos and clips")
             table = index.load_or_build(folder, name=key)
             files = table.select(["path", "error"]).to_pylist()
             broken = [(os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"]]
             unreadable += broken
-            tables.append(from_index(table, data.holdout, folder))
-            if not len(tables[-1]):
+            tables.append(from_index(table, split.divide(folder, table, data.holdout), folder))
+            if len(broken) == len(files):
                 raise InputError(
                     f"{key} = {folder}: none of its {len(broken)} files can be read; accepted: a folder of"
                     " photos and clips"
@@ -74,32 +83,47 @@ KINDS: Mapping[str, type[Source]] = {
 }
 
 
-def open_sources(data: "DataConfig") -> tuple[Source, ...]:
+def open_sources(data: "DataConfig", split: Split | None = None) -> tuple[Source, ...]:
     """Opens the sources of a configuration, sorted by label, except those of weight 0.
 
-    data.media, if set, replaces data.sources.
+    data.media, if set, replaces data.sources. If several sources have the same file, the first one keeps it.
 
     Args:
       data: config.data.
+      split: the run's split from `Split.read`, which is extended by files that are new; None splits all files
+        by data.holdout.
 
     Raises:
       InputError: if no source is left, or one is misconfigured or cannot be read.
     """
-    if data.media:
-        return (MediaSource.open("media", 1.0, {"path": data.media}, data, "data.media"),)
-    if not data.sources:
+    if not data.media and not data.sources:
         raise InputError(
             "data.sources is empty; accepted: --config.data.media=FOLDER of photos and clips, or"
             f" {{label: {{kind: {' | '.join(KINDS)}, ...}}}}"
         )
-    opened = (_open(label, data.sources[label], data) for label in sorted(data.sources))
-    sources = tuple(source for source in opened if source)
-    if not sources:
+    listed = [_Listed("media", "data.media", MediaSource, 1.0, {"path": data.media})]
+    if not data.media:
+        listed = [_checked(label, data.sources[label]) for label in sorted(data.sources)]
+    listed = [source for source in listed if source.weight]
+    if not listed:
         raise InputError("data.sources: every weight is 0 (off); accepted: at least one weight above 0")
-    return sources
+    split = split or Split()
+    split.locate([folder for source in listed for folder in source.kind.folders(source.fields)])
+    return tuple(s.kind.open(s.label, s.weight, s.fields, data, s.key, split) for s in listed)
 
 
-def _open(label: str, fields: Any, data: "DataConfig") -> Source | None:
+class _Listed(NamedTuple):
+    """A source of the configuration, with the arguments of `Source.open`."""
+
+    label: str
+    key: str
+    kind: type[Source]
+    weight: float
+    fields: dict[str, Any]
+
+
+def _checked(label: str, fields: Any) -> _Listed:
+    """The source `data.sources.LABEL`; raises InputError if its fields are invalid."""
     key = f"data.sources.{label}"
     if not hasattr(fields, "items"):
         raise InputError(f"{key} = {fields!r}; accepted: {{kind: {' | '.join(KINDS)}, ...}}")
@@ -114,11 +138,9 @@ def _open(label: str, fields: Any, data: "DataConfig") -> Source | None:
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not math.isfinite(weight) or weight < 0:
         raise InputError(f"{key}.weight = {weight!r}; accepted: a finite number, 0 (off) or more")
-    if not weight:
-        return None
     if "path" in KINDS[kind].FIELDS:
         key += ".path"
-    return KINDS[kind].open(label, float(weight), fields, data, key)
+    return _Listed(label, key, KINDS[kind], float(weight), fields)
 
 
 def digest(sources: Sequence[Source]) -> int:

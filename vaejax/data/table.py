@@ -1,8 +1,8 @@
-"""The table of a data source: its photos and spans of clips, their split, and the buckets they fit."""
+"""The table of a data source: its photos and spans of clips, and the buckets they fit."""
 
-import hashlib
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,9 +15,8 @@ from vaejax.data.crop import Crop, covers
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
+    from vaejax.data.split import Split
 
-MANY_CLIPS = 10  # with at least this many clips, whole clips are held out; with fewer, the end of each
-HELD_OUT_TAIL = 0.2  # with fewer than MANY_CLIPS clips, this last fraction of each clip is held out
 # Lowest frame rate of a clip, relative to data.fps: at data.fps = 48, a film at 24 fps is still used. A clip
 # with a lower frame rate would repeat its frames too often.
 MIN_FPS_RATIO = 0.5
@@ -112,7 +111,20 @@ class Source:
     FIELDS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+    def folders(cls, fields: Mapping[str, Any]) -> list[str]:
+        """The media folders that `fields` name, whose files are split by vaejax.data.split."""
+        return []
+
+    @classmethod
+    def open(
+        cls,
+        label: str,
+        weight: float,
+        fields: Mapping[str, Any],
+        data: "DataConfig",
+        key: str,
+        split: "Split",
+    ) -> Self:
         """Opens the source that `fields` describe.
 
         Args:
@@ -121,6 +133,7 @@ class Source:
           fields: {key: value}, with keys from `FIELDS`.
           data: config.data.
           key: configuration key for error messages, such as data.media or data.sources.LABEL.path.
+          split: the split of the run's media folders, to which this source adds its own.
 
         Raises:
           InputError: if the fields are invalid or nothing can be read.
@@ -205,52 +218,24 @@ def span_seconds(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return columns["stop"] - columns["start"] + 1 / np.maximum(columns["fps"], 1e-6)
 
 
-def path_hash(path: str) -> float:
-    """A hash of a path, as a number in [0, 1)."""
-    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+def from_index(index: pa.Table, split: Mapping[str, float], folder: str = "") -> pa.Table:
+    """The table of the readable files of a media index that are in `split`.
 
-
-def held_out(paths: Iterable[str], holdout: float) -> set[str]:
-    """The held-out paths: those with a hash below `holdout`, but never all paths.
-
-    If `holdout` is above 0 and there are several paths, at least one is held out. Choosing by hash keeps
-    files in their split as a folder grows, except while it has very few files.
-    """
-    ordered = sorted(paths, key=path_hash)
-    count = sum(path_hash(path) < holdout for path in ordered)
-    count = min(max(count, int(holdout > 0)), max(0, len(ordered) - 1))
-    return set(ordered[:count])
-
-
-def from_index(index: pa.Table, holdout: float, folder: str = "", everything: str = "") -> pa.Table:
-    """The table of a media index's readable files, split into training and evaluation.
-
-    If there are at least MANY_CLIPS clips, whole clips are held out. With fewer, the last fifth of each clip
-    is held out, and the rest is for training, except for a gap of one frame period.
+    A clip that is held out from a time after its start has two rows: a training span, and a held-out span
+    after a gap of one frame period.
 
     Args:
       index: a table with INDEX_COLUMNS; also 'shard' and 'record' if the files are in shards.
-      holdout: held-out fraction of the photos, and of at least MANY_CLIPS clips; 0 holds out nothing.
+      split: time in seconds from which a file is held out, by its path; see vaejax.data.split.
       folder: prefix of the paths in the result.
-      everything: 'train' or 'eval' assigns all files to that split; '' splits them by `holdout`.
     """
-    index = index.filter(index["error"].is_null()).sort_by("path")
-    files = index.to_pylist()
-    clips = [f["path"] for f in files if f["frames"] > 1]
-    kept = held_out((f["path"] for f in files if f["frames"] <= 1), holdout)
-    cut = 0 < len(clips) < MANY_CLIPS and holdout > 0
-    if not cut:
-        kept |= held_out(clips, holdout)
-    if everything:
-        cut, kept = False, set() if everything == "train" else {f["path"] for f in files}
-    return pa.Table.from_pylist(
-        [row for file in files for row in _rows(file, folder, cut, file["path"] in kept)], SCHEMA
-    )
+    files = index.filter(index["error"].is_null()).sort_by("path").to_pylist()
+    listed = [(file, split[file["path"]]) for file in files if file["path"] in split]
+    return pa.Table.from_pylist([row for file, seam in listed for row in _rows(file, folder, seam)], SCHEMA)
 
 
-def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[dict[str, Any]]:
-    """The table rows of a file: a training span and a held-out span if clips are `cut`, otherwise one row."""
+def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]]:
+    """The table rows of a file held out from the time `seam`: two if a clip is cut there, else one."""
     fps = file["fps"] or 0.0
     quality = file.get("quality")
     row = {
@@ -263,7 +248,7 @@ def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[
         "quality": float("nan") if quality is None else quality,
         "start": 0.0,
         "stop": 0.0,
-        "held_out": held_out,
+        "held_out": seam <= 0,
         "shard": file.get("shard") or "",
         "position": -1 if file.get("record") is None else file["record"],
     }
@@ -271,13 +256,12 @@ def _rows(file: dict[str, Any], folder: str, cut: bool, held_out: bool) -> list[
         return [row]
     frame = 1 / fps
     row["stop"] = max(0.0, file["duration"] - frame)
-    if not cut:
+    if not 0 < seam < math.inf:
         return [row]
     # The last frame of a span appears at its `stop` and is shown for one period. Subtracting two periods
-    # therefore leaves a gap of one period between the spans.
-    seam = (1 - HELD_OUT_TAIL) * file["duration"]
+    # therefore leaves a gap of one period between the spans. A clip may have become shorter than `seam`.
     return [
-        row | {"stop": max(0.0, seam - 2 * frame), "held_out": False},
+        row | {"stop": min(max(0.0, seam - 2 * frame), row["stop"]), "held_out": False},
         row | {"start": min(seam, row["stop"]), "held_out": True},
     ]
 

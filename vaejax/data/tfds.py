@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from vaejax.data import media
 from vaejax.data.crop import Crop, covers
+from vaejax.data.split import Split
 from vaejax.data.table import SCHEMA, Record, Source, Unfit
 from vaejax.errors import InputError
 
@@ -35,7 +36,9 @@ class TfdsSource(Source):
     feature: str = ""
 
     @classmethod
-    def open(cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str) -> Self:
+    def open(
+        cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str, split: Split
+    ) -> Self:
         """Opens the data set `fields["name"]`.
 
         By default, 'feature' is the first image or video feature, 'split' is 'train', and 'eval_split' is
@@ -55,10 +58,12 @@ class TfdsSource(Source):
         feature = fields.get("feature") or next(iter(kinds))
         if feature not in kinds:
             raise InputError(f"{key}.feature = {feature!r}; accepted: {', '.join(kinds)}")
-        split, eval_split = fields.get("split") or "train", fields.get("eval_split")
+        train_split, eval_split = fields.get("split") or "train", fields.get("eval_split")
         if not eval_split:
-            eval_split = next((s for s in ("validation", "test") if s in info.splits and s != split), None)
-        parts = [("split", split)] + ([("eval_split", eval_split)] if eval_split else [])
+            eval_split = next(
+                (s for s in ("validation", "test") if s in info.splits and s != train_split), None
+            )
+        parts = [("split", train_split)] + ([("eval_split", eval_split)] if eval_split else [])
         tables = []
         for field, part in parts:
             try:

@@ -18,6 +18,7 @@ from vaejax.codec import load as trained
 from vaejax.config.schema import DataConfig, MeshConfig
 from vaejax.data import sources
 from vaejax.data.bucket import Bucket, parse_buckets
+from vaejax.data.split import Split
 from vaejax.errors import InputError
 from vaejax.evaluate import html_report, latent_statistics, scorer
 from vaejax.evaluate.codecs.base import Codec, check_shape
@@ -190,7 +191,8 @@ def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple
     if data:
         return open_samples(data, settings, samples), run_name, buckets
     if run_name:
-        return Samples(sources.open_sources(settings), settings, limit=limit), run_name, buckets
+        opened = sources.open_sources(settings, Split.read(RunFolder(run_name).splits))
+        return Samples(opened, settings, limit=limit), run_name, buckets
     raise InputError(
         "--data is missing, and no run provides held-out samples; accepted: --data=FOLDER or --data=tfds:NAME"
     )

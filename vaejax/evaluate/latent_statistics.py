@@ -17,6 +17,7 @@ from vaejax.codec import load as trained
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.data.sampler import Sampler
+from vaejax.data.split import Split
 from vaejax.data.table import Source
 from vaejax.errors import InputError
 from vaejax.evaluate import latent_metrics as latents
@@ -67,7 +68,7 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
         return stored
     config = RunFolder(name).read_config()
     try:
-        opened = sources.open_sources(config.data)
+        opened = sources.open_sources(config.data, Split.read(RunFolder(name).splits))
         buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
     except InputError as error:
         print(
@@ -140,7 +141,8 @@ def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarra
     fitted, unless eval.linear_samples is 0. A bucket that no training sample fits is skipped.
     """
     config = RunFolder(name).read_config()
-    opened, count = sources.open_sources(config.data), config.eval.linear_samples or SAMPLES
+    opened = sources.open_sources(config.data, Split.read(RunFolder(name).splits))
+    count = config.eval.linear_samples or SAMPLES
     for bucket in buckets:
         if not Sampler(opened, bucket, "train", config.data).empty:
             yield from pipeline.train_samples(opened, bucket, config.data, count, config.seed)

@@ -13,6 +13,7 @@ from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import read_batches
 from vaejax.data.sampler import Sampler
 from vaejax.data.sources import MediaSource
+from vaejax.data.split import WHOLE, Split
 from vaejax.data.table import Source, candidates, from_index
 from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
@@ -116,14 +117,16 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     data = dataclasses.replace(data, zoom=1.0, max_upscale=1.0, min_quality=0)
     if name.startswith("tfds:"):
         try:
-            source = TfdsSource.open("data", 1.0, {"name": name.removeprefix("tfds:")}, data, "--data")
+            source = TfdsSource.open(
+                "data", 1.0, {"name": name.removeprefix("tfds:")}, data, "--data", Split()
+            )
         except InputError as error:  # it names the settings of a run, not this command's flags
             text = str(error).replace("--data.name", "--data").replace("--config.data.media", "--data")
             raise InputError(text) from error
         return Samples([source], data, limit=limit)
     folder = os.path.abspath(os.path.expanduser(name))
     table = index.load_or_build(folder, name="--data")
-    readable = from_index(table, 0.0, folder, everything="eval")
+    readable = from_index(table, dict.fromkeys(table["path"].to_pylist(), WHOLE), folder)
     if not len(readable):
         raise InputError(f"--data = {name}: no readable files; accepted: a folder of photos or clips")
     return Samples([MediaSource("data", 1.0, readable)], data, folder, limit)

@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "parameters.txt"
 
     @property
+    def splits(self) -> pathlib.Path:
+        """Which files are held out; written by data/split.py."""
+        return self.path / "splits.parquet"
+
+    @property
     def bad_steps(self) -> pathlib.Path:
         """Skipped updates and rollbacks."""
         return self.path / "bad_steps.jsonl"

@@ -58,7 +58,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     checked = check(config)
     with Watchdog(checked.recovery.stall) as watchdog:
         folder = RunFolder.create(workdir)
-        setup = Setup.of(checked, inject)
+        setup = Setup.of(checked, inject, folder)
         watchdog.begin("starting", 0, patient=True)
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
             start = checkpoints.latest_on_all_hosts() or 0

@@ -13,7 +13,9 @@ from vaejax.config import Config
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, buckets_of
 from vaejax.data.pipeline import TrainStream
+from vaejax.data.split import Split
 from vaejax.data.table import Source
+from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
 from vaejax.train import state as states
@@ -41,8 +43,10 @@ class Setup:
     inject: Inject | None = None
 
     @classmethod
-    def of(cls, config: Config, inject: Inject | None = None) -> "Setup":
+    def of(cls, config: Config, inject: Inject | None = None, folder: RunFolder | None = None) -> "Setup":
         """Builds the mesh and buckets and opens the sources; process 0 opens them first and indexes media.
+
+        The split of the media is that of the run in `folder`, which process 0 brings up to date.
 
         Raises:
           InputError: if the configuration or the media cannot be used.
@@ -50,11 +54,14 @@ class Setup:
         """
         mesh = sharding.make_mesh(config.mesh)
         buckets = bucket_list(config, mesh)
-        opened = distributed.main_process_first(lambda: sources.open_sources(config.data))
+        split = _read_split(config, folder)
+        opened = distributed.main_process_first(lambda: sources.open_sources(config.data, split))
         distributed.check_same("photos and clips", lambda: sources.digest(opened))
         sources.check_buckets(opened, buckets, config.data)
         if jax.process_index() == 0:
-            for line in sources.held_out_report(opened, buckets, config.data):
+            if folder:
+                split.write(folder.splits)
+            for line in split.report() + sources.held_out_report(opened, buckets, config.data):
                 print(line, file=sys.stderr)
         return cls(config, mesh, buckets, opened, inject)
 
@@ -93,6 +100,16 @@ class Setup:
             yield stream
         finally:
             stream.close()
+
+
+def _read_split(config: Config, folder: RunFolder | None) -> Split:
+    """The split of the run in `folder`; for a new run, that of the run `config.init`."""
+    if folder and folder.splits.exists():
+        return Split.read(folder.splits)
+    # A run of an earlier version has config.json and no splits.parquet: it split its media anew.
+    if config.init and not (folder and (folder.path / "config.json").exists()):
+        return Split.read(RunFolder(config.init).splits, resumed=False)
+    return Split()
 
 
 def bucket_list(config: Config, mesh: Mesh) -> tuple[Bucket, ...]:

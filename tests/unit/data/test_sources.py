@@ -9,7 +9,8 @@ from PIL import Image
 from vaejax.config.schema import defaults
 from vaejax.data.bucket import Bucket
 from vaejax.data.sources import check_buckets, held_out_report, open_sources, training_files
-from vaejax.data.table import HELD_OUT_TAIL, candidates, held_out
+from vaejax.data.split import HELD_OUT_TAIL, held_out
+from vaejax.data.table import candidates
 from vaejax.errors import InputError
 from vaejax.rundir.skipped_samples import SkippedSamples
 

@@ -28,7 +28,15 @@ def test_a_name_is_a_run_or_one_of_its_checkpoints(tmp_path):
 
 def test_the_files_have_the_documented_names(tmp_path):
     run = RunFolder(tmp_path)
-    files = run.metrics, run.tensorboard, run.parameters, run.bad_steps, run.bad_samples, run.profile
+    files = (
+        run.metrics,
+        run.tensorboard,
+        run.parameters,
+        run.bad_steps,
+        run.bad_samples,
+        run.profile,
+        run.splits,
+    )
     names = (
         "metrics.jsonl",
         "tensorboard",
@@ -36,6 +44,7 @@ def test_the_files_have_the_documented_names(tmp_path):
         "bad_steps.jsonl",
         "bad_samples.jsonl",
         "profile",
+        "splits.parquet",
     )
     assert files == tuple(tmp_path / name for name in names)
 

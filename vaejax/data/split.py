@@ -1,0 +1,243 @@
+"""The split of media files into training and held-out parts, which a run keeps in RUN/splits.parquet.
+
+A file that a run has split once stays on its side, however the folder grows or moves. A file that is reached
+by several names, through overlapping folders or links, counts once.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vaejax.data.table import count_of
+from vaejax.errors import InputError
+from vaejax.files import atomic_file
+
+MANY_CLIPS = 10  # with at least this many clips, whole clips are held out; with fewer, the end of each
+HELD_OUT_TAIL = 0.2  # with fewer than MANY_CLIPS clips, this last fraction of each clip is held out
+# A split maps the path of each file to the time, in seconds, from which the file is held out.
+WHOLE, NOTHING = 0.0, math.inf
+
+_SCHEMA = pa.schema(
+    {
+        "folder": pa.string(),  # the folder of a source
+        "path": pa.string(),  # relative to the folder
+        "held_out_from": pa.float64(),
+    }
+)
+
+
+def path_hash(path: str) -> float:
+    """A hash of a path, as a number in [0, 1)."""
+    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def held_out(paths: Iterable[str], holdout: float, others: Sequence[float] = ()) -> set[str]:
+    """The held-out paths: those with a hash below `holdout`, but never all files.
+
+    If `holdout` is above 0 and there are several files, at least one is held out.
+
+    Args:
+      paths: the files to split.
+      holdout: held-out fraction.
+      others: the split of further files of the same kind, which were split earlier.
+    """
+    ordered = sorted(paths, key=path_hash)
+    count = sum(path_hash(path) < holdout for path in ordered)
+    least = int(holdout > 0 and WHOLE not in others)
+    most = len(ordered) - int(NOTHING not in others)
+    return set(ordered[: min(max(count, least), max(0, most))])
+
+
+def split_files(
+    files: Iterable[Mapping[str, Any]], holdout: float, known: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The split of a folder's files.
+
+    If there are at least MANY_CLIPS clips, whole clips are held out. With fewer, the last fifth of each is
+    held out. Clips that are added later are treated like those that were split first.
+
+    Args:
+      files: path, frames and duration of each file, as in a media index.
+      holdout: held-out fraction of the photos, and of at least MANY_CLIPS clips; 0 holds out nothing.
+      known: the split of files that were split earlier.
+    """
+    known = known or {}
+    photos: dict[str, float] = {}
+    clips: dict[str, float] = {}
+    for file in files:
+        (clips if file["frames"] > 1 else photos)[file["path"]] = file["duration"]
+    earlier = [known[path] for path in clips if path in known]
+    cut = any(WHOLE < time < NOTHING for time in earlier) if earlier else len(clips) < MANY_CLIPS
+    split = _split_whole(photos, holdout, known)
+    if cut and holdout > 0:
+        seams = {path: (1 - HELD_OUT_TAIL) * duration for path, duration in clips.items()}
+        return split | {path: known.get(path, seam) for path, seam in seams.items()}
+    return split | _split_whole(clips, holdout, known)
+
+
+def _split_whole(paths: Iterable[str], holdout: float, known: Mapping[str, float]) -> dict[str, float]:
+    """The split of files of one kind that holds out whole files."""
+    new = [path for path in paths if path not in known]
+    kept = {path: known[path] for path in paths if path in known}
+    chosen = held_out(new, holdout, list(kept.values()))
+    return kept | {path: WHOLE if path in chosen else NOTHING for path in new}
+
+
+class Split:
+    """The split of all folders of a run, which continues that of an earlier start.
+
+    Args:
+      kept: time from which a file is held out, by its folder and its path in the folder.
+      resumed: whether `kept` is of the same run; otherwise it is of the run from which this one starts.
+    """
+
+    def __init__(self, kept: Mapping[tuple[str, str], float] | None = None, resumed: bool = True):
+        self._kept, self._resumed = dict(kept or {}), resumed
+        self._moved: dict[str, str] = {}  # the folders in `kept` that have another path now
+        self._known: dict[str, float] = {}  # real path of a file -> its entry in `kept`
+        self._real_folders: dict[str, str] = {}
+        self._present: dict[tuple[str, str], float] = {}
+        self._seen: set[str] = set()  # real paths of the files in `_present`
+        self._new: list[tuple[bool, float]] = []  # whether a new file is a clip, and its entry
+        self._repeated = 0
+
+    @classmethod
+    def read(cls, path: str | os.PathLike, resumed: bool = True) -> Self:
+        """Reads splits.parquet of a run; an empty split if there is none.
+
+        Raises:
+          InputError: if the file is damaged or cannot be read.
+        """
+        try:
+            table = pq.read_table(path).cast(_SCHEMA)
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or "damaged"
+            raise InputError(
+                f"{path}: {reason}; accepted: the file that the run wrote, or none, to split all media anew"
+            ) from error
+        folders, paths, times = (column.to_pylist() for column in table.columns)
+        return cls(dict(zip(zip(folders, paths, strict=True), times, strict=True)), resumed)
+
+    def locate(self, folders: Sequence[str]) -> None:
+        """Finds the files of the earlier split in the folders of the configuration.
+
+        Folders of the earlier split that are not listed any more are taken for those that are new, in order,
+        because a folder may have been moved or copied.
+        """
+        folders = [os.path.abspath(folder) for folder in folders]
+        earlier = list(dict.fromkeys(folder for folder, _ in self._kept))
+        new = [folder for folder in folders if folder not in earlier]
+        unlisted = [folder for folder in earlier if folder not in folders] if self._resumed else []
+        for folder in unlisted:
+            place = next((each for each in new if not _overlap(folder, each)), None)
+            if place is not None:
+                self._moved[folder] = place
+                new.remove(place)
+        # A file at its earlier path comes last, and so wins.
+        for moved in (True, False):
+            for (folder, path), time in self._kept.items():
+                if not moved or folder in self._moved:
+                    place = self._moved[folder] if moved else folder
+                    self._known[self._real(place, path)] = time
+
+    def divide(self, folder: str, index: pa.Table, holdout: float) -> dict[str, float]:
+        """Splits the readable files of a folder that no earlier folder contains.
+
+        Args:
+          folder: the folder, from `locate`.
+          index: a table with the columns path, frames, duration and error.
+          holdout: held-out fraction of new files; see `split_files`.
+
+        Returns:
+          The time from which each file is held out, by its path in the folder.
+        """
+        folder = os.path.abspath(folder)
+        files, known = [], {}
+        for file in readable(index):
+            real = self._real(folder, file["path"])
+            if real in self._seen:
+                self._repeated += 1
+                continue
+            self._seen.add(real)
+            files.append(file)
+            if real in self._known:
+                known[file["path"]] = self._known[real]
+        split = split_files(files, holdout, known)
+        self._present |= {(folder, path): time for path, time in split.items()}
+        self._new += [(f["frames"] > 1, split[f["path"]]) for f in files if f["path"] not in known]
+        return split
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes splits.parquet; files of this run that are gone stay in it, because they may come back."""
+        rows = self._present | {
+            (self._moved.get(folder, folder), name): self._kept[folder, name] for folder, name in self._gone()
+        }
+        if rows == self._kept and os.path.exists(path):
+            return
+        columns = [[folder for folder, _ in rows], [name for _, name in rows], list(rows.values())]
+        with atomic_file(path) as file:
+            pq.write_table(pa.table(columns, schema=_SCHEMA), file)
+
+    def report(self) -> list[str]:
+        """Lines that say how many files are new or gone since the last start, and how many count once."""
+        parts = []
+        if self._kept and self._resumed:
+            parts = [self._new_files()] if self._new else []
+            if gone := len(self._gone()):
+                parts.append(f"{count_of(gone, 'file')} {'is' if gone == 1 else 'are'} gone or unreadable")
+        lines = [f"media: {'; '.join(parts)}"] if parts else []
+        if self._repeated:
+            lines.append(
+                f"media: {count_of(self._repeated, 'file')} with several paths or in overlapping folders"
+                f" count{'s' * (self._repeated == 1)} once"
+            )
+        return lines
+
+    def _new_files(self) -> str:
+        clips, times = sum(clip for clip, _ in self._new), [time for _, time in self._new]
+        kinds = {"photo": len(times) - clips, "clip": clips}
+        names = " and ".join(count_of(count, noun) for noun, count in kinds.items() if count)
+        trained, whole = times.count(NOTHING), times.count(WHOLE)
+        cut = len(times) - trained - whole
+        sides = [f"{trained} for training"] * bool(trained) + [f"{whole} held out"] * bool(whole)
+        sides += [f"the last fifth of {count_of(cut, 'clip')} held out"] * bool(cut)
+        return f"{names} {'is' if len(times) == 1 else 'are'} new: {', '.join(sides)}"
+
+    def _gone(self) -> list[tuple[str, str]]:
+        """The entries of the earlier split, if it is of this run, without a readable file now."""
+        if not self._resumed:
+            return []
+        return [
+            (folder, path)
+            for folder, path in self._kept
+            if (folder, path) not in self._present
+            and self._real(folder, path) not in self._seen
+            and self._real(self._moved.get(folder, folder), path) not in self._seen
+        ]
+
+    def _real(self, folder: str, path: str) -> str:
+        """The path of a file without links."""
+        parent, name = os.path.split(os.path.join(folder, path))
+        if parent not in self._real_folders:
+            self._real_folders[parent] = os.path.realpath(parent)
+        real = os.path.join(self._real_folders[parent], name)
+        return os.path.realpath(real) if os.path.islink(real) else real
+
+
+def readable(index: pa.Table) -> list[dict[str, Any]]:
+    """Path, frames and duration of the files of a media index that can be read, sorted by path."""
+    sound = index.filter(index["error"].is_null()).sort_by("path")
+    return sound.select(["path", "frames", "duration"]).to_pylist()
+
+
+def _overlap(folder: str, other: str) -> bool:
+    """Whether one folder contains the other."""
+    return os.path.commonpath([folder, other]) in (folder, other)
