@@ -257,8 +257,8 @@ def probe(file: str | os.PathLike | bytes) -> dict:
                 if last is not None and frame.gap:
                     lost += frame.time - last.time - last.period
                 first, last, count = first or frame, frame, count + 1
-    except FFmpegError:
-        if last is None:
+    except FFmpegError as error:
+        if last is None or (isinstance(error, OSError) and not _reads(file)):
             raise
     if first is None or last is None:
         raise Unreadable("no frame can be decoded")
@@ -274,3 +274,16 @@ def probe(file: str | os.PathLike | bytes) -> dict:
         "quality": None,
         "hdr": int(first.picture.color_trc) in (color.PQ, color.HLG),
     }
+
+
+def _reads(file: str | os.PathLike | bytes) -> bool:
+    """Whether the file system delivers the whole file; FFmpeg reports some damage as an input error too."""
+    if isinstance(file, bytes):
+        return True
+    try:
+        with open(file, "rb") as content:
+            while content.read(2**20):
+                pass
+    except OSError:
+        return False
+    return True

@@ -9,6 +9,10 @@ class Unreadable(Exception):
     """A file cannot be read, or lacks the requested size or frames; the message is a one-line reason."""
 
 
+class Unavailable(Unreadable):
+    """A file cannot be read for a reason outside it, such as a missing permission."""
+
+
 class Crop(NamedTuple):
     """A crop of a displayed picture, resized to H x W. It is relative, so it applies to pictures of any size.
 

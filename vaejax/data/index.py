@@ -1,7 +1,8 @@
 """The media index: a Parquet table of the photos and clips in a folder, unreadable ones included.
 
 A scan decodes every file completely, so damage is known before training. A later scan decodes only files that
-are new, that changed (in size or modification time), or on which the decoder crashed. It drops deleted files.
+are new or that changed, in size or modification time. Unreadable files are decoded again if the decoders'
+versions changed, or if the reason was not the file's content. Deleted files are dropped.
 
     python -m vaejax.data.index FOLDER
 """
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from vaejax import cli
 from vaejax.config.schema import DataConfig
 from vaejax.data import media
-from vaejax.data.scan import CRASHED, probe_files
+from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
@@ -29,8 +30,8 @@ from vaejax.files import atomic_file, sweep
 from vaejax.runtime import cache
 
 INDEX_FILE = ".vaejax-index.parquet"
-# Unreadable files have only path, kind, size, mtime_ns and error; their other columns are null. Increase the
-# version in the metadata when the columns or the scan change: an index with a different version is ignored.
+# Unreadable files have only path, kind, size, mtime_ns, error and reader; their other columns are null.
+# Increase the version in the metadata when the columns or the scan change: other versions are ignored.
 SCHEMA = pa.schema(
     {
         "path": pa.string(),  # relative to the folder, with forward slashes
@@ -48,9 +49,11 @@ SCHEMA = pa.schema(
         "size": pa.int64(),  # bytes
         "mtime_ns": pa.int64(),
         "error": pa.string(),  # the reason in one line; null for readable files
+        "reader": pa.string(),  # the versions of the decoders; null if `error` is not about the content
     },
-    metadata={"vaejax.index": "2"},
+    metadata={"vaejax.index": "3"},
 )
+_VERSION_2 = pa.schema([field for field in SCHEMA if field.name != "reader"], {"vaejax.index": "2"})
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 _ACCEPTED = "accepted: a folder with photos or clips"
 
@@ -88,8 +91,8 @@ def load_or_build(
     places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
     stored = [table for table in map(_load, places) if table is not None]
     known = {_identity(entry): entry for table in reversed(stored) for entry in table.to_pylist()}
-    # Files whose decoder crashed are tried again: memory may have run out.
-    known = {key: entry for key, entry in known.items() if not (entry["error"] or "").startswith(CRASHED)}
+    reader = media.reader()
+    known = {key: entry for key, entry in known.items() if not entry["error"] or entry["reader"] == reader}
     entries = {file["path"]: known.get(_identity(file)) for file in files}
     unknown = [file for file in files if entries[file["path"]] is None]
     try:
@@ -172,6 +175,9 @@ def _load(path: str) -> pa.Table | None:
         table.validate(full=True)
     except (OSError, pa.ArrowException):
         return None
+    if table.schema.equals(_VERSION_2, check_metadata=True):
+        table = table.append_column(SCHEMA.field("reader"), pa.nulls(len(table), pa.string()))
+        table = table.replace_schema_metadata(SCHEMA.metadata)
     return table if table.schema.equals(SCHEMA, check_metadata=True) else None
 
 

@@ -2,18 +2,27 @@
 
 One antialiased Lanczos resize scales a frame and makes its pixels square. Only photos much larger than the
 result are first shrunk by a whole factor, which is faster. `read` returns all requested frames, or raises
-`Unreadable` with the reason.
+`Unreadable` with the reason, or its subclass `Unavailable` if the reason is not the file's content.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator
 
+import av
 import numpy as np
+import PIL
 from PIL import Image
 
+from vaejax import __version__
 from vaejax.data import clip, photo
-from vaejax.data.crop import Crop, Unreadable
+from vaejax.data.crop import Crop, Unavailable, Unreadable
+
+
+def reader() -> str:
+    """The versions of vaejax and of the decoders; other versions may read a file that these cannot."""
+    decoders = f"PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}, Pillow {PIL.__version__}"
+    return f"vaejax {__version__}, {decoders}"
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
@@ -144,4 +153,6 @@ def _one_line_reasons() -> Iterator[None]:
         raise Unreadable("not an image that Pillow can read") from error
     except Exception as error:  # decoders raise many types for damaged files, from OSError to struct.error
         reason = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
-        raise Unreadable(" ".join(reason.split())) from error
+        # Pillow raises OSError for damaged files too, but without a number.
+        outside = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
+        raise (Unavailable if outside else Unreadable)(" ".join(reason.split())) from error

@@ -13,8 +13,6 @@ from tqdm import tqdm
 
 from vaejax.runtime.host import cores
 
-CRASHED = "the decoder crashed"  # how the error of such a file begins
-
 
 def probe_files(folder: str, files: list[dict], workers: int | None, progress: bool) -> Iterator[dict]:
     """Probes the files in worker processes; yields their index entries in order of completion."""
@@ -55,7 +53,10 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def probe(self, path: str, kind: str) -> dict:
-        """Returns the result of `media.probe` plus 'error': None, or only {'error': reason} if it failed."""
+        """Returns the result of `media.probe`, 'error' and 'reader', as in a media index.
+
+        If it failed, 'error' is the reason. Without 'reader', the reason is not the file's content.
+        """
         if "\ufffd" in path and not os.path.exists(path):
             return {"error": "the file's name is not UTF-8"}
         process = self._process or self._start()
@@ -70,7 +71,7 @@ class _Worker:
         code = process.wait()
         self.close()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return {"error": f"{CRASHED} ({how})"}
+        return {"error": f"the decoder crashed ({how})"}
 
     def _start(self) -> subprocess.Popen[str]:
         paths = [os.path.abspath(path) for path in sys.path if not path or os.path.isdir(path)]

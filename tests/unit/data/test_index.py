@@ -1,17 +1,22 @@
 """The index describes the files of a folder, reads each once, and copes with broken ones."""
 
+import errno
+import itertools
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 
+import av
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.support import media_files
-from vaejax.data import index, scan
+from vaejax.data import clip, index, media, scan
 from vaejax.errors import InputError
 from vaejax.runtime import cache as caches
 
@@ -214,6 +219,94 @@ def test_a_decoder_that_crashes_costs_one_file(folder, monkeypatch):
     assert sum(row["error"] is None for row in rows.values()) == 3
     monkeypatch.setattr(scan._Worker, "_start", start)
     assert build(folder)["text.mp4"]["error"] == "Invalid data found when processing input"
+
+
+def test_a_file_that_could_not_be_opened_once_is_read_the_next_time(folder, monkeypatch):
+    probe_files = index.probe_files
+
+    def hidden(root, files, *arguments):
+        os.rename(folder / "photo.webp", folder / "elsewhere")
+        yield from probe_files(root, files, *arguments)
+        os.rename(folder / "elsewhere", folder / "photo.webp")
+
+    monkeypatch.setattr(index, "probe_files", hidden)
+    assert build(folder)["photo.webp"]["error"] == "No such file or directory"
+    monkeypatch.setattr(index, "probe_files", probe_files)
+    assert build(folder)["photo.webp"]["error"] is None
+
+
+@pytest.mark.parametrize("name", ["photo.webp", "deep/er/three_frames.mp4", "deep/quality_5.jpg"])
+def test_too_many_open_files_is_no_fault_of_a_file(folder, name):
+    kind = media.kind_of(name)
+    sound = media.probe(folder / name, kind)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(media.Unavailable, match="Too many open files"):
+            media.probe(folder / name, kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert media.probe(folder / name, kind) == sound
+
+
+def test_a_missing_permission_is_not_remembered(folder):
+    (folder / "photo.webp").chmod(0)
+    if os.access(folder / "photo.webp", os.R_OK):
+        pytest.skip("root may read every file")
+    assert build(folder)["photo.webp"]["error"] == "Permission denied"
+    (folder / "photo.webp").chmod(0o644)
+    assert build(folder)["photo.webp"]["error"] is None
+
+
+def test_a_file_system_that_fails_within_a_clip_does_not_shorten_it(folder, monkeypatch):
+    """FFmpeg reports damage to some formats as an input error too; there, the file can be read otherwise."""
+    path, frames_from = folder / "deep" / "er" / "three_frames.mp4", clip.frames_from
+
+    def failing(file, start):
+        yield from itertools.islice(frames_from(file, start), 2)
+        raise av.error.OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(clip, "frames_from", failing)
+    assert media.probe(path, "video")["frames"] == 2
+    monkeypatch.setattr(clip, "frames_from", lambda *arguments: os.remove(path) or failing(stored, 0.0))
+    stored = path.read_bytes()
+    with pytest.raises(media.Unavailable, match="Input/output error"):
+        media.probe(path, "video")
+
+
+def stored_as(folder, version, change):
+    """Stores an index that differs from the folder's own in its version and in some entries."""
+    table = pq.read_table(folder / index.INDEX_FILE)
+    rows = [change(row) for row in table.to_pylist()]
+    schema = pa.schema([field for field in index.SCHEMA if field.name in rows[0]], {"vaejax.index": version})
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / index.INDEX_FILE)
+
+
+def test_damage_is_remembered_until_the_decoders_change(folder, probed):
+    first = build(folder)
+    assert first["text.mp4"]["error"] and {row["reader"] for row in first.values()} == {media.reader()}
+    probed.clear()
+    build(folder)
+    assert probed == []
+    stored_as(folder, "3", lambda row: row | {"reader": "vaejax 0.0.1, PyAV 9.0.0"})
+    second = build(folder)
+    assert probed == ["text.mp4"] and second["text.mp4"] == first["text.mp4"]
+
+
+def test_an_index_of_version_2_keeps_its_sound_files(folder, probed):
+    """Their numbers are changed here, to show that they are not measured again."""
+    build(folder)
+
+    def older(row):
+        del row["reader"]
+        return row | {"width": 7, "error": row["error"] and "no permission"}
+
+    stored_as(folder, "2", older)
+    probed.clear()
+    rows = build(folder)
+    assert probed == ["text.mp4"] and rows["text.mp4"]["error"] == "Invalid data found when processing input"
+    assert [row["width"] for row in rows.values()] == [7, 7, 7, None]
+    assert pq.read_table(folder / index.INDEX_FILE).schema.equals(index.SCHEMA, check_metadata=True)
 
 
 def test_nothing_to_index_is_an_input_error(tmp_path):

@@ -8,6 +8,7 @@ import shlex
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
@@ -77,6 +78,17 @@ def test_shards_give_the_frames_of_the_folder(folder, tmp_path, capsys):
     ]
     held = [next(pipeline.eval_batches([s], PHOTOS, with_source(), 1)).frames for s in (source, other)]
     np.testing.assert_array_equal(*held)
+
+
+def test_shards_of_earlier_versions_still_load(folder, tmp_path):
+    """Their index says neither whether a file is HDR nor which decoders read it."""
+    data = with_source(kind="array_record", path=str(tmp_path / "shards"))
+    prepare.pack(folder, tmp_path / "shards", progress=False)
+    (now,) = open_sources(data)
+    path = tmp_path / "shards" / "index.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["hdr", "reader"]), path)
+    (before,) = open_sources(data)
+    assert before.table.equals(now.table) and before.unreadable == now.unreadable
 
 
 def test_packing_again_replaces_the_shards_but_no_other_folder(folder, tmp_path):
