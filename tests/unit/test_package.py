@@ -39,7 +39,7 @@ def requirements(lines):
 
 DEPENDENCIES = requirements(PROJECT["dependencies"])
 OPTIONAL = requirements(
-    line for name in ("diffusers", "plan") for line in PROJECT["optional-dependencies"][name]
+    line for name in ("diffusers", "heic", "plan") for line in PROJECT["optional-dependencies"][name]
 )
 
 

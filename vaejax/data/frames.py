@@ -16,7 +16,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.filter import Graph
 from av.format import Flags
 
-from vaejax.data import matroska
+from vaejax.data import heic, matroska
 from vaejax.data.crop import Unreadable
 
 # Seconds. If a format allows discontinuities of the clock, FFmpeg treats a longer step as one.
@@ -38,6 +38,8 @@ def open_clip(file: str | os.PathLike | bytes) -> Iterator[tuple]:
     target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
     local = {"protocol_whitelist": "file"}
     with av.open(target, container_options=local, **_METADATA) as container:
+        brands = (container.metadata.get(name, "") for name in ("major_brand", "compatible_brands"))
+        heic.refuse(heic.split_brands("".join(brands)))
         stream = _shown_stream(container)
         codec = stream.codec_context
         codec.thread_count = 1  # worker processes already use all cores

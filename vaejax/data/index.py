@@ -13,6 +13,7 @@ import shlex
 import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from vaejax import cli
 from vaejax.config.schema import DataConfig
-from vaejax.data import media
+from vaejax.data import heic, media
 from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
@@ -55,6 +56,7 @@ SCHEMA = pa.schema(
 )
 _VERSION_2 = pa.schema([field for field in SCHEMA if field.name != "reader"], {"vaejax.index": "2"})
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
+ENDINGS = 8  # how many different endings of files that are passed over the summary lists
 _ACCEPTED = "accepted: a folder with photos or clips"
 
 
@@ -70,7 +72,7 @@ def load_or_build(
     The index is stored in the folder, or in vaejax's cache (`cache.folder`) if the folder is read-only.
 
     Args:
-      folder: a folder tree of photos and clips; hidden files, and files of any other kind, are ignored.
+      folder: a folder tree of photos and clips; hidden files are ignored, and files of other kinds counted.
       workers: number of decoding processes; None starts one per core.
       progress: whether to show a progress bar and a summary on stderr.
       out: file in which to store the index instead; None stores it as described above.
@@ -85,9 +87,11 @@ def load_or_build(
     folder = os.path.abspath(os.path.expanduser(folder))
     if not os.path.isdir(folder):
         raise InputError(f"{name} = {folder}: no such folder; {_ACCEPTED}")
-    files = sorted(_files(folder), key=lambda file: file["path"])
+    others: Counter[str] = Counter()
+    files = sorted(_files(folder, others), key=lambda file: file["path"])
     if not files:
-        raise InputError(f"{name} = {folder}: no photos or clips in it; {_ACCEPTED}")
+        reasons = ["no photos or clips in it", *passed_over(others)]
+        raise InputError(f"{name} = {folder}: {'; '.join(reasons)}; {_ACCEPTED}")
     places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
     stored = [table for table in map(_load, places) if table is not None]
     known = {_identity(entry): entry for table in reversed(stored) for entry in table.to_pylist()}
@@ -103,8 +107,20 @@ def load_or_build(
         if not any(table.equals(other) for other in stored):
             _save(table, places)
     if progress:
-        print(summary(folder, table), file=sys.stderr)
+        print("\n".join([summary(folder, table), *passed_over(others)]), file=sys.stderr)
     return table
+
+
+def passed_over(endings: Counter[str]) -> list[str]:
+    """One line that counts files of other kinds by their endings; [] if there are none."""
+    if not endings:
+        return []
+    counts = [f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(ENDINGS)]
+    if len(endings) > ENDINGS:
+        counts.append(f"{sum(endings.values()) - sum(n for _, n in endings.most_common(ENDINGS))} others")
+    missing = sorted((heic.KNOWN - heic.EXTENSIONS) & endings.keys())
+    install = f" ({heic.INSTALL} reads {', '.join(missing)})" if missing else ""
+    return [f"passed over by their endings: {', '.join(counts)}{install}"]
 
 
 def summary(folder: str, table: pa.Table) -> str:
@@ -131,8 +147,11 @@ def duration_of(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _files(folder: str) -> Iterator[dict]:
-    """Yields path, kind, size and mtime_ns of photos and clips; follows links, but enters no folder twice."""
+def _files(folder: str, others: Counter[str]) -> Iterator[dict]:
+    """Yields path, kind, size and mtime_ns of photos and clips; follows links, but enters no folder twice.
+
+    Counts all other files that are not hidden in `others`, by their endings.
+    """
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(root)
@@ -142,15 +161,18 @@ def _files(folder: str) -> Iterator[dict]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            kind = media.kind_of(name)
-            if kind is None or name.startswith("."):
+            if name.startswith("."):
                 continue
-            path = os.path.join(root, name)
+            kind, path = media.kind_of(name), os.path.join(root, name)
             try:
                 status = os.stat(path)
             except OSError:  # a dangling link
                 continue
-            if stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            if kind is None:
+                others[os.path.splitext(name)[1].lower()] += 1
+            else:
                 relative = os.path.relpath(path, folder).replace(os.sep, "/")
                 relative = os.fsencode(relative).decode("utf-8", "replace")
                 yield {"path": relative, "kind": kind, "size": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -15,14 +15,14 @@ import PIL
 from PIL import Image
 
 from vaejax import __version__
-from vaejax.data import clip, photo
+from vaejax.data import clip, heic, photo
 from vaejax.data.crop import Crop, Unavailable, Unreadable
 
 
 def reader() -> str:
     """The versions of vaejax and of the decoders; other versions may read a file that these cannot."""
     decoders = f"PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}, Pillow {PIL.__version__}"
-    return f"vaejax {__version__}, {decoders}"
+    return f"vaejax {__version__}, {decoders}" + (f", pillow-heif {heic.VERSION}" if heic.VERSION else "")
 
 
 def kind_of(path: str | os.PathLike) -> str | None:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from vaejax.data import color
+from vaejax.data import color, heic
 from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.jpeg_quality import jpeg_quality
 
-EXTENSIONS = frozenset(
+EXTENSIONS = heic.EXTENSIONS | frozenset(
     {
         ".jpg",
         ".jpeg",
@@ -43,12 +43,19 @@ _AVIF_HEADER = 2**16  # bytes of an AVIF file in which its colr box is searched
 
 
 def _open(file: str | os.PathLike | bytes) -> Image.Image:
-    photo: Any = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    try:
+        photo: Any = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except Image.UnidentifiedImageError:
+        heic.refuse(heic.brands(file))
+        raise
     readers = {"PNG": _png_codes, "AVIF": _avif_codes}
     if photo.format in readers:
         position = photo.fp.tell()
         photo.info["cicp"] = readers[photo.format](photo.fp)
         photo.fp.seek(position)
+    if photo.format == "HEIF":
+        heic.check_whole(photo.fp)
+        photo.info["cicp"] = heic.color_codes(photo.info)
     return photo
 
 
@@ -193,6 +200,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
     with _open(file) as photo:
         codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)
         turns = 0 if photo.format == "TIFF" else photo.getexif().get(0x0112, 1)
+        turns = photo.info.get("original_orientation") or turns  # pillow-heif has already applied it
         codes = photo.info.get("cicp")
         hdr = codes is not None and codes[1] in (color.PQ, color.HLG)
         width, height = _rgb(photo).size

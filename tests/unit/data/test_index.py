@@ -116,6 +116,27 @@ def test_hidden_and_other_files_are_ignored(folder):
     assert len(build(folder)) == 4
 
 
+def test_files_that_are_passed_over_are_counted_by_their_endings(folder, tmp_path, capsys):
+    for name in ("a.txt", "deep/B.TXT", "c.psd", "README", ".hidden.txt"):
+        (folder / name).write_bytes(b"")
+    index.load_or_build(folder, workers=1)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "passed over by their endings: 2 .txt, 1 .psd, 1 without an ending"
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.jxl").write_bytes(b"")
+    with pytest.raises(InputError, match=r"in it; passed over by their endings: 1 \.jxl; accepted: "):
+        build(tmp_path / "other")
+
+
+def test_endings_are_counted_with_the_rest_as_others():
+    assert index.passed_over(index.Counter()) == []
+    counts = index.Counter({f".{i}": 10 - i for i in range(10)})
+    assert index.passed_over(counts) == [
+        "passed over by their endings: 10 .0, 9 .1, 8 .2, 7 .3, 6 .4, 5 .5, 4 .6, 3 .7, 3 others"
+    ]
+
+
 def test_linked_folders_are_followed_once(folder, tmp_path, made):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -1,0 +1,80 @@
+"""HEIC photos: pillow-heif reads them if it is installed; otherwise they are refused by name."""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vaejax.data.crop import Unreadable
+
+try:
+    import pillow_heif  # pyright: ignore[reportMissingImports]
+except ImportError:
+    VERSION = ""
+else:
+    VERSION = pillow_heif.__version__
+    # A thumbnail in the file would replace a large photo that is to be read at a fraction of its size. One
+    # thread decodes, because worker processes already use all cores.
+    pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
+
+KNOWN = frozenset({".heic", ".heif", ".hif"})
+EXTENSIONS = KNOWN if VERSION else frozenset()
+INSTALL = "pip install 'vaejax[heic]'"
+_BRANDS = {"heic", "heix", "heim", "heis"}
+
+
+def refuse(brands: Sequence[str]) -> None:
+    """Raises Unreadable if the brands of a file, from its ftyp box, are those of a HEIC photo.
+
+    FFmpeg would read one tile of it, and Pillow alone nothing.
+    """
+    if not _BRANDS.isdisjoint(brands):
+        accepted = "a name that ends in .heic" if VERSION else f"{INSTALL}, which reads it"
+        raise Unreadable(f"a HEIC photo; accepted: {accepted}")
+
+
+def brands(file: str | os.PathLike | bytes) -> list[str]:
+    """The brands in the ftyp box of a file; [] if it does not begin with one."""
+    head = file[:512] if isinstance(file, bytes) else _head(file)
+    if head[4:8] != b"ftyp":
+        return []
+    return split_brands((head[8:12] + head[16 : int.from_bytes(head[:4], "big")]).decode("latin-1"))
+
+
+def split_brands(text: str) -> list[str]:
+    """The brands in a text of four characters for each."""
+    return [text[i : i + 4] for i in range(0, len(text), 4)]
+
+
+def _head(file: str | os.PathLike) -> bytes:
+    with open(file, "rb") as stream:
+        return stream.read(512)
+
+
+def check_whole(stream: Any) -> None:
+    """Raises Unreadable if a HEIC file ends within a box: libheif would fill the tiles that are missing.
+
+    Args:
+      stream: the open file, whose position is kept.
+    """
+    kept, place, end = stream.tell(), 0, stream.seek(0, io.SEEK_END)
+    while place < end:
+        stream.seek(place)
+        head = stream.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:  # the size follows the name, with 64 bits
+            size = int.from_bytes(head[8:], "big")
+        if size == 0:  # up to the end of the file
+            size = end - place
+        if size < 8 or place + size > end:
+            raise Unreadable("the file ends early")
+        place += size
+    stream.seek(kept)
+
+
+def color_codes(info: dict[str, Any]) -> tuple[int, int] | None:
+    """The color primaries and transfer characteristics (H.273) of a photo; None if it has an ICC profile."""
+    codes = info.get("nclx_profile")
+    if not codes or info.get("icc_profile"):
+        return None
+    return codes["color_primaries"], codes["transfer_characteristics"]
