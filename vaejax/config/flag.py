@@ -8,6 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vaejax.config.check import get, keys, unknown_key
+from vaejax.config.folders import Folders
 from vaejax.config.schema import OPEN_SECTIONS, Config, defaults
 from vaejax.errors import InputError, one_line
 
@@ -15,6 +16,17 @@ SHIPPED = pathlib.Path(__file__).parent.parent / "configs"
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration: a shipped one such as demo or joint:tiny, or FILE.py[:VARIANT]."
 )
+
+
+class _Unchanged(flags.ArgumentParser):
+    """Leaves the value of a flag as it is."""
+
+    def parse(self, argument):
+        """Returns the text of a flag, or the list of a configuration file."""
+        return argument
+
+
+config_flags.register_flag_parser_for_type(Folders, _Unchanged())
 
 
 def parse(argv: list[str]) -> list[str]:

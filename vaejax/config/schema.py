@@ -5,42 +5,31 @@ into the frozen, typed `Config` that the program reads. docs/configuration.md is
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
+
+from vaejax.config.accepts import (
+    COUNT,
+    ENTRIES,
+    FLAG,
+    FOLDERS,
+    FROM_0,
+    FROM_1,
+    NATURAL,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    UNIT,
+    Accepts,
+    is_whole,
+    one_of,
+)
+from vaejax.config.folders import Folders
 
 OPEN_SECTIONS = ("data.sources", "data.buckets")  # mappings whose keys the user chooses
 SMALLEST_LPIPS = 32  # smallest side, in pixels, of images for the perceptual networks
-
-
-class Accepts(NamedTuple):
-    """The values that a setting accepts, and their description in error messages."""
-
-    test: Callable[[Any], bool]
-    text: str
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def one_of(*values: Any) -> Accepts:
-    """Returns the `Accepts` of a setting whose value must be one of `values`."""
-    return Accepts(lambda v: v in values, "one of " + ", ".join(map(repr, values)))
-
-
-POSITIVE = Accepts(lambda v: 0 < v < math.inf, "a finite number above 0")
-FROM_0 = Accepts(lambda v: 0 <= v < math.inf, "a finite number, 0 or more")
-FROM_1 = Accepts(lambda v: 1 <= v < math.inf, "a finite number, 1 or more")
-NATURAL = Accepts(lambda v: _whole(v) and v >= 0, "a whole number, 0 or more")
-COUNT = Accepts(lambda v: _whole(v) and v >= 1, "a whole number, 1 or more")
-SHARE = Accepts(lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
-UNIT = Accepts(lambda v: 0 <= v <= 1, "a number from 0 to 1")
-TEXT = Accepts(lambda v: isinstance(v, str), "text")
-FLAG = Accepts(lambda v: isinstance(v, bool), "True or False")
-ENTRIES = Accepts(lambda v: isinstance(v, Mapping), "a mapping of entries")
 
 
 def setting(default: Any, accepts: Accepts, doc: str) -> Any:
@@ -60,7 +49,7 @@ def section(kind: type) -> Any:
 class DataConfig:
     """The photos and clips, and how batches are cut from them."""
 
-    media: str = setting("", TEXT, "FOLDER[,FOLDER] of photos and clips; replaces data.sources.")
+    media: str | tuple[str, ...] = setting("", FOLDERS, "Folders of photos and clips; replaces data.sources.")
     sources: Mapping[str, Mapping[str, Any]] = setting(
         {},
         ENTRIES,
@@ -101,7 +90,7 @@ class ModelConfig:
     )
     widths: tuple[int, ...] = setting(
         (),
-        Accepts(lambda v: all(_whole(w) and w >= 1 for w in v), "whole numbers, each 1 or more, or ()"),
+        Accepts(lambda v: all(is_whole(w) and w >= 1 for w in v), "whole numbers, each 1 or more, or ()"),
         "Channels of each level, highest resolution first.",
     )
     encoder_blocks: int = setting(0, NATURAL, "Residual blocks per level of the encoder.")
@@ -128,7 +117,7 @@ class ModelConfig:
     remat: tuple[int, ...] = setting(
         (),
         Accepts(
-            lambda v: all(_whole(i) and i >= 0 for i in v), "a tuple of levels; 0 is the highest resolution"
+            lambda v: all(is_whole(i) and i >= 0 for i in v), "a tuple of levels; 0 is the highest resolution"
         ),
         "Levels that the backward pass recomputes to save memory; 0 is the highest resolution.",
     )
@@ -357,7 +346,7 @@ class Config:
 
     seed: int = setting(
         0,
-        Accepts(lambda v: _whole(v) and 0 <= v < 2**31, "a whole number of at least 0 and below 2**31"),
+        Accepts(lambda v: is_whole(v) and 0 <= v < 2**31, "a whole number of at least 0 and below 2**31"),
         "Random seed of initialization, order of samples and noise.",
     )
     steps: int = setting(100_000, COUNT, "Updates of the run.")
@@ -377,7 +366,7 @@ class Config:
     profile: tuple[int, int] = setting(
         (0, 0),
         Accepts(
-            lambda v: len(v) == 2 and all(_whole(n) and n >= 0 for n in v),
+            lambda v: len(v) == 2 and all(is_whole(n) and n >= 0 for n in v),
             "(FIRST, COUNT), two whole numbers, each 0 or more",
         ),
         "(FIRST, COUNT): an XProf trace of COUNT updates, beginning with update FIRST, counted from 0.",
@@ -390,7 +379,9 @@ class Config:
 
 def defaults() -> Any:
     """Returns a ConfigDict with every key at its default, for a configuration file to change."""
-    return ConfigDict(dataclasses.asdict(Config()))
+    values = dataclasses.asdict(Config())
+    values["data"]["media"] = FieldReference("", field_type=Folders)  # a ConfigDict keeps the types of values
+    return ConfigDict(values)
 
 
 def is_section(field: dataclasses.Field) -> bool:

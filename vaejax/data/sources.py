@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
+from vaejax.config.accepts import FOLDERS
+from vaejax.config.folders import folder_list
 from vaejax.data import index
 from vaejax.data.array_record import ArrayRecordSource
 from vaejax.data.bucket import Bucket
@@ -42,21 +44,20 @@ class MediaSource(Source):
     @classmethod
     def folders(cls, fields: Mapping[str, Any]) -> list[str]:
         """The folders in `fields["path"]`."""
-        names = str(fields.get("path", "")).split(",")
-        return [os.path.expanduser(name.strip()) for name in names if name.strip()]
+        return folder_list(fields.get("path", ""))
 
     @classmethod
     def open(
         cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str, split: Split
     ) -> Self:
-        """Opens the folders `fields["path"]`, FOLDER[,FOLDER], as one source.
+        """Opens the folders `fields["path"]` as one source; see vaejax.config.folders.
 
         Every file has the same weight, whatever its folder.
         """
         folders = cls.folders(fields)
         if not folders:
             raise InputError(
-                f"{key} = {fields.get('path', '')!r}; accepted: FOLDER[,FOLDER] of photos and clips"
+                f"{key} = {fields.get('path', '')!r}; accepted: {FOLDERS.text} of photos and clips"
             )
         tables, unreadable = [], []
         for folder in folders:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vaejax.config.folders import folder_list
 from vaejax.config.schema import DataConfig
 from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.data.pipeline import read_batches
@@ -92,7 +93,7 @@ def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
       InputError: if there is nothing to read, or `labels` is True and `name` is not one folder of classes.
     """
     is_tfds = name.startswith("tfds:")
-    if labels and (is_tfds or "," in name):
+    if labels and (is_tfds or len(folder_list(name)) != 1):
         raise InputError(f"--labels with --data={name}; accepted: one folder with a subfolder for each class")
     data = DataConfig(
         media="" if is_tfds else name,
@@ -101,7 +102,7 @@ def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
         zoom=preset.zoom,
         holdout=preset.holdout,
     )
-    folder = os.path.abspath(os.path.expanduser(name)) if labels else ""
+    folder = os.path.abspath(*folder_list(name)) if labels else ""
     try:
         (bucket,) = parse_buckets({preset.bucket: {"batch": 1}}, 1, 1)
         return Media(open_sources(data), bucket, data, folder)

@@ -136,6 +136,26 @@ def test_several_folders_are_one_source_and_broken_files_are_listed(tmp_path):
     assert path.endswith("b/broken.jpg") and reason
 
 
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path):
+    folders = [tmp_path / "a, b", tmp_path / "c"]
+    for folder in folders:
+        folder.mkdir()
+        photo(folder / f"{folder.name[0]}.png")
+    names = [str(folder) for folder in folders]
+    data = media_data(names[0], holdout=0.0)
+    assert paths(*open_sources(data), IMAGE, "train", data) == ["a.png"]
+    data = defaults().data
+    data.holdout, data.media = 0.0, names
+    assert paths(*open_sources(data), IMAGE, "train", data) == ["a.png", "c.png"]
+    data.media, data.sources = "", {"mine": {"kind": "media", "path": names}}
+    assert paths(*open_sources(data), IMAGE, "train", data) == ["a.png", "c.png"]
+    data.sources.mine.path = [1]
+    with pytest.raises(
+        InputError, match=r"data\.sources\.mine\.path = .*1.*; accepted: FOLDER\[,FOLDER\], or a"
+    ):
+        open_sources(data)
+
+
 def test_skipped_samples_are_counted_over_resumes(tmp_path):
     path = tmp_path / "bad_samples.jsonl"
     skipped = SkippedSamples(path)
