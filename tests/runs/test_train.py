@@ -209,6 +209,19 @@ def test_a_run_stopped_in_every_way_and_resumed_ends_in_the_same_bits(tmp_path, 
     assert losses(tmp_path) == losses(straight)
 
 
+@pytest.mark.runs
+def test_a_second_run_in_the_same_workdir_is_refused_and_the_first_goes_on(tmp_path, media, straight):
+    options = {"cwd": ROOT, "env": environment(), "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(tmp_path, media, *FLAGS), **options) as first:
+        wait_for((tmp_path / "config.json").exists, first)
+        second = subprocess.run(command(tmp_path, media, *FLAGS), **options)
+        assert first.poll() is None and second.returncode == 2
+        assert second.stderr.startswith(f"error: --workdir={tmp_path}: process {first.pid} on ")
+        assert first.communicate()[1] and first.returncode == 0
+    assert_same_end(tmp_path, straight, 20)
+    assert losses(tmp_path) == losses(straight)
+
+
 def test_another_model_in_the_same_workdir_is_refused(small, media):
     done = subprocess.run(
         command(small, media, *FLAGS),

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from vaejax.errors import InputError, TrainingFailed
+from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.lock import locked
 from vaejax.runtime import distributed
 from vaejax.runtime.preemption import Preemption
 
@@ -73,6 +75,7 @@ def main():
 
     results["process 0 first"] = result(lambda: distributed.main_process_first(made))
     results["process 0 refused"] = result(lambda: distributed.main_process_first(refused))
+    results["folder in use"] = result(lambda: locked(RunFolder(folder)).__enter__())
     results["other digest"] = result(lambda: distributed.check_same("photos", jax.process_index))
 
     with Preemption() as preemption:

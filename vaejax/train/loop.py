@@ -14,6 +14,7 @@ from vaejax.data.sources import training_files
 from vaejax.rundir import console
 from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.lock import locked
 from vaejax.rundir.reporter import Reporter
 from vaejax.rundir.skipped_samples import SkippedSamples
 from vaejax.runtime import chips
@@ -52,12 +53,11 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
       True if the run is complete, False if a signal stopped it; another call then resumes it.
 
     Raises:
-      InputError: if the configuration or an input cannot be used.
+      InputError: if the configuration or an input cannot be used, or another process trains in `workdir`.
       TrainingFailed: if updates stay non-finite after all rollbacks, or if hosts see different media.
     """
     checked = check(config)
-    with Watchdog(checked.recovery.stall) as watchdog:
-        folder = RunFolder.create(workdir)
+    with Watchdog(checked.recovery.stall) as watchdog, locked(RunFolder.create(workdir)) as folder:
         setup = Setup.of(checked, inject, folder)
         watchdog.begin("starting", 0, patient=True)
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 from tests.support import processes
+from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.lock import locked
 
 
 def test_two_processes_stop_continue_and_refuse_together(tmp_path):
-    started = processes.start(2, 1, [str(tmp_path)], tmp_path, module="tests.support.agreeing")
-    codes = processes.finish(started, 120)
+    with locked(RunFolder(tmp_path)):
+        started = processes.start(2, 1, [str(tmp_path)], tmp_path, module="tests.support.agreeing")
+        codes = processes.finish(started, 120)
     logs = [process.log.read_text() for process in started]
     assert codes == [0, 0], logs
     results = [json.loads(next(line for line in log.splitlines() if line.startswith("{"))) for log in logs]
@@ -26,6 +29,7 @@ def test_two_processes_stop_continue_and_refuse_together(tmp_path):
     assert results[0]["other frames"] == [2, other_frames]
     assert results[0]["fewer items"] == [2, other_frames]
     assert results[0]["process 0 refused"] == "process 0 has no such folder"
+    assert f": process {os.getpid()} on " in results[0]["folder in use"]
     assert results[0]["other digest"].startswith("process 1 finds different photos than process 0")
     assert (
         results[0]["steps to agree after a resume"] < 10
