@@ -8,7 +8,15 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
-from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError, TrainingFailed
+from vaejax.errors import (
+    DISK_ERRORS,
+    FAILED,
+    INPUT_ERROR,
+    INTERRUPTED,
+    InputError,
+    TrainingFailed,
+    with_causes,
+)
 
 # Command of the `vaejax` script -> the module that runs it, and arguments to put before the user's.
 COMMANDS = {
@@ -103,19 +111,15 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
 def naming_disk_errors(workdir: str) -> Iterator[None]:
     """A context that turns errors of a full, read-only or failing disk into a TrainingFailed.
 
-    The message names `workdir`, the folder of the run. Libraries wrap an OSError in their own exceptions. The
-    texts of all chained exceptions are therefore searched for the operating system's message.
+    The message names `workdir`, the folder of the run.
     """
     try:
         yield
     except (InputError, TrainingFailed):
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        text = ""
-        cause: BaseException | None = error
-        while cause is not None:
-            text, cause = f"{text} {cause}", cause.__cause__ or cause.__context__
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE):
+        text = with_causes(error)
+        for number in DISK_ERRORS:
             if os.strerror(number) in text:
                 raise TrainingFailed(
                     f"--workdir={workdir}: {os.strerror(number)}; correct this, then run the same command to"

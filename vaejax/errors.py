@@ -1,7 +1,11 @@
 """Errors that commands print as one line, and exit codes."""
 
+import errno
+
 FAILED, INPUT_ERROR, INTERRUPTED = 1, 2, 130
 STOPPED = 75  # EX_TEMPFAIL: a signal stopped the run; the same command continues it
+# Errors of a full, read-only or failing disk, not of the files on it.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 
 
 class InputError(ValueError):
@@ -26,3 +30,16 @@ class Stopped(Exception):
 def one_line(error: BaseException, longest: int = 200) -> str:
     """The message of an error as one non-empty line of at most `longest` characters."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def with_causes(error: BaseException) -> str:
+    """The messages of an error and of all errors that led to it, as one text.
+
+    Libraries wrap an OSError in exceptions of their own; this text still has the operating system's message.
+    """
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(texts)

@@ -168,6 +168,23 @@ def test_a_signal_during_bad_updates_does_not_save_their_state(media, tmp_path):
 
 
 @pytest.mark.runs
+def test_a_run_whose_newest_checkpoint_is_damaged_repeats_the_updates_since_the_one_before(
+    media, tmp_path, capfd
+):
+    """The run was complete, and its last checkpoint has its size but not all of its bits."""
+    assert train.fit(settings(media), str(tmp_path))
+    expected, newest = leaves(tmp_path, 12, "state"), tmp_path / "checkpoints" / "12"
+    arrays = max((newest / "state").glob("**/d/*"), key=lambda path: path.stat().st_size)
+    arrays.write_bytes(bytes(len(arrays.read_bytes())))
+    capfd.readouterr()
+    assert train.fit(settings(media), str(tmp_path))
+    damaged = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
+    assert len(damaged) == 1 and damaged[0].endswith(f"; moved to {tmp_path}/damaged/12")
+    jax.tree.map(np.testing.assert_array_equal, leaves(tmp_path, 12, "state"), expected)
+    assert sorted(logged(tmp_path, "loss")) == list(range(1, 13))
+
+
+@pytest.mark.runs
 def test_discriminators_can_join_a_run_and_are_saved_with_it(media, tmp_path):
     assert train.fit(settings(media, steps=4), str(tmp_path))
     assert not list((tmp_path / "checkpoints" / "4").glob("discriminator_*"))

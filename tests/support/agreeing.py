@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from vaejax.errors import InputError, TrainingFailed
+from vaejax.rundir.checkpoint import Checkpoints
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.lock import locked
 from vaejax.runtime import distributed
@@ -46,6 +47,32 @@ def steps_to_agree(preemption, steps):
     return next(n for n, step in enumerate(steps) if preemption.requested(step))
 
 
+def damaged_on_one(folder):
+    """The steps tried if process 1 alone cannot read its part of step 2, and whether the arrays are right."""
+    mesh = jax.sharding.Mesh(jax.devices(), "x")
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    values = np.random.default_rng(0).normal(size=(len(jax.devices()), 2000)).astype(np.float32)
+    items = {"state": {"w": jax.make_array_from_callback(values.shape, split, lambda part: values[part])}}
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, items, {}, {}, {})
+    if jax.process_index() == 0:
+        for path in (folder / "checkpoints" / "2" / "state" / "ocdbt.process_1" / "d").iterdir():
+            path.write_bytes(bytes(path.stat().st_size))
+    distributed.barrier("damaged")
+    steps, readable = [], []
+    with Checkpoints(folder, keep=2) as checkpoints:
+
+        def use(step):
+            steps.append(step)
+            return checkpoints.restore(step, items)[0]["state"]["w"]
+
+        restored = checkpoints.newest_whole(use)
+    for shard in restored.addressable_shards:
+        readable.append(bool((np.asarray(shard.data) == values[shard.index]).all()))
+    return [steps, readable, sorted(path.name for path in (folder / "damaged").iterdir())]
+
+
 def main():
     distributed.serialize_cpu_programs()
     distributed.initialize()
@@ -75,6 +102,7 @@ def main():
 
     results["process 0 first"] = result(lambda: distributed.main_process_first(made))
     results["process 0 refused"] = result(lambda: distributed.main_process_first(refused))
+    results["damaged on one"] = result(lambda: damaged_on_one(folder / "run"))
     results["folder in use"] = result(lambda: locked(RunFolder(folder)).__enter__())
     results["other digest"] = result(lambda: distributed.check_same("photos", jax.process_index))
 

@@ -21,8 +21,10 @@ from vaejax.config.schema import ModelConfig
 from vaejax.errors import InputError, one_line
 from vaejax.files import UNFINISHED
 from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.rundir import latent_statistics
+from vaejax.rundir import latent_statistics, wholeness
+from vaejax.rundir.checkpoint import SavedCheckpoints
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.wholeness import DamagedCheckpoint
 
 DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -125,13 +127,18 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_an_autoencoder(name, error) from error
-    step = _completed_step(name, folder, step)
-    shapes = {"ema": {"autoencoder": _checked_shapes(name, architecture)}}
-    checkpoint = folder / "checkpoints" / str(step) / "state"
-    params = restore_arrays(name, checkpoint, shapes)["ema"]["autoencoder"]
-    statistics = latent_statistics.load(folder, step) or {}
-    mean, std = (_per_channel(statistics.get(key)) for key in ("mean", "std"))
-    return TrainedVAE(name, architecture, params, mean, std, step, fingerprint(params))
+    checkpoints = SavedCheckpoints(folder)
+
+    def read(newest: int | None) -> TrainedVAE:
+        chosen = _completed_step(name, checkpoints, newest if step is None else step)
+        params = _restore_average(name, checkpoints.folder(chosen), _checked_shapes(name, architecture))
+        statistics = latent_statistics.load(folder, chosen) or {}
+        mean, std = (_per_channel(statistics.get(key)) for key in ("mean", "std"))
+        return TrainedVAE(name, architecture, params, mean, std, chosen, fingerprint(params))
+
+    if step is not None:
+        return read(step)
+    return checkpoints.newest_whole(read, on_all_hosts=False)
 
 
 def read_export_config(name: str) -> dict[str, Any] | None:
@@ -198,42 +205,49 @@ def _not_an_autoencoder(name: str, error: Exception) -> InputError:
     )
 
 
-def _completed_step(name: str, folder: pathlib.Path, step: int | None) -> int:
-    """The requested step, or the latest; checkpoints that are still being written do not count."""
-    checkpoints = folder / "checkpoints"
-    steps = sorted(ocp.utils.checkpoint_steps(checkpoints)) if checkpoints.is_dir() else []
-    if not steps:
+def _completed_step(name: str, checkpoints: SavedCheckpoints, step: int | None) -> int:
+    """Returns `step` if it has a completed checkpoint; those that are still being written do not count."""
+    steps = checkpoints.steps()
+    if step is None or not steps:
         raise InputError(f"{name}: no completed checkpoint; accepted: a run that has saved a checkpoint")
-    if step is not None and step not in steps:
+    if step not in steps:
         raise InputError(
             f"{name}: no completed checkpoint of step {step}; accepted: {', '.join(map(str, steps))}"
         )
-    return steps[-1] if step is None else step
+    return step
 
 
-def restore_arrays(name: str, path: pathlib.Path, shapes: Params) -> Params:
-    """Reads part of an Orbax checkpoint as arrays on this host, whatever mesh saved it.
+def _restore_average(name: str, checkpoint: pathlib.Path, shapes: Params) -> Params:
+    """Reads the averaged (EMA) parameters as arrays on this host, whatever mesh saved them.
 
     Args:
       name: name of the run, for messages.
-      path: path of the checkpoint.
-      shapes: tree of the shapes to read; it may be part of the checkpoint's tree.
+      checkpoint: folder of the checkpoint.
+      shapes: shapes of the parameters.
 
     Raises:
+      DamagedCheckpoint: if the checkpoint is damaged.
       InputError: if the checkpoint cannot be read, or has other shapes.
     """
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    tree = {"ema": {"autoencoder": shapes}}
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        contents = wholeness.read_contents(checkpoint)
+        with wholeness.reading(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             arrays = checkpointer.restore(
-                path, args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True)
+                checkpoint / "state",
+                args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True),
             )
-    except (OSError, ValueError, KeyError) as error:
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # Orbax raises bare Exceptions
+        wholeness.verify(checkpoint)
         raise InputError(
-            f"{name}: {path} cannot be read: {one_line(error)}; accepted: an undamaged checkpoint"
+            f"{name}: {checkpoint} cannot be read: {one_line(error)}; accepted: an undamaged checkpoint"
         ) from error
-    _check_shapes(name, shapes, arrays)
-    return arrays
+    _check_shapes(name, tree, arrays)
+    wholeness.check_arrays(checkpoint, contents, "state", wholeness.of_arrays(arrays))
+    return arrays["ema"]["autoencoder"]
 
 
 def _check_shapes(name: str, expected: Params, found: Params) -> None:

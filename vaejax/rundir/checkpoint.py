@@ -1,36 +1,197 @@
 """Orbax checkpoints of a run: each holds the arrays, data positions, configuration and metadata of a step."""
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vaejax import __version__
+from vaejax.errors import InputError, TrainingFailed
+from vaejax.rundir import console, wholeness
+from vaejax.rundir.wholeness import Contents, DamagedCheckpoint
 from vaejax.runtime import distributed
 
+T = TypeVar("T")
+_say_once = functools.cache(console.say)  # one command may read a run several times
 
-class Checkpoints:
-    """The checkpoints of a run, DIR/checkpoints/STEP, saved asynchronously and completed atomically.
+
+class SavedCheckpoints:
+    """The completed checkpoints of a run, DIR/checkpoints/STEP, which are only read; the run may be training.
 
     A checkpoint consists of named items. The caller's items are trees of arrays. The items 'data', 'config'
     and 'metadata' are JSON.
 
     Args:
       workdir: DIR, the folder of the run.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self._workdir = pathlib.Path(workdir).expanduser().absolute()
+        self._damaged: set[int] = set()
+
+    def folder(self, step: int) -> pathlib.Path:
+        """The folder of a checkpoint."""
+        return self._workdir / "checkpoints" / str(step)
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints that are not known to be damaged, in ascending order."""
+        parent = self._workdir / "checkpoints"
+        if not parent.is_dir():
+            return []
+        steps = {int(path.name) for path in parent.iterdir() if path.name.isdecimal() and path.is_dir()}
+        return sorted(steps - self._damaged)
+
+    def latest(self) -> int | None:
+        """The step of the latest checkpoint that is not known to be damaged; None if there is none."""
+        return max(self.steps(), default=None)
+
+    def latest_on_all_hosts(self) -> int | None:
+        """The latest step that process 0 sees, returned on all processes; None if there is no checkpoint.
+
+        On a shared file system, other hosts may see a new checkpoint later than process 0.
+        """
+        return distributed.all_gather(self.latest())[0]
+
+    def newest_whole(self, use: Callable[[int | None], T], on_all_hosts: bool = True) -> T:
+        """Calls `use` with the latest step, and again with an earlier one if that checkpoint is damaged.
+
+        Args:
+          use: function of a step, or of None if there is no checkpoint; it may raise DamagedCheckpoint.
+          on_all_hosts: whether all processes make this call and need the same step.
+
+        Returns:
+          The result of the last call.
+
+        Raises:
+          InputError: if all checkpoints are damaged.
+        """
+        while True:
+            try:
+                return use(self.latest_on_all_hosts() if on_all_hosts else self.latest())
+            except DamagedCheckpoint as damage:
+                self._pass_over(damage)
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The configuration that a checkpoint was trained with, as nested dictionaries.
+
+        Raises:
+          DamagedCheckpoint: if it cannot be read.
+        """
+        return self._contents(step).json["config"]
+
+    def restore(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+        """Reads items of a checkpoint with the shardings of `targets`, whatever mesh saved them.
+
+        Args:
+          step: step of a completed checkpoint.
+          targets: {item name: tree of arrays or ShapeDtypeStructs with shardings}.
+
+        Returns:
+          The items of `targets` that the checkpoint contains, {name: tree}, and its data positions,
+          {bucket name: number of batches drawn so far}.
+
+        Raises:
+          DamagedCheckpoint: on all processes, if the checkpoint is damaged.
+        """
+        folder, contents = self.folder(step), self._contents(step)
+        restored: dict[str, Any] = {}
+        shares: dict[str, dict[str, int]] = {}
+        failure, handler = None, cast(Any, ocp.StandardCheckpointHandler())
+        try:
+            with wholeness.reading():
+                for name in (name for name in targets if name in contents.arrays):
+                    # Not by the manager: its processes would wait here for one that failed to read.
+                    arguments = ocp.args.StandardRestore(_abstract(targets[name]))
+                    restored[name] = handler.restore(folder / name, args=arguments)
+                    shares[name] = wholeness.of_arrays(restored[name])
+        except Exception as error:  # Orbax raises bare Exceptions
+            failure = error
+        answers = distributed.all_gather([failure is None, shares])
+        if not all(succeeded for succeeded, _ in answers):
+            self.verify(step)
+            raise failure or TrainingFailed(f"{folder}: another process cannot read this checkpoint")
+        for name in restored:
+            sums = wholeness.total([of_process[name] for _, of_process in answers])
+            wholeness.check_arrays(folder, contents, name, sums)
+        return restored, contents.json["data"]
+
+    def verify(self, step: int) -> None:
+        """Reads a whole checkpoint on process 0.
+
+        Raises:
+          DamagedCheckpoint: on all processes, if the checkpoint is damaged.
+        """
+        self._on_process_0(step, wholeness.verify)
+
+    def _contents(self, step: int) -> Contents:
+        return Contents(*self._on_process_0(step, wholeness.read_contents))
+
+    def _on_process_0(self, step: int, work: Callable[[pathlib.Path], T]) -> T:
+        """Calls `work` with a checkpoint's folder on process 0; all processes get its result or its error."""
+        result, reason, folder = None, "", self.folder(step)
+        if jax.process_index() == 0:
+            try:
+                result = work(folder)
+            except DamagedCheckpoint as damage:
+                reason = damage.reason
+        result, reason = distributed.all_gather([result, reason])[0]
+        if reason:
+            raise DamagedCheckpoint(folder, reason)
+        return result
+
+    def _pass_over(self, damage: DamagedCheckpoint) -> None:
+        """Prints that a checkpoint is damaged, and lists it no longer.
+
+        Raises:
+          InputError: if no other checkpoint is left.
+        """
+        self._damaged.add(int(damage.folder.name))
+        if not damage.folder.exists():  # the run has just deleted it, and saved a newer one
+            return
+        if not self.steps():
+            raise InputError(
+                f"{damage.folder}: damaged checkpoint ({damage.reason}), and no other is left; accepted: a"
+                " run with an undamaged checkpoint"
+            )
+        _say_once(f"{damage.folder}: damaged checkpoint ({damage.reason}); an earlier one is used")
+
+
+class Checkpoints(SavedCheckpoints):
+    """The checkpoints that a run saves, asynchronously, and each completed atomically.
+
+    Damaged checkpoints are moved to DIR/damaged, and files that a killed save left behind are removed.
+
+    Args:
+      workdir: DIR, the folder of the run.
       keep: number of latest checkpoints to keep.
       best: evaluation score, 'BUCKET/NAME' or 'mean/NAME', by which the best checkpoint is kept too; a '-' in
         front means that lower is better; '' keeps only the latest.
-      read_only: whether to only read a run, which may still be training. Otherwise this process may save, and
-        files that a killed save left behind are removed.
+
+    Raises:
+      InputError: if all checkpoints are damaged.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 1, best: str = "", read_only: bool = False):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 1, best: str = ""):
+        super().__init__(workdir)
+        self._manager: Any = None
+        if jax.process_index() == 0:
+            # Orbax would remove them in a thread, which prints a traceback if the process ends at once.
+            for path in (self._workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+        for step in reversed(distributed.all_gather(self.steps())[0]):
+            try:
+                self._contents(step)
+            except DamagedCheckpoint as damage:  # Orbax would fail to read its scores
+                self._pass_over(damage)
         policies: list[Any] = [preservation_policy.LatestN(keep)]
         name, sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
 
@@ -42,25 +203,17 @@ class Checkpoints:
                 preservation_policy.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
             )
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).expanduser().absolute() / "checkpoints",
+            self._workdir / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 best_fn=goodness if best else None,  # without it, Orbax does not store the scores
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
+                cleanup_tmp_directories=False,
             ),
         )
 
     def latest(self) -> int | None:
-        """The step of the latest completed checkpoint; None if there is none."""
+        """The step of the latest checkpoint, which may still be being written; None if there is none."""
         return self._manager.latest_step()
-
-    def latest_on_all_hosts(self) -> int | None:
-        """The latest step that process 0 sees, returned on all processes; None if there is no checkpoint.
-
-        On a shared file system, other hosts may see a new checkpoint later than process 0.
-        """
-        return distributed.all_gather(self.latest())[0]
 
     def save(
         self,
@@ -83,38 +236,23 @@ class Checkpoints:
         """
         if step == self.latest():
             return
+        shares = distributed.all_gather({name: wholeness.of_arrays(item) for name, item in items.items()})
+        checksums: dict[str, Any] = {name: wholeness.total([s[name] for s in shares]) for name in items}
+        checksums |= {"data": wholeness.of_json(positions), "config": wholeness.of_json(config)}
+        checksums["metrics"] = wholeness.of_json(dict(scores))
+        metadata = {"vaejax": __version__, "jax": jax.__version__, "step": step}
         arguments: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         arguments |= {
             "data": ocp.args.JsonSave(positions),
             "config": ocp.args.JsonSave(config),
-            "metadata": ocp.args.JsonSave({"vaejax": __version__, "jax": jax.__version__, "step": step}),
+            "metadata": ocp.args.JsonSave(metadata | {wholeness.CHECKSUMS: checksums}),
         }
         self._manager.save(step, args=ocp.args.Composite(**arguments), metrics=dict(scores) or None)
 
-    def config(self, step: int) -> dict[str, Any]:
-        """The configuration that a checkpoint was trained with, as nested dictionaries."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-
     def restore(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-        """Reads items of a checkpoint with the shardings of `targets`, whatever mesh saved them.
-
-        Args:
-          step: step of a completed checkpoint.
-          targets: {item name: tree of arrays or ShapeDtypeStructs with shardings}.
-
-        Returns:
-          The items of `targets` that the checkpoint contains, {name: tree}, and its data positions,
-          {bucket name: number of batches drawn so far}.
-        """
+        """Waits for a save in progress, then reads items of a checkpoint; see `SavedCheckpoints.restore`."""
         self._manager.wait_until_finished()
-        folder = self._manager.directory / str(step)
-        found = [name for name in targets if (folder / name).exists()]
-        arguments: dict[str, Any] = {
-            name: ocp.args.StandardRestore(_abstract(targets[name])) for name in found
-        }
-        arguments["data"] = ocp.args.JsonRestore()
-        restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        return {name: restored[name] for name in found}, restored["data"]
+        return super().restore(step, targets)
 
     @contextlib.contextmanager
     def completing(self) -> Iterator[None]:
@@ -130,6 +268,32 @@ class Checkpoints:
     def __exit__(self, *exception):
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _pass_over(self, damage: DamagedCheckpoint) -> None:
+        """Moves a damaged checkpoint to DIR/damaged/STEP and says so. All processes call this together.
+
+        Raises:
+          InputError: if no other checkpoint is left; this one then stays in its place.
+        """
+        step = int(damage.folder.name)
+        if distributed.all_gather(self.steps())[0] == [step]:
+            raise InputError(
+                f"{damage.folder}: damaged checkpoint ({damage.reason}), and no other is left; accepted:"
+                " another --workdir, or to start from step 0, this one without its folder 'checkpoints'"
+            )
+        if jax.process_index() == 0:
+            aside = self._workdir / "damaged" / str(step)
+            number = 1
+            while aside.exists():
+                aside, number = aside.with_name(f"{step}-{number}"), number + 1
+            aside.parent.mkdir(exist_ok=True)
+            damage.folder.rename(aside)
+            console.say(f"{damage.folder}: damaged checkpoint ({damage.reason}); moved to {aside}")
+        distributed.all_gather("moved")
+        while damage.folder.exists():  # a network file system may show it to other hosts for some time
+            time.sleep(1)
+        if self._manager:
+            self._manager.reload()
 
 
 def _abstract(tree: Any) -> Any:

@@ -38,7 +38,7 @@ def complete(folder: RunFolder, step: int, config: Config) -> None:
     """
     missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
     if any(distributed.all_gather(missing)):
-        latent_statistics.of_run(VaeCodec.open(str(folder.path)), str(folder.path), step)
+        latent_statistics.of_run(VaeCodec.open(str(folder.path), step), str(folder.path), step)
 
 
 def last_words(

@@ -12,7 +12,7 @@ from vaejax.config import check
 from vaejax.data.pipeline import Batch, TrainStream
 from vaejax.data.sources import training_files
 from vaejax.rundir import console
-from vaejax.rundir.checkpoint import Checkpoints
+from vaejax.rundir.checkpoint import Checkpoints, SavedCheckpoints
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.lock import locked
 from vaejax.rundir.reporter import Reporter
@@ -58,29 +58,39 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     """
     checked = check(config)
     with Watchdog(checked.recovery.stall) as watchdog, locked(RunFolder.create(workdir)) as folder:
+        resume.check_init(SavedCheckpoints(folder.path), checked)  # before the media are scanned
         setup = Setup.of(checked, inject, folder)
         watchdog.begin("starting", 0, patient=True)
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
-            start = checkpoints.latest_on_all_hosts() or 0
-            resume.check_networks(checkpoints, start, checked)
-            if start >= checked.steps:
-                console.say(f"already at step {start} of {checked.steps}; nothing to do")
-                finish.complete(folder, start, checked)
-                return True
-            with Preemption() as preemption:
-                run = Run(setup, folder, checkpoints, watchdog, preemption, start)
-                outcome = run.train_from(start)
-                while outcome is Outcome.ROLLED_BACK:  # continues like a resumed run
-                    outcome = run.train_from(run.guard.restart_step)
-            if outcome is Outcome.STOPPED:
-                saved = checkpoints.latest()
-                where = "before the first checkpoint" if saved is None else f"saved at step {saved}"
-                console.say(f"stopped by a signal, {where}; run the same command to continue")
-                return False
-            watchdog.begin("computing latent statistics", checked.steps, patient=True)
-            finish.keep_latent_statistics(setup, folder, run.ema)
-            console.say(finish.last_words(folder, checked, run.scores, run.evaluators.verdict, run.seconds))
-            return True
+            # If a checkpoint proves to be damaged, the run starts again from an earlier one.
+            return checkpoints.newest_whole(
+                lambda step: _fit(setup, folder, checkpoints, watchdog, step or 0)
+            )
+
+
+def _fit(setup: Setup, folder: RunFolder, checkpoints: Checkpoints, watchdog: Watchdog, start: int) -> bool:
+    """Trains from step 0 or checkpoint `start` to config.steps; see `fit`."""
+    config = setup.config
+    resume.check_networks(checkpoints, start, config)
+    if start >= config.steps:
+        checkpoints.verify(start)
+        console.say(f"already at step {start} of {config.steps}; nothing to do")
+        finish.complete(folder, start, config)
+        return True
+    with Preemption() as preemption:
+        run = Run(setup, folder, checkpoints, watchdog, preemption, start)
+        outcome = run.train_from(start)
+        while outcome is Outcome.ROLLED_BACK:  # continues like a resumed run
+            outcome = run.train_from(run.guard.restart_step)
+    if outcome is Outcome.STOPPED:
+        saved = checkpoints.latest()
+        where = "before the first checkpoint" if saved is None else f"saved at step {saved}"
+        console.say(f"stopped by a signal, {where}; run the same command to continue")
+        return False
+    watchdog.begin("computing latent statistics", config.steps, patient=True)
+    finish.keep_latent_statistics(setup, folder, run.ema)
+    console.say(finish.last_words(folder, config, run.scores, run.evaluators.verdict, run.seconds))
+    return True
 
 
 class Run:

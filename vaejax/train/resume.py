@@ -1,6 +1,7 @@
 """The state and data positions that a run starts from: fresh, from another run, or from a checkpoint."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from vaejax.config import Config
 from vaejax.data import bucket
 from vaejax.errors import InputError
-from vaejax.rundir.checkpoint import Checkpoints
+from vaejax.rundir.checkpoint import Checkpoints, SavedCheckpoints
 from vaejax.train import state as states
 from vaejax.train.guard import StepGuard
 from vaejax.train.setup import Setup
@@ -19,6 +20,12 @@ from vaejax.train.state import TrainState
 HARMLESS = ("remat", "dtype")  # keys of config.model on which no parameter depends
 # Keys of config.loss.adversarial on which parameters depend.
 DESIGN = ("discriminators", "kind", "width", "spectral_norm")
+
+
+def check_init(checkpoints: SavedCheckpoints, config: Config) -> None:
+    """Raises an InputError if a run without checkpoints starts from config.init, and that has none either."""
+    if config.init and checkpoints.latest_on_all_hosts() is None:
+        _existing(SavedCheckpoints(config.init).latest_on_all_hosts(), config.init)
 
 
 def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None:
@@ -32,12 +39,14 @@ def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None
     Raises:
       InputError: if a setting differs that determines the parameters of a network, or if config.init has no
         checkpoint. The message names the setting.
+      DamagedCheckpoint: if the checkpoint is damaged.
     """
     if start:
         _check_same(checkpoints.config(start), config, "this workdir", discriminators=True)
     elif config.init:
-        with Checkpoints(config.init, read_only=True) as source:
-            _check_same(source.config(_latest(source, config.init)), config, config.init)
+        source = SavedCheckpoints(config.init)
+        saved = source.newest_whole(lambda step: source.config(_existing(step, config.init)))
+        _check_same(saved, config, config.init)
 
 
 def restore(
@@ -55,6 +64,9 @@ def restore(
 
     Returns:
       The state, and the number of batches already drawn per bucket.
+
+    Raises:
+      DamagedCheckpoint: if the checkpoint of the run is damaged.
     """
     config, state = setup.config, setup.initialize()
     positions = {b.name: bucket.draws(b, config.seed, step) for b in setup.buckets}
@@ -68,20 +80,20 @@ def restore(
 
 
 def _from_other_run(name: str, state: TrainState) -> TrainState:
-    """Returns `state` with parameters and EMA both set to the EMA of another run's latest checkpoint."""
-    with Checkpoints(name, read_only=True) as source:
-        items = states.to_items(dataclasses.replace(state, discriminators={}))
-        restored, _ = source.restore(_latest(source, name), items)
+    """Returns `state` with parameters and EMA set to the EMA of another run's latest whole checkpoint."""
+    source, items = SavedCheckpoints(name), states.to_items(dataclasses.replace(state, discriminators={}))
+    restored, _ = source.newest_whole(lambda step: source.restore(_existing(step, name), items))
     average = restored["state"]["ema"]
     return dataclasses.replace(state, params=average, ema=jax.tree.map(jnp.copy, average))
 
 
-def _latest(source: Checkpoints, name: str) -> int:
-    step = source.latest_on_all_hosts()
+def _existing(step: int | None, name: str) -> int:
+    """The step of a checkpoint of config.init; InputError if there is none."""
     if step is None:
-        raise InputError(
-            f"init = {name}: no checkpoint in this folder; accepted: the --workdir of a run with a checkpoint"
+        problem = (
+            "no checkpoint in this folder" if os.path.isdir(os.path.expanduser(name)) else "no such folder"
         )
+        raise InputError(f"init = {name}: {problem}; accepted: the --workdir of a run with a checkpoint")
     return step
 
 

@@ -29,6 +29,7 @@ def test_two_processes_stop_continue_and_refuse_together(tmp_path):
     assert results[0]["other frames"] == [2, other_frames]
     assert results[0]["fewer items"] == [2, other_frames]
     assert results[0]["process 0 refused"] == "process 0 has no such folder"
+    assert results[0]["damaged on one"] == [[2, 1], [True], ["2"]]
     assert f": process {os.getpid()} on " in results[0]["folder in use"]
     assert results[0]["other digest"].startswith("process 1 finds different photos than process 0")
     assert (
