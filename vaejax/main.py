@@ -1,6 +1,7 @@
 """The training command: python -m vaejax.main --config=demo --workdir=DIR."""
 
 import functools
+import json
 import os
 import sys
 from typing import Any, NoReturn
@@ -8,6 +9,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from vaejax import cli
+from vaejax.config import check
 from vaejax.config.flag import CONFIG, parse
 from vaejax.errors import STOPPED, InputError
 
@@ -15,6 +17,9 @@ MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Train on several hosts together; start the same command on each of them."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run already stored there is resumed.")
+PRINT_CONFIG = flags.DEFINE_bool(
+    "print-config", False, "Check the configuration, print it as JSON, and do not train."
+)
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -24,6 +29,9 @@ def main(argv: list[str]) -> NoReturn:
     """
     if len(argv) > 1:
         raise InputError(f"{argv[1]}: not a flag; accepted: --config=FILE --workdir=DIR --config.KEY=VALUE")
+    if CONFIG.value is not None and PRINT_CONFIG.value:
+        print(json.dumps(check(CONFIG.value).to_dict(), indent=2))
+        sys.exit(0)
     if CONFIG.value is None or not WORKDIR.value:
         raise InputError("--config and --workdir are required, e.g. --config=demo --workdir=runs/demo")
     from vaejax.runtime import distributed  # imported here, so that --help does not import JAX

@@ -108,7 +108,7 @@ def test_the_flags_that_the_documents_show_exist(module, flags):
             name, _, value = argument.partition("=")
             if name.startswith("--config."):
                 key = name.removeprefix("--config.")
-                assert key in configured or key.startswith(OPEN_SECTIONS), f"{document}: {argument}"
+                assert key in configured or key.startswith(tuple(OPEN_SECTIONS)), f"{document}: {argument}"
                 continue
             assert name in flags(module), f"{document}: {argument}"
             if name == "--config" and "/" not in value:
@@ -137,6 +137,22 @@ def test_help_imports_no_jax(module):
     )
     done = run("-c", program)
     assert done.returncode == 0 and done.stdout.endswith("quick\n"), done.stdout[-200:] + done.stderr
+
+
+# Flags without a default: required ones, settings, and --help itself.
+REQUIRED = {"--help", "--config.KEY", "--out", "--model", "--checkpoint", "--data", "--media", "--tfds"}
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _ in COMMANDS.values()}))
+def test_help_gives_the_default_of_every_flag(module):
+    text = helped(module)
+    entries = re.split(r"\n(?=  -)", text)[1:]
+    names = {re.search(r"--[][a-z.A-Z-]+", entry)[0]: entry for entry in entries}
+    usage = set(re.findall(r"--[a-z][a-z-]*", text[: text.index("\n\n")])) if "usage: " in text else set()
+    assert usage <= names.keys() and names
+    for name, entry in names.items():
+        text = " ".join(entry.split())  # "(cpu ": a default for each preset
+        assert re.search("default: |[(]required[)]|[(]cpu ", text) or name in REQUIRED, entry
 
 
 @pytest.mark.parametrize(("module", "flag"), [("vaejax.main", "--workdir"), ("vaejax.plan", "--topology")])

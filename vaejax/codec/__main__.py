@@ -148,7 +148,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I/N",
         type=_shard,
         default=(0, 1),
-        help="process only files I, I + N, I + 2N, ... of a folder (I from 0 to N - 1), on one of N machines",
+        help="process only files I, I + N, I + 2N, ... of a folder (I from 0 to N - 1), on one of N machines;"
+        " default: all files",
     )
     return parser
 

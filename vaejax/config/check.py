@@ -58,12 +58,22 @@ def from_saved(saved: Mapping[str, Any]) -> Config:
 
 
 def unknown_key(key: str) -> str:
-    """The error message for a key that does not exist; it names similar keys, or else the top-level ones."""
-    section = next((name for name in OPEN_SECTIONS if key.startswith(name + ".")), None)
-    if section:
-        return f"{key}: no such entry; accepted: the whole mapping, as --config.{section}='{{...}}'"
-    near = difflib.get_close_matches(key, list(keys(Config)), n=3, cutoff=0.5)
-    return f"{key}: no such configuration key; accepted: {', '.join(near or sorted(defaults()))}"
+    """The error message for a key that does not exist; it names all keys of the key's section.
+
+    If there is no such section either, it names similar keys, or else the top-level ones.
+    """
+    for section, example in OPEN_SECTIONS.items():
+        if key.startswith(section + "."):
+            entry = key.removeprefix(section + ".").split(".")[0]
+            return (
+                f"{key}: no such entry in the configuration; accepted: to add one, the section with all"
+                f" entries, as --config.{section}='{{...}}', one of them \"{entry}\": {example}"
+            )
+    known = list(keys(Config))
+    section, _, _ = key.rpartition(".")
+    accepted = [name for name in known if section and name.rpartition(".")[0] == section]
+    accepted = accepted or difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(defaults())
+    return f"{key}: no such configuration key; accepted: {', '.join(accepted)}"
 
 
 def keys(kind: type, prefix: str = "") -> Iterator[str]:

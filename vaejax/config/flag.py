@@ -1,5 +1,6 @@
 """The flags --config=FILE.py[:VARIANT] and --config.KEY=VALUE of a command line."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -38,7 +39,7 @@ def parse(argv: list[str]) -> list[str]:
     if any(arg in ("-h", "-?", "--help", "--helpshort") for arg in argv[1:]):
         print(help_text(argv[0]))
         raise SystemExit(0)
-    argv = [f"--config={_file(arg[9:])}" if arg.startswith("--config=") else arg for arg in argv]
+    argv = [f"--config={_file(arg[9:])}" if arg.startswith("--config=") else _whole(arg) for arg in argv]
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is not None:
@@ -59,13 +60,14 @@ def help_text(script: str) -> str:
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "flags:"]
     own_flags = flags.FLAGS.flags_by_module_dict().get(script, [])
     for flag in (flags.FLAGS["config"], *own_flags):
-        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{'[no]' if flag.boolean else ''}{flag.name}: {flag.help}{default}")
+        default = {None: "required", "": "default: none"}.get(flag.default, f"default: {flag.default}")
+        lines.append(f"  --{'[no]' if flag.boolean else ''}{flag.name}: {flag.help} ({default})")
     lines += [
         "  --config.KEY=VALUE: a setting, e.g. --config.optim.learning_rate=1e-4",
         "",
         f"shipped configurations: {', '.join(shipped_names())}; some have variants, e.g. joint:tiny",
-        "docs/configuration.md lists every setting with its default and accepted values.",
+        "docs/configuration.md lists every setting with its default and accepted values, and so does",
+        "python -m vaejax.config.reference. train --print-config prints the settings of a run.",
     ]
     return "\n".join(lines)
 
@@ -91,12 +93,23 @@ def _file(name: str) -> str:
     return ":".join([path, *variant])
 
 
+def _whole(arg: str) -> str:
+    """Writes the value of a whole-number setting without an exponent: --config.steps=1e5 becomes 100000."""
+    flag, _, value = arg.partition("=")
+    key = flag.removeprefix("--config.")
+    # absl reports an unknown key, or a value that is not a number.
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        if key != flag and type(get(defaults(), key)) is int and not value.isdecimal():
+            return f"{flag}={int(float(value))}" if float(value).is_integer() else arg
+    return arg
+
+
 def _unknown(argv: list[str]) -> str:
     """The first unknown key on a command line; keys in OPEN_SECTIONS come last. '' if there is none."""
     given = [arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")]
     known = set(keys(Config))
-    unknown = sorted((key for key in given if key not in known), key=lambda k: k.startswith(OPEN_SECTIONS))
-    return next(iter(unknown), "")
+    unknown = [key for key in given if key not in known]
+    return min(unknown, key=lambda key: key.startswith(tuple(OPEN_SECTIONS)), default="")
 
 
 def _message(error: Exception) -> str:

@@ -19,10 +19,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--checkpoint runs/demo --data ~/Videos --out evaluation --compare linear jpeg:matched h264:23",
     )
     parser.add_argument(
-        "--checkpoint", metavar="DIR", default="", help="folder of a run or export, or RUN/checkpoints/STEP"
+        "--checkpoint",
+        metavar="DIR",
+        default="",
+        help="folder of a run or export, or RUN/checkpoints/STEP (default: only the codecs of --compare)",
     )
     parser.add_argument(
-        "--compare", metavar="CODEC", nargs="+", default=[], help=f"further codecs to score: {NAMES}"
+        "--compare",
+        metavar="CODEC",
+        nargs="+",
+        default=[],
+        help=f"further codecs to score: {NAMES} (default: none)",
     )
     parser.add_argument(
         "--data",
@@ -68,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--inception",
         metavar="FILE",
         default="",
-        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds standard rFID",
+        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds standard rFID (default: none)",
     )
     options = parser.parse_args(arguments)
 

@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="TxHxW",
         action="append",
         default=[],
-        help="write StableHLO programs that encode and decode batches of clips of this shape; repeatable",
+        help="write StableHLO programs that encode and decode batches of clips of this shape; repeatable"
+        " (default: none)",
     )
     parser.add_argument(
         "--dtype",

@@ -60,10 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         "--inception",
         metavar="FILE",
         default="",
-        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds FID",
+        help="pytorch-fid's pt_inception-2015-12-05-6726825d.pth; adds FID (default: none)",
     )
-    parser.add_argument("--labels", action="store_true", help="use the subfolders of FOLDER as classes")
-    changes = parser.add_argument_group("budget", "Each flag overrides a setting of the preset.")
+    parser.add_argument(
+        "--labels",
+        action="store_true",
+        help="use the subfolders of FOLDER as classes (default: no classes)",
+    )
+    changes = parser.add_argument_group("budget", "Each flag overrides a default of the preset.")
     for field in dataclasses.fields(Preset):
         flag = f"--{field.name.replace('_', '-')}"
         kinds = {int: cli.at_least(1), float: cli.at_least(0, float), str: str}

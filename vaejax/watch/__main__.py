@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=30.0,
         help="seconds between refreshes (default: 30)",
     )
-    parser.add_argument("--once", action="store_true", help="write the page once and exit")
+    parser.add_argument(
+        "--once", action="store_true", help="write the page once and exit (default: refresh it)"
+    )
     options = parser.parse_args(arguments)
 
     def work() -> None:

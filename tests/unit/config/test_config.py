@@ -14,7 +14,7 @@ from vaejax.config import check, defaults, from_saved, reference
 from vaejax.config import check as check_function
 from vaejax.config.check import EVAL_SCORES, LPIPS_NETWORKS, PROBE_SCORES, get, keys
 from vaejax.config.flag import shipped_names
-from vaejax.config.schema import SMALLEST_LPIPS, Config
+from vaejax.config.schema import SMALLEST_LPIPS, Config, WeightsConfig
 from vaejax.configs import demo
 from vaejax.errors import InputError
 from vaejax.evaluate.during_training import SCORES
@@ -210,6 +210,19 @@ def test_any_evaluated_score_may_be_followed(best):
             id="unknown entry",
         ),
         pytest.param(
+            ["--config=demo", "--config.loss.weights.lpips=1"],
+            ["loss.weights.lpips: ", *(f"loss.weights.{f.name}" for f in dataclasses.fields(WeightsConfig))],
+            id="unknown key of a section",
+        ),
+        pytest.param(
+            ["--config=demo", "--config.data.buckets.video_5x64x64.batch=2"],
+            ['--config.data.buckets=\'{...}\', one of them "video_5x64x64": {"batch": 8}'],
+            id="unknown bucket",
+        ),
+        pytest.param(
+            ["--config=demo", "--config.steps=1.5e0"], ["steps = 1.5e0", "accepted: "], id="no whole"
+        ),
+        pytest.param(
             ["--config=configs/demo.py", "--config.steps=many"],
             ["steps = many", "accepted: "],
             id="wrong type",
@@ -243,3 +256,20 @@ def test_the_command_line_names_a_mistake_in_one_line_and_exits_2(tmp_path, flag
     assert line.startswith("error: ")
     for part in parts:
         assert part in line
+
+
+def printed_config(folder, *flags):
+    command = [sys.executable, "-m", "vaejax.main", "--config=demo", *flags, "--print-config"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def test_print_config_prints_the_checked_configuration_and_trains_nothing(tmp_path):
+    flags = ["--config.steps=1e5", "--config.optim.learning_rate=1e-4", f"--workdir={tmp_path}/run"]
+    done = printed_config(tmp_path, *flags)
+    assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
+    expected = demo.get_config()
+    expected.steps, expected.optim.learning_rate = 100_000, 1e-4
+    assert from_saved(json.loads(done.stdout)) == check(expected)
+    wrong = printed_config(tmp_path, "--config.ema.decay=2.0")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: ema.decay = 2.0; accepted: ")
