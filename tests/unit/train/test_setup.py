@@ -26,7 +26,8 @@ def test_batches_continue_at_a_data_position(photos):
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(photos):
-    with pytest.raises(InputError, match=r"image_32x32\.batch = 9; accepted: multiples of mesh\.data x mesh\.fsdp = 8"):
+    message = r"image_32x32\.batch = 9; accepted: multiples of mesh\.data x mesh\.fsdp = 8"
+    with pytest.raises(InputError, match=message):
         Setup.of(small_config(photos, **{"data.buckets": {BUCKET: {"batch": 9}}}))
 
 
