@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from vaejax import cli
 from vaejax.config import check
 from vaejax.config.flag import CONFIG, parse
+from vaejax.data import parent
 from vaejax.errors import STOPPED, InputError
 
 MULTIHOST = flags.DEFINE_bool(
@@ -59,5 +60,7 @@ def _train(config: Any, workdir: str) -> int:
         return 0 if fit(config, workdir) else STOPPED
 
 
+if __name__ == "__mp_main__":  # a data worker, in which multiprocessing imports this file before Grain
+    parent.watch()
 if __name__ == "__main__":
     sys.exit(cli.run(functools.partial(app.run, main, flags_parser=parse)))

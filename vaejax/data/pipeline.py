@@ -5,13 +5,10 @@ Worker processes decode the training stream, unless data.workers is 0. Threads d
 
 import bisect
 import itertools
-import os
 import re
 import shutil
 import signal
 import sys
-import threading
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from vaejax.data import parent
 from vaejax.data.bucket import Bucket, draws, scheduled
 from vaejax.data.sampler import Sample, Sampler
 from vaejax.data.sources import check_buckets
@@ -103,7 +101,9 @@ class _SampleSequence:
         step = steps[bisect.bisect_right(steps, index, key=self._before) - 1]
         bucket, i = self.plan(step)[index - self._before(step)]
         drawn = self._positions[bucket.name] + self._drawn(bucket, step)
-        return self._samplers[bucket.name][drawn * bucket.batch + self.rows[bucket.name][i]]
+        sample = self._samplers[bucket.name][drawn * bucket.batch + self.rows[bucket.name][i]]
+        parent.end_if_dead()  # before Grain copies the sample to shared memory, which a worker must not leave
+        return sample
 
     def _local_batch(self, bucket: Bucket) -> int:
         """The number of samples of a bucket's batch that this host reads."""
@@ -135,6 +135,7 @@ class TrainStream:
         if data.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain requires parsed flags, which only absl.app provides
+            parent.announce()
             dataset = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
             dataset = _fit_shared_memory(dataset, data, sample_bytes).mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch),
@@ -292,14 +293,7 @@ def _fit_shared_memory(dataset: Any, data: "DataConfig", sample_bytes: int) -> A
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker exit if the parent dies, and ignore Ctrl-C and SIGTERM, so that the parent can save."""
+    """Makes a worker end with its parent, and ignore Ctrl-C and SIGTERM, so that the parent can save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    parent.watch()

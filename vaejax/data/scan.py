@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tqdm import tqdm
 
+from vaejax.data import parent
 from vaejax.runtime.host import cores
 
 
@@ -74,6 +75,7 @@ class _Worker:
         return {"error": f"the decoder crashed ({how})"}
 
     def _start(self) -> subprocess.Popen[str]:
+        parent.announce()
         paths = [os.path.abspath(path) for path in sys.path if not path or os.path.isdir(path)]
         self._process = subprocess.Popen(
             [
@@ -81,7 +83,9 @@ class _Worker:
                 "-W",
                 "ignore",
                 "-c",
-                "from vaejax.data import scan_worker; scan_worker.serve()",
+                # Stdin ends with the parent too, but a worker does not read it while it decodes a long file.
+                "from vaejax.data import parent; parent.watch();"
+                " from vaejax.data import scan_worker; scan_worker.serve()",
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
