@@ -15,7 +15,12 @@ from ml_collections import ConfigDict
 from tests.support import losses, media_files
 from tests.support.faults import Fault, injecting
 from tests.support.models import SMALL, architecture
+from vaejax.config import check
 from vaejax.configs import demo
+from vaejax.data import pipeline
+from vaejax.data.bucket import buckets_of
+from vaejax.data.sampler import Sampler
+from vaejax.data.sources import open_sources
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir.checkpoint import Checkpoints
@@ -63,7 +68,7 @@ def logged(workdir, name):
 
 
 def position(workdir, step):
-    return json.loads((workdir / "checkpoints" / str(step) / "data" / "metadata").read_text())
+    return json.loads((workdir / "checkpoints" / str(step) / "data" / "metadata").read_text())["samples"]
 
 
 def leaves(workdir, step, item):
@@ -98,8 +103,8 @@ def test_consecutive_bad_updates_roll_back_and_continue_past_their_samples(media
     assert train.fit(settings(media), str(run), inject=injecting(fault))
     *skipped, back = lines(run)
     assert [line["step"] for line in skipped] == [5, 6, 7]
-    assert (back["step"], back["back_to"], back["positions"]) == (8, 4, {"image_32x32": 8})
-    assert position(run, 12) == {"image_32x32": 16}  # 12 steps, and 4 updates that were rolled back
+    assert (back["step"], back["back_to"], back["positions"]["samples"]) == (8, 4, {"image_32x32": 8 * 8})
+    assert position(run, 12) == {"image_32x32": 16 * 8}  # 12 steps, and 4 updates that were rolled back
     assert sorted(logged(run, "loss")) == list(range(1, 13))  # no step is counted twice
     assert logged(run, "bad_steps")[12] == 3
     assert np.isfinite(list(logged(run, "loss").values())).all()
@@ -134,6 +139,27 @@ def test_a_rollback_compiles_nothing(media, tmp_path, monkeypatch):
 
 
 @pytest.mark.runs
+def test_a_run_resumed_with_another_batch_size_continues_with_the_next_sample(media, tmp_path, monkeypatch):
+    """Three updates with batches of 8, two with 16 and one with 8."""
+    drawn, following = [], pipeline.TrainStream.__next__
+
+    def noting(stream):
+        update = following(stream)
+        drawn.extend(update.batches["image_32x32"].names)
+        return update
+
+    monkeypatch.setattr(pipeline.TrainStream, "__next__", noting)
+    for steps, batch in ((3, 8), (5, 16), (6, 8)):
+        config = settings(media, steps=steps, **{"data.buckets.image_32x32.batch": batch, "data.workers": 0})
+        assert train.fit(config, str(tmp_path))
+        assert position(tmp_path, steps) == {"image_32x32": len(drawn)}
+    data = check(config).data
+    (bucket,) = buckets_of(check(config))
+    sampler = Sampler(open_sources(data), bucket, "train", data, config.seed)
+    assert drawn == [sampler[i].name for i in range(3 * 8 + 2 * 16 + 8)]
+
+
+@pytest.mark.runs
 def test_a_run_that_rollbacks_do_not_help_ends_with_a_clear_error_and_its_counts(media, tmp_path):
     config = settings(media, adversarial=True)
     fault = Fault("discriminator", "image_32x32", lambda step, x: step >= 5)
@@ -147,7 +173,7 @@ def test_a_run_that_rollbacks_do_not_help_ends_with_a_clear_error_and_its_counts
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
     # The same command without the fault continues past the samples of the last rollback.
     assert train.fit(config, str(tmp_path))
-    assert position(tmp_path, 12) == {"image_32x32": found[-4]["positions"]["image_32x32"] + 8}
+    assert position(tmp_path, 12) == {"image_32x32": found[-4]["positions"]["samples"]["image_32x32"] + 8 * 8}
     assert (
         logged(tmp_path, "bad_steps")[12] == 6
     )  # of nine, the three after the last rollback were repeated, and finite
@@ -164,7 +190,7 @@ def test_a_signal_during_bad_updates_does_not_save_their_state(media, tmp_path):
     assert not train.fit(settings(media, **more), str(tmp_path), inject=injecting(fault))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
     assert train.fit(settings(media, **more), str(tmp_path))
-    assert position(tmp_path, 12) == {"image_32x32": 12} and logged(tmp_path, "bad_steps")[12] == 0
+    assert position(tmp_path, 12) == {"image_32x32": 12 * 8} and logged(tmp_path, "bad_steps")[12] == 0
 
 
 @pytest.mark.runs

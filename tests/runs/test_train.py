@@ -88,7 +88,7 @@ def losses(workdir):
 
 
 def saved(workdir, step):
-    """The arrays of a checkpoint by name, and the number of batches that it has drawn."""
+    """The arrays of a checkpoint by name, and the number of samples that it has drawn."""
     path = workdir / "checkpoints" / str(step)
     restore = ocp.StandardCheckpointer().restore
     items = ("state", "discriminator_image", "discriminator_video")

@@ -100,8 +100,8 @@ class _SampleSequence:
         steps = range(self._start + index // most, self._start + index // least + 1)
         step = steps[bisect.bisect_right(steps, index, key=self._before) - 1]
         bucket, i = self.plan(step)[index - self._before(step)]
-        drawn = self._positions[bucket.name] + self._drawn(bucket, step)
-        sample = self._samplers[bucket.name][drawn * bucket.batch + self.rows[bucket.name][i]]
+        first = self._positions[bucket.name] + self._drawn(bucket, step) * bucket.batch
+        sample = self._samplers[bucket.name][first + self.rows[bucket.name][i]]
         parent.end_if_dead()  # before Grain copies the sample to shared memory, which a worker must not leave
         return sample
 
@@ -204,15 +204,17 @@ def train_stream(
       data: config.data.
       seed: seed of the schedule, the shuffles and the crops.
       start_step: the first step.
-      positions: {bucket name: number of batches already drawn}; default: as many as scheduled before
-        `start_step`. After a rollback the number is larger, so that training continues with new samples.
+      positions: {bucket name: number of samples already drawn}; default: as many as scheduled before
+        `start_step`. After a rollback the number is larger, so that training continues with new samples. If
+        the batch size changed, the number need not be a multiple of it.
       rows: {bucket name: indices, in the global batch, of the samples that this host reads}; default: all.
 
     Raises:
       InputError: if no training sample fits a bucket.
     """
     check_buckets(sources, buckets, data)
-    drawn = {bucket.name: draws(bucket, seed, start_step) for bucket in buckets} | dict(positions or {})
+    drawn = {bucket.name: draws(bucket, seed, start_step) * bucket.batch for bucket in buckets}
+    drawn |= positions or {}
     samplers = {bucket.name: Sampler(sources, bucket, "train", data, seed) for bucket in buckets}
     rows = rows or {bucket.name: range(bucket.batch) for bucket in buckets}
     sequence = _SampleSequence(samplers, tuple(buckets), seed, start_step, drawn, rows)

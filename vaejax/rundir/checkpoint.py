@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vaejax import __version__
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.rundir import console, wholeness
+from vaejax.rundir.positions import from_json, to_json
 from vaejax.rundir.wholeness import Contents, DamagedCheckpoint
 from vaejax.runtime import distributed
 
@@ -97,7 +98,7 @@ class SavedCheckpoints:
 
         Returns:
           The items of `targets` that the checkpoint contains, {name: tree}, and its data positions,
-          {bucket name: number of batches drawn so far}.
+          {bucket name: number of samples drawn so far}.
 
         Raises:
           DamagedCheckpoint: on all processes, if the checkpoint is damaged.
@@ -122,7 +123,7 @@ class SavedCheckpoints:
         for name in restored:
             sums = wholeness.total([of_process[name] for _, of_process in answers])
             wholeness.check_arrays(folder, contents, name, sums)
-        return restored, contents.json["data"]
+        return restored, from_json(contents.json["data"], contents.json["config"])
 
     def verify(self, step: int) -> None:
         """Reads a whole checkpoint on process 0.
@@ -230,7 +231,7 @@ class Checkpoints(SavedCheckpoints):
         Args:
           step: number of updates done.
           items: {name: tree of arrays}.
-          positions: data positions, {bucket name: number of batches drawn so far}.
+          positions: data positions, {bucket name: number of samples drawn so far}.
           config: the configuration as nested dictionaries.
           scores: scores at this step, {'BUCKET/NAME': value}; {} if this step was not evaluated.
         """
@@ -238,12 +239,13 @@ class Checkpoints(SavedCheckpoints):
             return
         shares = distributed.all_gather({name: wholeness.of_arrays(item) for name, item in items.items()})
         checksums: dict[str, Any] = {name: wholeness.total([s[name] for s in shares]) for name in items}
-        checksums |= {"data": wholeness.of_json(positions), "config": wholeness.of_json(config)}
+        data = to_json(positions)
+        checksums |= {"data": wholeness.of_json(data), "config": wholeness.of_json(config)}
         checksums["metrics"] = wholeness.of_json(dict(scores))
         metadata = {"vaejax": __version__, "jax": jax.__version__, "step": step}
         arguments: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         arguments |= {
-            "data": ocp.args.JsonSave(positions),
+            "data": ocp.args.JsonSave(data),
             "config": ocp.args.JsonSave(config),
             "metadata": ocp.args.JsonSave(metadata | {wholeness.CHECKSUMS: checksums}),
         }

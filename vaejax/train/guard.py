@@ -1,7 +1,7 @@
 """The step guard: counts non-finite updates, records them in bad_steps.jsonl and decides on rollbacks."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,6 +11,7 @@ from vaejax.data.pipeline import Batch
 from vaejax.errors import TrainingFailed
 from vaejax.losses.objective import Terms
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.positions import from_json, to_json
 from vaejax.runtime import distributed
 
 
@@ -32,8 +33,8 @@ class StepGuard:
     """Counts skipped updates and rollbacks. All processes hold the same counts; process 0 writes them.
 
     bad_steps.jsonl, in the folder of the run, has a line {"step", "samples": {bucket: names}} for each
-    skipped update, and a line {"step", "back_to", "positions"} for each rollback. "positions" is the number
-    of batches that each bucket had drawn before the rollback.
+    skipped update, and a line {"step", "back_to", "positions"} for each rollback. "positions" are the data
+    positions before the rollback, see vaejax.rundir.positions.
 
     Args:
       folder: folder of the run; if it has a bad_steps.jsonl, counting continues from it.
@@ -65,14 +66,20 @@ class StepGuard:
         if self._lines or self._path.exists():
             self._write()
 
-    def positions(self, start: int) -> dict[str, int]:
-        """The data positions that replace those of checkpoint `start`: batches drawn so far, by bucket name.
+    def positions(self, start: int, config: Mapping[str, Any]) -> dict[str, int]:
+        """The data positions that replace those of checkpoint `start`: samples drawn so far, by bucket name.
 
         If the latest rollback returned to this checkpoint, they are the positions before that rollback, so
         that training continues with new samples. Otherwise nothing is replaced, and the result is {}.
+
+        Args:
+          start: step of the checkpoint; 0 if the run starts anew.
+          config: configuration of the checkpoint, as nested dictionaries.
         """
         rollbacks = [line for line in self._lines if "back_to" in line]
-        return rollbacks[-1]["positions"] if rollbacks and rollbacks[-1]["back_to"] == start else {}
+        if not rollbacks or rollbacks[-1]["back_to"] != start:
+            return {}
+        return from_json(rollbacks[-1]["positions"], config)
 
     def check(self, pending: Pending | None) -> None:
         """Waits for the pending update, if there is one, and counts it as skipped if it was not finite."""
@@ -103,7 +110,7 @@ class StepGuard:
         return self.in_row >= self._config.bad_steps
 
     def roll_back(self, step: int, back_to: int, positions: Mapping[str, int]) -> None:
-        """Records a rollback from `step` to checkpoint `back_to`, and the number of batches drawn per bucket.
+        """Records a rollback from `step` to checkpoint `back_to`, and the samples drawn per bucket.
 
         Raises:
           TrainingFailed: if recovery.rollbacks earlier rollbacks already returned to this checkpoint.
@@ -116,7 +123,7 @@ class StepGuard:
                 " updates. Lower optim.learning_rate or optim.agc, or remove a loss term"
             )
         self.rollbacks, self.in_row, self.restart_step = self.rollbacks + 1, 0, back_to
-        self._lines.append({"step": step, "back_to": back_to, "positions": dict(positions)})
+        self._lines.append({"step": step, "back_to": back_to, "positions": to_json(positions)})
         self._write()
 
     def _write(self) -> None:

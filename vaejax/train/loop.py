@@ -199,9 +199,10 @@ class Run:
 
     def _count(self, batches: Mapping[str, Batch], positions: dict[str, int]) -> None:
         """Advances the data positions and records unreadable samples that were replaced."""
-        for name, batch in batches.items():
-            positions[name] += 1
-            self.skipped.add_skipped(batch.skipped)
+        for bucket in self.setup.buckets:
+            if bucket.name in batches:
+                positions[bucket.name] += bucket.batch  # on all hosts together
+                self.skipped.add_skipped(batches[bucket.name].skipped)
 
     def _numbers(self, step: int) -> dict[str, float]:
         """Further values to log with the metrics of update `step`."""

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from vaejax.config import Config
-from vaejax.data import bucket
 from vaejax.errors import InputError
 from vaejax.rundir.checkpoint import Checkpoints, SavedCheckpoints
 from vaejax.train import state as states
@@ -54,7 +53,8 @@ def restore(
 ) -> tuple[TrainState, dict[str, int]]:
     """Returns the train state and the data positions with which a run starts, resumes or rolls back.
 
-    After a rollback the data positions come from the guard, so that training continues with new samples.
+    After a rollback the data positions come from the guard, so that training continues with new samples. A
+    bucket that the checkpoint does not know starts with its first sample.
 
     Args:
       setup: setup of the run.
@@ -63,20 +63,21 @@ def restore(
       step: step of a complete checkpoint; 0 starts the run, from config.init if that is set.
 
     Returns:
-      The state, and the number of batches already drawn per bucket.
+      The state, and the number of samples already drawn per bucket, including earlier buckets.
 
     Raises:
       DamagedCheckpoint: if the checkpoint of the run is damaged.
     """
     config, state = setup.config, setup.initialize()
-    positions = {b.name: bucket.draws(b, config.seed, step) for b in setup.buckets}
+    positions, saved_with = {b.name: 0 for b in setup.buckets}, config.to_dict()
     if step:
         items, saved = checkpoints.restore(step, states.to_items(state))
         state = states.from_items(state, items)
-        positions |= {name: n for name, n in saved.items() if name in positions}
+        positions |= saved
+        saved_with = checkpoints.config(step)
     elif config.init:
         state = _from_other_run(config.init, state)
-    return state, positions | guard.positions(step)
+    return state, positions | guard.positions(step, saved_with)
 
 
 def _from_other_run(name: str, state: TrainState) -> TrainState:

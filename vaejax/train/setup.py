@@ -84,7 +84,7 @@ class Setup:
 
         Args:
           start: number of updates already done.
-          positions: number of batches already drawn per bucket.
+          positions: number of samples already drawn per bucket.
         """
         rows = {b.name: sharding.local_rows(self.mesh, b.batch) for b in self.buckets}
         stream = pipeline.train_stream(

@@ -1,5 +1,6 @@
 """The pipeline: the samples of a step depend on the seed and the step only."""
 
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -132,10 +133,28 @@ def test_a_resumed_stream_is_the_tail_of_the_straight_one(folder):
     sources, data = opened(folder)
     straight = take(sources, data, 9)
     assert_same(take(sources, data, 4, start_step=5), straight[5:])
-    positions = {bucket.name: draws(bucket, 3, 5) for bucket in BUCKETS}
+    positions = {bucket.name: draws(bucket, 3, 5) * bucket.batch for bucket in BUCKETS}
     assert_same(take(sources, data, 4, start_step=5, positions=positions), straight[5:])
-    moved = take(sources, data, 1, start_step=5, positions={PHOTOS.name: 7})[0]
+    moved = take(sources, data, 1, start_step=5, positions={PHOTOS.name: 7 * PHOTOS.batch})[0]
     np.testing.assert_array_equal(moved.batches[PHOTOS.name].frames, straight[7].batches[PHOTOS.name].frames)
+
+
+def test_another_batch_size_continues_the_sequence_of_samples(folder):
+    """Batches of 8, then 4, then 16: each starts where the last one ended."""
+    sources, data = opened(folder)
+    buckets = [Bucket(1, 32, 32, 8), Bucket(5, 24, 32, 2, every=2)]
+    found, positions, start = {bucket.name: [] for bucket in buckets}, None, 0
+    for batch, steps in ((8, 3), (4, 3), (16, 2), (8, 1)):
+        buckets[0] = dataclasses.replace(buckets[0], batch=batch)
+        for update in take(sources, data, steps, buckets, start_step=start, positions=positions):
+            for name, part in update.batches.items():
+                found[name] += part.names
+        start += steps
+        positions = {name: len(names) for name, names in found.items()}
+    assert positions == {"image_32x32": 3 * 8 + 3 * 4 + 2 * 16 + 8, "video_5x24x32": 2 * 4}
+    for bucket in buckets:
+        sampler = Sampler(sources, bucket, "train", data, seed=3)
+        assert found[bucket.name] == [sampler[i].name for i in range(positions[bucket.name])]
 
 
 def test_another_seed_is_another_order(folder):

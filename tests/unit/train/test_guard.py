@@ -36,7 +36,7 @@ def test_counts_are_right_after_a_resume(tmp_path):
     assert (earlier.restart_step, earlier.in_row) == (2, 0)
     resumed = StepGuard(folder, config, 2)
     assert (resumed.total, resumed.in_row, resumed.rollbacks) == (2, 0, 1)
-    assert resumed.positions(2) == {"image_8x8": 9} and resumed.positions(4) == {}
+    assert resumed.positions(2, {}) == {"image_8x8": 9} and resumed.positions(4, {}) == {}
     resumed.check(pending(3, False, "b.png@0.000"))
     assert StepGuard(folder, config, 4).total == 3 and StepGuard(folder, config, 4).in_row == 1
     assert StepGuard(folder, config, 3).total == 2

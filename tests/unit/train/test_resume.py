@@ -86,6 +86,33 @@ def test_a_run_to_start_from_must_have_a_checkpoint(tmp_path):
     assert not (tmp_path / "missing").exists() and other.steps() == [4]
 
 
+def test_the_position_of_a_removed_bucket_is_kept_and_a_new_one_starts_at_its_first_sample(setup, tmp_path):
+    guard = StepGuard(RunFolder(tmp_path), setup.config.recovery, 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        items = to_items(setup.initialize())
+        checkpoints.save(4, items, {"image_48x48": 12}, as_saved(setup.config), {})
+        assert resume.restore(setup, checkpoints, guard, 4)[1] == {"image_48x48": 12, BUCKET: 0}
+
+
+def test_positions_of_earlier_versions_are_batches_of_the_saved_configuration(setup, tmp_path):
+    """A run with batches of 16 is resumed with batches of 8."""
+    saved = as_saved(setup.config)
+    saved["data"]["buckets"][BUCKET]["batch"] = 16
+    rollback = {"step": 9, "back_to": 4, "positions": {BUCKET: 7}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, to_items(setup.initialize()), {}, saved, {})
+        with checkpoints.completing():
+            pass
+        folder = tmp_path / "checkpoints" / "4"
+        (folder / "data" / "metadata").write_text(json.dumps({BUCKET: 4}))
+        (folder / "metadata" / "metadata").write_text(json.dumps({"step": 4}))  # without checksums
+        guard = StepGuard(RunFolder(tmp_path), setup.config.recovery, 4)
+        assert resume.restore(setup, checkpoints, guard, 4)[1] == {BUCKET: 4 * 16}
+        RunFolder(tmp_path).bad_steps.write_text(json.dumps(rollback) + "\n")
+        guard = StepGuard(RunFolder(tmp_path), setup.config.recovery, 4)
+        assert resume.restore(setup, checkpoints, guard, 4)[1] == {BUCKET: 7 * 16}
+
+
 def test_a_rollback_restores_the_checkpoint_and_the_positions_of_the_guard(setup, tmp_path):
     guard = StepGuard(RunFolder(tmp_path), setup.config.recovery, 0)
     with Checkpoints(tmp_path) as checkpoints:
