@@ -77,6 +77,7 @@ class DataConfig:
         Accepts(lambda v: 0 <= v <= 100, "a number from 0 to 100"),
         "Lowest estimated JPEG quality of photos to use; 0 takes all.",
     )
+    hdr: str = setting("convert", one_of("convert", "skip"), "HDR media: converted to SDR, or left out.")
     holdout: float = setting(0.05, SHARE, "Share of a media folder that is held out for evaluation.")
     workers: int = setting(4, NATURAL, "Processes that decode media; 0 decodes in threads.")
     prefetch: int = setting(2, COUNT, "Decoded samples that each worker keeps ready.")

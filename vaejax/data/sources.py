@@ -273,6 +273,9 @@ def _misfit(
             f" {c['fps'][kept].max():.4g} fps ({MIN_FPS_RATIO * data.fps:.4g} are needed)"
         )
         changes += ["fewer frames", "a different data.fps"]
+    if data.hdr == "skip" and (left_out := np.count_nonzero(c["hdr"] & kept)):
+        finding += f", {left_out} left out as HDR"
+        changes.append("data.hdr = convert")
     if data.min_quality:
         graded = kept & ~np.isnan(c["quality"])
         finding += f", the best JPEG quality {c['quality'][graded].max():.0f}" if graded.any() else ""

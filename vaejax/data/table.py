@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         "frames": pa.int32(),
         "fps": pa.float64(),
         "quality": pa.float32(),
+        "hdr": pa.bool_(),
         "start": pa.float64(),
         "stop": pa.float64(),
         "held_out": pa.bool_(),
@@ -37,7 +38,7 @@ SCHEMA = pa.schema(
         "position": pa.int64(),
     }
 )
-_NUMBERS = ("width", "height", "frames", "fps", "quality", "start", "stop", "held_out")
+_NUMBERS = ("width", "height", "frames", "fps", "quality", "hdr", "start", "stop", "held_out")
 
 # The columns of a media index that `from_index` needs.
 INDEX_COLUMNS = pa.schema(
@@ -50,6 +51,7 @@ INDEX_COLUMNS = pa.schema(
         "fps": pa.float64(),
         "duration": pa.float64(),
         "quality": pa.float32(),
+        "hdr": pa.bool_(),  # missing in array_record shards of earlier versions
         "error": pa.string(),
     }
 )
@@ -67,6 +69,7 @@ class Record:
       frames: number of frames of the whole file; 0 if unknown until it is read.
       fps: frame rate of the file; 0 for a photo, infinite if unknown.
       quality: estimated JPEG quality, 1 to 100; NaN if unknown.
+      hdr: whether the file is HDR; False if unknown.
       start: start of the span, in seconds after the file's first frame.
       stop: time of the span's last frame, in seconds after the file's first frame; infinite if unknown.
       held_out: whether the record is held out for evaluation.
@@ -81,6 +84,7 @@ class Record:
     frames: int
     fps: float
     quality: float
+    hdr: bool
     start: float
     stop: float
     held_out: bool
@@ -184,15 +188,17 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
     """The table rows of `split` ('train' or 'eval') that fit a bucket, int64 (n,).
 
     A record fits if covering the bucket's H x W enlarges it by at most data.max_upscale, or if its size is
-    unknown. Its quality estimate, if any, must reach data.min_quality. For a video bucket its span must also
-    be long enough and its frame rate at least MIN_FPS_RATIO times data.fps. An image bucket takes photos and
-    one-frame videos. It takes no frames of longer clips: they have blur and compression artifacts, and a clip
-    would count for both kinds of bucket.
+    unknown. Its quality estimate, if any, must reach data.min_quality. It must not be HDR if data.hdr is
+    'skip'. For a video bucket its span must also be long enough and its frame rate at least MIN_FPS_RATIO
+    times data.fps. An image bucket takes photos and one-frame videos. It takes no frames of longer clips:
+    they have blur and compression artifacts, and a clip would count for both kinds of bucket.
     """
     c = columns([source])
     fits = c["held_out"] == (split == "eval")
     fits &= (c["width"] == 0) | covers(bucket.height, bucket.width, c["height"], c["width"], data.max_upscale)
     fits &= np.isnan(c["quality"]) | (c["quality"] >= data.min_quality)
+    if data.hdr == "skip":
+        fits &= ~c["hdr"]
     still = c["frames"] == 1
     if bucket.kind == "image":
         fits &= still
@@ -246,6 +252,7 @@ def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]
         "frames": max(1, file["frames"]),
         "fps": fps,
         "quality": float("nan") if quality is None else quality,
+        "hdr": bool(file.get("hdr")),
         "start": 0.0,
         "stop": 0.0,
         "held_out": seam <= 0,

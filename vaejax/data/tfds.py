@@ -164,6 +164,7 @@ def _table(name: str, split: str, held_out: np.ndarray, kind: str) -> pa.Table:
         "frames": int(image),
         "fps": 0.0 if image else np.inf,
         "quality": np.nan,
+        "hdr": False,
         "start": 0.0,
         "stop": 0.0 if image else np.inf,
         "shard": split,

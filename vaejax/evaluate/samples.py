@@ -44,9 +44,9 @@ class Samples:
         return self._data.fps
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float | str]:
         """The settings of config.data that select files and crops, by name."""
-        names = ("fps", "zoom", "max_upscale", "min_quality", "holdout")
+        names = ("fps", "zoom", "max_upscale", "min_quality", "hdr", "holdout")
         return {name: getattr(self._data, name) for name in names}
 
     def count(self, bucket: Bucket) -> int:
@@ -114,7 +114,7 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     Raises:
       InputError: if there is nothing to read.
     """
-    data = dataclasses.replace(data, zoom=1.0, max_upscale=1.0, min_quality=0)
+    data = dataclasses.replace(data, zoom=1.0, max_upscale=1.0, min_quality=0, hdr="convert")
     if name.startswith("tfds:"):
         try:
             source = TfdsSource.open(

@@ -13,6 +13,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
+from tests.support import media_files
 from vaejax.config.schema import defaults
 from vaejax.data import pipeline, prepare
 from vaejax.data.bucket import Bucket
@@ -89,6 +90,19 @@ def test_shards_of_earlier_versions_still_load(folder, tmp_path):
     pq.write_table(pq.read_table(path).drop_columns(["hdr", "reader"]), path)
     (before,) = open_sources(data)
     assert before.table.equals(now.table) and before.unreadable == now.unreadable
+
+
+def test_shards_know_hdr_files_and_those_of_earlier_versions_count_as_sdr(folder, tmp_path):
+    (folder / "hdr.png").write_bytes(picture(100))
+    media_files.tag_png_as_hdr(folder / "hdr.png")
+    out = tmp_path / "shards"
+    prepare.pack(folder, out, progress=False)
+    data = with_source(kind="array_record", path=str(out))
+    data.update(hdr="skip", holdout=0.0)
+    assert [len(candidates(source, PHOTOS, "train", data)) for source in open_sources(data)] == [6]
+    stored = pq.read_table(out / "index.parquet")
+    pq.write_table(stored.drop_columns("hdr"), out / "index.parquet")
+    assert [len(candidates(source, PHOTOS, "train", data)) for source in open_sources(data)] == [7]
 
 
 def test_packing_again_replaces_the_shards_but_no_other_folder(folder, tmp_path):

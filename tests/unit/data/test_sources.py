@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.support import media_files
 from vaejax.config.schema import defaults
 from vaejax.data.bucket import Bucket
 from vaejax.data.sources import check_buckets, held_out_report, open_sources, training_files
@@ -66,6 +67,31 @@ def test_min_quality_drops_poor_jpegs_and_keeps_what_has_no_estimate(tmp_path):
     data = media_data(tmp_path, min_quality=70, holdout=0.0)
     (source,) = open_sources(data)
     assert paths(source, IMAGE, "train", data) == ["exact.png", "good.jpg"]
+
+
+def test_hdr_media_are_left_out_of_both_splits_on_request(tmp_path):
+    for i in range(20):
+        photo(tmp_path / f"{i}.png")
+        if i % 2:
+            media_files.tag_png_as_hdr(tmp_path / f"{i}.png")
+    for name, transfer in (("hlg", "arib-std-b67"), ("pq", "smpte2084"), ("sdr", "bt709")):
+        options = {"x264-params": f"transfer={transfer}"}
+        path = tmp_path / f"{name}.mp4"
+        media_files.write_clip(path, [media_files.corners()] * 72, rate=24, options=options)
+    data = media_data(tmp_path, holdout=0.4)
+    sources = open_sources(data)
+    assert data.hdr == "convert"
+    everything = [set(paths(sources[0], IMAGE, split, data)) for split in ("train", "eval")]
+    assert len(everything[0] | everything[1]) == 20
+    data.hdr = "skip"
+    sdr = {f"{i}.png" for i in range(0, 20, 2)}
+    for names, split in zip(everything, ("train", "eval"), strict=True):
+        assert names - sdr and set(paths(sources[0], IMAGE, split, data)) == names & sdr
+        assert paths(sources[0], VIDEO, split, data) == ["sdr.mp4"]
+    (tmp_path / "sdr.mp4").unlink()
+    message = r"of 2 clips the largest .*, 2 left out as HDR; accepted: .*, data\.hdr = convert, or"
+    with pytest.raises(InputError, match=message):
+        check_buckets(open_sources(data), [VIDEO], data)
 
 
 def test_a_clip_fits_if_it_is_long_and_fast_enough_and_never_as_an_image(tmp_path):
