@@ -106,8 +106,8 @@ def read_contents(folder: pathlib.Path) -> Contents:
 def _data_files(item: pathlib.Path) -> dict[pathlib.Path, int]:
     """The files that hold the arrays of an item, and the size that each has at least, from their index.
 
-    The index is the B-tree of TensorStore's OCDBT format, which has checksums. Anything that a later version of the
-    format adds is ignored, rather than taken for damage.
+    The index is the B-tree of TensorStore's OCDBT format, which has checksums. Anything that a later version
+    of the format adds is ignored, rather than taken for damage.
     """
     store = tensorstore.KvStore.open({"driver": "file", "path": f"{item}/"}).result()
     sizes: dict[pathlib.Path, int] = {}
