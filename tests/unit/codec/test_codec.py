@@ -143,8 +143,8 @@ def test_a_tile_passes_into_the_next_along_a_straight_line():
         ("jpeg:best", "accepted: jpeg:1 to jpeg:100"),
         ("h264:52", "accepted: h264:0 to h264:51"),
         ("h264:-1", "accepted: h264:0 to h264:51"),
-        ("linear", "no samples; accepted: training frames"),
-        ("jpeg:matched", "no samples; accepted: training frames"),
+        ("linear", "there are no samples; accepted: --data or a run"),
+        ("jpeg:matched", "no training samples to choose its quality by; accepted: --data or a run"),
         ("diffusers:AutoencoderKLOther:x", "no such class; accepted: AutoencoderKL, AutoencoderKLWan"),
     ],
 )

@@ -49,7 +49,9 @@ DAMAGES = {
     "broken tree metadata": lambda folder: os.truncate(folder / "state" / "_METADATA", 99),
     "broken scores": lambda folder: (folder / "metrics" / "metrics").write_text('{"mean/psnr": '),
     "broken configuration": lambda folder: (folder / "config" / "metadata").write_bytes(b"\xff\xfe"),
-    "another position": lambda folder: (folder / "data" / "metadata").write_text('{"image_32x32": 99}'),
+    "another position": lambda folder: (folder / "data" / "metadata").write_text(
+        '{"samples": {"image_32x32": 99}}'
+    ),
     "broken metadata": lambda folder: (folder / "_CHECKPOINT_METADATA").write_text("[]"),
 }
 STATE = {"w": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32), "step": np.int32(0)}

@@ -18,7 +18,7 @@ def test_batches_continue_at_a_data_position(photos):
     assert [bucket.name for bucket in setup.buckets] == [BUCKET] and setup.mesh.size == 8
     with setup.batches(0, {}) as stream:
         from_start = [next(stream) for _ in range(4)]
-    with setup.batches(1, {BUCKET: 3}) as stream:  # e.g. after a rollback: step 1 with the fourth batch
+    with setup.batches(1, {BUCKET: 3 * 8}) as stream:  # e.g. after a rollback: step 1 with the fourth batch
         resumed = next(stream)
     assert [update.step for update in from_start] == [0, 1, 2, 3] and resumed.step == 1
     names = [update.batches[BUCKET].names for update in from_start]
