@@ -87,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         "vaejax.codec",
         "Encodes photos and clips to latent files with a trained VAE, and decodes them. Frame count, size,"
         f" orientation, frame rate and audio are kept. In folders, a/b.mp4 becomes OUT/a/b.mp4{EXTENSION} and"
-        " is decoded to OUT/a/b.mp4. Files that already exist in an output folder are kept, so the same"
-        " command continues after a stop. For these files, encode checks the model, --dtype and --seed that"
-        " made them; decode checks only the model; reconstruct checks nothing. If a file is refused, the"
-        " other files are still processed, and the exit code is 2.",
+        " is decoded to OUT/a/b.mp4. The same command continues after a stop: in an output folder, a file is"
+        " kept if the same source, model and settings made it. Otherwise it is made again; a file that vaejax"
+        " did not write is refused instead. If a file is refused, the other files are still processed, and"
+        " the exit code is 2.",
         "encode ~/Videos latents --model=runs/demo",
     )
     parser.add_argument(
@@ -160,7 +160,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     import vaejax
     from vaejax import files
     from vaejax.codec.batch import REFUSED, BatchConverter
-    from vaejax.codec.convert import Settings
+    from vaejax.codec.origin import Settings
     from vaejax.codec.tasks import PIPE, open_tasks
     from vaejax.runtime import cache
 

@@ -8,9 +8,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tqdm import tqdm
 
+from vaejax.codec import origin
 from vaejax.codec.codec import Codec
-from vaejax.codec.convert import Converter, Settings
-from vaejax.codec.latent_file import LatentFile
+from vaejax.codec.convert import Converter
+from vaejax.codec.origin import Settings
 from vaejax.codec.tasks import DECODE, ENCODE, RECONSTRUCT, Task
 from vaejax.errors import InputError, Stopped, one_line
 
@@ -30,6 +31,8 @@ class BatchConverter:
 
     Attributes:
       counts: number of tasks by outcome, which is `DONE[action]`, `ALREADY_THERE` or `REFUSED`.
+      incomparable: number of tasks `ALREADY_THERE` whose targets record too little to be compared with what
+        the command would write, because an earlier version of vaejax made them.
     """
 
     def __init__(self, action: str, codec: Codec, settings: Settings, workers: int, stop: threading.Event):
@@ -38,6 +41,7 @@ class BatchConverter:
         self._stop, self._lock = stop, threading.Lock()
         self._frames, self._shown = 0, 0.0
         self.counts: collections.Counter[str] = collections.Counter()
+        self.incomparable = 0
 
     def run(self, tasks: list[Task]) -> None:
         """Runs all tasks; every failure is reported with the name of its file."""
@@ -51,6 +55,11 @@ class BatchConverter:
             finally:
                 pool.shutdown(cancel_futures=True)
                 self._show_progress()
+        if self.incomparable:
+            self._report(
+                f"{self.incomparable} already there from an earlier version, which recorded too little to"
+                " compare them; delete them to make them again"
+            )
         for each in work:
             if not each.cancelled() and not isinstance(each.exception(), Stopped):
                 each.result()
@@ -71,11 +80,10 @@ class BatchConverter:
             self._bar.update()
 
     def _convert(self, task: Task) -> str:
-        """Writes the target of a task, unless it exists and is to be kept; returns the outcome."""
+        """Writes the target of a task, unless it exists and is up to date; returns the outcome."""
         if task.refusal:
             raise InputError(f"{task.name}: {task.refusal}")
-        if task.keep and task.target.exists():
-            self._check_existing(task)
+        if task.keep and task.target.exists() and self._is_up_to_date(task):
             return ALREADY_THERE
         try:
             task.target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,31 +97,30 @@ class BatchConverter:
             self._converter.reconstruct(task.source, task.target, task.name, task.kind, task.extension)
         return DONE[self._action]
 
-    def _check_existing(self, task: Task) -> None:
-        """Checks an existing target as far as possible without making it again.
-
-        An encoded target must come from this model with the same dtype and seed. For a decoded target, only
-        the model of its source is checked, because photos and clips do not record how they were made. A
-        reconstructed target is not checked.
+    def _is_up_to_date(self, task: Task) -> bool:
+        """Whether the existing target is what the task would write, as far as its record shows.
 
         Raises:
-          InputError: if the model, the dtype or the seed differs, or the latent file cannot be read.
+          InputError: if vaejax cannot have written the target, or the source cannot be read.
         """
-        if self._action == RECONSTRUCT:
-            return
-        latent = LatentFile(task.target) if self._action == ENCODE else LatentFile(task.source, task.name)
-        if latent.facts.model != self._codec.fingerprint:
-            if self._action == ENCODE:
-                raise InputError(
-                    f"{latent.name}: already encoded by a different model ({latent.facts.model}); accepted:"
-                    " the same --model and --step, or another OUT"
-                )
-            raise InputError(f"{latent.name}: {self._codec.wrong_model(latent.facts.model)}")
-        existing = _flags(latent.dtype, latent.facts.seed)
-        if self._action == ENCODE and existing != _flags(self._settings.dtype, self._settings.seed):
-            raise InputError(
-                f"{latent.name}: already encoded with {existing}; accepted: the same flags, or another OUT"
-            )
+        codec, settings, size = self._codec, self._settings, None
+        if self._action == ENCODE:
+            expected = origin.of_latents(codec, settings, task.source, task.name)
+        elif self._action == DECODE:
+            facts = self._converter.opened(task.source, task.name).facts
+            size = facts.height, facts.width
+            expected = origin.of_frames(codec, settings, facts.kind)
+            expected["latent"] = origin.content_hash(task.source, task.name)
+        else:
+            expected = origin.of_frames(codec, settings, task.kind)
+            expected["encoded"] = origin.of_latents(codec, settings, task.source, task.name)
+        found = origin.read(task.target, size)
+        if changes := origin.changes(found, expected):
+            self._report(f"{task.name}: {DONE[self._action]} again, because {', '.join(changes)}")
+            return False
+        with self._lock:
+            self.incomparable += not found.keys() >= expected.keys()
+        return True
 
     def _advance(self, frames: int) -> None:
         """Counts finished frames; raises Stopped if `stop` is set."""
@@ -131,7 +138,3 @@ class BatchConverter:
     def _report(self, line: str) -> None:
         with self._lock:
             tqdm.write(line, file=sys.stderr)
-
-
-def _flags(dtype: str, seed: int | None) -> str:
-    return f"--dtype={dtype} and {'no --seed' if seed is None else f'--seed={seed}'}"

@@ -43,6 +43,8 @@ class Codec:
       architecture: hyperparameters of the autoencoder.
       mean, std: statistics of each latent channel over the training data, (c,) float32; None if unknown.
       fingerprint: hash that identifies the model; latents record it.
+      settings: on what the results depend besides the parameters: {'compute', 'tile', 'overlap'}, which are
+        the compute dtype and the two arguments.
       tiles_exact: whether tiles give the same result as whole frames.
     """
 
@@ -57,6 +59,7 @@ class Codec:
         a = vae.architecture
         self.name, self.architecture, self.fingerprint = vae.name, a, vae.fingerprint
         self.mean, self.std = vae.mean, vae.std
+        self.settings = {"compute": a.dtype, "tile": tile, "overlap": overlap}
         self._tile, self._overlap = _in_latent_pixels(a, tile, overlap)
         self._reach = tiling.encoder_reach(a), tiling.decoder_reach(a)
         wide = self._overlap is None or self._overlap >= 2 * max(self._reach)

@@ -17,9 +17,10 @@ from av.error import FFmpegError
 
 from vaejax import files
 from vaejax.codec import audio as audio_stream
-from vaejax.codec import frame_rate, media_writer
+from vaejax.codec import frame_rate, media_writer, origin
 from vaejax.codec.codec import Codec
 from vaejax.codec.latent_file import Facts, LatentFile, LatentWriter
+from vaejax.codec.origin import Record, Settings
 from vaejax.codec.stream import StreamDecoder, StreamEncoder
 from vaejax.data import media
 from vaejax.errors import InputError, one_line
@@ -29,20 +30,6 @@ FRAMES, BYTES = 16, 2**25  # a chunk has at most this many frames and bytes, but
 LATENT_FRAMES = 4  # latent frames that are decoded at a time
 AHEAD = 2  # chunks that are read before they are needed
 _END = object()
-
-
-class Settings(NamedTuple):
-    """Settings of encoded and decoded files.
-
-    Attributes:
-      dtype: data type of latents, 'float16' or 'float32'.
-      seed: seed for sampling the posterior; None takes the mean of the posterior.
-      crf: constant rate factor of clips, 0 to 51; lower means better quality and larger files.
-    """
-
-    dtype: str = "float16"
-    seed: int | None = None
-    crf: int = 16
 
 
 class _Timing(NamedTuple):
@@ -94,6 +81,7 @@ class Converter:
         if self._settings.seed is not None:  # noise depends on the file's name, not on its folder
             key = jax.random.key(self._settings.seed)
             key = jax.random.fold_in(key, zlib.crc32(title.encode("utf-8", "surrogateescape")))
+        record = origin.of_source(self._codec, source, name)
         stream = self._codec.stream_encoder(key=key)
         writer = LatentWriter(file, self._codec.architecture.latent_channels, self._settings.dtype)
         timing = self._encode_frames(source, kind, name, stream, writer)
@@ -111,7 +99,8 @@ class Converter:
         with contextlib.ExitStack() as stack:
             if audio:
                 stack.enter_context(audio.file)
-            writer.end(self._facts(kind, title, stream, timing, fps, constant), timing.times, audio)
+            facts = self._facts(kind, title, stream, timing, fps, constant, record)
+            writer.end(facts, timing.times, audio)
         self._report_seams(name, stream.disagreement, "standard deviations of the latents")
 
     def _encode_frames(
@@ -145,6 +134,7 @@ class Converter:
         timing: _Timing,
         fps: Fraction | None,
         constant: bool,
+        record: Record,
     ) -> Facts:
         """The header of the latent file of an encoded stream."""
         codec, a, seed = self._codec, self._codec.architecture, self._settings.seed
@@ -167,6 +157,7 @@ class Converter:
             source=title.encode("utf-8", "replace").decode(),
             posterior="mean" if seed is None else "sample",
             seed=seed,
+            origin=record,
         )
 
     def decode(self, source: pathlib.Path, target: pathlib.Path, name: str, extension: str = "") -> None:
@@ -181,10 +172,8 @@ class Converter:
         Raises:
           InputError: if the source cannot be decoded; `target` is then unchanged.
         """
-        latents = LatentFile(source, name)
+        latents = self.opened(source, name)
         facts = latents.facts
-        if facts.model != self._codec.fingerprint:
-            raise InputError(f"{name}: {self._codec.wrong_model(facts.model)}")
         extension = extension or target.suffix.lower()
         accepted = media_writer.CLIPS if facts.kind == "video" else media_writer.PHOTOS
         if extension not in accepted:
@@ -194,12 +183,29 @@ class Converter:
             )
         stream = self._codec.stream_decoder((facts.frames, facts.height, facts.width))
         chunks = self._decode_frames(stream, latents)
+        record = origin.of_frames(self._codec, self._settings, facts.kind)
+        record["latent"] = origin.content_hash(source, name)
+        if facts.origin is not None:
+            record["encoded"] = latents.record
         with _one_line_errors(name, target), files.atomic_file(target) as file:
             if facts.kind == "image":
-                media_writer.write_photo(file, extension, np.concatenate(list(chunks))[0])
+                photo = np.concatenate(list(chunks))[0]
+                media_writer.write_photo(file, extension, photo, origin.exif_of(record))
             else:
-                self._write_clip(file, extension, _read_ahead(chunks), latents)
+                comment = origin.text_of(record)
+                self._write_clip(file, extension, _read_ahead(chunks), latents, comment)
         self._report_seams(name, 127.5 * stream.disagreement, "8-bit levels")
+
+    def opened(self, source: pathlib.Path, name: str) -> LatentFile:
+        """Opens a latent file.
+
+        Raises:
+          InputError: if the file cannot be read, or comes from a different model.
+        """
+        latents = LatentFile(source, name)
+        if latents.facts.model != self._codec.fingerprint:
+            raise InputError(f"{name}: {self._codec.wrong_model(latents.facts.model)}")
+        return latents
 
     def reconstruct(
         self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str, extension: str = ""
@@ -211,7 +217,12 @@ class Converter:
             self.decode(latent, target, name, extension)
 
     def _write_clip(
-        self, file: BinaryIO, extension: str, chunks: Iterable[np.ndarray], latents: LatentFile
+        self,
+        file: BinaryIO,
+        extension: str,
+        chunks: Iterable[np.ndarray],
+        latents: LatentFile,
+        comment: str,
     ) -> None:
         facts = latents.facts
         assert facts.fps is not None  # `LatentFile` checks that a clip has a frame rate
@@ -234,6 +245,7 @@ class Converter:
                 not facts.variable_rate,
                 self._settings.crf,
                 audio,
+                comment,
             )
         if left_out:
             self._report(f"{latents.name}: {left_out}")

@@ -56,6 +56,8 @@ class Facts:
       normalised: whether the latents are normalized; always True.
       audio_tick: unit of the times of audio packets, in seconds; None without audio.
       audio_end: end of the last audio packet, seconds from the clip's first frame; None without audio.
+      origin: {'source', 'compute', 'tile', 'overlap'}: hash of the source and settings of encoding, see
+        origin.py; None in files of earlier versions.
     """
 
     kind: str
@@ -77,6 +79,7 @@ class Facts:
     normalised: bool = True
     audio_tick: Fraction | None = None
     audio_end: float | None = None
+    origin: dict[str, Any] | None = None
 
     def header(self) -> dict[str, str]:
         """Returns 'format', 'version', and the fields that are not None, as strings.
@@ -234,6 +237,14 @@ class LatentFile:
             raise ValueError("its header and its tensors disagree")
         if (f.kind == "video") != (f.fps is not None) or (f.fps is not None and f.fps <= 0):
             raise ValueError(f"fps {f.fps} does not fit kind {f.kind}")
+        if not isinstance(f.origin, dict | None):
+            raise ValueError("its origin is not a JSON object")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the latents were made from, see origin.py; incomplete in files of earlier versions."""
+        made_by = {"model": self.facts.model, "dtype": self.dtype, "seed": self.facts.seed}
+        return made_by | (self.facts.origin or {})
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """Yields the latents in order, float32 (n, h, w, c), `size` latent frames at a time."""

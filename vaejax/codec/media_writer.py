@@ -36,9 +36,11 @@ _VP9 = {"b": "0", "row-mt": "1"}
 _TICK = Fraction(1, 90000)  # time unit of clips with a variable frame rate, seconds
 
 
-def write_photo(file: BinaryIO, extension: str, frame: np.ndarray) -> None:
+def write_photo(file: BinaryIO, extension: str, frame: np.ndarray, exif: Image.Exif | None = None) -> None:
     """Writes a frame, (H, W, 3) uint8 sRGB, in the format of `extension`, a key of `PHOTOS`."""
     options = dict(PHOTOS[extension])
+    if exif:
+        options["exif"] = exif
     if extension == ".png":
         chunks = PngInfo()
         chunks.add(b"sRGB", b"\0")  # perceptual intent
@@ -59,6 +61,7 @@ def write_clip(
     constant: bool,
     crf: int,
     audio: Audio | None = None,
+    comment: str = "",
 ) -> str:
     """Writes a clip as H.264, or VP9 in .webm: BT.709, limited range, 4:2:0, or 4:4:4 if a side is odd.
 
@@ -73,6 +76,7 @@ def write_clip(
       constant: whether frame i is shown at i / rate; otherwise at times[i].
       crf: constant rate factor, 0 to 51; lower means better quality and larger files.
       audio: audio to copy into the clip, or None.
+      comment: the comment among the clip's tags, or ''.
 
     Returns:
       The reason why audio was left out, or ''.
@@ -86,6 +90,8 @@ def write_clip(
         left_out = _why_audio_is_left_out(extension, audio)
         audio = None if left_out else audio
     with av.open(file, "w", format=CLIPS[extension], options=audio_stream.REPRODUCIBLE) as out:
+        if comment:
+            out.metadata["comment"] = comment
         video = _Video(out, extension, size, times, duration, rate, constant, crf)
         muxer = audio_stream.Muxer(audio, out) if audio is not None else None
         number = 0

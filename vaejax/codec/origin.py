@@ -1,0 +1,163 @@
+"""The record of what an output was made from: it decides whether a repeated command makes the output again.
+
+A record maps names to values: a hash of the source, the model's fingerprint and the settings. It is stored in
+the output itself, so it stays with a file that is moved or copied: in the header of a latent file, in the
+EXIF tag Software of a photo, and in the comment of a clip. An output is up to date if its record contains
+every entry that the command would write. Equal inputs give equal records, whatever their folders and times.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from vaejax.codec.codec import Codec
+from vaejax.codec.latent_file import EXTENSION, LatentFile
+from vaejax.codec.media_writer import PHOTOS
+from vaejax.data import frames
+from vaejax.errors import InputError
+
+Record = dict[str, Any]
+_PREFIX = "vaejax "  # of a record in a photo or a clip; JSON follows
+_SOFTWARE = 0x0131  # the EXIF tag
+# Tags of clips that earlier versions wrote, which stored no record.
+_EARLIER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
+
+
+class Settings(NamedTuple):
+    """Settings of encoded and decoded files.
+
+    Attributes:
+      dtype: data type of latents, 'float16' or 'float32'.
+      seed: seed for sampling the posterior; None takes the mean of the posterior.
+      crf: constant rate factor of clips, 0 to 51; lower means better quality and larger files.
+    """
+
+    dtype: str = "float16"
+    seed: int | None = None
+    crf: int = 16
+
+
+def of_source(codec: Codec, source: pathlib.Path, name: str) -> Record:
+    """The part of a latent file's record that its header has nowhere else."""
+    return {"source": content_hash(source, name), **codec.settings}
+
+
+def of_latents(codec: Codec, settings: Settings, source: pathlib.Path, name: str) -> Record:
+    """The record of latents encoded from `source`; see `LatentFile.record`."""
+    made_by = {"model": codec.fingerprint, "dtype": settings.dtype, "seed": settings.seed}
+    return made_by | of_source(codec, source, name)
+
+
+def of_frames(codec: Codec, settings: Settings, kind: str) -> Record:
+    """The record of a decoded photo ('image') or clip ('video'), without the entries about its latents.
+
+    The other entries are 'latent', a hash of the latent file, and 'encoded', the record of the latents.
+    """
+    record = {"model": codec.fingerprint, **codec.settings}
+    return record | {"crf": settings.crf} if kind == "video" else record
+
+
+def content_hash(path: pathlib.Path, name: str) -> str:
+    """Returns a hash of a file's bytes, as 16 hexadecimal digits.
+
+    Raises:
+      InputError: if the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=8)).hexdigest()
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}; accepted: a readable file") from error
+
+
+def changes(found: Record, expected: Record) -> list[str]:
+    """The differences between two records in words; entries that `found` lacks are no differences."""
+    words = []
+    for key, value in expected.items():
+        if key not in found or found[key] == value:
+            continue
+        if key == "encoded" and isinstance(found[key], dict):
+            words += changes(found[key], value)
+        elif key in ("source", "latent", "encoded"):
+            words.append("its source has changed")
+        else:
+            before, now = ("none" if each is None else each for each in (found[key], value))
+            words.append(f"{key} was {before}, now {now}")
+    return words
+
+
+# Storage of records -----------------------------------------------------------------------------------------
+
+
+def text_of(record: Record) -> str:
+    """A record as the comment of a clip."""
+    return _PREFIX + json.dumps(record)
+
+
+def exif_of(record: Record) -> Image.Exif:
+    """A record as the EXIF data of a photo."""
+    exif = Image.Exif()
+    exif[_SOFTWARE] = text_of(record)
+    return exif
+
+
+def read(path: pathlib.Path, size: tuple[int, int] | None = None) -> Record:
+    """Reads the record of an existing output.
+
+    Args:
+      path: a latent file, a photo or a clip.
+      size: size (H, W) of the photo or clip that the command would write, if known.
+
+    Returns:
+      The record; incomplete or empty for an output of an earlier version of vaejax.
+
+    Raises:
+      InputError: if vaejax cannot have written the file.
+    """
+    if not path.is_file():
+        raise _foreign(path)
+    if path.suffix == EXTENSION:
+        return LatentFile(path).record
+    try:
+        text, is_bare, found = (_photo_text if path.suffix.lower() in PHOTOS else _clip_text)(path)
+    except Exception as error:  # for damaged files, decoders raise exceptions of any type
+        raise _foreign(path) from error
+    if text.startswith(_PREFIX):
+        return _parsed(text)
+    if not is_bare or size not in (None, found):
+        raise _foreign(path)
+    return {}
+
+
+def _photo_text(path: pathlib.Path) -> tuple[str, bool, tuple[int, int]]:
+    """The Software tag, whether the photo has no EXIF data at all, and its size (H, W)."""
+    with Image.open(path) as photo:
+        exif = photo.getexif()
+        return str(exif.get(_SOFTWARE, "")), not exif, (photo.height, photo.width)
+
+
+def _clip_text(path: str | os.PathLike) -> tuple[str, bool, tuple[int, int]]:
+    """The comment, whether the clip has no tags except those of earlier versions, and its size (H, W)."""
+    with frames.open_container(path) as container:
+        tags = {key.lower(): text for key, text in container.metadata.items()}
+        codec = container.streams.video[0].codec_context
+        is_bare = tags.keys() <= _EARLIER_TAGS and tags.get("encoder", "Lavf") == "Lavf"
+        return tags.get("comment", ""), is_bare, (codec.height, codec.width)
+
+
+def _parsed(text: str) -> Record:
+    """The record in a text that begins with `_PREFIX`; {} if it is damaged."""
+    try:
+        record = json.loads(text.removeprefix(_PREFIX))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _foreign(path: pathlib.Path) -> InputError:
+    return InputError(f"{path}: already there, but not written by vaejax; accepted: another OUT")
