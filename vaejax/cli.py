@@ -63,6 +63,7 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
       work: the command; returns an exit code, or None for 0.
       interrupted: message after Ctrl-C, e.g. about the files that are kept.
     """
+    _in_utf8_mode()
     try:
         return work() or 0
     except (InputError, TrainingFailed) as error:
@@ -71,6 +72,20 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+def _in_utf8_mode() -> None:
+    """Restarts a command in Python's UTF-8 mode if the locale encodes file names differently.
+
+    Libraries that take only UTF-8, such as PyArrow and TensorStore, could not open files whose names have
+    other letters than ASCII. Python itself starts this mode in the locale C, unless its environment variables
+    forbid it.
+    """
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    is_command = module is not None and module.name.startswith("vaejax.")
+    if is_command and sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # worker processes inherit it
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
@@ -83,7 +98,9 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
     Raises:
       InputError: if the folder cannot be created or is not writable.
     """
-    folder = pathlib.Path(name).expanduser()
+    from vaejax.files import expand_home  # here, because it imports NumPy, and --help does not
+
+    folder = pathlib.Path(expand_home(name))
     with writing(name, flag):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""Atomic files and folders, and strict JSON.
+"""Paths, atomic files and folders, and strict JSON.
 
 A file or folder is written under a temporary hidden name and renamed when it is complete, so readers never
 see an incomplete one. If the process is killed, the old file or folder stays in place, with one exception.
@@ -20,9 +20,25 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vaejax.errors import InputError
+
 UNFINISHED = ".partial"  # suffix of a folder that is being written
 _FORMER = ".former"  # suffix of a folder that is being replaced
 _SCRATCH = re.compile(r"\.(?P<target>.+)\.[0-9a-f]{8}\.part", re.DOTALL)
+
+
+def expand_home(path: str | os.PathLike) -> str:
+    """Returns a path with a leading ~ replaced by the home folder.
+
+    Raises:
+      InputError: if no home folder is known. Python would leave ~ in the path, as the name of a folder.
+    """
+    expanded = os.path.expanduser(path)
+    if pathlib.PurePath(expanded).parts[:1] == ("~",):
+        raise InputError(
+            f"{os.fspath(path)}: no home folder is known; accepted: a path without ~, or $HOME set"
+        )
+    return os.fspath(expanded)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "vaejax"
 BASE = {"errors", "files", "config"}
 ALLOWED = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "config": {"errors"},
     "configs": {"config"},
-    "cli": {"errors"},
+    "cli": {"errors", "files"},
     "models": {"errors", "files"},
     "networks": {"errors", "files", "models"},
     "runtime": {"errors", "files", "config", "models"},

@@ -188,6 +188,7 @@ def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: floa
     """The last lines of a command: what was done, how long it took, and what to do next."""
     from vaejax.codec.batch import ALREADY_THERE, DONE, REFUSED
     from vaejax.codec.tasks import DECODE, ENCODE, PIPE
+    from vaejax.files import expand_home
 
     outcomes = DONE[flags.action], ALREADY_THERE, REFUSED
     done = ", ".join(f"{counts[name]} {name}" for name in outcomes if counts[name] or name == outcomes[0])
@@ -203,7 +204,7 @@ def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: floa
         lines.append(f"next: python -m vaejax.codec decode {target} DECODED/ --model={model}{step}")
     elif flags.action == DECODE or flags.source == PIPE:
         lines.append(f"next: look at {flags.target}")
-    elif os.path.isdir(os.path.expanduser(flags.source)):
+    elif os.path.isdir(expand_home(flags.source)):
         scores = f"python -m vaejax.evaluate --checkpoint={model} --data={source} --out=SCORES"
         lines.append(f"next: compare {flags.source} with {flags.target} by eye, or by scores: {scores}")
     else:

@@ -19,7 +19,7 @@ from safetensors.flax import load_file
 
 from vaejax.config.schema import ModelConfig
 from vaejax.errors import InputError, one_line
-from vaejax.files import UNFINISHED
+from vaejax.files import UNFINISHED, expand_home
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.rundir import latent_statistics, wholeness
 from vaejax.rundir.checkpoint import SavedCheckpoints
@@ -73,7 +73,7 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
     config = read_export_config(name)
     if config is None:
         vae = _load_run(name, step)
-    elif pathlib.Path(name).expanduser().resolve().name.endswith(UNFINISHED):
+    elif pathlib.Path(expand_home(name)).resolve().name.endswith(UNFINISHED):
         raise InputError(f"{name}: an unfinished export; accepted: {ACCEPTED}")
     else:
         vae = load_export(name, config)
@@ -144,7 +144,7 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
 def read_export_config(name: str) -> dict[str, Any] | None:
     """Reads config.json of an export; None for a run, or if there is no readable config.json."""
     try:
-        config = json.loads((pathlib.Path(name).expanduser() / CONFIG).read_bytes())
+        config = json.loads((pathlib.Path(expand_home(name)) / CONFIG).read_bytes())
     except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) and config.get("format") == FORMAT else None
@@ -160,7 +160,7 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     Raises:
       InputError: if the export is damaged.
     """
-    path = pathlib.Path(name).expanduser() / WEIGHTS
+    path = pathlib.Path(expand_home(name)) / WEIGHTS
     try:
         architecture = _architecture(config["architecture"])
         step, model = int(config["step"]), str(config["fingerprint"])

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from vaejax.codec import media_writer
 from vaejax.codec.latent_file import EXTENSION, LatentFile
 from vaejax.data import media
 from vaejax.errors import InputError
+from vaejax.files import expand_home
 
 PIPE = "-"
 ENCODE, DECODE, RECONSTRUCT = "encode", "decode", "reconstruct"
@@ -58,6 +60,7 @@ def open_tasks(
       InputError: if source or target cannot be used.
       BrokenPipeError: if the reader of stdout is gone.
     """
+    source, target = (path if path == PIPE else expand_home(path) for path in (source, target))
     with tempfile.TemporaryDirectory() if PIPE in (source, target) else contextlib.nullcontext("") as spool:
         if source != PIPE and os.path.isdir(source):
             yield _folder_tasks(action, pathlib.Path(source), target, shard)
@@ -93,10 +96,10 @@ def _file_task(action: str, source: str, target: str, spool: pathlib.Path) -> Ta
             written = facts.source + media_writer.extension_for(facts.source, facts.kind)
         to = spool / f"out{pathlib.PurePath(written).suffix}"
         return Task(path, to, name, kind, to.suffix.lower(), keep=False)
-    if target.endswith("/") or os.path.isdir(os.path.expanduser(target)):
+    if target.endswith("/") or os.path.isdir(target):
         to = _make_folder(target) / _target_name(action, path, path.name, kind)
         return Task(path, to, name, kind, to.suffix.lower(), keep=True)
-    to = pathlib.Path(target).expanduser()
+    to = pathlib.Path(target)
     accepted = (EXTENSION,) if action == ENCODE else (*media_writer.PHOTOS, *media_writer.CLIPS)
     if to.suffix.lower() not in accepted:
         names = ", ".join(accepted)
@@ -106,6 +109,8 @@ def _file_task(action: str, source: str, target: str, spool: pathlib.Path) -> Ta
         )
     if not to.absolute().parent.is_dir():
         raise InputError(f"OUT = {target}: its folder does not exist; accepted: a file in an existing folder")
+    if special := _special(to):
+        raise InputError(f"OUT = {target}: {special}; accepted: a file, or - for stdout")
     if to.exists() and to.samefile(path):
         raise InputError(f"OUT = {target}: the same file as IN; accepted: another file")
     return Task(path, to, name, kind, to.suffix.lower(), keep=False)
@@ -118,7 +123,9 @@ def _source_file(source: str, spool: pathlib.Path) -> tuple[pathlib.Path, str]:
         with open(path, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         return path, "stdin"
-    path = pathlib.Path(source).expanduser()
+    path = pathlib.Path(source)
+    if special := _special(path):
+        raise InputError(f"IN = {source}: {special}; accepted: a file, a folder, or - for stdin")
     if not path.is_file():
         raise InputError(f"IN = {source}: no such file or folder; accepted: a file, a folder, or - for stdin")
     return path, source
@@ -142,6 +149,9 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
     by_path: dict[pathlib.Path, Task] = {}
     for path, kind in sources:
         name = str(path.relative_to(source))
+        if special := _special(path):
+            by_path[path] = Task(path, out / name, name, "", "", True, f"{special}; accepted: a file")
+            continue
         to = out / _target_name(action, path, name, kind)
         task = Task(path, to, name, "" if action == DECODE else kind, to.suffix.lower(), keep=True)
         other = by_path.setdefault(to, task)
@@ -200,12 +210,27 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
 
 
 def _make_folder(name: str) -> pathlib.Path:
-    folder = pathlib.Path(name).expanduser()
+    folder = pathlib.Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"OUT = {name}: {error.strerror}; accepted: a writable folder") from error
     return folder
+
+
+def _special(path: pathlib.Path) -> str:
+    """'a named pipe', 'a socket' or 'a device', whose opening may wait for ever; '' for any other path."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # opening the path reports the error
+        return ""
+    kinds = {
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "")
 
 
 def _is_photo(path: pathlib.Path) -> bool:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from vaejax.data.split import Split
 from vaejax.data.table import Record, Source, from_index
 from vaejax.errors import InputError
+from vaejax.files import expand_home
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
@@ -32,7 +33,7 @@ class ArrayRecordSource(Source):
     @classmethod
     def folders(cls, fields: Mapping[str, Any]) -> list[str]:
         """The folder of the shards."""
-        return [os.path.expanduser(str(fields.get("path", "")))]
+        return [expand_home(str(fields.get("path", "")))]
 
     @classmethod
     def open(

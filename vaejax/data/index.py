@@ -27,7 +27,7 @@ from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
-from vaejax.files import atomic_file, sweep
+from vaejax.files import atomic_file, expand_home, sweep
 from vaejax.runtime import cache
 
 INDEX_FILE = ".vaejax-index.parquet"
@@ -84,7 +84,7 @@ def load_or_build(
     Raises:
       InputError: if the folder does not exist or has no photos or clips, or `out` cannot be written.
     """
-    folder = os.path.abspath(os.path.expanduser(folder))
+    folder = os.path.abspath(expand_home(folder))
     if not os.path.isdir(folder):
         raise InputError(f"{name} = {folder}: no such folder; {_ACCEPTED}")
     others: Counter[str] = Counter()
@@ -192,6 +192,8 @@ def _cache_path(folder: str) -> str:
 
 def _load(path: str) -> pa.Table | None:
     """The table in a file; None if it is missing, damaged or has a different version."""
+    if not os.path.isfile(path):  # reading a named pipe would wait for a writer
+        return None
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)

@@ -24,7 +24,7 @@ from vaejax.data import index
 from vaejax.data.array_record import INDEX_FILE
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
-from vaejax.files import atomic_folder
+from vaejax.files import atomic_folder, expand_home
 
 
 def pack(
@@ -46,7 +46,7 @@ def pack(
       InputError: if `folder` has no media, or `out` is not writable, or `out` is neither empty nor an earlier
         result.
     """
-    folder, out = (os.path.abspath(os.path.expanduser(path)) for path in (folder, out))
+    folder, out = (os.path.abspath(expand_home(path)) for path in (folder, out))
     accepted = "accepted: a new or empty folder, or one that vaejax prepare made"
     if os.path.exists(out) and not os.path.isdir(out):
         raise InputError(f"--out={out}: a file, not a folder; {accepted}")
@@ -103,6 +103,8 @@ def prepare_tfds(name: str, out: str | None) -> str:
         )
     import tensorflow_datasets as tfds
 
+    if out is None and "TFDS_DATA_DIR" not in os.environ:
+        expand_home("~/tensorflow_datasets")  # raises if TFDS would create a folder called ~
     try:
         builder = tfds.builder(name, data_dir=out, file_format="array_record")
     except tfds.core.DatasetNotFoundError:

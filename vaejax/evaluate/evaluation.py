@@ -26,6 +26,7 @@ from vaejax.evaluate.codecs.registry import NAMES, open_codec
 from vaejax.evaluate.features import SHORTEST_CLIP, Features
 from vaejax.evaluate.samples import Samples, open_samples
 from vaejax.evaluate.scorer import BucketScores, FrameScorer
+from vaejax.files import expand_home
 from vaejax.models.pixels import from_uint8, to_uint8
 from vaejax.networks import lpips, weights
 from vaejax.rundir.folder import RunFolder
@@ -171,7 +172,7 @@ def _is_baseline(name: str) -> bool:
 
 
 def _is_folder(name: str) -> bool:
-    return os.path.isdir(os.path.expanduser(name))
+    return os.path.isdir(expand_home(name))
 
 
 def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple[Samples, str, list[str]]:

@@ -17,6 +17,7 @@ from vaejax.data.split import WHOLE, Split
 from vaejax.data.table import Source, candidates, from_index
 from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
+from vaejax.files import expand_home
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
@@ -124,7 +125,7 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
             text = str(error).replace("--data.name", "--data").replace("--config.data.media", "--data")
             raise InputError(text) from error
         return Samples([source], data, limit=limit)
-    folder = os.path.abspath(os.path.expanduser(name))
+    folder = os.path.abspath(expand_home(name))
     table = index.load_or_build(folder, name="--data")
     readable = from_index(table, dict.fromkeys(table["path"].to_pylist(), WHOLE), folder)
     if not len(readable):

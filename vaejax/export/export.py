@@ -35,7 +35,7 @@ from vaejax.errors import InputError
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.latent_statistics import of_run
 from vaejax.export import model_card, stablehlo, verify
-from vaejax.files import atomic_folder
+from vaejax.files import atomic_folder, expand_home
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.folder import RunFolder
@@ -103,7 +103,7 @@ def export(
     begin = time.monotonic()
     if dtype not in DTYPES:
         raise InputError(f"--dtype={dtype}; accepted: {' or '.join(DTYPES)}")
-    folder = pathlib.Path(out).expanduser().resolve()
+    folder = pathlib.Path(expand_home(out)).resolve()
     _check_replaceable(folder, out, name)
     vae = load_vae(name, step)
     parsed = stablehlo.parse_shapes(shapes, vae.architecture)
@@ -159,7 +159,7 @@ def _source(name: str, vae: TrainedVAE, scores: str) -> Source:
         mean, std = (np.asarray(statistics[key], np.float32) for key in ("mean", "std"))
         vae = vae._replace(mean=mean, std=std)
     if scores:
-        known = read_scores(pathlib.Path(scores).expanduser(), vae)
+        known = read_scores(pathlib.Path(expand_home(scores)), vae)
     elif export_config is None and (path := RunFolder(name).path / "results.json").exists():
         try:
             known = read_scores(path, vae)

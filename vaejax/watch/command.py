@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
       InputError: if a folder is not a run, or the page cannot be written.
     """
     default = RunFolder(options.runs[0]).path / "watch.html"
-    out = pathlib.Path(options.out).expanduser().absolute() if options.out else default
+    out = pathlib.Path(files.expand_home(options.out)).absolute() if options.out else default
     if out.is_dir():
         raise InputError(f"--out={options.out}: a folder; accepted: a file, such as watch.html")
     first = True

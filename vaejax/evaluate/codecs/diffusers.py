@@ -13,6 +13,7 @@ import numpy as np
 from vaejax.codec.tiling import check_tile
 from vaejax.errors import InputError, one_line
 from vaejax.evaluate.codecs.base import array_bits, check_frames
+from vaejax.files import expand_home
 from vaejax.models.latent_shape import latent_frames, latent_side
 from vaejax.models.pixels import from_uint8
 
@@ -100,7 +101,7 @@ class DiffusersCodec:
             raise InputError(
                 f"codec {name!r}: diffusers {diffusers.__version__} has no {kind}; accepted: a later version"
             )
-        folder = os.path.expanduser(path)
+        folder = expand_home(path)
         if path and os.path.isdir(folder):
             return cls(name, _pretrained(name, made, folder), {"weights": "file"}, seed)
         config = _config(name, made, path)
@@ -282,7 +283,7 @@ def _config(name: str, made: type, path: str) -> dict[str, Any]:
     Other unknown keys are errors, though diffusers ignores them.
     """
     text = path.lstrip().startswith("{")
-    config = _parsed(name, path) if text else _read(name, os.path.expanduser(path))
+    config = _parsed(name, path) if text else _read(name, expand_home(path))
     _check_class(name, made, config)
     known = set(inspect.signature(made.__init__).parameters) - {"self"}
     for key in config:

@@ -11,6 +11,7 @@ from vaejax.evaluate.codecs import NAMES, baselines
 from vaejax.evaluate.codecs.base import Codec, LatentSize
 from vaejax.evaluate.codecs.diffusers import DiffusersCodec
 from vaejax.evaluate.codecs.vae import VaeCodec
+from vaejax.files import expand_home
 
 # The latent size that `linear` and `jpeg:matched` match if `open_codec` gets no codec with latents.
 DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)
@@ -61,7 +62,7 @@ def open_codec(
         return baselines.H264(name, _integer(name, rest, 0, 51), fps)
     if kind == "diffusers":
         return DiffusersCodec.open(name, seed)
-    if os.path.isdir(os.path.expanduser(name)):
+    if os.path.isdir(expand_home(name)):
         return VaeCodec.open(name, step, dtype, mesh)
     raise InputError(f"codec {name!r}: no such name or folder; accepted: {NAMES}")
 
