@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, UInt8
 
 from vaejax.codec import tiling
+from vaejax.codec.arrays import array_of, check_channels_last
 from vaejax.codec.latent import Latent
 from vaejax.codec.load import TrainedVAE
 from vaejax.codec.network import Network
@@ -71,7 +71,7 @@ class Codec:
 
     def encode(
         self,
-        frames: ArrayLike,
+        frames: Any,
         *,
         key: jax.Array | None = None,
         normalize: bool = True,
@@ -79,8 +79,9 @@ class Codec:
         """Encodes frames to latents.
 
         Args:
-          frames: NumPy or JAX array: an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3);
-            uint8, or float in [-1, 1]. Any T; H and W of at least 16.
+          frames: an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3); uint8, or float in
+            [-1, 1]. Any T; H and W of at least 16. A NumPy or JAX array, a PyTorch tensor of the same layout,
+            a Pillow image, or a list of Pillow images, which is a clip; see `arrays.array_of`.
           key: JAX random key to sample the posterior; None takes the mean of the posterior.
           normalize: whether to normalize latents to mean 0 and standard deviation 1, with the statistics of
             the training latents.
@@ -91,18 +92,19 @@ class Codec:
 
         Raises:
           InputError: for frames smaller than 16x16, or if the model has no statistics for normalization.
-          ValueError: for other shapes or data types, or floats far outside [-1, 1].
+          ValueError: for other shapes or data types, channels before height, or floats far outside [-1, 1].
         """
-        rank = _rank("frames", frames, FRAMES)
+        frames = _array(frames, "frames", FRAMES)
+        check_channels_last(frames.shape)
         stream = self.stream_encoder(key=key, normalize=normalize)
-        values = _run(stream, frames, rank == 3)
+        values = _run(stream, frames, frames.ndim == 3)
         return Latent(
             values, stream.frames, stream.height, stream.width, normalize, stream.dtype, self.fingerprint
         )
 
     def decode(
         self,
-        latents: Latent | ArrayLike,
+        latents: Any,
         *,
         dtype: str = "",
         normalized: bool = True,
@@ -110,8 +112,8 @@ class Codec:
         """Decodes latents to frames.
 
         Args:
-          latents: a `Latent`; or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c), as a diffusion model
-            generates it.
+          latents: a `Latent`; or an array or PyTorch tensor (h, w, c), (t, h, w, c) or (b, t, h, w, c), as a
+            diffusion model generates it.
           dtype: data type of the frames, 'uint8' or 'float32'. '' takes the data type of the original frames,
             which a `Latent` records, and uint8 for an array.
           normalized: whether the values of an array are normalized; a `Latent` records this itself.
@@ -132,10 +134,10 @@ class Codec:
                 raise InputError(self.wrong_model(latents.model))
             self._check_size(latents)
             size, values = (latents.frames, latents.height, latents.width), latents.values
-            normalized, dtype = latents.normalized, dtype or latents.dtype
-        rank = _rank("latents", values, LATENTS)
+            normalized, dtype = latents.normalized, dtype or latents.frame_dtype
+        values = _array(values, "latents", LATENTS)
         stream = self.stream_decoder(size, normalized=normalized, dtype=dtype or "uint8")
-        return _run(stream, values, rank == 3)
+        return _run(stream, values, values.ndim == 3)
 
     def stream_encoder(self, *, key: jax.Array | None = None, normalize: bool = True) -> StreamEncoder:
         """Creates an encoder for a clip of any length that arrives in parts.
@@ -182,7 +184,8 @@ class Codec:
     def _check_size(self, latent: Latent) -> None:
         """Raises ValueError if the shape of the values does not match the T, H and W of the latent."""
         shape = self.architecture.latent_shape(latent.frames, latent.height, latent.width)
-        if latent.shape[-4:] not in (shape, shape[1:]):
+        is_image = latent.ndim == 3 and latent.frames == 1
+        if latent.shape[-4:] != (shape[1:] if is_image else shape):
             raise ValueError(
                 f"latents have shape {latent.shape}, which does not match the original clip,"
                 f" {latent.frames}x{latent.height}x{latent.width} (TxHxW); accepted: shape {shape}, or a"
@@ -215,14 +218,14 @@ class Codec:
             )
 
 
-def _rank(what: str, x: Any, accepted: str) -> int:
-    """Returns the number of axes; raises ValueError unless `x` is an array of 3 to 5 axes."""
+def _array(x: Any, what: str, accepted: str) -> np.ndarray | jax.Array:
+    """Converts to an array; raises ValueError unless it has 3 to 5 axes."""
     if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
         raise ValueError(f"{what} = {x!r}; accepted: {accepted}. For files: python -m vaejax.codec")
-    rank = np.ndim(x)
-    if rank not in (3, 4, 5):
-        raise ValueError(f"{what} have {rank} axes, shape {np.shape(x)}; accepted: {accepted}")
-    return rank
+    array = array_of(x)
+    if array.ndim not in (3, 4, 5):
+        raise ValueError(f"{what} have {array.ndim} axes, shape {array.shape}; accepted: {accepted}")
+    return array
 
 
 def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None) -> tuple[int, int | None]:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, UInt8
 
+from vaejax.codec.arrays import array_of, check_channels_last
 from vaejax.codec.network import Cache, Network
 from vaejax.codec.tiling import Tiles
 from vaejax.errors import InputError
@@ -50,7 +51,7 @@ class _Stream:
     def _checked(self, x: Any, what: str) -> Any:
         """Checks that a pushed array matches the earlier ones, and returns it as (B, n, ...)."""
         self._check_open()
-        x = x if isinstance(x, jax.Array) else np.asarray(x)
+        x = array_of(x)
         if x.ndim not in ((self._rank,) if self._rank else (4, 5)):
             accepted = f"{self._rank} axes, as before" if self._rank else "4 axes for a clip, 5 for a batch"
             raise ValueError(f"{what} have {x.ndim} axes, shape {x.shape}; accepted: {accepted}")
@@ -167,7 +168,8 @@ class StreamEncoder(_Stream):
         """Adds the next frames and returns the latents they complete.
 
         Args:
-          frames: (T, H, W, 3) or (B, T, H, W, 3), uint8 or float in [-1, 1]; T may differ between calls.
+          frames: (T, H, W, 3) or (B, T, H, W, 3), uint8 or float in [-1, 1], of the types that `Codec.encode`
+            accepts; T may differ between calls.
 
         Returns:
           Latents, (t, h, w, c) or (b, t, h, w, c) float32; t may be 0.
@@ -178,6 +180,7 @@ class StreamEncoder(_Stream):
             except for T, differs from earlier calls; or after `flush`.
         """
         x = self._checked(frames, "frames")
+        check_channels_last(x.shape)
         dtype = "uint8" if x.dtype == np.uint8 else "float32"
         if x.shape[-1] != 3 or not (dtype == "uint8" or jnp.issubdtype(x.dtype, jnp.floating)):
             raise ValueError(
@@ -238,12 +241,16 @@ def _check_range(x: Any) -> None:
     """Raises ValueError for float frames that are clearly not in [-1, 1], such as 0 to 255."""
     if not x.size or isinstance(x, jax.core.Tracer):
         return
-    largest = max(float(x.max()), -float(x.min()))
-    if largest > LARGEST_FLOAT:
-        raise ValueError(
-            f"float frames reach an absolute value of {largest:.4g}; accepted: floats in [-1, 1], or uint8"
-            " from 0 to 255; x / 127.5 - 1 converts floats from 0 to 255"
-        )
+    low, high = float(x.min()), float(x.max())
+    largest = max(-low, high)
+    if largest <= LARGEST_FLOAT:
+        return
+    # Next to 0 to 255, a resampling filter overshoots by a few values only.
+    guess = ", which looks like 0 to 255" if high > -4 * low else ""
+    raise ValueError(
+        f"float frames reach an absolute value of {largest:.4g}{guess}; accepted: floats in [-1, 1], or uint8"
+        " from 0 to 255; x / 127.5 - 1 converts floats from 0 to 255"
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

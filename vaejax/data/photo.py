@@ -48,6 +48,12 @@ def _open(file: str | os.PathLike | bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         heic.refuse(heic.brands(file))
         raise
+    _note_codes(photo)
+    return photo
+
+
+def _note_codes(photo: Any) -> None:
+    """Adds the color codes of an image file to its `info`, which Pillow does not."""
     readers = {"PNG": _png_codes, "AVIF": _avif_codes}
     if photo.format in readers:
         position = photo.fp.tell()
@@ -56,7 +62,6 @@ def _open(file: str | os.PathLike | bytes) -> Image.Image:
     if photo.format == "HEIF":
         heic.check_whole(photo.fp)
         photo.info["cicp"] = heic.color_codes(photo.info)
-    return photo
 
 
 def _shown_size(photo: Image.Image) -> tuple[int, int]:
@@ -81,6 +86,13 @@ def read_whole(file: str | os.PathLike | bytes) -> np.ndarray:
     """Reads a whole photo at its own size as uint8 RGB (H, W, 3)."""
     with _open(file) as photo:
         return np.asarray(_rgb(photo))
+
+
+def read_image(image: Image.Image) -> np.ndarray:
+    """Converts an image that is open or in memory to uint8 RGB (H, W, 3), as `read_whole` reads its file."""
+    if getattr(image, "fp", None):  # not yet loaded
+        _note_codes(image)
+    return np.asarray(_rgb(image))
 
 
 def pictures(file: str | os.PathLike | bytes) -> int:

@@ -11,7 +11,6 @@ from skimage import data
 
 from tests.support.frames import pans, photos
 from tests.support.models import randomized
-from vaejax.codec import codec as codec_module
 from vaejax.codec import network
 from vaejax.codec import tiling as tile
 from vaejax.codec.codec import Codec
@@ -254,7 +253,7 @@ def test_what_cannot_be_encoded_or_decoded_is_told():
         codec.encode(clip[0, :, :, 0])
     for path in ("a.png", pathlib.Path("a.png")):
         with pytest.raises(ValueError, match=r"frames = .*a\.png.*; accepted: an image .* vaejax\.codec"):
-            codec_module._rank("frames", path, codec_module.FRAMES)
+            codec.encode(path)
     for frames in (clip[..., :2], clip.astype(np.int32), clip[0, :, :, 0], clip[None, None]):
         with pytest.raises(ValueError, match="accepted"):
             codec.encode(frames)
