@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from vaejax import cli
-from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED
+from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError
 
 COMPUTE_DTYPES = ("float32", "bfloat16")  # a copy of load.DTYPES: importing load imports JAX, even for --help
 STOPPED = "stopped; run the same command again to continue"
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         " is decoded to OUT/a/b.mp4. The same command continues after a stop: in an output folder, a file is"
         " kept if the same source, model and settings made it. Otherwise it is made again; a file that vaejax"
         " did not write is refused instead. If a file is refused, the other files are still processed, and"
-        " the exit code is 2.",
+        " the exit code is 2, or 0 with --keep-going.",
         "encode ~/Videos latents --model=runs/demo",
     )
     parser.add_argument(
@@ -151,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
         help="process only files I, I + N, I + 2N, ... of a folder (I from 0 to N - 1), on one of N machines;"
         " default: all files",
     )
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="for a folder: name refused files at the end and exit with 0, so that one bad file does not fail"
+        " an array job; the exit code is still 2 if an output cannot be written",
+    )
     return parser
 
 
@@ -159,11 +165,13 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     # Imported here, so that --help does not import JAX.
     import vaejax
     from vaejax import files
-    from vaejax.codec.batch import REFUSED, BatchConverter
+    from vaejax.codec.batch import BatchConverter
     from vaejax.codec.origin import Settings
     from vaejax.codec.tasks import PIPE, open_tasks
     from vaejax.runtime import cache
 
+    if flags.keep_going and (flags.source == PIPE or not os.path.isdir(files.expand_home(flags.source))):
+        raise InputError(f"--keep-going: IN = {flags.source} is not a folder; accepted: a folder")
     interrupt.phase = "waits"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
     with open_tasks(flags.action, flags.source, flags.target, flags.shard) as tasks:
@@ -181,7 +189,10 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
         interrupt.phase = "waits"
     summary = _summary(flags, batch.counts, time.monotonic() - started)
     print(summary, file=sys.stderr if flags.target == PIPE else sys.stdout)
-    return INPUT_ERROR if batch.counts[REFUSED] else 0
+    if flags.keep_going and batch.refused:
+        print(f"refused: {', '.join(sorted(batch.refused))}", file=sys.stderr)
+    forgiven = flags.keep_going and not batch.unwritable
+    return INPUT_ERROR if batch.refused and not forgiven else 0
 
 
 def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: float) -> str:

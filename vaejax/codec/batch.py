@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vaejax.codec import origin
 from vaejax.codec.codec import Codec
-from vaejax.codec.convert import Converter
+from vaejax.codec.convert import Converter, Unwritable
 from vaejax.codec.origin import Settings
 from vaejax.codec.tasks import DECODE, ENCODE, RECONSTRUCT, Task
 from vaejax.errors import InputError, Stopped, one_line
@@ -31,6 +31,8 @@ class BatchConverter:
 
     Attributes:
       counts: number of tasks by outcome, which is `DONE[action]`, `ALREADY_THERE` or `REFUSED`.
+      refused: names of the tasks that were `REFUSED`.
+      unwritable: number of them whose target could not be written, so the source may be good.
       incomparable: number of tasks `ALREADY_THERE` whose targets record too little to be compared with what
         the command would write, because an earlier version of vaejax made them.
     """
@@ -41,7 +43,8 @@ class BatchConverter:
         self._stop, self._lock = stop, threading.Lock()
         self._frames, self._shown = 0, 0.0
         self.counts: collections.Counter[str] = collections.Counter()
-        self.incomparable = 0
+        self.refused: list[str] = []
+        self.unwritable = self.incomparable = 0
 
     def run(self, tasks: list[Task]) -> None:
         """Runs all tasks; every failure is reported with the name of its file."""
@@ -75,6 +78,9 @@ class BatchConverter:
             message = error if expected else f"{task.name}: {type(error).__name__}: {one_line(error)}"
             self._report(f"error: {message}")
             outcome = REFUSED
+            with self._lock:
+                self.refused.append(task.name)
+                self.unwritable += isinstance(error, Unwritable)
         with self._lock:
             self.counts[outcome] += 1
             self._bar.update()
@@ -88,7 +94,7 @@ class BatchConverter:
         try:
             task.target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{task.target}: {error.strerror}; accepted: a writable folder") from error
+            raise Unwritable(f"{task.target}: {error.strerror}; accepted: a writable folder") from error
         if self._action == ENCODE:
             self._converter.encode(task.source, task.target, task.name, task.kind)
         elif self._action == DECODE:

@@ -32,6 +32,10 @@ AHEAD = 2  # chunks that are read before they are needed
 _END = object()
 
 
+class Unwritable(InputError):
+    """An output cannot be written, through no fault of its source."""
+
+
 class _Timing(NamedTuple):
     """When the frames of a source are shown, and whether damage ends the source early."""
 
@@ -305,6 +309,8 @@ def _one_line_errors(name: str, target: pathlib.Path) -> Iterator[None]:
     """Turns expected errors about a file into a one-line InputError that names it; other errors pass."""
     try:
         yield
+    except Unwritable:
+        raise
     except InputError as error:
         message = f"{error}"
         named = message.startswith((name, f"{target}: "))
@@ -320,4 +326,4 @@ def _one_line_errors(name: str, target: pathlib.Path) -> Iterator[None]:
         ) from error
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{target}: cannot be written: {reason}") from error
+        raise Unwritable(f"{target}: cannot be written: {reason}") from error

@@ -101,6 +101,31 @@ def test_bad_files_are_refused_by_name_and_the_rest_is_done(model, tmp_path, cap
     assert "old.avi.mp4" not in names(tmp_path / "out") and len(names(tmp_path / "out")) == 5
 
 
+def test_refused_files_fail_a_job_unless_it_keeps_going(model, tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "latents"
+    (source / "b").mkdir(parents=True)
+    Image.fromarray(pan(1)[0]).save(source / "a.png")
+    for name in ("z.png", "b/y.mp4"):
+        (source / name).write_text("no picture")
+    assert run(model, "encode", source, out) == 2
+    assert "\nrefused: " not in capsys.readouterr().err
+    (out / "a.png.latent").unlink()
+    assert run(model, "encode", source, out, "--keep-going") == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("1 encoded, 2 refused in ")
+    assert told.err.endswith("\nrefused: b/y.mp4, z.png\n")
+    assert run(model, "encode", source / "a.png", f"{out}/", "--keep-going") == 2
+    told = f"--keep-going: IN = {source}/a.png is not a folder; accepted: a folder"
+    assert told in capsys.readouterr().err
+    (source / "z.png").unlink()
+    (source / "b" / "y.mp4").unlink()
+    write_clip(source / "b" / "c.mp4", pan(1))
+    (out / "b").rmdir()
+    (out / "b").write_text("no folder, so nothing can be written into it")
+    assert run(model, "encode", source, out, "--keep-going") == 2
+    assert "accepted: a writable folder" in capsys.readouterr().err
+
+
 def test_what_nobody_foresaw_ends_one_file_only(model, tmp_path, capsys):
     folder = tmp_path / "latents"
     assert run(model, "encode", make_folder(tmp_path / "in", clips=1), folder) == 0
