@@ -107,7 +107,8 @@ class BatchConverter:
         """Whether the existing target is what the task would write, as far as its record shows.
 
         Raises:
-          InputError: if vaejax cannot have written the target, or the source cannot be read.
+          InputError: if vaejax cannot have written the target, the source cannot be read, or the target has
+            latents of another model or other settings: they are worth more than a repeated decoding.
         """
         codec, settings, size = self._codec, self._settings, None
         if self._action == ENCODE:
@@ -121,6 +122,8 @@ class BatchConverter:
             expected = origin.of_frames(codec, settings, task.kind)
             expected["encoded"] = origin.of_latents(codec, settings, task.source, task.name)
         found = origin.read(task.target, size)
+        if self._action == ENCODE:
+            origin.check_encoded(found, expected, str(task.target))
         if changes := origin.changes(found, expected):
             self._report(f"{task.name}: {DONE[self._action]} again, because {', '.join(changes)}")
             return False

@@ -91,6 +91,23 @@ def changes(found: Record, expected: Record) -> list[str]:
     return words
 
 
+def check_encoded(found: Record, expected: Record, name: str) -> None:
+    """Raises an InputError if latents were encoded by another model or with other settings; names them."""
+    other = {key for key in expected if key != "source" and key in found and found[key] != expected[key]}
+    if "model" in other:
+        raise InputError(
+            f"{name}: already encoded by a different model ({found['model']}); accepted: the same --model and"
+            " --step, or another OUT"
+        )
+    if other:
+        seed = "no --seed" if found["seed"] is None else f"--seed={found['seed']}"
+        parts = [f"--dtype={found['dtype']}", seed]
+        parts += [f"{key} {found[key]}" for key in sorted(other - {"dtype", "seed"})]
+        raise InputError(
+            f"{name}: already encoded with {' and '.join(parts)}; accepted: the same flags, or another OUT"
+        )
+
+
 # Storage of records -----------------------------------------------------------------------------------------
 
 

@@ -17,13 +17,13 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vaejax import __version__
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.files import expand_home
-from vaejax.rundir import console, wholeness
+from vaejax.rundir import wholeness
 from vaejax.rundir.positions import from_json, to_json
 from vaejax.rundir.wholeness import Contents, DamagedCheckpoint
 from vaejax.runtime import distributed
 
 T = TypeVar("T")
-_say_once = functools.cache(console.say)  # one command may read a run several times
+_say_once = functools.cache(distributed.say)  # one command may read a run several times
 
 
 class SavedCheckpoints:
@@ -291,7 +291,7 @@ class Checkpoints(SavedCheckpoints):
                 aside, number = aside.with_name(f"{step}-{number}"), number + 1
             aside.parent.mkdir(exist_ok=True)
             damage.folder.rename(aside)
-            console.say(f"{damage.folder}: damaged checkpoint ({damage.reason}); moved to {aside}")
+            distributed.say(f"{damage.folder}: damaged checkpoint ({damage.reason}); moved to {aside}")
         distributed.all_gather("moved")
         while damage.folder.exists():  # a network file system may show it to other hosts for some time
             time.sleep(1)

@@ -24,6 +24,7 @@ from vaejax.data.table import count_of
 from vaejax.losses.objective import TERMS
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.step_line import Part, fitted
+from vaejax.runtime import distributed
 
 
 class Cost(NamedTuple):
@@ -52,12 +53,6 @@ class Later(NamedTuple):
     unknown: tuple[str, ...] = ()
 
 
-def say(line: str) -> None:
-    """Prints a line to stderr, on process 0."""
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
-
-
 def introduce(
     folder: RunFolder,
     config: Config,
@@ -80,7 +75,7 @@ def introduce(
     if jax.process_index() == 0:
         files.write_text(folder.parameters, f"{table}\n{total}\n")
     for line in (setup_line(config, buckets, files_of, start), *schedule_lines(config), total):
-        say(line)
+        distributed.say(line)
 
 
 def setup_line(config: Config, buckets: Sequence[Bucket], files_of: Mapping[str, int], start: int) -> str:

@@ -13,7 +13,6 @@ import jax
 
 from vaejax import cli
 from vaejax.errors import InputError
-from vaejax.rundir import console
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed
 
@@ -55,7 +54,7 @@ def _acquire(folder: pathlib.Path) -> BinaryIO:
                 " after that process has ended"
             ) from None
     except OSError as error:
-        console.say(
+        distributed.say(
             f"warning: --workdir={folder} has no locks ({error.strerror}); do not start a second run there"
         )
         return file

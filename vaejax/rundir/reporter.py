@@ -12,12 +12,13 @@ from vaejax.config import Config
 from vaejax.data.bucket import parse_buckets
 from vaejax.losses import adversarial
 from vaejax.losses.objective import Terms
-from vaejax.rundir import console, panels
+from vaejax.rundir import panels
 from vaejax.rundir.console import Cost, Later, Progress
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
 from vaejax.rundir.step_line import Readable
 from vaejax.rundir.verdict import History, Verdict
+from vaejax.runtime import distributed
 
 SETTLING = 100  # updates for which a discriminator must have trained before its accuracy causes warnings
 
@@ -69,7 +70,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Prints a line to stderr, on process 0."""
-        console.say(line)
+        distributed.say(line)
 
     def update(self, terms: Mapping[str, Terms], cost: Cost, waited: float) -> None:
         """Counts an update, and keeps its metrics on the devices until the next log line.

@@ -212,6 +212,12 @@ def barrier(name: str) -> None:
         key_value_store().wait_at_barrier(f"vaejax/{name}", timeout_in_ms=BARRIER_MILLISECONDS)
 
 
+def say(line: str) -> None:
+    """Prints a line to stderr, on process 0."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
 def all_gather(value: Any) -> list[Any]:
     """Returns the values of all processes, by process index, to each of them; all processes must call it.
 

@@ -6,7 +6,7 @@ from vaejax.config import Config
 from vaejax.evaluate import latent_statistics
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.rundir import latent_statistics as stored_statistics
-from vaejax.rundir.console import duration, say
+from vaejax.rundir.console import duration
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.verdict import Verdict
 from vaejax.runtime import distributed
@@ -26,7 +26,7 @@ def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
     config = setup.config
     if config.eval.latent_samples:
         count = config.eval.latent_samples
-        say(f"computing the latent statistics of {count} training samples of each bucket ...")
+        distributed.say(f"computing the latent statistics of {count} training samples of each bucket ...")
         codec = VaeCodec("run", setup.programs.model, ema, mesh=setup.mesh)
         latent_statistics.keep(codec, setup.sources, setup.buckets, config, folder.path, config.steps)
 

@@ -17,7 +17,7 @@ from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.lock import locked
 from vaejax.rundir.reporter import Reporter
 from vaejax.rundir.skipped_samples import SkippedSamples
-from vaejax.runtime import chips
+from vaejax.runtime import chips, distributed
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.profiler import Profile
 from vaejax.runtime.watchdog import WAITING_FOR_DEVICES, Watchdog
@@ -74,7 +74,7 @@ def _fit(setup: Setup, folder: RunFolder, checkpoints: Checkpoints, watchdog: Wa
     resume.check_networks(checkpoints, start, config)
     if start >= config.steps:
         checkpoints.verify(start)
-        console.say(f"already at step {start} of {config.steps}; nothing to do")
+        distributed.say(f"already at step {start} of {config.steps}; nothing to do")
         finish.complete(folder, start, config)
         return True
     with Preemption() as preemption:
@@ -85,11 +85,11 @@ def _fit(setup: Setup, folder: RunFolder, checkpoints: Checkpoints, watchdog: Wa
     if outcome is Outcome.STOPPED:
         saved = checkpoints.latest()
         where = "before the first checkpoint" if saved is None else f"saved at step {saved}"
-        console.say(f"stopped by a signal, {where}; run the same command to continue")
+        distributed.say(f"stopped by a signal, {where}; run the same command to continue")
         return False
     watchdog.begin("computing latent statistics", config.steps, patient=True)
     finish.keep_latent_statistics(setup, folder, run.ema)
-    console.say(finish.last_words(folder, config, run.scores, run.evaluators.verdict, run.seconds))
+    distributed.say(finish.last_words(folder, config, run.scores, run.evaluators.verdict, run.seconds))
     return True
 
 

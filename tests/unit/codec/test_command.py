@@ -163,13 +163,17 @@ def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
     Image.fromarray(pan(1)[0]).save(source / "a.png")
     assert run(model, "encode", source, tmp_path / "latents", f"--step={OLD}") == 0
     Image.fromarray(pan(1)[0]).save(source / "b.png")
-    assert run(model, "encode", source / "b.png", f"{tmp_path}/latents/") == 0
-    capsys.readouterr()
-    assert run(model, "decode", tmp_path / "latents", tmp_path / "out") == 2
-    told = capsys.readouterr()
-    message = r"latents from a different model \([0-9a-f]{16}\); accepted: latents from "
-    assert re.search(rf"a\.png\.latent: {message}", told.err)
-    assert told.out.startswith("1 decoded, 1 refused in ")
+    encoded = r"already encoded by a different model \([0-9a-f]{16}\); accepted: the same --model"
+    decoded = r"latents from a different model \([0-9a-f]{16}\); accepted: latents from "
+    for action, other, message in (
+        ("encode", [source, tmp_path / "latents"], encoded),
+        ("decode", [tmp_path / "latents", tmp_path / "out"], decoded),
+    ):
+        capsys.readouterr()
+        assert run(model, action, *other) == 2
+        told = capsys.readouterr()
+        assert re.search(rf"a\.png\.latent: {message}", told.err)
+        assert told.out.startswith(f"1 {action}d, 1 refused in ")
     assert run(model, "decode", tmp_path / "latents" / "a.png.latent", tmp_path / "out", f"--step={OLD}") == 0
     capsys.readouterr()
     assert (
@@ -178,6 +182,22 @@ def test_a_latent_of_another_model_is_refused(model, tmp_path, capsys):
     told = capsys.readouterr()
     assert told.out.startswith("0 decoded, 1 already there, 1 refused in ")
     assert "a.png.latent: latents from a different model" in told.err
+
+
+def test_latents_of_other_settings_are_refused(model, tmp_path, capsys):
+    Image.fromarray(pan(1)[0]).save(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    for flags, told in (
+        (["--seed=3"], "1 encoded"),
+        (["--seed=3"], "1 already there"),
+        ([], "--dtype=float16 and --seed=3; accepted: the same flags, or another OUT"),
+        (["--seed=4"], "--seed=3; accepted"),
+        (["--seed=3", "--dtype=float32"], "--dtype=float16 and"),
+    ):
+        refused = "accepted" in told or told.startswith("--")
+        assert run(model, "encode", tmp_path / "a.png", f"{tmp_path}/out/", *flags) == (2 if refused else 0)
+        found = capsys.readouterr()
+        assert told in (found.err if refused else found.out)
 
 
 def test_a_job_never_takes_its_own_results(model, tmp_path, capsys):

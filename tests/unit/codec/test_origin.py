@@ -76,19 +76,18 @@ def test_folders_may_be_moved_and_copied(model, source, tmp_path, capsys):
 
 def test_pictures_of_another_model_are_decoded_again(model, source, tmp_path, capsys):
     for step in (OLD, 7):
-        assert run(model, "encode", source, tmp_path / "latents", f"--step={step}") == 0
+        latents = tmp_path / f"latents of {step}"
+        assert run(model, "encode", source, latents, f"--step={step}") == 0
         capsys.readouterr()
-        assert run(model, "decode", tmp_path / "latents", tmp_path / "back", f"--step={step}") == 0
+        assert run(model, "decode", latents, tmp_path / "back", f"--step={step}") == 0
         assert done(capsys) == "3 decoded"
-        assert run(model, "decode", tmp_path / "latents", tmp_path / f"{step}", f"--step={step}") == 0
+        assert run(model, "decode", latents, tmp_path / f"{step}", f"--step={step}") == 0
     assert contents(tmp_path / "back") == contents(tmp_path / "7") != contents(tmp_path / f"{OLD}")
 
 
 @pytest.mark.parametrize(
     ("action", "flag", "made", "told"),
     [
-        ("encode", "--dtype=float32", 3, "dtype was float16, now float32"),
-        pytest.param("encode", "--seed=3", 3, "seed was none, now 3", marks=pytest.mark.variants),
         ("decode", "--crf=30", 1, "c.mp4.latent: decoded again, because crf was 16, now 30"),
         pytest.param("decode", "--seed=3", 0, "", marks=pytest.mark.variants),
         pytest.param("reconstruct", "--seed=3", 3, "seed was none, now 3", marks=pytest.mark.variants),
@@ -113,10 +112,16 @@ def test_changed_settings_make_what_they_change_again(
 
 
 @pytest.mark.variants
-def test_tiles_are_settings(model, source, tmp_path, capsys):
-    for flags in (["--tile=32", "--overlap=8"], ["--tile=64", "--overlap=8"], []):
-        assert run(model, "encode", source / "b.png", f"{tmp_path}/out/", *flags) == 0
-        assert done(capsys) == "1 encoded"
+def test_latents_encoded_in_other_tiles_are_refused(model, source, tmp_path, capsys):
+    tiles = ["--tile=32", "--overlap=8"]
+    assert run(model, "encode", source / "b.png", f"{tmp_path}/out/", *tiles) == 0
+    before = contents(tmp_path / "out")
+    for flags, known in ((["--tile=64", "--overlap=8"], "tile 32"), ([], "overlap 8 and tile 32")):
+        capsys.readouterr()
+        assert run(model, "encode", source / "b.png", f"{tmp_path}/out/", *flags) == 2
+        assert f"with --dtype=float16 and no --seed and {known}; accepted" in capsys.readouterr().err
+    assert run(model, "encode", source / "b.png", f"{tmp_path}/out/", *tiles) == 0
+    assert contents(tmp_path / "out") == before
 
 
 def without_record(path):
@@ -161,8 +166,8 @@ def test_outputs_of_earlier_versions_are_kept_with_one_line(model, source, tmp_p
         assert found.err.count("3 already there from an earlier version, which recorded too little") == 1
     assert (contents(tmp_path / "latents"), contents(tmp_path / "back")) == before
     # The header of any version names model, dtype and seed.
-    assert run(model, "encode", source, tmp_path / "latents", "--seed=1") == 0
-    assert done(capsys) == "3 encoded"
+    assert run(model, "encode", source, tmp_path / "latents", "--seed=1") == 2
+    assert "with --dtype=float16 and no --seed; accepted: the same flags" in capsys.readouterr().err
 
 
 def test_files_that_vaejax_did_not_write_are_refused_and_left_alone(model, source, tmp_path, capsys):
