@@ -114,13 +114,13 @@ class BatchConverter:
         if self._action == ENCODE:
             expected = origin.of_latents(codec, settings, task.source, task.name)
         elif self._action == DECODE:
-            facts = self._converter.opened(task.source, task.name).facts
-            size = facts.height, facts.width
-            expected = origin.of_frames(codec, settings, facts.kind)
-            expected["latent"] = origin.content_hash(task.source, task.name)
+            latents = self._converter.opened(task.source, task.name)
+            size = latents.facts.height, latents.facts.width
+            identity = origin.identity(latents, task.source, task.name)
+            expected = origin.of_frames(codec, settings, latents.facts.kind, identity)
         else:
-            expected = origin.of_frames(codec, settings, task.kind)
-            expected["encoded"] = origin.of_latents(codec, settings, task.source, task.name)
+            identity = origin.of_latents(codec, settings, task.source, task.name)
+            expected = origin.of_frames(codec, settings, task.kind, identity)
         found = origin.read(task.target, size)
         if self._action == ENCODE:
             origin.check_encoded(found, expected, str(task.target))

@@ -187,10 +187,8 @@ class Converter:
             )
         stream = self._codec.stream_decoder((facts.frames, facts.height, facts.width))
         chunks = self._decode_frames(stream, latents)
-        record = origin.of_frames(self._codec, self._settings, facts.kind)
-        record["latent"] = origin.content_hash(source, name)
-        if facts.origin is not None:
-            record["encoded"] = latents.record
+        identity = origin.identity(latents, source, name)
+        record = origin.of_frames(self._codec, self._settings, facts.kind, identity)
         with _one_line_errors(name, target), files.atomic_file(target) as file:
             if facts.kind == "image":
                 photo = np.concatenate(list(chunks))[0]

@@ -11,6 +11,7 @@ The metadata in the header are 'format', 'version' and the fields of `Facts`, as
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -32,6 +33,11 @@ EXTENSION = ".latent"
 FORMAT, VERSION = "vaejax.latent", 1
 DTYPES = {"float16": "F16", "float32": "F32"}  # NumPy's name of a data type -> safetensors' name
 ACCEPTED = "a file written by python -m vaejax.codec encode"
+
+
+def new_hash() -> Any:
+    """An empty hash, whose `hexdigest` has 16 digits."""
+    return hashlib.blake2b(digest_size=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +62,8 @@ class Facts:
       normalised: whether the latents are normalized; always True.
       audio_tick: unit of the times of audio packets, in seconds; None without audio.
       audio_end: end of the last audio packet, seconds from the clip's first frame; None without audio.
-      origin: {'source', 'compute', 'tile', 'overlap'}: hash of the source and settings of encoding, see
-        origin.py; None in files of earlier versions.
+      origin: {'source', 'compute', 'tile', 'overlap', 'values'}: hash of the source and settings of encoding,
+        see origin.py, and hash of the latents, which `LatentWriter` adds; None in files of earlier versions.
     """
 
     kind: str
@@ -128,13 +134,16 @@ class LatentWriter:
         self._room = 4096 + 64 * channels  # bytes reserved for the header, which is written last
         self._shape: tuple[int, ...] = ()
         self._count = 0
+        self._hash = new_hash()
         file.seek(8 + self._room)
 
     def append(self, latents: np.ndarray) -> None:
         """Writes the next latents, (t, h, w, c)."""
         self._shape = latents.shape[1:]
         self._count += len(latents)
-        self._file.write(np.ascontiguousarray(latents, self._dtype).data)
+        data = np.ascontiguousarray(latents, self._dtype).data
+        self._hash.update(data)
+        self._file.write(data)
 
     def end(self, facts: Facts, times: Sequence[float], audio: Audio | None = None) -> None:
         """Writes the remaining tensors and the header.
@@ -157,6 +166,9 @@ class LatentWriter:
             shutil.copyfileobj(audio.file, self._file, 1 << 20)
             tensors["audio"] = ("U8", [self._offset() - start], start, self._offset())
             facts = dataclasses.replace(facts, audio_tick=audio.tick, audio_end=audio.end)
+        if facts.origin is not None:
+            origin = facts.origin | {"values": self._hash.hexdigest()}
+            facts = dataclasses.replace(facts, origin=origin)
         header: dict[str, Any] = {"__metadata__": facts.header()}
         for name, (dtype, shape, start, stop) in tensors.items():
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
@@ -244,7 +256,14 @@ class LatentFile:
     def record(self) -> dict[str, Any]:
         """What the latents were made from, see origin.py; incomplete in files of earlier versions."""
         made_by = {"model": self.facts.model, "dtype": self.dtype, "seed": self.facts.seed}
-        return made_by | (self.facts.origin or {})
+        return made_by | {key: x for key, x in (self.facts.origin or {}).items() if key != "values"}
+
+    def is_as_encoded(self) -> bool:
+        """Whether the latents are known to be those that were encoded, not changed since then."""
+        digest = new_hash()
+        for start in range(0, self.shape[0]):
+            digest.update(np.ascontiguousarray(self._latent[start : start + 1]).data)
+        return digest.hexdigest() == (self.facts.origin or {}).get("values")
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """Yields the latents in order, float32 (n, h, w, c), `size` latent frames at a time."""

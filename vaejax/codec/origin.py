@@ -6,7 +6,6 @@ EXIF tag Software of a photo, and in the comment of a clip. An output is up to d
 every entry that the command would write. Equal inputs give equal records, whatever their folders and times.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from vaejax.codec.codec import Codec
-from vaejax.codec.latent_file import EXTENSION, LatentFile
+from vaejax.codec.latent_file import EXTENSION, LatentFile, new_hash
 from vaejax.codec.media_writer import PHOTOS
 from vaejax.data import frames
 from vaejax.errors import InputError
@@ -53,13 +52,18 @@ def of_latents(codec: Codec, settings: Settings, source: pathlib.Path, name: str
     return made_by | of_source(codec, source, name)
 
 
-def of_frames(codec: Codec, settings: Settings, kind: str) -> Record:
-    """The record of a decoded photo ('image') or clip ('video'), without the entries about its latents.
-
-    The other entries are 'latent', a hash of the latent file, and 'encoded', the record of the latents.
-    """
-    record = {"model": codec.fingerprint, **codec.settings}
+def of_frames(codec: Codec, settings: Settings, kind: str, latent: Record | str) -> Record:
+    """The record of a decoded photo ('image') or clip ('video'); `latent` identifies its latents."""
+    record = {"latent": latent, "model": codec.fingerprint, **codec.settings}
     return record | {"crf": settings.crf} if kind == "video" else record
+
+
+def identity(latents: LatentFile, source: pathlib.Path, name: str) -> Record | str:
+    """What identifies latents: their record, or a hash of their file if they may have been changed since.
+
+    A hash always differs if another machine encoded the latents, because it rounds differently.
+    """
+    return latents.record if latents.is_as_encoded() else content_hash(source, name)
 
 
 def content_hash(path: pathlib.Path, name: str) -> str:
@@ -70,7 +74,7 @@ def content_hash(path: pathlib.Path, name: str) -> str:
     """
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=8)).hexdigest()
+            return hashlib.file_digest(file, new_hash).hexdigest()
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}; accepted: a readable file") from error
 
@@ -81,9 +85,9 @@ def changes(found: Record, expected: Record) -> list[str]:
     for key, value in expected.items():
         if key not in found or found[key] == value:
             continue
-        if key == "encoded" and isinstance(found[key], dict):
+        if isinstance(value, dict) and isinstance(found[key], dict):
             words += changes(found[key], value)
-        elif key in ("source", "latent", "encoded"):
+        elif key in ("source", "latent"):
             words.append("its source has changed")
         else:
             before, now = ("none" if each is None else each for each in (found[key], value))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 
@@ -9,7 +10,8 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from tests.support import codec_run
 from tests.support.codec_run import OLD, pan, run, shown
@@ -83,6 +85,24 @@ def test_pictures_of_another_model_are_decoded_again(model, source, tmp_path, ca
         assert done(capsys) == "3 decoded"
         assert run(model, "decode", latents, tmp_path / f"{step}", f"--step={step}") == 0
     assert contents(tmp_path / "back") == contents(tmp_path / "7") != contents(tmp_path / f"{OLD}")
+
+
+def test_latents_that_were_changed_are_decoded_again(model, source, tmp_path, capsys):
+    path, out = tmp_path / "b.png.latent", tmp_path / "out"
+    out.mkdir()
+    assert run(model, "encode", source / "b.png", path) == 0
+    assert run(model, "decode", path, out) == 0
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    for shift in (0.5, 1):
+        save_file(tensors | {"latent": tensors["latent"] + np.float16(shift)}, path, metadata)
+        for made in ("1 decoded", "0 decoded, 1 already there"):
+            before = (out / "b.png").read_bytes()
+            capsys.readouterr()
+            assert run(model, "decode", path, out) == 0
+            assert done(capsys) == made
+            assert ((out / "b.png").read_bytes() == before) == made.startswith("0")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +214,7 @@ def test_files_that_vaejax_did_not_write_are_refused_and_left_alone(model, sourc
     assert (tmp_path / "latents" / "a.bmp.latent").read_text() == "my notes"
 
 
-RECORD = {"model": "0123456789abcdef", "crf": 16, "encoded": {"source": "fedcba9876543210", "seed": None}}
+RECORD = {"model": "0123456789abcdef", "crf": 16, "latent": {"source": "fedcba9876543210", "seed": None}}
 
 
 @pytest.mark.parametrize("extension", list(media_writer.PHOTOS))
@@ -246,5 +266,5 @@ def test_a_latent_file_says_what_it_was_made_from(model, source, tmp_path):
     without_record(path)
     assert origin.read(path).keys() == {"model", "dtype", "seed"}
     assert run(model, "decode", path, tmp_path / "a.png") == 0
-    assert "encoded" not in origin.read(tmp_path / "a.png")
+    assert re.fullmatch("[0-9a-f]{16}", origin.read(tmp_path / "a.png")["latent"])
     assert set(load_file(path)) == {"latent", "time"} | (set(load_file(path)) & {"filler"})
