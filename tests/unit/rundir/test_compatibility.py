@@ -219,7 +219,10 @@ def test_a_resumed_run_has_the_parameters_of_the_kept_run(resumed):
     kept, found = (saved(folder / "checkpoints" / "4") for folder in (KEPT / "run", resumed))
     assert kept.keys() == found.keys()
     for name, leaf in kept.items():
-        np.testing.assert_allclose(found[name], leaf, rtol=1e-3, atol=1e-5, err_msg=name)
+        # Processors sum in different orders. A value near 0 in an array of moments that reaches 600 then
+        # differs by the spacing of float32 at 600, 6e-5.
+        spacing = np.spacing(np.abs(leaf).max(initial=0).astype(np.float32))
+        np.testing.assert_allclose(found[name], leaf, rtol=1e-3, atol=max(1e-5, 2 * spacing), err_msg=name)
 
 
 def saved(checkpoint):
