@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-going",
         action="store_true",
         help="for a folder: name refused files at the end and exit with 0, so that one bad file does not fail"
-        " an array job; the exit code is still 2 if an output cannot be written",
+        " an array job; the exit code is still 2 if an output cannot be written; default: exit with 2",
     )
     return parser
 

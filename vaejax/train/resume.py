@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vaejax.config import Config
 from vaejax.errors import InputError
+from vaejax.files import expand_home
 from vaejax.rundir.checkpoint import Checkpoints, SavedCheckpoints
 from vaejax.train import state as states
 from vaejax.train.guard import StepGuard
@@ -91,9 +92,7 @@ def _from_other_run(name: str, state: TrainState) -> TrainState:
 def _existing(step: int | None, name: str) -> int:
     """The step of a checkpoint of config.init; InputError if there is none."""
     if step is None:
-        problem = (
-            "no checkpoint in this folder" if os.path.isdir(os.path.expanduser(name)) else "no such folder"
-        )
+        problem = "no checkpoint in this folder" if os.path.isdir(expand_home(name)) else "no such folder"
         raise InputError(f"init = {name}: {problem}; accepted: the --workdir of a run with a checkpoint")
     return step
 
