@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -139,13 +140,19 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
         raise InputError(f"OUT = {target}: the same folder as IN; accepted: another folder")
     sources: list[tuple[pathlib.Path, str]] = []
     unreadable: list[OSError] = []
+    others: Counter[str] = Counter()
     for path in _walk(source, out, unreadable):
         kind = media.kind_of(path) or ""
         if path.suffix == EXTENSION if action == DECODE else kind:
             sources.append((path, kind))
+        elif action != DECODE and path.suffix != EXTENSION:
+            others[path.suffix.lower()] += 1
     if not sources and not unreadable:
         what = f"a {EXTENSION} file" if action == DECODE else "a photo or a clip"
-        raise InputError(f"IN = {source}: contains nothing to {action}; accepted: a folder with {what}")
+        reasons = "; ".join([f"contains nothing to {action}", *media.passed_over(others)])
+        raise InputError(f"IN = {source}: {reasons}; accepted: a folder with {what}")
+    for line in media.passed_over(others):
+        print(line, file=sys.stderr)
     by_path: dict[pathlib.Path, Task] = {}
     for path, kind in sources:
         name = str(path.relative_to(source))

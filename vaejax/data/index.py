@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from vaejax import cli
 from vaejax.config.schema import DataConfig
-from vaejax.data import heic, media
+from vaejax.data import media
 from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
@@ -56,7 +56,6 @@ SCHEMA = pa.schema(
 )
 _VERSION_2 = pa.schema([field for field in SCHEMA if field.name != "reader"], {"vaejax.index": "2"})
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
-ENDINGS = 8  # how many different endings of files that are passed over the summary lists
 _ACCEPTED = "accepted: a folder with photos or clips"
 
 
@@ -90,7 +89,7 @@ def load_or_build(
     others: Counter[str] = Counter()
     files = sorted(_files(folder, others), key=lambda file: file["path"])
     if not files:
-        reasons = ["no photos or clips in it", *passed_over(others)]
+        reasons = ["no photos or clips in it", *media.passed_over(others)]
         raise InputError(f"{name} = {folder}: {'; '.join(reasons)}; {_ACCEPTED}")
     places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
     stored = [table for table in map(_load, places) if table is not None]
@@ -107,20 +106,8 @@ def load_or_build(
         if not any(table.equals(other) for other in stored):
             _save(table, places)
     if progress:
-        print("\n".join([summary(folder, table), *passed_over(others)]), file=sys.stderr)
+        print("\n".join([summary(folder, table), *media.passed_over(others)]), file=sys.stderr)
     return table
-
-
-def passed_over(endings: Counter[str]) -> list[str]:
-    """One line that counts files of other kinds by their endings; [] if there are none."""
-    if not endings:
-        return []
-    counts = [f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(ENDINGS)]
-    if len(endings) > ENDINGS:
-        counts.append(f"{sum(endings.values()) - sum(n for _, n in endings.most_common(ENDINGS))} others")
-    missing = sorted((heic.KNOWN - heic.EXTENSIONS) & endings.keys())
-    install = f" ({heic.INSTALL} reads {', '.join(missing)})" if missing else ""
-    return [f"passed over by their endings: {', '.join(counts)}{install}"]
 
 
 def summary(folder: str, table: pa.Table) -> str:

@@ -7,6 +7,7 @@ result are first shrunk by a whole factor, which is faster. `read` returns all r
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import av
@@ -17,6 +18,8 @@ from PIL import Image
 from vaejax import __version__
 from vaejax.data import clip, heic, photo
 from vaejax.data.crop import Crop, Unavailable, Unreadable
+
+ENDINGS = 8  # number of different endings that `passed_over` lists
 
 
 def reader() -> str:
@@ -31,6 +34,18 @@ def kind_of(path: str | os.PathLike) -> str | None:
     if extension in photo.EXTENSIONS:
         return "image"
     return "video" if extension in clip.EXTENSIONS else None
+
+
+def passed_over(endings: Counter[str]) -> list[str]:
+    """One line that counts files of other kinds by their endings; [] if there are none."""
+    if not endings:
+        return []
+    counts = [f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(ENDINGS)]
+    if len(endings) > ENDINGS:
+        counts.append(f"{sum(endings.values()) - sum(n for _, n in endings.most_common(ENDINGS))} others")
+    missing = sorted((heic.KNOWN - heic.EXTENSIONS) & endings.keys())
+    install = f" ({heic.INSTALL} reads {', '.join(missing)})" if missing else ""
+    return [f"passed over by their endings: {', '.join(counts)}{install}"]
 
 
 def read(

@@ -70,7 +70,8 @@ def test_a_folder_is_walked_and_gone_on_with(model, tmp_path, capsys):
 
 def test_bad_files_are_refused_by_name_and_the_rest_is_done(model, tmp_path, capsys):
     source = make_folder(tmp_path / "in")
-    (source / "empty.mp4").touch()
+    for name in ("empty.mp4", "IMG.JXL", ".hidden.jxl"):
+        (source / name).touch()
     (source / "text.mp4").write_text("this is not a video\n" * 50)
     write_clip(source / "silent.mp4", [], audio=True)
     Image.fromarray(corners(12, 20)).save(source / "tiny.png")
@@ -82,7 +83,7 @@ def test_bad_files_are_refused_by_name_and_the_rest_is_done(model, tmp_path, cap
     assert run(model, "encode", source, tmp_path / "latents") == 2
     told = capsys.readouterr()
     assert told.out.startswith("6 encoded, 5 refused in ") and "only the refused files" in told.out
-    assert "Traceback" not in told.err
+    assert "Traceback" not in told.err and "passed over by their endings: 1 .jxl, 1 .txt\n" in told.err
     for name, reason in {
         "empty.mp4": "",
         "text.mp4": "",

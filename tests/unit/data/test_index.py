@@ -130,9 +130,9 @@ def test_files_that_are_passed_over_are_counted_by_their_endings(folder, tmp_pat
 
 
 def test_endings_are_counted_with_the_rest_as_others():
-    assert index.passed_over(index.Counter()) == []
+    assert media.passed_over(index.Counter()) == []
     counts = index.Counter({f".{i}": 10 - i for i in range(10)})
-    assert index.passed_over(counts) == [
+    assert media.passed_over(counts) == [
         "passed over by their endings: 10 .0, 9 .1, 8 .2, 7 .3, 6 .4, 5 .5, 4 .6, 3 .7, 3 others"
     ]
 
