@@ -39,6 +39,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow first shrinks by whole factors, to at least this many times the target size, and then resizes. This
 # is faster and gives nearly the same result.
 _REDUCING_GAP = 3.0
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _AVIF_HEADER = 2**16  # bytes of an AVIF file in which its colr box is searched
 
 
@@ -66,7 +67,7 @@ def _note_codes(photo: Any) -> None:
 
 def _shown_size(photo: Image.Image) -> tuple[int, int]:
     """Width and height after the EXIF orientation is applied; for TIFF, Pillow has already applied it."""
-    sideways = photo.format != "TIFF" and photo.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    sideways = photo.format != "TIFF" and photo.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (photo.height, photo.width) if sideways else photo.size
 
 
@@ -112,7 +113,8 @@ def _rgb(photo: Image.Image) -> Image.Image:
     profile = photo.info.get("icc_profile") if conversion is None else None
     inverted = photo.format == "TIFF" and photo.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
     photo.load()
-    photo = ImageOps.exif_transpose(photo)
+    if photo.getexif().get(_ORIENTATION, 1) != 1:
+        photo = ImageOps.exif_transpose(photo)  # which would copy any photo
     if photo.mode.startswith("I"):  # 16-bit grayscale, which Pillow's own conversion would clip at 255
         photo = _eight_bits(photo, inverted)
     elif photo.mode == "F":
@@ -122,7 +124,7 @@ def _rgb(photo: Image.Image) -> Image.Image:
         alpha = photo.convert("RGBA").getchannel("A")
     photo = _srgb(photo, profile, conversion)
     if alpha is not None:
-        photo.putalpha(alpha)
+        photo = Image.merge("RGBA", (*photo.split(), alpha))
         photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
     return photo
 
@@ -132,9 +134,9 @@ def _srgb(photo: Image.Image, profile: bytes | None, conversion: color.Conversio
     if photo.mode in ("1", "L", "LA", "La"):
         photo = photo.convert("L")
     elif photo.mode not in ("CMYK", "LAB"):
-        photo = photo.convert("RGB")
+        photo = _in_rgb(photo)
     if conversion is not None:
-        return Image.fromarray(conversion(np.asarray(photo.convert("RGB"))))
+        return Image.fromarray(conversion(np.asarray(_in_rgb(photo))))
     transform = color.icc_transform(profile, photo.mode) if profile else None
     if transform is None and profile and photo.mode == "L":  # some gray photos carry an RGB profile
         transform = color.icc_transform(profile, "RGB")
@@ -143,7 +145,12 @@ def _srgb(photo: Image.Image, profile: bytes | None, conversion: color.Conversio
         return transform.apply(photo)
     if photo.mode == "LAB":
         return color.lab_transform().apply(photo)
-    return photo.convert("RGB")
+    return _in_rgb(photo)
+
+
+def _in_rgb(photo: Image.Image) -> Image.Image:
+    """The picture in Pillow's mode RGB, without the copy that Pillow makes of one that has this mode."""
+    return photo if photo.mode == "RGB" else photo.convert("RGB")
 
 
 def _tagged_conversion(photo: Image.Image) -> color.Conversion | None:
@@ -211,7 +218,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
     """Decodes a whole photo; returns the result of media.probe without 'bits_per_pixel'."""
     with _open(file) as photo:
         codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)
-        turns = 0 if photo.format == "TIFF" else photo.getexif().get(0x0112, 1)
+        turns = 0 if photo.format == "TIFF" else photo.getexif().get(_ORIENTATION, 1)
         turns = photo.info.get("original_orientation") or turns  # pillow-heif has already applied it
         codes = photo.info.get("cicp")
         hdr = codes is not None and codes[1] in (color.PQ, color.HLG)
