@@ -77,9 +77,9 @@ def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:
 def _in_utf8_mode() -> None:
     """Restarts a command in Python's UTF-8 mode if the locale encodes file names differently.
 
-    Libraries that take only UTF-8, such as PyArrow and TensorStore, could not open files whose names have
-    other letters than ASCII. Python itself starts this mode in the locale C, unless its environment variables
-    forbid it.
+    Otherwise libraries that accept only UTF-8, such as PyArrow and TensorStore, could not open files with
+    non-ASCII names. In the C locale, Python enables this mode itself, unless its environment variables forbid
+    that.
     """
     module = getattr(sys.modules["__main__"], "__spec__", None)
     is_command = module is not None and module.name.startswith("vaejax.")
@@ -98,7 +98,7 @@ def made_folder(name: str, flag: str = "--out") -> pathlib.Path:
     Raises:
       InputError: if the folder cannot be created or is not writable.
     """
-    from vaejax.files import expand_home  # here, because it imports NumPy, and --help does not
+    from vaejax.files import expand_home  # here, because --help needs no NumPy
 
     folder = pathlib.Path(expand_home(name))
     with writing(name, flag):

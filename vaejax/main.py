@@ -60,7 +60,7 @@ def _train(config: Any, workdir: str) -> int:
         return 0 if fit(config, workdir) else STOPPED
 
 
-if __name__ == "__mp_main__":  # a data worker, in which multiprocessing imports this file before Grain
+if __name__ == "__mp_main__":  # in a data worker: multiprocessing imports this file before Grain
     parent.watch()
 if __name__ == "__main__":
     sys.exit(cli.run(functools.partial(app.run, main, flags_parser=parse)))

@@ -87,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         "vaejax.codec",
         "Encodes photos and clips to latent files with a trained VAE, and decodes them. Frame count, size,"
         f" orientation, frame rate and audio are kept. In folders, a/b.mp4 becomes OUT/a/b.mp4{EXTENSION} and"
-        " is decoded to OUT/a/b.mp4. The same command continues after a stop: in an output folder, a file is"
-        " kept if the same source, model and settings made it. Otherwise it is made again; a file that vaejax"
-        " did not write is refused instead. If a file is refused, the other files are still processed, and"
-        " the exit code is 2, or 0 with --keep-going.",
+        " is decoded to OUT/a/b.mp4. The same command continues after a stop: it keeps the files in an output"
+        " folder that the same source, model and settings made, and makes the others again. It refuses to"
+        " replace a file that vaejax did not write, or latents of another model or other settings. If a file"
+        " is refused, the other files are still processed, and the exit code is 2, or 0 with --keep-going.",
         "encode ~/Videos latents --model=runs/demo",
     )
     parser.add_argument(

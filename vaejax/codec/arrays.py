@@ -1,6 +1,6 @@
-"""Converts what users have in memory to arrays: PyTorch tensors, Pillow images, and lists of either.
+"""Converts PyTorch tensors, Pillow images, and lists of either to arrays.
 
-Neither library is imported: an object of theirs exists only if the caller has imported it.
+Neither library is imported to recognize its objects: they exist only if the caller has imported the library.
 """
 
 import sys
@@ -26,7 +26,7 @@ def array_of(x: Any) -> np.ndarray | jax.Array:
     if isinstance(x, jax.Array):
         return x
     if _is_a(x, "torch", "Tensor"):
-        # NumPy has no bfloat16. Encoding and decoding compute from float32 in any case.
+        # NumPy has no bfloat16, and encoding and decoding convert to float32 in any case.
         return (x.float() if x.is_floating_point() else x).numpy(force=True)
     if _is_a(x, "PIL.Image", "Image"):
         return _pixels_of(x)
@@ -38,15 +38,15 @@ def array_of(x: Any) -> np.ndarray | jax.Array:
     parts = [array_of(part) for part in x]
     shapes = {part.shape for part in parts}
     if len(shapes) > 1:
-        raise ValueError(f"a list of shapes {sorted(shapes)}; accepted: items of one shape")
+        raise ValueError(f"the items of a list have shapes {sorted(shapes)}; accepted: items of one shape")
     return np.stack(parts)
 
 
 def check_channels_last(shape: Sequence[int]) -> None:
-    """Raises ValueError if frames of this shape have 3 channels in the place where PyTorch has them."""
+    """Raises ValueError if frames of this shape seem to have their 3 channels first, as in PyTorch."""
     axes = len(shape)
     places = [axis for axis in (axes - 3, axes - 4) if axis >= 0 and shape[axis] == 3]
-    if shape[-1] <= 4 or not places:  # 4 channels are another mistake
+    if shape[-1] <= 4 or not places:  # 4 channels last are a different mistake
         return
     order = ", ".join(str(axis) for axis in (*(a for a in range(axes) if a != places[0]), places[0]))
     raise ValueError(

@@ -32,9 +32,9 @@ class BatchConverter:
     Attributes:
       counts: number of tasks by outcome, which is `DONE[action]`, `ALREADY_THERE` or `REFUSED`.
       refused: names of the tasks that were `REFUSED`.
-      unwritable: number of them whose target could not be written, so the source may be good.
-      incomparable: number of tasks `ALREADY_THERE` whose targets record too little to be compared with what
-        the command would write, because an earlier version of vaejax made them.
+      unwritable: number of refused tasks whose target could not be written, so the source may be good.
+      incomparable: number of tasks `ALREADY_THERE` whose target is from an earlier version of vaejax, without
+        a complete record of its source and settings.
     """
 
     def __init__(self, action: str, codec: Codec, settings: Settings, workers: int, stop: threading.Event):
@@ -60,8 +60,8 @@ class BatchConverter:
                 self._show_progress()
         if self.incomparable:
             self._report(
-                f"{self.incomparable} already there from an earlier version, which recorded too little to"
-                " compare them; delete them to make them again"
+                f"{self.incomparable} already there from an earlier version of vaejax, without a complete"
+                " record of their source and settings; delete them to make them again"
             )
         for each in work:
             if not each.cancelled() and not isinstance(each.exception(), Stopped):
@@ -104,11 +104,11 @@ class BatchConverter:
         return DONE[self._action]
 
     def _is_up_to_date(self, task: Task) -> bool:
-        """Whether the existing target is what the task would write, as far as its record shows.
+        """Whether the existing target matches the output of the task, as far as its record shows.
 
         Raises:
           InputError: if vaejax cannot have written the target, the source cannot be read, or the target has
-            latents of another model or other settings: they are worth more than a repeated decoding.
+            latents of another model or other settings, which are not replaced.
         """
         codec, settings, size = self._codec, self._settings, None
         if self._action == ENCODE:

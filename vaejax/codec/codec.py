@@ -43,8 +43,8 @@ class Codec:
       architecture: hyperparameters of the autoencoder.
       mean, std: statistics of each latent channel over the training data, (c,) float32; None if unknown.
       fingerprint: hash that identifies the model; latents record it.
-      settings: on what the results depend besides the parameters: {'compute', 'tile', 'overlap'}, which are
-        the compute dtype and the two arguments.
+      settings: {'compute', 'tile', 'overlap'}: the compute dtype and the arguments `tile` and `overlap`, on
+        which the results depend besides the parameters.
       tiles_exact: whether tiles give the same result as whole frames.
     """
 
@@ -249,7 +249,7 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
         if tile // s <= needed:
             raise InputError(
                 f"tile = {tile} pixels; accepted: {s * (needed + 1)} or more, or a smaller tile together with"
-                f" an overlap (with one below {s * needed} pixels, results are only approximate)"
+                f" an overlap; with an overlap below {s * needed} pixels, results are only approximate"
             )
     return tile // s, None if overlap is None else overlap // s
 

@@ -62,8 +62,8 @@ class Facts:
       normalised: whether the latents are normalized; always True.
       audio_tick: unit of the times of audio packets, in seconds; None without audio.
       audio_end: end of the last audio packet, seconds from the clip's first frame; None without audio.
-      origin: {'source', 'compute', 'tile', 'overlap', 'values'}: hash of the source and settings of encoding,
-        see origin.py, and hash of the latents, which `LatentWriter` adds; None in files of earlier versions.
+      origin: {'source', 'compute', 'tile', 'overlap', 'values'}: hash of the source, settings of encoding
+        (see origin.py), hash of the latents, which `LatentWriter` adds; None in files of earlier versions.
     """
 
     kind: str
@@ -254,12 +254,12 @@ class LatentFile:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the latents were made from, see origin.py; incomplete in files of earlier versions."""
+        """The record of how the latents were made, see origin.py; incomplete in files of earlier versions."""
         made_by = {"model": self.facts.model, "dtype": self.dtype, "seed": self.facts.seed}
         return made_by | {key: x for key, x in (self.facts.origin or {}).items() if key != "values"}
 
     def is_as_encoded(self) -> bool:
-        """Whether the latents are known to be those that were encoded, not changed since then."""
+        """Whether the latents are known to be unchanged since they were encoded."""
         digest = new_hash()
         for start in range(0, self.shape[0]):
             digest.update(np.ascontiguousarray(self._latent[start : start + 1]).data)

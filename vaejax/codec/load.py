@@ -206,7 +206,7 @@ def _not_an_autoencoder(name: str, error: Exception) -> InputError:
 
 
 def _completed_step(name: str, checkpoints: SavedCheckpoints, step: int | None) -> int:
-    """Returns `step` if it has a completed checkpoint; those that are still being written do not count."""
+    """Returns `step`; raises InputError unless it has a checkpoint that is completely written."""
     steps = checkpoints.steps()
     if step is None or not steps:
         raise InputError(f"{name}: no completed checkpoint; accepted: a run that has saved a checkpoint")

@@ -1,9 +1,9 @@
-"""The record of what an output was made from: it decides whether a repeated command makes the output again.
+"""Records of how outputs were made, by which a repeated command decides whether to make an output again.
 
-A record maps names to values: a hash of the source, the model's fingerprint and the settings. It is stored in
-the output itself, so it stays with a file that is moved or copied: in the header of a latent file, in the
-EXIF tag Software of a photo, and in the comment of a clip. An output is up to date if its record contains
-every entry that the command would write. Equal inputs give equal records, whatever their folders and times.
+A record maps names to values: a hash of the source, the model's fingerprint and the settings. The output
+itself stores its record, which therefore stays with a file that is moved or copied. A latent file has it in
+its header, a photo in the EXIF tag Software, and a clip in its comment. An output is up to date if its record
+contains every entry that the command would write. Records do not depend on the folders or times of files.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from vaejax.data import frames
 from vaejax.errors import InputError
 
 Record = dict[str, Any]
-_PREFIX = "vaejax "  # of a record in a photo or a clip; JSON follows
+_PREFIX = "vaejax "  # begins a record in a photo or a clip; JSON follows
 _SOFTWARE = 0x0131  # the EXIF tag
-# Tags of clips that earlier versions wrote, which stored no record.
+# The tags of clips from earlier versions, which stored no record.
 _EARLIER_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 
 
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
 
 def of_source(codec: Codec, source: pathlib.Path, name: str) -> Record:
-    """The part of a latent file's record that its header has nowhere else."""
+    """The entries of a latent file's record that its header does not hold in other fields."""
     return {"source": content_hash(source, name), **codec.settings}
 
 
@@ -59,9 +59,10 @@ def of_frames(codec: Codec, settings: Settings, kind: str, latent: Record | str)
 
 
 def identity(latents: LatentFile, source: pathlib.Path, name: str) -> Record | str:
-    """What identifies latents: their record, or a hash of their file if they may have been changed since.
+    """Identifies latents: by their record, or by a hash of their file if they may have been changed since.
 
-    A hash always differs if another machine encoded the latents, because it rounds differently.
+    Unlike the record, the hash also differs between machines that encode the same source, because they round
+    differently.
     """
     return latents.record if latents.is_as_encoded() else content_hash(source, name)
 
@@ -80,7 +81,7 @@ def content_hash(path: pathlib.Path, name: str) -> str:
 
 
 def changes(found: Record, expected: Record) -> list[str]:
-    """The differences between two records in words; entries that `found` lacks are no differences."""
+    """Describes the differences between two records in words; ignores entries that `found` lacks."""
     words = []
     for key, value in expected.items():
         if key not in found or found[key] == value:
@@ -96,7 +97,7 @@ def changes(found: Record, expected: Record) -> list[str]:
 
 
 def check_encoded(found: Record, expected: Record, name: str) -> None:
-    """Raises an InputError if latents were encoded by another model or with other settings; names them."""
+    """Raises an InputError, which names the difference, if latents have another model or other settings."""
     other = {key for key in expected if key != "source" and key in found and found[key] != expected[key]}
     if "model" in other:
         raise InputError(

@@ -245,7 +245,7 @@ def _check_range(x: Any) -> None:
     largest = max(-low, high)
     if largest <= LARGEST_FLOAT:
         return
-    # Next to 0 to 255, a resampling filter overshoots by a few values only.
+    # A resampling filter overshoots the range from 0 to 255 only slightly.
     guess = ", which looks like 0 to 255" if high > -4 * low else ""
     raise ValueError(
         f"float frames reach an absolute value of {largest:.4g}{guess}; accepted: floats in [-1, 1], or uint8"

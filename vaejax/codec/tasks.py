@@ -226,7 +226,7 @@ def _make_folder(name: str) -> pathlib.Path:
 
 
 def _special(path: pathlib.Path) -> str:
-    """'a named pipe', 'a socket' or 'a device', whose opening may wait for ever; '' for any other path."""
+    """The kind of a path that may block forever when opened, such as 'a named pipe'; '' for all others."""
     try:
         mode = os.stat(path).st_mode
     except OSError:  # opening the path reports the error

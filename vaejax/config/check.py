@@ -66,8 +66,8 @@ def unknown_key(key: str) -> str:
         if key.startswith(section + "."):
             entry = key.removeprefix(section + ".").split(".")[0]
             return (
-                f"{key}: no such entry in the configuration; accepted: to add one, the section with all"
-                f" entries, as --config.{section}='{{...}}', one of them \"{entry}\": {example}"
+                f"{key}: no such entry in the configuration; accepted: an existing entry; or, to add one,"
+                f" the whole section with all entries: --config.{section}='{{..., \"{entry}\": {example}}}'"
             )
     known = list(keys(Config))
     section, _, _ = key.rpartition(".")

@@ -23,7 +23,7 @@ class _Unchanged(flags.ArgumentParser):
     """Leaves the value of a flag as it is."""
 
     def parse(self, argument):
-        """Returns the text of a flag, or the list of a configuration file."""
+        """Returns the value unchanged: text from a flag, or a list from a configuration file."""
         return argument
 
 
@@ -97,7 +97,7 @@ def _whole(arg: str) -> str:
     """Writes the value of a whole-number setting without an exponent: --config.steps=1e5 becomes 100000."""
     flag, _, value = arg.partition("=")
     key = flag.removeprefix("--config.")
-    # absl reports an unknown key, or a value that is not a number.
+    # Unknown keys and values that are not numbers are left to absl, which reports them.
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
         if key != flag and type(get(defaults(), key)) is int and not value.isdecimal():
             return f"{flag}={int(float(value))}" if float(value).is_integer() else arg

@@ -22,9 +22,9 @@ def is_folders(value: Any) -> bool:
 
 
 def folder_list(value: Any) -> list[str]:
-    """The folders that a value names, with ~ expanded; [] if it is not a value for which `is_folders` holds.
+    """The folders that a value names, with ~ expanded; [] unless `is_folders` holds for it.
 
-    Text is split at its commas, unless it is the name of a folder, or a list or tuple as Python writes it.
+    Text is split at its commas, unless it names an existing folder, or is a list or tuple in Python syntax.
     """
     if not is_folders(value):
         return []

@@ -28,7 +28,7 @@ from vaejax.config.accepts import (
 )
 from vaejax.config.folders import Folders
 
-# Mappings whose keys the user chooses: an example of a value.
+# Sections whose keys the user chooses, each with an example of a value.
 OPEN_SECTIONS = {"data.sources": '{"kind": "media", "path": "DIR"}', "data.buckets": '{"batch": 8}'}
 SMALLEST_LPIPS = 32  # smallest side, in pixels, of images for the perceptual networks
 

@@ -277,7 +277,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
 
 
 def _reads(file: str | os.PathLike | bytes) -> bool:
-    """Whether the file system delivers the whole file; FFmpeg reports some damage as an input error too."""
+    """Whether the file system can read the whole file. FFmpeg reports some damage as an input error too."""
     if isinstance(file, bytes):
         return True
     try:

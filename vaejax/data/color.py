@@ -110,7 +110,7 @@ class Conversion:
       decode: function from values in [0, 1] to linear light, 1 for white.
       primaries: (x, y) of white, red, green and blue.
       encode: function from linear light in [0, 1] to values in [0, 1].
-      white: the input value of white: 255 for uint8; 255 * 256 for uint16, as swscale converts YUV.
+      white: the input value of white: 255 for uint8; 255 * 256 for the uint16 that swscale makes from YUV.
       hdr: whether to compress linear values above white.
     """
 

@@ -19,7 +19,7 @@ from av.format import Flags
 from vaejax.data import heic, matroska
 from vaejax.data.crop import Unreadable
 
-# Seconds. If a format allows discontinuities of the clock, FFmpeg treats a longer step as one.
+# Seconds. In formats whose clock may jump, FFmpeg treats a longer step as a jump.
 JUMP = 10.0
 # FFmpeg seeks in this format by byte position; in a test, the frames after a seek were off by 10.
 _NO_CLOCK_AFTER_SEEK = {"mpegvideo"}
@@ -113,7 +113,7 @@ def decode(container, stream, packets: Iterable | None = None, offset: float = 0
 
 
 def _nominal_period(stream) -> float:
-    """Seconds per frame, by the header; 1/25 without a frame rate."""
+    """Seconds per frame according to the header; 1/25 if it has no frame rate."""
     return float(1 / (stream.average_rate or Fraction(25)))
 
 
@@ -183,7 +183,7 @@ def _damaged() -> FFmpegError:
 
 
 def frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[Frame]:
-    """Yields frames from a keyframe at or before `start` on, or from the first frame if seeking fails."""
+    """Yields frames, beginning with a keyframe at or before `start`, or with the first if seeking fails."""
     with open_clip(file) as (container, stream):
         frames = decode(container, stream)
         first = next(frames, None)

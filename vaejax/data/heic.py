@@ -1,4 +1,4 @@
-"""HEIC photos: pillow-heif reads them if it is installed; otherwise they are refused by name."""
+"""HEIC photos, which pillow-heif reads; without it they are refused, with an error that names it."""
 
 import io
 import os
@@ -13,8 +13,8 @@ except ImportError:
     VERSION = ""
 else:
     VERSION = pillow_heif.__version__
-    # A thumbnail in the file would replace a large photo that is to be read at a fraction of its size. One
-    # thread decodes, because worker processes already use all cores.
+    # With thumbnails, reading a large photo at reduced size would return its thumbnail. One thread
+    # decodes, because worker processes already use all cores.
     pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 
 KNOWN = frozenset({".heic", ".heif", ".hif"})
@@ -26,7 +26,7 @@ _BRANDS = {"heic", "heix", "heim", "heis"}
 def refuse(brands: Sequence[str]) -> None:
     """Raises Unreadable if the brands of a file, from its ftyp box, are those of a HEIC photo.
 
-    FFmpeg would read one tile of it, and Pillow alone nothing.
+    FFmpeg would read only one tile of it. Pillow alone cannot read it.
     """
     if not _BRANDS.isdisjoint(brands):
         accepted = "a name that ends in .heic" if VERSION else f"{INSTALL}, which reads it"
@@ -42,7 +42,7 @@ def brands(file: str | os.PathLike | bytes) -> list[str]:
 
 
 def split_brands(text: str) -> list[str]:
-    """The brands in a text of four characters for each."""
+    """Splits a text into brands of four characters each."""
     return [text[i : i + 4] for i in range(0, len(text), 4)]
 
 
@@ -52,7 +52,7 @@ def _head(file: str | os.PathLike) -> bytes:
 
 
 def check_whole(stream: Any) -> None:
-    """Raises Unreadable if a HEIC file ends within a box: libheif would fill the tiles that are missing.
+    """Raises Unreadable if a HEIC file ends within a box: libheif would fill in missing tiles.
 
     Args:
       stream: the open file, whose position is kept.
@@ -64,7 +64,7 @@ def check_whole(stream: Any) -> None:
         size = int.from_bytes(head[:4], "big")
         if size == 1:  # the size follows the name, with 64 bits
             size = int.from_bytes(head[8:], "big")
-        if size == 0:  # up to the end of the file
+        if size == 0:  # the box extends to the end of the file
             size = end - place
         if size < 8 or place + size > end:
             raise Unreadable("the file ends early")

@@ -1,7 +1,7 @@
 """The media index: a Parquet table of the photos and clips in a folder, unreadable ones included.
 
 A scan decodes every file completely, so damage is known before training. A later scan decodes only files that
-are new or that changed, in size or modification time. Unreadable files are decoded again if the decoders'
+are new, or whose size or modification time changed. Unreadable files are decoded again if the decoders'
 versions changed, or if the reason was not the file's content. Deleted files are dropped.
 
     python -m vaejax.data.index FOLDER
@@ -32,7 +32,7 @@ from vaejax.runtime import cache
 
 INDEX_FILE = ".vaejax-index.parquet"
 # Unreadable files have only path, kind, size, mtime_ns, error and reader; their other columns are null.
-# Increase the version in the metadata when the columns or the scan change: other versions are ignored.
+# Increase the version in the metadata if the columns or the scan change: `_load` converts or drops others.
 SCHEMA = pa.schema(
     {
         "path": pa.string(),  # relative to the folder, with forward slashes

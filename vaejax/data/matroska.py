@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 _SEGMENT, _TRACKS, _TRACK, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
 _CLUSTER = 0x1F43B675
 _CROPS = {0x54CC: "left", 0x54BB: "top", 0x54DD: "right", 0x54AA: "bottom"}
-_LONGEST = 2**20  # bytes of a file in which the tracks are searched
+_LONGEST = 2**20  # bytes at the start of a file that are searched for the tracks
 
 
 class Margins(NamedTuple):

@@ -168,6 +168,6 @@ def _one_line_reasons() -> Iterator[None]:
         raise Unreadable("not an image that Pillow can read") from error
     except Exception as error:  # decoders raise many types for damaged files, from OSError to struct.error
         reason = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
-        # Pillow raises OSError for damaged files too, but without a number.
+        # Pillow raises OSError for damaged files too, but without an error number.
         outside = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno)
         raise (Unavailable if outside else Unreadable)(" ".join(reason.split())) from error

@@ -1,7 +1,7 @@
 """Worker processes that end with their parent, at whatever moment it dies.
 
-The parent announces its process ID before it starts workers. A worker that asked the system for its parent
-instead would not notice one that died earlier, during the worker's imports.
+The parent announces its process ID before it starts workers. If a worker asked the system for its
+parent instead, it would not notice a parent that died earlier, during the worker's imports.
 """
 
 import functools
@@ -14,7 +14,7 @@ _dead = threading.Event()
 
 
 def announce() -> None:
-    """Makes this process the parent that workers started from now on watch."""
+    """Makes this process the parent that all workers started later watch."""
     os.environ[_ANNOUNCED] = str(os.getpid())
 
 
@@ -38,7 +38,7 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     _dead.set()
-    # The main thread may be creating a block of shared memory. Within this second it registers the block, and
-    # multiprocessing's resource tracker then removes it.
+    # The main thread may be creating a block of shared memory. It has one more second to register the
+    # block with multiprocessing's resource tracker, which then removes it.
     time.sleep(1)
     os._exit(1)

@@ -54,7 +54,7 @@ def _open(file: str | os.PathLike | bytes) -> Image.Image:
 
 
 def _note_codes(photo: Any) -> None:
-    """Adds the color codes of an image file to its `info`, which Pillow does not."""
+    """Adds the color codes of an image file to its `info`; Pillow leaves them out."""
     readers = {"PNG": _png_codes, "AVIF": _avif_codes}
     if photo.format in readers:
         position = photo.fp.tell()
@@ -90,7 +90,7 @@ def read_whole(file: str | os.PathLike | bytes) -> np.ndarray:
 
 
 def read_image(image: Image.Image) -> np.ndarray:
-    """Converts an image that is open or in memory to uint8 RGB (H, W, 3), as `read_whole` reads its file."""
+    """Converts an open or in-memory image to uint8 RGB (H, W, 3), as `read_whole` does for a file."""
     if getattr(image, "fp", None):  # not yet loaded
         _note_codes(image)
     return np.asarray(_rgb(image))
@@ -154,7 +154,7 @@ def _in_rgb(photo: Image.Image) -> Image.Image:
 
 
 def _tagged_conversion(photo: Image.Image) -> color.Conversion | None:
-    """The conversion by H.273 codes; for a PNG without codes, profile and sRGB chunk, by gAMA and cHRM."""
+    """The conversion by H.273 codes, or by gAMA and cHRM for a PNG without codes, profile or sRGB chunk."""
     codes = photo.info.get("cicp")
     if codes is not None:
         return color.code_conversion(*codes)
@@ -206,7 +206,7 @@ def _check_samples(photo: Image.Image) -> None:
 
 
 def _eight_bits(photo: Image.Image, inverted: bool) -> Image.Image:
-    """Converts 16-bit grayscale to 8 bits. `inverted`: 0 is white, which Pillow does not undo at 16 bits."""
+    """Converts 16-bit grayscale to 8 bits. `inverted`: 0 is white; Pillow does not undo this at 16 bits."""
     values = np.asarray(photo)
     if values.min() < 0 or values.max() > 65535:
         raise Unreadable(f"gray values from {values.min()} to {values.max()}; accepted: 0 to 65535")
@@ -219,7 +219,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
     with _open(file) as photo:
         codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)
         turns = 0 if photo.format == "TIFF" else photo.getexif().get(_ORIENTATION, 1)
-        turns = photo.info.get("original_orientation") or turns  # pillow-heif has already applied it
+        turns = photo.info.get("original_orientation") or turns  # pillow-heif has already turned the photo
         codes = photo.info.get("cicp")
         hdr = codes is not None and codes[1] in (color.PQ, color.HLG)
         width, height = _rgb(photo).size

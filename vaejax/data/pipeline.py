@@ -102,7 +102,7 @@ class _SampleSequence:
         bucket, i = self.plan(step)[index - self._before(step)]
         first = self._positions[bucket.name] + self._drawn(bucket, step) * bucket.batch
         sample = self._samplers[bucket.name][first + self.rows[bucket.name][i]]
-        parent.end_if_dead()  # before Grain copies the sample to shared memory, which a worker must not leave
+        parent.end_if_dead()  # not later, because Grain then copies the sample to shared memory
         return sample
 
     def _local_batch(self, bucket: Bucket) -> int:
@@ -205,8 +205,8 @@ def train_stream(
       seed: seed of the schedule, the shuffles and the crops.
       start_step: the first step.
       positions: {bucket name: number of samples already drawn}; default: as many as scheduled before
-        `start_step`. After a rollback the number is larger, so that training continues with new samples. If
-        the batch size changed, the number need not be a multiple of it.
+        `start_step`. After a rollback the number is larger, so that training continues with new samples. The
+        number need not be a multiple of the batch size, which may have changed.
       rows: {bucket name: indices, in the global batch, of the samples that this host reads}; default: all.
 
     Raises:

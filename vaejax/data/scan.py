@@ -54,9 +54,9 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def probe(self, path: str, kind: str) -> dict:
-        """Returns the result of `media.probe`, 'error' and 'reader', as in a media index.
+        """Returns the result of `media.probe`, plus 'error' and 'reader' as in a media index.
 
-        If it failed, 'error' is the reason. Without 'reader', the reason is not the file's content.
+        If probing failed, 'error' is the reason; if that is not the file's content, 'reader' is missing.
         """
         if "\ufffd" in path and not os.path.exists(path):
             return {"error": "the file's name is not UTF-8"}
@@ -83,14 +83,14 @@ class _Worker:
                 "-W",
                 "ignore",
                 "-c",
-                # Stdin ends with the parent too, but a worker does not read it while it decodes a long file.
+                # Stdin ends with the parent too, but a worker does not read stdin while decoding a long file.
                 "from vaejax.data import parent; parent.watch();"
                 " from vaejax.data import scan_worker; scan_worker.serve()",
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
-            # NumPy's BLAS would start a thread per core in each worker, which decodes without BLAS.
+            # NumPy's BLAS would start a thread per core in each worker, but decoding uses no BLAS.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C reaches only the parent, which saves, then closes this process
         )

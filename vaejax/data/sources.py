@@ -91,7 +91,7 @@ def open_sources(data: "DataConfig", split: Split | None = None) -> tuple[Source
 
     Args:
       data: config.data.
-      split: the run's split from `Split.read`, which is extended by files that are new; None splits all files
+      split: the run's split from `Split.read`, to which new files are added; None splits all files
         by data.holdout.
 
     Raises:
@@ -177,7 +177,7 @@ def nothing_fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "D
 
 
 def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig") -> list[str]:
-    """Lists the held-out photos and clips that fit in one line, then names buckets with few files or none.
+    """Lists, in one line, the held-out files that fit a bucket; then names buckets with few files or none.
 
     Args:
       sources: from `open_sources`.
@@ -185,7 +185,7 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
       data: config.data.
 
     Returns:
-      Lines to print when a run starts. A bucket with few files is worth a note, one without files a warning.
+      Lines to print when a run starts. Buckets with few files get a note, buckets without files a warning.
     """
     fitting: dict[str, dict[str, None]] = {"image": {}, "video": {}}
     tails, few, none = False, [], []

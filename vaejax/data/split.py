@@ -45,7 +45,7 @@ def held_out(paths: Iterable[str], holdout: float, others: Sequence[float] = ())
     Args:
       paths: the files to split.
       holdout: held-out fraction.
-      others: the split of further files of the same kind, which were split earlier.
+      others: times from which other files of this kind, split earlier, are held out.
     """
     ordered = sorted(paths, key=path_hash)
     count = sum(path_hash(path) < holdout for path in ordered)
@@ -82,7 +82,7 @@ def split_files(
 
 
 def _split_whole(paths: Iterable[str], holdout: float, known: Mapping[str, float]) -> dict[str, float]:
-    """The split of files of one kind that holds out whole files."""
+    """Splits files of one kind, holding out whole files."""
     new = [path for path in paths if path not in known]
     kept = {path: known[path] for path in paths if path in known}
     chosen = held_out(new, holdout, list(kept.values()))
@@ -94,12 +94,12 @@ class Split:
 
     Args:
       kept: time from which a file is held out, by its folder and its path in the folder.
-      resumed: whether `kept` is of the same run; otherwise it is of the run from which this one starts.
+      resumed: whether `kept` belongs to the same run; otherwise to the run from which this one starts.
     """
 
     def __init__(self, kept: Mapping[tuple[str, str], float] | None = None, resumed: bool = True):
         self._kept, self._resumed = dict(kept or {}), resumed
-        self._moved: dict[str, str] = {}  # the folders in `kept` that have another path now
+        self._moved: dict[str, str] = {}  # folder in `kept` -> its new path
         self._known: dict[str, float] = {}  # real path of a file -> its entry in `kept`
         self._real_folders: dict[str, str] = {}
         self._present: dict[tuple[str, str], float] = {}
@@ -121,7 +121,7 @@ class Split:
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or "damaged"
             raise InputError(
-                f"{path}: {reason}; accepted: the file that the run wrote, or none, to split all media anew"
+                f"{path}: {reason}; accepted: the file that the run wrote, or no file, to split media anew"
             ) from error
         folders, paths, times = (column.to_pylist() for column in table.columns)
         return cls(dict(zip(zip(folders, paths, strict=True), times, strict=True)), resumed)
@@ -129,8 +129,8 @@ class Split:
     def locate(self, folders: Sequence[str]) -> None:
         """Finds the files of the earlier split in the folders of the configuration.
 
-        Folders of the earlier split that are not listed any more are taken for those that are new, in order,
-        because a folder may have been moved or copied.
+        A folder may have been moved or copied. Each earlier folder that is no longer listed is therefore
+        taken for the first remaining new folder that does not overlap it.
         """
         folders = [os.path.abspath(folder) for folder in folders]
         earlier = list(dict.fromkeys(folder for folder, _ in self._kept))
@@ -141,7 +141,7 @@ class Split:
             if place is not None:
                 self._moved[folder] = place
                 new.remove(place)
-        # A file at its earlier path comes last, and so wins.
+        # Unmoved folders come last, so a file at its earlier path overrides a moved one.
         for moved in (True, False):
             for (folder, path), time in self._kept.items():
                 if not moved or folder in self._moved:
@@ -149,10 +149,10 @@ class Split:
                     self._known[self._real(place, path)] = time
 
     def divide(self, folder: str, index: pa.Table, holdout: float) -> dict[str, float]:
-        """Splits the readable files of a folder that no earlier folder contains.
+        """Splits the readable files of a folder, except files that an earlier folder also contains.
 
         Args:
-          folder: the folder, from `locate`.
+          folder: one of the folders given to `locate`.
           index: a table with the columns path, frames, duration and error.
           holdout: held-out fraction of new files; see `split_files`.
 
@@ -187,7 +187,7 @@ class Split:
             pq.write_table(pa.table(columns, schema=_SCHEMA), file)
 
     def report(self) -> list[str]:
-        """Lines that say how many files are new or gone since the last start, and how many count once."""
+        """Lines that say how many files are new or gone since the last start, and how many repeat others."""
         parts = []
         if self._kept and self._resumed:
             parts = [self._new_files()] if self._new else []
@@ -212,7 +212,7 @@ class Split:
         return f"{names} {'is' if len(times) == 1 else 'are'} new: {', '.join(sides)}"
 
     def _gone(self) -> list[tuple[str, str]]:
-        """The entries of the earlier split, if it is of this run, without a readable file now."""
+        """The entries of this run's earlier split that have no readable file now."""
         if not self._resumed:
             return []
         return [
@@ -224,7 +224,7 @@ class Split:
         ]
 
     def _real(self, folder: str, path: str) -> str:
-        """The path of a file without links."""
+        """The path of a file with its links resolved."""
         parent, name = os.path.split(os.path.join(folder, path))
         if parent not in self._real_folders:
             self._real_folders[parent] = os.path.realpath(parent)

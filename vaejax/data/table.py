@@ -137,7 +137,7 @@ class Source:
           fields: {key: value}, with keys from `FIELDS`.
           data: config.data.
           key: configuration key for error messages, such as data.media or data.sources.LABEL.path.
-          split: the split of the run's media folders, to which this source adds its own.
+          split: the split of the run's media, to which this source adds its own files.
 
         Raises:
           InputError: if the fields are invalid or nothing can be read.

@@ -113,7 +113,7 @@ class TrainingEvaluation:
         return scores
 
     def announcement(self) -> str:
-        """One line for the console about what `evaluate` is going to do."""
+        """One line for the console that announces `evaluate`."""
         count, fitted_to = self._config.eval.samples, self._config.eval.linear_samples
         fits = fitted_to and any(bucket.name not in self._linear for bucket in self._buckets)
         fit = f", after fitting its linear codec to {fitted_to} training samples" if fits else ""

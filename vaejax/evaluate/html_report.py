@@ -174,7 +174,7 @@ def _table(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
 
 def _charts(codecs: Sequence[str], scored: Mapping[str, Any]) -> str:
     def curves(points: Mapping[str, Sequence[tuple[float, float]]]) -> list[Series]:
-        """Curves by codec, each in the color of its codec in every chart."""
+        """Curves by codec; a codec has the same color in every chart."""
         colors = {codec: page.color(i) for i, codec in enumerate(codecs)}
         return [Series(short(codec), points[codec], colors[codec]) for codec in codecs if codec in points]
 
@@ -299,7 +299,7 @@ def _moving(frames: np.ndarray, fps: float) -> str:
 
 
 def _shown_width(frame: np.ndarray) -> int:
-    """The width on the page of a frame (H, W, 3): at least CELL, by a whole factor."""
+    """The page width of a frame (H, W, 3), enlarged by a whole factor to at least CELL."""
     return frame.shape[1] * max(1, -(-CELL // frame.shape[1]))
 
 

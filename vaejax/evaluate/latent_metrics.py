@@ -114,7 +114,7 @@ class LatentMoments:
 
 
 def dead_channels(std: np.ndarray) -> np.ndarray:
-    """Which channels carry nothing, (c,): their standard deviation is 0, or below DEAD times the median.
+    """Marks channels that carry nothing, (c,): their standard deviation is 0, or below DEAD times the median.
 
     Args:
       std: standard deviation of each channel, (c,); those that are not finite do not count for the median.

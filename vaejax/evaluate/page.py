@@ -16,7 +16,7 @@ LOG_FROM = 30  # see `chart`
 _WIDTH, _HEIGHT = 460, 260  # of a chart, in pixels
 _LEFT, _RIGHT, _BOTTOM, _TOP = 52, 12, 40, 10  # margins of a chart's axes
 # Six colors of Wong's palette, which color-blind readers can tell apart, then gray and olive. On a dark
-# ground the darker ones are lightened.
+# background they are lighter.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800")
 _DARK_COLORS = ("#3f9fdc", "#f0803c", "#2dbd94", "#dd97bd", "#e9ad2c", "#8bcbf2", "#a0a0a0", "#cfc13a")
 _STYLE = """
@@ -86,7 +86,7 @@ def chart(
       lines: whether to join the points.
       log: whether the y axis is logarithmic if the values span more than a factor of LOG_FROM; points at or
         below 0 then count as not finite.
-      along: x values that the chart covers at least.
+      along: x values that the x axis must include.
     """
     if log:
         positive = [y for one in series for _, y in one.points if 0 < y < math.inf]
@@ -115,11 +115,11 @@ def chart(
 
 
 def picture(frame: np.ndarray, width: int = 0, kind: str = "png", **options: Any) -> str:
-    """An <img> of (H, W, 3) uint8, `width` pixels wide on the page (0: its own width).
+    """An <img> of a picture, `width` pixels wide on the page.
 
     Args:
-      frame: the picture.
-      width: width on the page, in CSS pixels.
+      frame: the picture, (H, W, 3) uint8.
+      width: width on the page, in CSS pixels; 0: the picture's own width.
       kind: format, 'png' or 'webp'.
       **options: options of Pillow's encoder.
     """
@@ -135,7 +135,7 @@ def embedded(kind: str, data: bytes, width: int) -> str:
 
 
 def number(value: float, digits: int) -> str:
-    """A number with so many decimal places, as HTML; a dash for NaN."""
+    """A number with `digits` decimal places, as HTML; a dash for NaN."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     return NONE if math.isnan(value) else f"{value:.{digits}f}"
@@ -147,7 +147,7 @@ def text(value: Any) -> str:
 
 
 class _Axes(NamedTuple):
-    """The axes of a chart: limits and ticks; those of y are logarithms to base 10 if `log`."""
+    """The axes of a chart: limits and ticks, which are logarithms to base 10 for y if `log`."""
 
     x: tuple[float, float, list[float]]
     y: tuple[float, float, list[float]]

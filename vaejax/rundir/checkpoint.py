@@ -27,7 +27,7 @@ _say_once = functools.cache(distributed.say)  # one command may read a run sever
 
 
 class SavedCheckpoints:
-    """The completed checkpoints of a run, DIR/checkpoints/STEP, which are only read; the run may be training.
+    """Reads the completed checkpoints of a run, DIR/checkpoints/STEP; the run may still be training.
 
     A checkpoint consists of named items. The caller's items are trees of arrays. The items 'data', 'config'
     and 'metadata' are JSON.
@@ -111,7 +111,7 @@ class SavedCheckpoints:
         try:
             with wholeness.reading():
                 for name in (name for name in targets if name in contents.arrays):
-                    # Not by the manager: its processes would wait here for one that failed to read.
+                    # Not with the manager: its processes would wait here for a process that failed to read.
                     arguments = ocp.args.StandardRestore(_abstract(targets[name]))
                     restored[name] = handler.restore(folder / name, args=arguments)
                     shares[name] = wholeness.of_arrays(restored[name])
@@ -151,7 +151,7 @@ class SavedCheckpoints:
         return result
 
     def _pass_over(self, damage: DamagedCheckpoint) -> None:
-        """Prints that a checkpoint is damaged, and lists it no longer.
+        """Prints that a checkpoint is damaged, and no longer lists it.
 
         Raises:
           InputError: if no other checkpoint is left.
@@ -186,7 +186,7 @@ class Checkpoints(SavedCheckpoints):
         super().__init__(workdir)
         self._manager: Any = None
         if jax.process_index() == 0:
-            # Orbax would remove them in a thread, which prints a traceback if the process ends at once.
+            # Partial saves. Orbax would remove them in a thread, which prints a traceback at a quick exit.
             for path in (self._workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
         for step in reversed(distributed.all_gather(self.steps())[0]):
@@ -282,7 +282,7 @@ class Checkpoints(SavedCheckpoints):
         if distributed.all_gather(self.steps())[0] == [step]:
             raise InputError(
                 f"{damage.folder}: damaged checkpoint ({damage.reason}), and no other is left; accepted:"
-                " another --workdir, or to start from step 0, this one without its folder 'checkpoints'"
+                " another --workdir; or delete the folder 'checkpoints' in this one, to start from step 0"
             )
         if jax.process_index() == 0:
             aside = self._workdir / "damaged" / str(step)

@@ -42,7 +42,7 @@ class Cost(NamedTuple):
 
 
 class Later(NamedTuple):
-    """The time of a run after its updates and between them.
+    """The time that a run still spends on tasks other than updates.
 
     Attributes:
       seconds: expected seconds of evaluations, checkpoints and latent statistics.

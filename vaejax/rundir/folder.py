@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def splits(self) -> pathlib.Path:
-        """Which files are held out; written by data/split.py."""
+        """The held-out files; written by data/split.py."""
         return self.path / "splits.parquet"
 
     @property

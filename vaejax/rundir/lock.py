@@ -55,13 +55,14 @@ def _acquire(folder: pathlib.Path) -> BinaryIO:
             ) from None
     except OSError as error:
         distributed.say(
-            f"warning: --workdir={folder} has no locks ({error.strerror}); do not start a second run there"
+            f"warning: --workdir={folder} is on a file system without locks ({error.strerror});"
+            " do not start a second run there"
         )
         return file
     with cli.writing(str(folder), "--workdir"):
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-        os.fsync(file.fileno())  # over a network, the file is otherwise written when it is closed
+        os.fsync(file.fileno())  # network file systems would write it only on close
     return file
 
 

@@ -99,7 +99,7 @@ def read_cells(path: str | os.PathLike, bucket: Bucket) -> np.ndarray:
 
     Raises:
       OSError: if there is no readable PNG.
-      ValueError: if the picture is smaller than a cell, or too large to be one of a run.
+      ValueError: if the picture is smaller than a cell, or too large for a panel.
     """
     try:
         with Image.open(path) as image:

@@ -18,7 +18,7 @@ KINDS = {"image": "images", "video": "clips"}
 class Readable:
     """Derives readable numbers from the metrics of updates.
 
-    Errors of a batch follow from its 'nll' and the log-scale before the update, so they cost nothing.
+    Errors of a batch follow from its 'nll' and the log-scale before the update, without further computation.
 
     Args:
       config: configuration of the run.
@@ -59,9 +59,10 @@ class Readable:
         return found
 
     def _error(self, scalars: Mapping[str, Any]) -> str:
-        """The error of the latest batches by kind.
+        """The error of the latest batches, separately for images and clips.
 
-        It is the PSNR in dB. For a Laplace likelihood, it is the mean absolute error in 8-bit levels.
+        For a Gaussian likelihood it is the PSNR in dB; for a Laplace likelihood, the mean absolute error in
+        8-bit levels.
         """
         errors: dict[str, list[float]] = {}
         for name, bucket in self._buckets.items():
@@ -81,7 +82,7 @@ class Readable:
 
 
 def fitted(parts: Sequence[Part]) -> str:
-    """Joins parts in their order, without as many of the highest ranks as exceed WIDTH."""
+    """Joins parts in their order, leaving out those of the highest ranks until the line fits WIDTH."""
     kept = list(parts)
     while len(line := "  ".join(text for _, text in kept)) > WIDTH:
         kept.remove(max(kept, key=lambda part: part[0]))

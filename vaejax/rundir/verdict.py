@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     alarms: dict[str, list[str]]
 
     def lines(self) -> list[str]:
-        """The alarms as lines for the console; one line that there are none, if so."""
+        """The alarms as lines for the console, or one line that says that there are none."""
         lines = [
             f"  alarm: {text if bucket == WHOLE_RUN else f'{bucket} {text}'}"
             for bucket, texts in self.alarms.items()
@@ -67,7 +67,7 @@ class History:
         self._waits: list[float] = []  # shares of the time, one per interval between log lines
 
     def read(self, path: str | os.PathLike) -> None:
-        """Adds what a metrics.jsonl holds; another version of vaejax may have written it."""
+        """Adds the evaluations and waiting times in a metrics.jsonl, perhaps of another version of vaejax."""
         for line in files.read_json_lines(path):
             step, bucket = line.pop("step"), line.pop("bucket", "")
             if line.pop("split", "") == "train":
@@ -181,7 +181,7 @@ def _changes(earlier: Mapping[int, dict[str, float]], now: dict[str, float]) -> 
 
 
 def _best(earlier: Mapping[int, dict[str, float]]) -> int | None:
-    """The step of the highest PSNR; None without one."""
+    """The step of the highest PSNR; None if there is no PSNR."""
     known = {step: one["psnr"] for step, one in earlier.items() if not math.isnan(one["psnr"])}
     return max(known, key=lambda step: known[step], default=None)
 

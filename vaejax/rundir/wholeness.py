@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole: its files are there, and its contents have the checksums that were saved."""
+"""Checks that a checkpoint is whole: its files exist, and its contents match the saved checksums."""
 
 import contextlib
 import errno
@@ -65,7 +65,7 @@ class Contents(NamedTuple):
 
     @property
     def checksums(self) -> dict[str, Any]:
-        """Checksums by item: `of_json` of a JSON item, the sums of `of_arrays` of a tree; {} if not saved."""
+        """Checksums by item: `of_json` of a JSON item, total `of_arrays` of a tree; {} if none are saved."""
         return self.json.get("metadata", {}).get(CHECKSUMS, {})
 
 
@@ -104,7 +104,7 @@ def read_contents(folder: pathlib.Path) -> Contents:
 
 
 def _data_files(item: pathlib.Path) -> dict[pathlib.Path, int]:
-    """The files that hold the arrays of an item, and the size that each has at least, from their index.
+    """The files that hold the arrays of an item, each with its minimum size, as their index states.
 
     The index is the B-tree of TensorStore's OCDBT format, which has checksums. Anything that a later version
     of the format adds is ignored, rather than taken for damage.
@@ -164,7 +164,7 @@ def check_arrays(folder: pathlib.Path, contents: Contents, item: str, sums: Mapp
 
 
 def verify(folder: pathlib.Path) -> None:
-    """Reads a whole checkpoint on this process. Returns if the disk fails, for that says nothing about it.
+    """Reads a whole checkpoint on this process. If the disk fails, which proves no damage, just returns.
 
     Raises:
       DamagedCheckpoint: if the checkpoint is damaged.
@@ -192,9 +192,10 @@ def _disk_failed(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """A context for reading arrays with Orbax. If one cannot be read, other reads are still pending.
+    """A context for reading arrays with Orbax that hides tracebacks of abandoned reads.
 
-    Python would print a traceback for each of them later, so this stays in effect if the block fails.
+    If an array cannot be read, reads of other arrays are still pending, and Python would later print a
+    traceback for each. The context therefore stays in effect if the block fails.
     """
     report = sys.unraisablehook
 

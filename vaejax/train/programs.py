@@ -169,7 +169,7 @@ class Programs:
 
 
 def reason(before: Phase | None, now: Phase, step: int) -> str:
-    """Why update `step` needs other programs than the one before it, whose phase was `before`."""
+    """The reason why update `step` needs other programs than the last update, whose phase was `before`."""
     if before is None:
         return "first update"
     names = {"perceptual": "perceptual", "adversarial": "discriminators"}

@@ -8,8 +8,8 @@ from vaejax.config import Config
 from vaejax.rundir.console import Later
 from vaejax.train.schedule import Schedule
 
-# Time to compute latent statistics per training sample, relative to an evaluation's per held-out sample: it
-# encodes a sample once, while an evaluation encodes and decodes it twice and computes its scores.
+# Time of the latent statistics per training sample, divided by an evaluation's time per held-out sample: the
+# statistics encode a sample once; an evaluation encodes and decodes it twice and computes its scores.
 STATISTICS = 0.2
 NAMES = {"score": "evaluation", "probe": "probe"}  # tasks that take long, as the console names them
 
@@ -37,7 +37,7 @@ class Remaining:
     def after(self, step: int) -> Later:
         """The time of the tasks that are due after `step` updates or later, and of the latent statistics.
 
-        It is 0 for tasks that were never timed; the result names them if they take long.
+        Tasks that were never timed count as 0 seconds; the result names those of them that take long.
         """
         counts = self._schedule.remaining(step)
         seconds = sum(count * self._seconds.get(task, 0.0) for task, count in counts.items())

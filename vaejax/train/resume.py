@@ -23,7 +23,7 @@ DESIGN = ("discriminators", "kind", "width", "spectral_norm")
 
 
 def check_init(checkpoints: SavedCheckpoints, config: Config) -> None:
-    """Raises an InputError if a run without checkpoints starts from config.init, and that has none either."""
+    """Raises an InputError if neither this run nor `config.init`, if that is set, has a checkpoint."""
     if config.init and checkpoints.latest_on_all_hosts() is None:
         _existing(SavedCheckpoints(config.init).latest_on_all_hosts(), config.init)
 

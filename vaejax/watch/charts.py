@@ -1,4 +1,4 @@
-"""The charts of the page: every number that was logged and that a person reads, one curve per run."""
+"""The charts of the page: one for each logged number that a person reads, with one curve per run."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from vaejax.evaluate import page
 from vaejax.evaluate.page import Series
 from vaejax.watch.reader import Curve, Run
 
-POINTS = 300  # most points of a curve; longer ones are averaged
+POINTS = 300  # most points of a curve; longer curves are averaged
 
 
 class Number(NamedTuple):
@@ -78,7 +78,7 @@ def _psnr(runs: Mapping[str, Run], bucket: str) -> str:
         if ours:
             series.append(Series(f"{prefix or 'held out '}{ours[-1][1]:.2f}", ours, page.color(i)))
         if linear:
-            # The level holds before the first and after the latest evaluation, too.
+            # The line extends to before the first and after the latest evaluation.
             ends = (0.0, linear[0][1]), (max(linear[-1][0], run.step), linear[-1][1])
             level = f"{prefix}linear codec {linear[-1][1]:.2f}"
             series.append(Series(level, [ends[0], *linear, ends[1]], page.color(i), dashed=True))
@@ -105,7 +105,7 @@ def _steps(runs: Mapping[str, Run]) -> tuple[int, int]:
 
 
 def _rounded(value: float, digits: int) -> str:
-    """A number with so many significant digits, but never with an exponent for a large one."""
+    """A number with `digits` significant digits; a large number keeps all digits before the decimal point."""
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 

@@ -14,7 +14,7 @@ from vaejax.watch.reader import State, read
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the page, and again every options.every seconds until all runs are done.
+    """Writes the page, then again every `options.every` seconds until all runs are done.
 
     Raises:
       InputError: if a folder is not a run, or the page cannot be written.

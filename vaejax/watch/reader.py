@@ -21,7 +21,7 @@ _SLOW = 10  # factor on the patience during start-up, compilation and evaluation
 
 
 class State(enum.Enum):
-    """What a run is doing, as far as its files show."""
+    """The activity of a run, as far as its files show it."""
 
     STARTING = "starting"
     TRAINING = "training"
@@ -43,7 +43,7 @@ class Run:
       bad_samples: lines of bad_samples.jsonl: unreadable files.
       parameters: number of parameters; 0 if unknown.
       step: latest step in the metrics.
-      state: what the run is doing.
+      state: activity of the run.
       age: seconds since the run wrote a file.
     """
 
@@ -146,7 +146,7 @@ def _metrics(
         latest = max(latest, step)
         for name, value in line.items():
             if name == "verdict":
-                prefix = "" if bucket in ("mean", "all") else f"{bucket} "  # of a bucket, or of the whole run
+                prefix = "" if bucket in ("mean", "all") else f"{bucket} "  # none for the whole run
                 sentences = value if isinstance(value, list) else [value]
                 verdicts.setdefault(step, {})[bucket] = [f"{prefix}{one}" for one in sentences]
             elif name not in ("step", "split", "bucket"):
@@ -162,7 +162,7 @@ def _metrics(
 
 
 def _number(value: Any) -> float:
-    """A logged value as a number; NaN if it is none. Values that are not finite are logged as strings."""
+    """A logged value as a number; NaN if it is not a number. Non-finite numbers are logged as strings."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -188,7 +188,7 @@ def _state(config: Config, curves: Mapping, step: int, saved: int, age: float) -
 
 
 def _compiles(config: Config, step: int) -> bool:
-    """Whether a loss term starts, and programs are compiled, in the log interval after `step`."""
+    """Whether a loss term starts, so that programs are compiled, in the log interval after `step`."""
     game = config.loss.adversarial
     starts = (config.loss.perceptual.start, game.start, game.start - game.warmup)
     return any(step <= first < step + config.log_every for first in starts)

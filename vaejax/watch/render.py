@@ -12,7 +12,7 @@ from vaejax.rundir.console import duration
 from vaejax.watch import charts, thumbnails
 from vaejax.watch.reader import Run, State
 
-LISTED = 10  # bad steps and unreadable files that are listed
+LISTED = 10  # most bad steps and most unreadable files that are listed
 
 _STYLE = """
 h1 small{font-size:.6em;margin-left:.6em}
@@ -29,7 +29,7 @@ svg{width:100%;height:auto}figcaption{font-weight:600;font-size:.95em}
 .strip .apart{padding-left:1.6em}td.left,th.left{text-align:left}
 ul{padding-left:1.2em;margin:.4em 0}code{font-size:.9em;overflow-wrap:anywhere}
 """
-# Loads the page again, at the same place; while nobody sees it, only once it is seen.
+# Reloads the page and keeps its scroll position. A hidden page is reloaded once it is visible.
 _RELOAD = """<script>
 const place = "vaejax " + location.pathname;
 try { addEventListener("load", () => scrollTo(0, sessionStorage.getItem(place) || 0)); } catch {}
@@ -73,7 +73,7 @@ def html(runs: Sequence[Run], now: float, every: float) -> str:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """The ends of different paths, as short as they can be while they differ."""
+    """The shortest endings that tell different paths apart."""
     split = [path.strip("/").split("/") for path in paths]
     for count in range(1, max(map(len, split))):
         names = ["/".join(path[-count:]) for path in split]
@@ -133,7 +133,7 @@ def _differences(runs: Mapping[str, Run]) -> str:
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key with dots, value as HTML) of nested mappings, a bucket's or a source's fields included."""
+    """Yields (key with dots, value as HTML) of nested mappings, including fields of buckets and sources."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from _settings(value, f"{prefix}{key}.")
@@ -194,7 +194,7 @@ def _listed(
     lines: Callable[[Run], Sequence[dict]],
     rows: Callable[[Sequence[dict]], Iterable[str]],
 ) -> str:
-    """The number of some lines of each run, and some of them as text; '' if there are none."""
+    """The number of the selected lines of each run, and the first rows of them; '' if there are none."""
     body = ""
     for name, run in runs.items():
         if found := lines(run):
@@ -228,7 +228,7 @@ def _bad_samples(lines: Sequence[dict]) -> Iterator[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table of HTML cells, of which the first `left` columns are aligned to the left."""
+    """A table of HTML cells, of which the first `left` columns are left-aligned."""
     kinds = [" class=left" if i < left else "" for i in range(len(heads))]
     head = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, heads, strict=True))
     cells = ("".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows)

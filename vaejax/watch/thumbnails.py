@@ -27,7 +27,7 @@ def strip(run: Run, bucket: str) -> str:
             status = os.stat(paths[step])
             columns[step] = _columns(str(paths[step]), bucket, status.st_mtime_ns)
         except (OSError, ValueError, InputError):
-            continue  # absent by now, or damaged
+            continue  # deleted in the meantime, or damaged
     if not columns:
         return ""
     latest = columns[max(columns)]
@@ -48,21 +48,21 @@ def strip(run: Run, bucket: str) -> str:
 
 
 def _spread(steps: list[int]) -> list[int]:
-    """At most STEPS of the steps, evenly spread, the first and the last among them."""
+    """At most STEPS of the steps, evenly spread, including the first and the last."""
     chosen = np.linspace(0, len(steps) - 1, min(STEPS, len(steps))).round().astype(int)
     return [steps[i] for i in chosen]
 
 
 @functools.lru_cache(maxsize=512)
 def _columns(path: str, bucket: str, modified: int) -> dict[str, str]:
-    """The columns of a panel as <img> by name; `modified` is the time of the file, for the cache.
+    """The columns of a panel as <img> by name; `modified` is the file's time, which the cache needs.
 
     Raises:
       OSError, ValueError: if the panel cannot be read.
     """
     (shape,) = parse_buckets({bucket: {"batch": 1}}, 1, 1)
     cells = read_cells(path, shape)
-    if shape.frames > 1:  # of the first, middle and last frame of each sample, the middle one
+    if shape.frames > 1:  # a sample has rows for its first, middle and last frame; takes the middle one
         shown = len({0, shape.frames // 2, shape.frames - 1})
         cells = cells[shown // 2 :: shown]
     names = ("original", "reconstruction", "linear", "error")

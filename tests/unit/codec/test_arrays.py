@@ -125,7 +125,7 @@ def test_a_list_of_images_is_a_clip(codec):
     np.testing.assert_array_equal(codec.encode(images).values, codec.encode(CLIP).values)
     np.testing.assert_array_equal(codec.encode([images]).values, codec.encode(CLIP[None]).values)
     images[2] = images[2].resize((40, 40))
-    with pytest.raises(ValueError, match=r"a list of shapes .*; accepted: items of one shape"):
+    with pytest.raises(ValueError, match=r"the items of a list have shapes .*; accepted: items of one shape"):
         codec.encode(images)
 
 

@@ -183,7 +183,7 @@ def test_outputs_of_earlier_versions_are_kept_with_one_line(model, source, tmp_p
         assert run(model, action, *where) == 0
         found = capsys.readouterr()
         assert found.out.startswith("0 ") and "3 already there" in found.out
-        assert found.err.count("3 already there from an earlier version, which recorded too little") == 1
+        assert found.err.count("3 already there from an earlier version of vaejax, without") == 1
     assert (contents(tmp_path / "latents"), contents(tmp_path / "back")) == before
     # The header of any version names model, dtype and seed.
     assert run(model, "encode", source, tmp_path / "latents", "--seed=1") == 2

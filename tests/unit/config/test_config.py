@@ -206,7 +206,7 @@ def test_any_evaluated_score_may_be_followed(best):
         pytest.param(["--config=demo", "--config.optim.acg=1"], ["optim.acg", "optim.agc"], id="unknown key"),
         pytest.param(
             ["--config=demo", "--config.data.sources.mine.path=/x"],
-            ["data.sources.mine.path", "--config.data.sources='{...}'"],
+            ["data.sources.mine.path", '--config.data.sources=\'{..., "mine": {'],
             id="unknown entry",
         ),
         pytest.param(
@@ -216,7 +216,7 @@ def test_any_evaluated_score_may_be_followed(best):
         ),
         pytest.param(
             ["--config=demo", "--config.data.buckets.video_5x64x64.batch=2"],
-            ['--config.data.buckets=\'{...}\', one of them "video_5x64x64": {"batch": 8}'],
+            ['--config.data.buckets=\'{..., "video_5x64x64": {"batch": 8}}\''],
             id="unknown bucket",
         ),
         pytest.param(

@@ -154,7 +154,7 @@ def test_holdout_0_holds_out_nothing_new(start):
 
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / "run").write_bytes(b"PAR1 no table")
-    with pytest.raises(InputError, match=r"run: damaged; accepted: the file that the run wrote, or none"):
+    with pytest.raises(InputError, match=r"run: damaged; accepted: the file that the run wrote, or no file"):
         Split.read(tmp_path / "run")
 
 

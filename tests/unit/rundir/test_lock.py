@@ -77,4 +77,5 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(RunFolder(tmp_path)):
-        assert capsys.readouterr().err.startswith(f"warning: --workdir={tmp_path} has no locks (No locks")
+        message = f"warning: --workdir={tmp_path} is on a file system without locks (No locks"
+        assert capsys.readouterr().err.startswith(message)

@@ -1,4 +1,4 @@
-"""What is due after an update."""
+"""The tasks that are due after an update."""
 
 from vaejax.config import check
 from vaejax.configs import demo

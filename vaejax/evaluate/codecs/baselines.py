@@ -98,7 +98,7 @@ class Linear:
             codec = LinearCodec.fit(counted(), size.channels, size.spatial, size.temporal)
         except ValueError as error:
             raise InputError(
-                f"linear: {error}; accepted: --data or a run with training samples that it can be fitted to"
+                f"linear: {error}; accepted: --data or a run with enough training samples for the fit"
             ) from error
         return cls(codec, count)
 
