@@ -32,7 +32,7 @@ th,td{padding:.3em .9em;text-align:right;border-bottom:1px solid var(--line);ver
 th:first-child,td:first-child{text-align:left}td.best{background:var(--best);font-weight:600}
 small,.soft{color:var(--soft);font-weight:400}td small{display:block}
 .charts{display:flex;flex-wrap:wrap;gap:2em}figure{margin:1em 0}.key{white-space:nowrap}
-svg text{fill:var(--ink);font:12px system-ui,sans-serif}
+svg{overflow:visible}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
 .samples td,.samples th{border:0;padding:.25em;text-align:center}.samples td:first-child{padding-right:.8em}
 img{image-rendering:pixelated;display:block}pre{white-space:pre-wrap;font-size:12px}
 """

@@ -144,7 +144,7 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def _scores(runs: Mapping[str, Run], buckets: Sequence[str]) -> str:
     """The scores of each run's latest evaluation by bucket."""
     heads = ["bucket", *(["run"] if len(runs) > 1 else []), "step", "PSNR, dB", "vs linear codec, dB"]
-    heads += ["best PSNR, dB", "SSIM", "LPIPS", "samples"]
+    heads += ["best PSNR, dB", "SSIM", "LPIPS", "samples", "files"]
     rows = []
     for bucket in buckets:
         for name, run in runs.items():
@@ -176,6 +176,7 @@ def _score_cells(run: Run, bucket: str) -> list[str]:
         latest("ssim", 4),
         latest("lpips_alexnet", 3),
         latest("samples", 0),
+        latest("files", 0),
     ]
 
 

@@ -46,7 +46,8 @@ def train(folder, steps, bucket=IMAGE, psnr=None, linear=27.0):
             {f"train/{bucket}/nll": 1 / step, "train/all/step_seconds": 2.0, "train/all/data_wait": 0.25},
         )
     for step, value in (psnr or {}).items():
-        scores = {"psnr": value, "psnr_linear": linear, "ssim": 0.8, "lpips_alexnet": 0.125, "samples": 32}
+        scores = {"psnr": value, "psnr_linear": linear, "ssim": 0.8, "lpips_alexnet": 0.125}
+        scores |= {"samples": 32, "files": 2}
         writer.write_scalars(step, {f"eval/{bucket}/{name}": score for name, score in scores.items()})
     writer.close()
 
@@ -72,7 +73,7 @@ def test_the_page_shows_scores_and_their_distance_from_the_linear_codec(tmp_path
     folder = make(tmp_path / "run")
     train(folder, 40, psnr={10: 20.5, 20: 26.25, 40: 25.0})
     text = page_of(folder)
-    assert [IMAGE, "40", "25.00", "-2.00", "26.25 (step 20)", "0.8000", "0.125", "32"] in rows(text)
+    assert [IMAGE, "40", "25.00", "-2.00", "26.25 (step 20)", "0.8000", "0.125", "32", "2"] in rows(text)
     chart = figure(text, "PSNR")
     assert "held out 25.00" in chart and "linear codec 27.00" in chart
     (line,) = re.findall(r"<polyline points='([^']*)' fill=none stroke='var\(--c0\)' stroke-width=2 ", chart)
@@ -115,7 +116,7 @@ def test_damaged_lines_and_numbers_that_are_not_finite_are_passed_over(tmp_path)
     run = reader.read(str(folder.path), time.time())
     assert run.step == 25
     assert run.curve("train", IMAGE, "nll") == [(step, 1 / step) for step in (5.0, 10.0, 15.0, 20.0)]
-    assert [IMAGE, "&ndash;", "not evaluated", *["&ndash;"] * 5] in rows(page_of(folder))
+    assert [IMAGE, "&ndash;", "not evaluated", *["&ndash;"] * 6] in rows(page_of(folder))
 
 
 def test_runs_of_different_buckets_share_axes_and_list_their_differences(tmp_path):
@@ -133,8 +134,8 @@ def test_runs_of_different_buckets_share_axes_and_list_their_differences(tmp_pat
         "optim.learning_rate",
         *(f"data.buckets.{VIDEO}.{f}" for f in ("batch", "weight", "every")),
     }
-    assert [IMAGE, "y/run", "20", "25.00", "-2.00", "25.00 (step 20)", "0.8000", "0.125", "32"] in table
-    assert [VIDEO, "x/run", "&ndash;", "not evaluated", *["&ndash;"] * 5] in table
+    assert [IMAGE, "y/run", "20", "25.00", "-2.00", "25.00 (step 20)", "0.8000", "0.125", "32", "2"] in table
+    assert [VIDEO, "x/run", "&ndash;", "not evaluated", *["&ndash;"] * 6] in table
     assert not any(row[:2] == [VIDEO, "y/run"] for row in table)
     both = figure(text, "time spent waiting")
     assert "x/run 25" in both and "y/run 25" in both and both.count("<polyline") == 2
