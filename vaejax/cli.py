@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from vaejax.errors import (
     DISK_ERRORS,
@@ -32,6 +33,19 @@ COMMANDS = {
     "export": ("vaejax.export", []),
     "plan": ("vaejax.plan", []),
 }
+PURPOSES = {
+    "train": "train an autoencoder, or continue its run",
+    "watch": "keep a page with the curves and pictures of runs up to date",
+    "index": "scan a folder of photos and clips, as training does itself",
+    "prepare": "pack media into shards",
+    "evaluate": "score a trained autoencoder, and others beside it",
+    "probe": "train a small diffusion model on the latents, and score what it generates",
+    "encode": "photos and clips to latents",
+    "decode": "latents to photos and clips",
+    "reconstruct": "encode and decode, to look at the difference",
+    "export": "write the weights of a run for other programs",
+    "plan": "predict memory and time of a run on TPUs, without them",
+}
 
 
 def main() -> int:
@@ -44,16 +58,25 @@ def main() -> int:
         if command not in ("", "-h", "--help"):
             print(f"error: {command}: not a command; accepted: {', '.join(COMMANDS)}", file=sys.stderr)
             return INPUT_ERROR
-        print(f"usage: vaejax {'|'.join(COMMANDS)} ...\n\nvaejax COMMAND --help describes a command.")
+        print("usage: vaejax COMMAND ...\n")
+        print("\n".join(f"  {name:12} {purpose}" for name, purpose in PURPOSES.items()))
+        print("\nvaejax COMMAND --help describes a command.")
         return 0
     module, arguments = COMMANDS[command]
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments, *sys.argv[2:]])
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Prints one line, without the usage in front of it, and exits."""
+        print(f"error: {message}; {self.prog} --help lists what is accepted", file=sys.stderr)
+        sys.exit(INPUT_ERROR)
+
+
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
     """Returns a parser for `python -m module`; `example` holds the arguments of an example call."""
     prog = f"python -m {module}"
-    return argparse.ArgumentParser(prog=prog, description=description, epilog=f"example: {prog} {example}")
+    return _Parser(prog=prog, description=description, epilog=f"example: {prog} {example}")
 
 
 def run(work: Callable[[], int | None], interrupted: str = "stopped") -> int:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from vaejax.cli import COMMANDS
+from vaejax.cli import COMMANDS, PURPOSES
 from vaejax.config.check import keys
 from vaejax.config.flag import shipped_names
 from vaejax.config.schema import OPEN_SECTIONS, Config
@@ -93,7 +93,7 @@ SHOWN = list(commands())
 def test_the_documents_show_every_command():
     shown = {module for _, module, _ in SHOWN}
     assert shown >= {module for module, _ in COMMANDS.values()}
-    assert COMMANDS.keys() == RUN_BY.keys()
+    assert COMMANDS.keys() == RUN_BY.keys() == PURPOSES.keys()
     for path in RUN_BY.values():
         assert (ROOT / path).is_file(), path
 
@@ -124,6 +124,13 @@ def test_the_script_forwards_to_the_modules():
     assert unknown.stderr.startswith("error: fly: not a command; accepted: train, ")
     forwarded = run("-c", script, "index", "--help")
     assert forwarded.returncode == 0 and "python -m vaejax.data.index" in forwarded.stdout
+
+
+def test_a_wrong_argument_gets_one_line():
+    done = run("-m", "vaejax.codec", "encode", "IN", "OUT", "--model=RUN", "--keepgoing")
+    assert done.returncode == 2 and done.stderr == (
+        "error: unrecognized arguments: --keepgoing; python -m vaejax.codec --help lists what is accepted\n"
+    )
 
 
 @pytest.mark.parametrize("module", sorted({module for module, _ in COMMANDS.values()}))

@@ -187,7 +187,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
         batch.run(tasks)
         interrupt.check()
         interrupt.phase = "waits"
-    summary = _summary(flags, batch.counts, time.monotonic() - started)
+    summary = _summary(flags, batch.counts, batch.other_settings, time.monotonic() - started)
     print(summary, file=sys.stderr if flags.target == PIPE else sys.stdout)
     if flags.keep_going and batch.refused:
         print(f"refused: {', '.join(sorted(batch.refused))}", file=sys.stderr)
@@ -195,7 +195,9 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     return INPUT_ERROR if batch.refused and not forgiven else 0
 
 
-def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: float) -> str:
+def _summary(
+    flags: argparse.Namespace, counts: Mapping[str, int], other_settings: int, seconds: float
+) -> str:
     """The last lines of a command: what was done, how long it took, and what to do next."""
     from vaejax.codec.batch import ALREADY_THERE, DONE, REFUSED
     from vaejax.codec.tasks import DECODE, ENCODE, PIPE
@@ -208,7 +210,11 @@ def _summary(flags: argparse.Namespace, counts: Mapping[str, int], seconds: floa
         return lines[0]
     lines[0] += f": {flags.target}"
     source, target, model = (shlex.quote(path) for path in (flags.source, flags.target, flags.model))
-    if counts[REFUSED]:
+    if other_settings:
+        lines.append(
+            f"next: another OUT, or the --model and flags that encoded {other_settings} of the files before"
+        )
+    elif counts[REFUSED]:
         lines.append("next: see the errors above; the same command retries only the refused files")
     elif flags.action == ENCODE:
         step = "" if flags.step is None else f" --step={flags.step}"

@@ -33,6 +33,7 @@ class BatchConverter:
       counts: number of tasks by outcome, which is `DONE[action]`, `ALREADY_THERE` or `REFUSED`.
       refused: names of the tasks that were `REFUSED`.
       unwritable: number of refused tasks whose target could not be written, so the source may be good.
+      other_settings: number of refused tasks whose latents another model or other settings encoded.
       incomparable: number of tasks `ALREADY_THERE` whose target is from an earlier version of vaejax, without
         a complete record of its source and settings.
     """
@@ -44,7 +45,7 @@ class BatchConverter:
         self._frames, self._shown = 0, 0.0
         self.counts: collections.Counter[str] = collections.Counter()
         self.refused: list[str] = []
-        self.unwritable = self.incomparable = 0
+        self.unwritable = self.other_settings = self.incomparable = 0
 
     def run(self, tasks: list[Task]) -> None:
         """Runs all tasks; every failure is reported with the name of its file."""
@@ -81,6 +82,7 @@ class BatchConverter:
             with self._lock:
                 self.refused.append(task.name)
                 self.unwritable += isinstance(error, Unwritable)
+                self.other_settings += isinstance(error, origin.OtherSettings)
         with self._lock:
             self.counts[outcome] += 1
             self._bar.update()

@@ -96,11 +96,15 @@ def changes(found: Record, expected: Record) -> list[str]:
     return words
 
 
+class OtherSettings(InputError):
+    """Existing latents were encoded by another model or with other settings."""
+
+
 def check_encoded(found: Record, expected: Record, name: str) -> None:
-    """Raises an InputError, which names the difference, if latents have another model or other settings."""
+    """Raises `OtherSettings`, which names the difference, if latents have another model or other settings."""
     other = {key for key in expected if key != "source" and key in found and found[key] != expected[key]}
     if "model" in other:
-        raise InputError(
+        raise OtherSettings(
             f"{name}: already encoded by a different model ({found['model']}); accepted: the same --model and"
             " --step, or another OUT"
         )
@@ -108,7 +112,7 @@ def check_encoded(found: Record, expected: Record, name: str) -> None:
         seed = "no --seed" if found["seed"] is None else f"--seed={found['seed']}"
         parts = [f"--dtype={found['dtype']}", seed]
         parts += [f"{key} {found[key]}" for key in sorted(other - {"dtype", "seed"})]
-        raise InputError(
+        raise OtherSettings(
             f"{name}: already encoded with {' and '.join(parts)}; accepted: the same flags, or another OUT"
         )
 

@@ -109,7 +109,7 @@ class History:
         if linear is not None and step >= counts_from(self._steps) and not psnr >= linear - BELOW_LINEAR:
             yield (
                 f"is {linear - psnr:.2f} dB below the linear codec: a matrix would do better. Train longer,"
-                " or lower the weights of the terms that started last"
+                " or lower the weights of all terms except reconstruction"
             )
         best = _best(earlier)
         if best is not None and not psnr >= earlier[best]["psnr"] - BELOW_BEST:

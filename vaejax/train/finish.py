@@ -42,10 +42,16 @@ def complete(folder: RunFolder, step: int, config: Config) -> None:
 
 
 def last_words(
-    folder: RunFolder, config: Config, scores: dict[str, float], verdict: Verdict | None, seconds: float
+    folder: RunFolder,
+    config: Config,
+    start: int,
+    scores: dict[str, float],
+    verdict: Verdict | None,
+    seconds: float,
 ) -> str:
-    """The summary of a finished run: steps, time, scores, alarms in force, and what to do next."""
-    lines = [f"done: {config.steps} updates in {duration(seconds)} on {jax.device_count()} device(s)"]
+    """The summary of a finished run: updates since `start`, time, scores, alarms, and what to do next."""
+    updates = f"updates {start + 1} to {config.steps}" if start else f"{config.steps} updates"
+    lines = [f"done: {updates} in {duration(seconds)} on {jax.device_count()} device(s)"]
     names = {key.partition("/")[0]: None for key in scores if key.endswith("/psnr")}
     for bucket in names:
         if bucket == "mean":

@@ -89,7 +89,8 @@ def _fit(setup: Setup, folder: RunFolder, checkpoints: Checkpoints, watchdog: Wa
         return False
     watchdog.begin("computing latent statistics", config.steps, patient=True)
     finish.keep_latent_statistics(setup, folder, run.ema)
-    distributed.say(finish.last_words(folder, config, run.scores, run.evaluators.verdict, run.seconds))
+    verdict = run.evaluators.verdict
+    distributed.say(finish.last_words(folder, config, start, run.scores, verdict, run.seconds))
     return True
 
 

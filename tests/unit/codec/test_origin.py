@@ -139,7 +139,9 @@ def test_latents_encoded_in_other_tiles_are_refused(model, source, tmp_path, cap
     for flags, known in ((["--tile=64", "--overlap=8"], "tile 32"), ([], "overlap 8 and tile 32")):
         capsys.readouterr()
         assert run(model, "encode", source / "b.png", f"{tmp_path}/out/", *flags) == 2
-        assert f"with --dtype=float16 and no --seed and {known}; accepted" in capsys.readouterr().err
+        told = capsys.readouterr()
+        assert f"with --dtype=float16 and no --seed and {known}; accepted" in told.err
+        assert "next: another OUT, or the --model and flags that encoded 1 of the files before" in told.out
     assert run(model, "encode", source / "b.png", f"{tmp_path}/out/", *tiles) == 0
     assert contents(tmp_path / "out") == before
 
