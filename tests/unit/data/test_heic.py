@@ -102,6 +102,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path, pixels, share):
         media.probe(tmp_path / "a.heic", "image")
 
 
+@pytest.mark.variants
 def test_a_small_crop_is_not_read_from_a_thumbnail(tmp_path, pixels):
     photos = [
         write(tmp_path / f"{i}.heic", pixels, quality=90, chroma=420, thumbnails=sizes)

@@ -19,7 +19,7 @@ def environment(parent):
     return os.environ | {"PYTHONPATH": str(ROOT), "VAEJAX_PARENT": str(parent)}
 
 
-@pytest.mark.parametrize("worker", WATCH)
+@pytest.mark.parametrize("worker", ["of a trainer", pytest.param("of a scan", marks=pytest.mark.variants)])
 def test_a_worker_whose_parent_is_dead_ends_before_its_slow_imports(worker):
     """They are a long sleep here."""
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -237,6 +237,7 @@ def test_the_page_needs_no_other_file_and_keeps_its_place(tmp_path):
     assert "setTimeout(again, 10000)" in text and "<script" not in page_of(folder, every=0)
 
 
+@pytest.mark.variants
 def test_the_command_refreshes_the_page_until_the_run_is_done(tmp_path, capsys):
     folder = make(tmp_path / "run")
     train(folder, 20)
