@@ -19,32 +19,19 @@ from vaejax.errors import (
     with_causes,
 )
 
-# Command of the `vaejax` script -> the module that runs it, and arguments to put before the user's.
+# Command of the `vaejax` script -> module that runs it, arguments to put before the user's, purpose.
 COMMANDS = {
-    "train": ("vaejax.main", []),
-    "watch": ("vaejax.watch", []),
-    "index": ("vaejax.data.index", []),
-    "prepare": ("vaejax.data.prepare", []),
-    "evaluate": ("vaejax.evaluate", []),
-    "probe": ("vaejax.probe", []),
-    "encode": ("vaejax.codec", ["encode"]),
-    "decode": ("vaejax.codec", ["decode"]),
-    "reconstruct": ("vaejax.codec", ["reconstruct"]),
-    "export": ("vaejax.export", []),
-    "plan": ("vaejax.plan", []),
-}
-PURPOSES = {
-    "train": "train an autoencoder, or continue its run",
-    "watch": "keep a page with the curves and pictures of runs up to date",
-    "index": "scan a folder of photos and clips, as training does itself",
-    "prepare": "pack media into shards",
-    "evaluate": "score a trained autoencoder, and others beside it",
-    "probe": "train a small diffusion model on the latents, and score what it generates",
-    "encode": "photos and clips to latents",
-    "decode": "latents to photos and clips",
-    "reconstruct": "encode and decode, to look at the difference",
-    "export": "write the weights of a run for other programs",
-    "plan": "predict memory and time of a run on TPUs, without them",
+    "train": ("vaejax.main", [], "train an autoencoder, or continue its run"),
+    "watch": ("vaejax.watch", [], "keep a page with the curves and pictures of runs up to date"),
+    "index": ("vaejax.data.index", [], "scan a folder of photos and clips, as training does itself"),
+    "prepare": ("vaejax.data.prepare", [], "pack media into shards"),
+    "evaluate": ("vaejax.evaluate", [], "score a trained autoencoder and other codecs"),
+    "probe": ("vaejax.probe", [], "train a small diffusion model on latents and score its samples"),
+    "encode": ("vaejax.codec", ["encode"], "convert photos and clips to latents"),
+    "decode": ("vaejax.codec", ["decode"], "convert latents to photos and clips"),
+    "reconstruct": ("vaejax.codec", ["reconstruct"], "encode and decode, to show what is lost"),
+    "export": ("vaejax.export", [], "write the weights of a run for other programs"),
+    "plan": ("vaejax.plan", [], "predict the memory and time of a run on TPUs, from any machine"),
 }
 
 
@@ -59,10 +46,10 @@ def main() -> int:
             print(f"error: {command}: not a command; accepted: {', '.join(COMMANDS)}", file=sys.stderr)
             return INPUT_ERROR
         print("usage: vaejax COMMAND ...\n")
-        print("\n".join(f"  {name:12} {purpose}" for name, purpose in PURPOSES.items()))
+        print("\n".join(f"  {name:12} {purpose}" for name, (_, _, purpose) in COMMANDS.items()))
         print("\nvaejax COMMAND --help describes a command.")
         return 0
-    module, arguments = COMMANDS[command]
+    module, arguments, _ = COMMANDS[command]
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments, *sys.argv[2:]])
 
 

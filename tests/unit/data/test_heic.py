@@ -4,14 +4,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
 from tests.support.icc_profile import matrix_profile, primaries_to_xyz_d50
 from tests.support.media_files import corners
 from vaejax.data import media
-
-pillow_heif = pytest.importorskip("pillow_heif")
 
 P3 = ((0.3127, 0.3290), (0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 LOSSLESS = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
