@@ -8,7 +8,6 @@ are reported separately. Requires `pip install torch==2.13.0 diffusers`.
 """
 
 import argparse
-import dataclasses
 import json
 import resource
 import statistics
@@ -31,14 +30,15 @@ def vaejax(config: str, tile: int) -> tuple[int, Callable, Callable]:
 
     from vaejax.codec.codec import Codec
     from vaejax.codec.load import TrainedVAE
-    from vaejax.models.autoencoder import Architecture, Autoencoder
+    from vaejax.models.autoencoder import Autoencoder
+    from vaejax.models.families import architecture_of
     from vaejax.runtime import cache
 
     cache.keep_compiled()
     name, _, variant = config.partition(":")
     module = importlib.import_module(f"vaejax.configs.{name}")
-    architecture = Architecture.of(module.get_config(variant).model)
-    architecture = dataclasses.replace(architecture, dtype="float32")
+    architecture = architecture_of(module.get_config(variant).model)
+    architecture = architecture.replace(dtype="float32")
     frames = jnp.zeros((1, 1, 32, 32, 3))
     key = jax.random.key(0)
     params = jax.jit(Autoencoder(architecture).init)(key, frames, key)["params"]

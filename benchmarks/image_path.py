@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.config import schema
-from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.conv import general_path
+from vaejax.models.families import architecture_of
+from vaejax.models.vaejax import SIZES
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
 
     config = schema.defaults().model
     config.size = args.size
-    model = Autoencoder(Architecture.of(config))
+    model = Autoencoder(architecture_of(config))
     key = jax.random.key(0)
     image = jax.random.uniform(key, (args.batch, 1, args.resolution, args.resolution, 3), minval=-1.0)
     clip = jnp.repeat(image, 1 + model.architecture.temporal_factor, axis=1)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from flax.traverse_util import flatten_dict
 
-from vaejax.models.autoencoder import LOG_VARIANCE_INIT, Architecture
+from vaejax.models.autoencoder import Architecture
 from vaejax.models.posterior import LOG_VARIANCE_RANGE
+from vaejax.models.vaejax import LOG_VARIANCE_INIT
 
 
 class TorchAutoencoder(torch.nn.Module):

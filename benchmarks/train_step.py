@@ -30,8 +30,10 @@ from torch_autoencoder import TorchAutoencoder
 
 from vaejax.config import schema
 from vaejax.losses.objective import Objective, Outputs
-from vaejax.models.autoencoder import SIZES, Architecture, Autoencoder
+from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.families import architecture_of
 from vaejax.models.pixels import from_uint8
+from vaejax.models.vaejax import SIZES
 from vaejax.train import step as train_step
 from vaejax.train.state import TrainState
 
@@ -242,7 +244,7 @@ def main() -> None:
     }
     config = schema.defaults()
     config.model.size = args.size
-    model, objective = Autoencoder(Architecture.of(config.model)), Objective.of(config)
+    model, objective = Autoencoder(architecture_of(config.model)), Objective.of(config)
     key = jax.random.key(0)
     init = jax.jit(model.init)(key, jnp.zeros((1, 5, 32, 32, 3)), key)["params"]
     # Kernels and gains start at 0, which would hide most of the network from the comparison.

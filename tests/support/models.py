@@ -1,6 +1,5 @@
 """Small autoencoders whose parameters are all away from their initial values, many of which are 0."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 
 from vaejax.config.schema import defaults
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.families import architecture_of
 
 SMALL = {"widths": (8, 12), "encoder_blocks": 1, "decoder_blocks": 1, "latent_channels": 4, "stem_factor": 2}
 # Two levels instead of three, for tests that compile whole updates.
@@ -20,7 +20,7 @@ def architecture(**options) -> Architecture:
     remat = options.pop("remat", ())  # any levels; a model ignores those that it lacks
     model = defaults().model
     model.update(options)
-    return dataclasses.replace(Architecture.of(model), remat=remat)
+    return architecture_of(model).replace(remat=remat)
 
 
 @functools.cache

@@ -61,9 +61,9 @@ class Codec:
         self.mean, self.std = vae.mean, vae.std
         self.settings = {"compute": a.dtype, "tile": tile, "overlap": overlap}
         self._tile, self._overlap = _in_latent_pixels(a, tile, overlap)
-        self._reach = tiling.encoder_reach(a), tiling.decoder_reach(a)
+        self._reach = a.encoder.encoder_reach, a.decoder.decoder_reach
         wide = self._overlap is None or self._overlap >= 2 * max(self._reach)
-        self.tiles_exact = tiling.is_exact(a) and wide
+        self.tiles_exact = a.is_local and wide
         mesh = sharding.over_height(devices) if devices else None
         c = a.latent_channels
         mean, std = (np.zeros(c), np.ones(c)) if vae.mean is None else (vae.mean, vae.std)
@@ -244,8 +244,8 @@ def _in_latent_pixels(architecture: Architecture, tile: int, overlap: int | None
     if tile and overlap is not None:
         if overlap >= tile:
             raise InputError(f"overlap = {overlap} pixels; accepted: less than the tile of {tile} pixels")
-    elif tile and tiling.is_exact(architecture):
-        needed = 2 * max(tiling.encoder_reach(architecture), tiling.decoder_reach(architecture))
+    elif tile and architecture.is_local:
+        needed = 2 * max(architecture.encoder.encoder_reach, architecture.decoder.decoder_reach)
         if tile // s <= needed:
             raise InputError(
                 f"tile = {tile} pixels; accepted: {s * (needed + 1)} or more, or a smaller tile together with"

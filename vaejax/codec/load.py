@@ -1,6 +1,5 @@
 """Reads a trained autoencoder from a run's checkpoint or from an export."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -20,6 +19,7 @@ from safetensors.flax import load_file
 from vaejax.config.schema import ModelConfig
 from vaejax.errors import InputError, one_line
 from vaejax.files import UNFINISHED, expand_home
+from vaejax.models import families
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.rundir import latent_statistics, wholeness
 from vaejax.rundir.checkpoint import SavedCheckpoints
@@ -82,7 +82,7 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
                 f"{name}: an export of step {vae.step}, not {step}; accepted: step {vae.step}, or no step"
             )
     if dtype:
-        vae = vae._replace(architecture=dataclasses.replace(vae.architecture, dtype=dtype))
+        vae = vae._replace(architecture=vae.architecture.replace(dtype=dtype))
     return vae
 
 
@@ -93,8 +93,7 @@ def parameter_shapes(architecture: Architecture) -> Params:
     Raises:
       ValueError, TypeError: if the architecture is invalid.
     """
-    side = 4 * architecture.spatial_factor
-    clip = jax.ShapeDtypeStruct((1, 1 + architecture.temporal_factor, side, side, 3), jnp.float32)
+    clip = jax.ShapeDtypeStruct(architecture.example_shape, jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(Autoencoder(architecture).init, key, clip, key)["params"]
 
@@ -122,7 +121,7 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
     step = run.step if step is None else step
     config = run.read_config()
     try:
-        architecture = Architecture.of(config.model)
+        architecture = families.architecture_of(config.model)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -162,7 +161,7 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     """
     path = pathlib.Path(expand_home(name)) / WEIGHTS
     try:
-        architecture = _architecture(config["architecture"])
+        architecture = families.from_json(config["architecture"], ModelConfig())
         step, model = int(config["step"]), str(config["fingerprint"])
         stored = config["weights"]["fingerprint"]
         mean, std = (_per_channel(config["latents"][key]) for key in ("mean", "std"))
@@ -177,15 +176,6 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     if fingerprint(params) != stored:
         raise InputError(f"{path}: not the weights that config.json describes; accepted: {ACCEPTED}")
     return TrainedVAE(name, architecture, params, mean, std, step, model)
-
-
-def _architecture(saved: Mapping[str, Any]) -> Architecture:
-    """The architecture of an export of any version: unknown keys are dropped, missing ones take defaults."""
-    defaults, fields = ModelConfig(), {}
-    for field in dataclasses.fields(Architecture):
-        value = saved.get(field.name, getattr(defaults, field.name))
-        fields[field.name] = tuple(value) if isinstance(value, list) else value
-    return Architecture(**fields)
 
 
 def _per_channel(values: list[float] | None) -> np.ndarray | None:

@@ -40,7 +40,7 @@ class _Stream:
         self._network, self._architecture, self._layout = network, architecture, layout
         self._unit = unit  # items per latent frame: the temporal factor when encoding, 1 when decoding
         self._spatial, self._temporal = architecture.spatial_factor, architecture.temporal_factor
-        self._channels, self._film = architecture.latent_channels, architecture.film
+        self._channels, self._uses_modality = architecture.latent_channels, architecture.uses_modality
         self._waiting: Any = None  # (B, n, ...)
         self._like: Any = None  # (B, 0, ...): an empty slice of a pushed array, to keep its shape and type
         self._rank, self._started, self._flushed, self._is_video = 0, False, False, True
@@ -90,8 +90,8 @@ class _Stream:
             return
         done, count = 0, x.shape[1]
         # FiLM treats images and clips differently, so the first frame waits for the next frame or `flush`.
-        if not self._started and count > (self._film and not self._flushed):
-            self._started, self._is_video, done = True, count > 1 or not self._film, 1
+        if not self._started and count > (self._uses_modality and not self._flushed):
+            self._started, self._is_video, done = True, count > 1 or not self._uses_modality, 1
             yield x[:, :1]
         most = min(MAX_LATENT_FRAMES, max(1, MAX_PIXELS // (len(x) * pixels)))
         while self._started and (groups := (count - done) // self._unit):

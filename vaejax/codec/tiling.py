@@ -6,42 +6,14 @@ attention or group normalization every pixel depends on the whole frame. In that
 overlap, tiles are blended linearly, and the result differs from that of the whole frame.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from vaejax.errors import InputError
-from vaejax.models.autoencoder import Architecture
 
 Span = tuple[int, int]  # start and stop
-
-
-def is_exact(architecture: Architecture) -> bool:
-    """Whether every pixel depends only on a bounded part of the frame."""
-    return architecture.conv == "smc" and not architecture.attention
-
-
-def encoder_reach(architecture: Architecture) -> int:
-    """How far the receptive field of a latent pixel extends to each side, in latent pixels."""
-    reach = 1  # conv_out
-    for strides in reversed((None, *architecture.strides)):
-        reach += 2 * architecture.encoder_blocks
-        reach = reach * strides[1] if strides else reach
-    return math.ceil((reach + 1) * architecture.stem_factor / architecture.spatial_factor)
-
-
-def decoder_reach(architecture: Architecture) -> int:
-    """How far the receptive field of a decoded pixel extends to each side, in latent pixels.
-
-    The distance is counted from the latent pixel that covers the decoded pixel.
-    """
-    reach = 1  # conv_out
-    for strides in (None, *architecture.strides):
-        reach = math.ceil(reach / strides[1]) if strides else reach
-        reach += 2 * architecture.decoder_blocks
-    return reach + 1
 
 
 class Tiles:

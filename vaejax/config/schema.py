@@ -87,6 +87,7 @@ class DataConfig:
 class ModelConfig:
     """The autoencoder."""
 
+    family: str = setting("vaejax", one_of("vaejax"), "Family of networks.")
     size: str = setting(
         "base", one_of("tiny", "small", "base", "large"), "Preset for the settings below that are empty or 0."
     )
@@ -100,6 +101,7 @@ class ModelConfig:
     stem_factor: int = setting(
         0, one_of(0, 1, 2, 4), "Side in pixels of the blocks that the stem moves into channels."
     )
+    pixel_channels: int = setting(3, COUNT, "Channels of a pixel: 3 for RGB, 4 for RGB and alpha.")
     stem: str = setting(
         "haar", one_of("haar", "patch"), "Transform of the stem: Haar wavelet, or plain pixels."
     )

@@ -36,6 +36,7 @@ from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.latent_statistics import of_run
 from vaejax.export import model_card, stablehlo, verify
 from vaejax.files import atomic_folder, expand_home
+from vaejax.models import families
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.folder import RunFolder
@@ -280,7 +281,7 @@ def _write(
         "vaejax": __version__,
         "jax": jax.__version__,
         # Every field, so that a later version with other defaults builds the same network.
-        "architecture": dataclasses.asdict(vae.architecture),
+        "architecture": families.to_json(vae.architecture),
         "step": vae.step,
         "fingerprint": vae.fingerprint,
         "weights": {

@@ -1,113 +1,86 @@
-"""The VAE: its architecture, named sizes, encoder and decoder."""
+"""The VAE: an encoder and a decoder over one latent space, each of some family."""
 
 import dataclasses
-import functools
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vaejax.errors import InputError
-from vaejax.models import dct_init
-from vaejax.models.blocks import FrameAttention, ResidualBlock
-from vaejax.models.constraints import place
-from vaejax.models.conv import CausalConv, Triple
+from vaejax.models.design import Design
 from vaejax.models.latent_shape import decoded_frames, latent_frames, latent_side
 from vaejax.models.posterior import DiagonalGaussian
-from vaejax.models.remat import recomputed
-from vaejax.models.resample import Downsample, Upsample, stem, unstem
-
-SIZES: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"stem_factor": 4, "widths": (96, 96, 192), "encoder_blocks": 1, "decoder_blocks": 1},
-    "small": {"stem_factor": 2, "widths": (96, 192, 192), "encoder_blocks": 2, "decoder_blocks": 3},
-    "base": {"stem_factor": 2, "widths": (144, 288, 576), "encoder_blocks": 2, "decoder_blocks": 3},
-    "large": {"stem_factor": 2, "widths": (192, 384, 768), "encoder_blocks": 4, "decoder_blocks": 4},
-}
-# Initial log-variance of the posterior. Sampling noise is small at first, so that the decoder soon learns to
-# reconstruct; the KL term raises the log-variance later.
-LOG_VARIANCE_INIT = -8.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The hyperparameters of an autoencoder.
+    """The designs of an autoencoder's two halves.
+
+    The halves usually share one design. They differ if a small decoder was distilled from a larger one.
 
     Attributes:
-      widths: channels of each level, highest resolution first; further levels repeat the last width.
-      encoder_blocks, decoder_blocks: residual blocks per level.
-      latent_channels: number of latent channels c.
-      spatial_factor: fs, pixels per latent pixel along height and along width: 4, 8 or 16.
-      temporal_factor: ft, frames per latent frame: 1, 2, 4 or 8; the first latent frame holds one frame.
-      stem: 'haar' (wavelet bands) or 'patch' (plain pixels), see `resample.stem`.
-      stem_factor: side of the pixel block that the stem moves into channels: 1, 2 or 4.
-      conv: 'smc' (self-modulated convolutions) or 'groupnorm'.
-      film: whether images and videos get different scales and shifts of activations, see `blocks.Film`.
-      pixel_norm: whether every block first RMS-normalizes each pixel over its channels.
-      attention: whether the lowest resolution has self-attention within each frame.
-      remat: levels (0 is the highest resolution) whose blocks are recomputed in the backward pass.
-      dtype: compute dtype, 'float32' or 'bfloat16'; parameters are float32.
+      encoder: design of the encoder.
+      decoder: design of the decoder, with the same latent shape and pixel channels.
+
+    Raises:
+      InputError: if the halves have different latents or pixels.
     """
 
-    widths: tuple[int, ...]
-    encoder_blocks: int
-    decoder_blocks: int
-    latent_channels: int
-    spatial_factor: int
-    temporal_factor: int
-    stem: str
-    stem_factor: int
-    conv: str
-    film: bool
-    pixel_norm: bool
-    attention: bool
-    remat: tuple[int, ...]
-    dtype: str
+    encoder: Design
+    decoder: Design
 
-    @classmethod
-    def of(cls, model: Any) -> "Architecture":
-        """Builds the architecture from the section `model` of a configuration.
+    def __post_init__(self):
+        for name in ("latent_channels", "spatial_factor", "temporal_factor", "pixel_channels"):
+            one, other = getattr(self.encoder, name), getattr(self.decoder, name)
+            if one != other:
+                raise InputError(f"the decoder has {name} = {other}; accepted: {one}, as the encoder has")
 
-        If a field of `model` is empty or 0, the preset `SIZES[model.size]` may supply the value.
-
-        Raises:
-          InputError: if stem_factor does not divide spatial_factor, remat names a level that does not exist,
-            or latent_channels exceeds 3 · spatial_factor².
-        """
-        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(cls)}
-        size = SIZES[model.size]
-        built = cls(**{name: value or size.get(name, value) for name, value in fields.items()})
-        if built.spatial_factor % built.stem_factor:
-            raise InputError(
-                f"model.stem_factor = {built.stem_factor}; accepted: a divisor of model.spatial_factor ="
-                f" {built.spatial_factor}"
-            )
-        if max(built.remat, default=0) > len(built.strides):
-            raise InputError(f"model.remat = {built.remat}; accepted: levels 0 to {len(built.strides)}")
-        if built.latent_channels > 3 * built.spatial_factor**2:
-            most = 3 * built.spatial_factor**2
-            raise InputError(
-                f"model.latent_channels = {built.latent_channels}; accepted: at most {most}, which is 3 *"
-                " model.spatial_factor**2"
-            )
-        return built
+    def replace(self, **changes: Any) -> "Architecture":
+        """Returns the architecture with fields of both designs replaced, such as `dtype` and `remat`."""
+        halves: Any = (self.encoder, self.decoder)
+        return Architecture(*(dataclasses.replace(half, **changes) for half in halves))
 
     @property
-    def strides(self) -> tuple[Triple, ...]:
-        """Strides (st, sh, sw) from each level to the next; the first halve space, the last halve time."""
-        spatial = int(math.log2(self.spatial_factor // self.stem_factor))
-        temporal = int(math.log2(self.temporal_factor))
-        count = max(spatial, temporal)
-        space = [2] * spatial + [1] * (count - spatial)
-        time = [1] * (count - temporal) + [2] * temporal
-        return tuple((t, s, s) for t, s in zip(time, space, strict=True))
+    def latent_channels(self) -> int:
+        """The number of latent channels c."""
+        return self.encoder.latent_channels
 
-    def width(self, level: int) -> int:
-        """Returns the number of channels of a level; level 0 has the highest resolution."""
-        return self.widths[min(level, len(self.widths) - 1)]
+    @property
+    def spatial_factor(self) -> int:
+        """The number of pixels per latent pixel along height and along width, fs."""
+        return self.encoder.spatial_factor
+
+    @property
+    def temporal_factor(self) -> int:
+        """The number of frames per latent frame, ft; the first latent frame holds one frame."""
+        return self.encoder.temporal_factor
+
+    @property
+    def pixel_channels(self) -> int:
+        """The number of pixel channels C."""
+        return self.encoder.pixel_channels
+
+    @property
+    def dtype(self) -> str:
+        """The compute dtype; 'bfloat16' if either half computes in bfloat16."""
+        return "float32" if self.encoder.dtype == self.decoder.dtype == "float32" else "bfloat16"
+
+    @property
+    def uses_modality(self) -> bool:
+        """Whether an image may be treated differently from a static video of it."""
+        return self.encoder.uses_modality or self.decoder.uses_modality
+
+    @property
+    def is_local(self) -> bool:
+        """Whether every pixel and latent depends only on a bounded part of the frame."""
+        return self.encoder.is_local and self.decoder.is_local
+
+    @property
+    def example_shape(self) -> tuple[int, int, int, int, int]:
+        """The shape (B, T, H, W, C) of a small clip with which parameters are initialized."""
+        side = 4 * self.spatial_factor
+        return 1, 1 + self.temporal_factor, side, side, self.pixel_channels
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Returns the latent's shape (t, h, w, c) for a clip (T, H, W); fractional sizes are rounded up."""
@@ -132,14 +105,14 @@ class Autoencoder(nn.Module):
 
     def setup(self):
         """Builds the encoder and the decoder."""
-        self.encoder = Encoder(self.architecture)
-        self.decoder = Decoder(self.architecture)
+        self.encoder = self.architecture.encoder.encoder()
+        self.decoder = self.architecture.decoder.decoder()
 
-    def encode(self, x: Float[Array, "B T H W 3"], is_video: bool | None = None) -> DiagonalGaussian:
+    def encode(self, x: Float[Array, "B T H W C"], is_video: bool | None = None) -> DiagonalGaussian:
         """Encodes a clip, or the next chunk of a stream if the Flax collection "cache" is mutable.
 
         Args:
-          x: pixels (B, T, H, W, 3) in [-1, 1], T = 1 + ft·k for a clip or first chunk, ft·k for a later one.
+          x: pixels (B, T, H, W, C) in [-1, 1], T = 1 + ft·k for a clip or first chunk, ft·k for a later one.
             ft is the architecture's temporal_factor. H and W are multiples of its spatial_factor.
           is_video: whether FiLM treats x as video. None means T > 1; if a stream's first chunk is a single
             frame, pass True.
@@ -149,7 +122,7 @@ class Autoencoder(nn.Module):
         """
         return DiagonalGaussian.from_moments(self.encoder(x, _is_video(x, is_video)))
 
-    def decode(self, z: Float[Array, "b t h w c"], is_video: bool | None = None) -> Float[Array, "B T H W 3"]:
+    def decode(self, z: Float[Array, "b t h w c"], is_video: bool | None = None) -> Float[Array, "B T H W C"]:
         """Decodes latents, or the next chunk of a stream if the Flax collection "cache" is mutable.
 
         Args:
@@ -158,122 +131,25 @@ class Autoencoder(nn.Module):
             latent frame, pass True.
 
         Returns:
-          Float32 pixels (B, T, H, W, 3), about in [-1, 1] but not clipped. T is 1 + ft·(t - 1), or ft·t for a
+          Float32 pixels (B, T, H, W, C), about in [-1, 1] but not clipped. T is 1 + ft·(t - 1), or ft·t for a
           later chunk; ft is the architecture's temporal_factor.
         """
         return self.decoder(z, _is_video(z, is_video))
 
     def __call__(
-        self, x: Float[Array, "B T H W 3"], key: PRNGKeyArray
-    ) -> tuple[Float[Array, "B T H W 3"], DiagonalGaussian]:
+        self, x: Float[Array, "B T H W C"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "B T H W C"], DiagonalGaussian]:
         """Encodes a clip, samples the posterior with `key` and decodes the sample.
 
         Args:
-          x: pixels (B, T, H, W, 3) in [-1, 1].
+          x: pixels (B, T, H, W, C) in [-1, 1].
           key: random key of the sample.
 
         Returns:
-          The reconstruction (B, T, H, W, 3) and the posterior over latents (b, t, h, w, c).
+          The reconstruction (B, T, H, W, C) and the posterior over latents (b, t, h, w, c).
         """
         posterior = self.encode(x)
         return self.decode(posterior.sample(key), _is_video(x, None)), posterior
-
-
-class Encoder(nn.Module):
-    """Maps pixels to the posterior's means and log-variances.
-
-    The means are the sum of a linear path, initialized to a cosine transform, and a residual network.
-    """
-
-    architecture: Architecture
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T H W 3"], is_video: bool) -> Float[Array, "b t h w moments"]:
-        """Maps pixels (B, T, H, W, 3) to float32 means and log-variances (b, t, h, w, 2c)."""
-        a = self.architecture
-        plain = functools.partial(CausalConv, modulated=False, dtype=jnp.dtype(a.dtype))
-        block = (a.temporal_factor, a.spatial_factor, a.spatial_factor)
-        linear = Downsample(
-            a.latent_channels,
-            block,
-            shortcut=False,
-            modulated=False,
-            kernel_init=dct_init.analysis,
-            name="linear",
-        )(x)
-        x = place(plain(a.width(0), name="conv_in")(stem(x, a.stem_factor, a.stem)))
-        for level, strides in enumerate((None, *a.strides)):
-            if strides:
-                down = Downsample(
-                    a.width(level), strides, modulated=a.conv == "smc", dtype=x.dtype, name=f"down_{level}"
-                )
-                x = place(down(x))
-            x = _blocks(self, x, level, a.encoder_blocks, is_video)
-        if a.attention:
-            x = FrameAttention(x.dtype, name="attention")(x)
-        x = plain(2 * a.latent_channels, kernel_init=nn.initializers.zeros, name="conv_out")(x)
-        mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        return place(jnp.concatenate([linear + mean, log_variance + LOG_VARIANCE_INIT], axis=-1))
-
-
-class Decoder(nn.Module):
-    """Maps latents to pixels by a linear path plus a residual network that mirrors the encoder's."""
-
-    architecture: Architecture
-
-    @nn.compact
-    def __call__(self, z: Float[Array, "b t h w c"], is_video: bool) -> Float[Array, "B T H W 3"]:
-        """Maps latents (b, t, h, w, c) to float32 pixels (B, T, H, W, 3)."""
-        a = self.architecture
-        plain = functools.partial(CausalConv, modulated=False, dtype=jnp.dtype(a.dtype))
-        block = (a.temporal_factor, a.spatial_factor, a.spatial_factor)
-        linear = Upsample(
-            3,
-            block,
-            shortcut=False,
-            modulated=False,
-            kernel_init=dct_init.synthesis(*block[:2]),
-            name="linear",
-        )(z)
-        lowest = len(a.strides)
-        x = place(plain(a.width(lowest), name="conv_in")(place(z)))
-        if a.attention:
-            x = FrameAttention(x.dtype, name="attention")(x)
-        for level in range(lowest, -1, -1):
-            x = _blocks(self, x, level, a.decoder_blocks, is_video)
-            if level:
-                up = Upsample(
-                    a.width(level - 1),
-                    a.strides[level - 1],
-                    modulated=a.conv == "smc",
-                    dtype=x.dtype,
-                    name=f"up_{level}",
-                )
-                x = place(up(x))
-        x = plain(3 * a.stem_factor**2, kernel_init=nn.initializers.zeros, name="conv_out")(x)
-        return place(linear + unstem(x.astype(jnp.float32), a.stem_factor, a.stem))
-
-
-def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: bool) -> jax.Array:
-    """Applies the residual blocks of a level; if `remat` names the level, the backward pass recomputes them.
-
-    If the Flax collection "activations" is mutable, it receives the norm over channels of each output pixel.
-    """
-    a = module.architecture
-    block = functools.partial(ResidualBlock, a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype))
-    differentiated = not module.is_initializing() and not module.is_mutable_collection("cache")
-    for i in range(count):
-        name = f"level_{level}_block_{i}"
-        if level in a.remat and differentiated:
-            alone = block(parent=None)
-            params = module.variables["params"][name]
-            x = recomputed(lambda params, x, b=alone: b.apply({"params": params}, x, is_video), params, x)
-        else:
-            x = block(name=name)(x, is_video)
-    if module.is_mutable_collection("activations") and not module.is_initializing():
-        norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
-        module.sow("activations", f"level_{level}", norms, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-    return x
 
 
 def _is_video(x: jax.Array, is_video: bool | None) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from vaejax.config import Config
 from vaejax.data.bucket import Bucket
-from vaejax.models.autoencoder import Architecture
+from vaejax.models.families import architecture_of
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
@@ -183,7 +183,7 @@ def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
         left = max(0.0, room - prediction.state - prediction.code)
         share = left / max(1, prediction.work(bucket.name))
         remedies = [*_smaller(bucket, share, config, prediction.chips)]
-        levels = tuple(range(len(Architecture.of(config.model).strides) + 1))
+        levels = tuple(range(architecture_of(config.model).encoder.levels))
         if set(levels) - set(config.model.remat):
             remedies.append(f"--config.model.remat='{levels}'")
         if prediction.state > 0.2 * room and (more := _more_fsdp(config, prediction.chips)):

@@ -19,7 +19,8 @@ from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.losses.adversarial import Adversary
 from vaejax.losses.objective import Objective, Terms
-from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.families import architecture_of
 from vaejax.networks.lpips import load_for
 from vaejax.rundir.console import Cost
 from vaejax.runtime import distributed, flops
@@ -80,7 +81,7 @@ class Programs:
           InputError: if the settings of model, loss and buckets do not fit together, or if the weight file of
             the perceptual network cannot be used.
         """
-        model = Autoencoder(Architecture.of(config.model))
+        model = Autoencoder(architecture_of(config.model))
         adversary = Adversary.of(config, buckets)
         optimizer = optim.optimizer(config.optim, config.steps)
         lpips_params = load_for(config.loss, buckets)
@@ -121,7 +122,8 @@ class Programs:
             adversary=self._adversary(phase),
             inject=functools.partial(self.inject, bucket.name) if self.inject else None,
         )
-        shape = (bucket.batch, bucket.frames, bucket.height, bucket.width, 3)
+        size = bucket.frames, bucket.height, bucket.width
+        shape = bucket.batch, *size, self.model.architecture.pixel_channels
         place, whole = sharding.frames_sharding(self.mesh, bucket.batch), sharding.replicated(self.mesh)
         frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
         key, lpips_params = jax.tree.map(
@@ -148,7 +150,7 @@ class Programs:
 
     def model_flops(self, phase: Phase, bucket: Bucket) -> int:
         """FLOPs of the gradients of one batch, not counting recomputation by the model's `remat`."""
-        architecture = dataclasses.replace(self.model.architecture, remat=())
+        architecture = self.model.architecture.replace(remat=())
         once = dataclasses.replace(self, model=self.model.clone(architecture=architecture))
         return flops.count(once.gradients(phase, bucket).jaxpr)
 

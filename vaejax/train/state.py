@@ -91,8 +91,7 @@ def _item(discriminator: str) -> str:
 def _init(model, optimizer, adversary, seed: int) -> Callable[[], TrainState]:
     def init() -> TrainState:
         key = jax.random.key(seed)
-        s = model.architecture.spatial_factor
-        clip = jnp.zeros((1, 1 + model.architecture.temporal_factor, 4 * s, 4 * s, 3))
+        clip = jnp.zeros(model.architecture.example_shape)
         params = {
             "autoencoder": model.init(key, clip, key)["params"],
             "likelihood": {"log_scale": jnp.zeros(())},

@@ -12,7 +12,6 @@ from skimage import data
 from tests.support.frames import pans, photos
 from tests.support.models import randomized
 from vaejax.codec import network
-from vaejax.codec import tiling as tile
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import TrainedVAE, fingerprint
 from vaejax.codec.stream import StreamEncoder
@@ -164,7 +163,7 @@ def test_reach_is_what_a_pixel_depends_on(options):
     )
     changed = np.abs(np.asarray(decode(there) - decode(z))).max((0, 1, 4)) > 0
     far = np.abs(np.argwhere(changed) // s - at).max()
-    assert tile.decoder_reach(codec.architecture) - 1 <= far <= tile.decoder_reach(codec.architecture)
+    assert codec.architecture.decoder.decoder_reach - 1 <= far <= codec.architecture.decoder.decoder_reach
 
     x = np.zeros((1, 1, n * s, n * s, 3), np.float32)
     far = 0
@@ -173,7 +172,7 @@ def test_reach_is_what_a_pixel_depends_on(options):
         there[:, :, at * s + corner, at * s + corner] = 5
         changed = np.abs(np.asarray(encode(there).mean - encode(x).mean)).max((0, 1, 4)) > 0
         far = max(far, np.abs(np.argwhere(changed) - at).max())
-    assert tile.encoder_reach(codec.architecture) - 1 <= far <= tile.encoder_reach(codec.architecture)
+    assert codec.architecture.encoder.encoder_reach - 1 <= far <= codec.architecture.encoder.encoder_reach
 
 
 def test_tiles_are_the_whole_frame():

@@ -20,7 +20,8 @@ from vaejax.errors import InputError
 from vaejax.evaluate.during_training import SCORES
 from vaejax.losses.adversarial import LOSSES
 from vaejax.losses.objective import LIKELIHOODS, NORMALIZATIONS, TERMS
-from vaejax.models.autoencoder import SIZES, Architecture
+from vaejax.models.families import architecture_of
+from vaejax.models.vaejax import SIZES
 from vaejax.networks.lpips import NETWORKS, SMALLEST
 from vaejax.probe import SCORES as PROBED
 from vaejax.probe.presets import PRESETS
@@ -33,7 +34,7 @@ def test_the_shipped_configurations_are_accepted(name):
     file, _, variant = name.partition(":")
     assert file in shipped_names()
     shipped = importlib.import_module(f"vaejax.configs.{file}").get_config(variant)
-    assert Architecture.of(check(shipped).model).widths
+    assert architecture_of(check(shipped).model).encoder.widths
 
 
 def test_a_checked_configuration_is_frozen_and_survives_json():
@@ -94,8 +95,8 @@ def test_a_size_fills_only_what_is_left_empty():
     settings = defaults()
     settings.model.size = "large"
     settings.model.encoder_blocks = 1
-    architecture = Architecture.of(check(settings).model)
-    assert (architecture.widths, architecture.encoder_blocks) == ((192, 384, 768), 1)
+    design = architecture_of(check(settings).model).encoder
+    assert (design.widths, design.encoder_blocks) == ((192, 384, 768), 1)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_a_wrong_value_is_named_with_the_accepted_ones(key, value, parts):
 def test_an_architecture_that_does_not_exist_is_refused(key, value, parts):
     settings = defaults()
     settings.model[key] = value
-    check_error(lambda: Architecture.of(check(settings).model), parts)
+    check_error(lambda: architecture_of(check(settings).model), parts)
 
 
 def check_error(work, parts):

@@ -386,12 +386,15 @@ def test_an_export_is_evaluated_and_its_card_shows_the_scores(run, whole, tmp_pa
 
 
 def test_an_export_of_another_version_loads(whole, tmp_path):
-    """config.json has every field, and unknown fields are ignored."""
+    """config.json has every field; unknown fields are ignored, missing ones take their defaults."""
     built = load_vae(str(whole)).architecture
     saved = json.loads((whole / "config.json").read_text())["architecture"]
-    assert saved == json.loads(json.dumps(dataclasses.asdict(built)))
+    assert saved == {"family": "vaejax", **json.loads(json.dumps(dataclasses.asdict(built.encoder)))}
     shutil.copytree(whole, tmp_path / "out")
     change_config(lambda config: config["architecture"].update(color="red"))(tmp_path / "out")
+    assert load_vae(str(tmp_path / "out")).architecture == built
+    for name in ("family", "pixel_channels"):  # as version 0.1 wrote it
+        change_config(lambda config, name=name: config["architecture"].pop(name))(tmp_path / "out")
     assert load_vae(str(tmp_path / "out")).architecture == built
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tests.support.models import SMALL, architecture, clip, randomized
-from vaejax.models.autoencoder import SIZES, Autoencoder
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.conv import general_path
 from vaejax.models.dct_init import LATENT_SCALE, low_frequencies
+from vaejax.models.vaejax import SIZES
 
 # The options that claim causality, static images and exact streams. The default suite tests one combination;
 # marked tests show which option broke it. FiLM claims causality and exact streams only.

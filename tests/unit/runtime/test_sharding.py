@@ -14,7 +14,8 @@ from tests.support.models import architecture, clip
 from vaejax.configs import joint
 from vaejax.data.bucket import Bucket
 from vaejax.losses.adversarial import Adversary
-from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.families import architecture_of
 from vaejax.runtime.mesh import AXES, device_bytes, frames_sharding, make_mesh, placing_frames, replicate
 from vaejax.train import optimizer as optim
 from vaejax.train import state as train_state
@@ -26,7 +27,7 @@ def flagship(data, fsdp):
     """The shapes and shardings of its state, with discriminators."""
     mesh = AbstractMesh((data, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     config = joint.get_config()
-    model = Autoencoder(Architecture.of(config.model))
+    model = Autoencoder(architecture_of(config.model))
     adversary = Adversary.of(config, [Bucket(1, 64, 64, 1), Bucket(5, 64, 64, 1)])
     return train_state.shapes(model, optim.optimizer(config.optim, config.steps), adversary, mesh)
 
