@@ -143,7 +143,7 @@ def check(
 
         def loss(params, x=x):
             x_hat, posterior = model.apply({"params": params}, x, key)
-            out = Outputs(x_hat, posterior, posterior.mean, jnp.zeros(()), jnp.zeros(()))
+            out = Outputs(x_hat, posterior, posterior.mean, jnp.zeros(()), {})
             return objective(x, out, {}, key)[0], x_hat
 
         (value, x_hat), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from vaejax.config.schema import ModelConfig
+from vaejax.config.schema import Config, ModelConfig
 from vaejax.errors import InputError, one_line
 from vaejax.files import UNFINISHED, expand_home
 from vaejax.models import families
@@ -45,6 +45,7 @@ class TrainedVAE(NamedTuple):
       mean, std: statistics of each latent channel over the training data, (c,) float32; None if unknown.
       step: number of training updates.
       fingerprint: hash of the trained float32 parameters, 16 hexadecimal digits; latents record it.
+      log_scale: log-scale of the likelihood, see losses/objective.py; None if unknown.
     """
 
     name: str
@@ -54,6 +55,7 @@ class TrainedVAE(NamedTuple):
     std: Float32[np.ndarray, " c"] | None
     step: int
     fingerprint: str
+    log_scale: float | None = None
 
 
 def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
@@ -121,7 +123,7 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
     step = run.step if step is None else step
     config = run.read_config()
     try:
-        architecture = families.architecture_of(config.model)
+        architecture = run_architecture(run, config)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -130,14 +132,28 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
 
     def read(newest: int | None) -> TrainedVAE:
         chosen = _completed_step(name, checkpoints, newest if step is None else step)
-        params = _restore_average(name, checkpoints.folder(chosen), _checked_shapes(name, architecture))
+        shapes = _checked_shapes(name, architecture)
+        params, log_scale = _restore_average(name, checkpoints.folder(chosen), shapes, config.optim.train)
         statistics = latent_statistics.load(folder, chosen) or {}
         mean, std = (_per_channel(statistics.get(key)) for key in ("mean", "std"))
-        return TrainedVAE(name, architecture, params, mean, std, chosen, fingerprint(params))
+        return TrainedVAE(name, architecture, params, mean, std, chosen, fingerprint(params), log_scale)
 
     if step is not None:
         return read(step)
     return checkpoints.newest_whole(read, on_all_hosts=False)
+
+
+def run_architecture(run: RunFolder, config: Config) -> Architecture:
+    """The architecture of a run's autoencoder.
+
+    Raises:
+      InputError: if the model that the run started from is needed and missing.
+    """
+    known = read_export_config(str(run.init))
+    if known is None and (config.teacher or not config.model.family):
+        raise InputError(f"{run.init}: not the model that the run started from; accepted: {ACCEPTED}")
+    start = families.from_json(known["architecture"], ModelConfig()) if known else None
+    return families.architecture_of_run(config, start)
 
 
 def read_export_config(name: str) -> dict[str, Any] | None:
@@ -175,7 +191,7 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     _check_shapes(name, shapes, params)
     if fingerprint(params) != stored:
         raise InputError(f"{path}: not the weights that config.json describes; accepted: {ACCEPTED}")
-    return TrainedVAE(name, architecture, params, mean, std, step, model)
+    return TrainedVAE(name, architecture, params, mean, std, step, model, config.get("log_scale"))
 
 
 def _per_channel(values: list[float] | None) -> np.ndarray | None:
@@ -207,25 +223,42 @@ def _completed_step(name: str, checkpoints: SavedCheckpoints, step: int | None) 
     return step
 
 
-def _restore_average(name: str, checkpoint: pathlib.Path, shapes: Params) -> Params:
+def _restore_average(
+    name: str, checkpoint: pathlib.Path, shapes: Params, trained: Sequence[str]
+) -> tuple[Params, float]:
     """Reads the averaged (EMA) parameters as arrays on this host, whatever mesh saved them.
 
     Args:
       name: name of the run, for messages.
       checkpoint: folder of the checkpoint.
       shapes: shapes of the parameters.
+      trained: the halves of the autoencoder that train; the item 'frozen' holds the other half.
+
+    Returns:
+      The parameters, and the log-scale of the likelihood.
 
     Raises:
       DamagedCheckpoint: if the checkpoint is damaged.
       InputError: if the checkpoint cannot be read, or has other shapes.
     """
-    tree = {"ema": {"autoencoder": shapes}}
+    averages = {half: shapes[half] for half in trained}
+    likelihood = {"log_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    state = {"ema": {"autoencoder": averages, "likelihood": likelihood}}
+    arrays = _restore(name, checkpoint, "state", state)["ema"]
+    params = arrays["autoencoder"]
+    if frozen := {half: tree for half, tree in shapes.items() if half not in trained}:
+        params |= _restore(name, checkpoint, "frozen", frozen)
+    return params, float(arrays["likelihood"]["log_scale"])
+
+
+def _restore(name: str, checkpoint: pathlib.Path, item: str, tree: Params) -> Params:
+    """Reads some arrays of an item of a checkpoint; see `_restore_average`."""
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     try:
         contents = wholeness.read_contents(checkpoint)
         with wholeness.reading(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             arrays = checkpointer.restore(
-                checkpoint / "state",
+                checkpoint / item,
                 args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True),
             )
     except DamagedCheckpoint:
@@ -236,8 +269,8 @@ def _restore_average(name: str, checkpoint: pathlib.Path, shapes: Params) -> Par
             f"{name}: {checkpoint} cannot be read: {one_line(error)}; accepted: an undamaged checkpoint"
         ) from error
     _check_shapes(name, tree, arrays)
-    wholeness.check_arrays(checkpoint, contents, "state", wholeness.of_arrays(arrays))
-    return arrays["ema"]["autoencoder"]
+    wholeness.check_arrays(checkpoint, contents, item, wholeness.of_arrays(arrays))
+    return arrays
 
 
 def _check_shapes(name: str, expected: Params, found: Params) -> None:

@@ -1,5 +1,6 @@
-"""The kinds of values that settings accept."""
+"""The kinds of values that settings accept, and the definition of a setting."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -35,3 +36,16 @@ TEXT = Accepts(lambda v: isinstance(v, str), "text")
 FOLDERS = Accepts(is_folders, "FOLDER[,FOLDER], or a list of folders")
 FLAG = Accepts(lambda v: isinstance(v, bool), "True or False")
 ENTRIES = Accepts(lambda v: isinstance(v, Mapping), "a mapping of entries")
+
+
+def setting(default: Any, accepts: Accepts, doc: str) -> Any:
+    """Defines a field of a section: its default, accepted values and meaning."""
+    metadata = {"accepts": accepts, "doc": doc}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(kind: type) -> Any:
+    """Defines a field that holds another section."""
+    return dataclasses.field(default_factory=kind)

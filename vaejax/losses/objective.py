@@ -95,6 +95,8 @@ def temporal(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> 
 # Terms that sharpen reconstructions beyond a pixelwise likelihood. A new term needs an entry here and a
 # weight in `WeightsConfig`.
 DETAIL_TERMS = {"high_pass": high_pass, "wavelet": wavelet, "temporal": temporal}
+# Terms that need further passes of the networks; train/step.py computes them.
+FORWARD_TERMS = ("equivariance", "anchor", "teacher", "features")
 # The names of all terms and of their weights; losses/adversarial.py computes the term 'adversarial'.
 TERMS = (
     "reconstruction",
@@ -104,7 +106,7 @@ TERMS = (
     *DETAIL_TERMS,
     "outliers",
     "roughness",
-    "equivariance",
+    *FORWARD_TERMS,
 )
 
 
@@ -117,14 +119,14 @@ class Outputs:
       posterior: posterior over latents (b, t, h, w, c).
       z: sample (b, t, h, w, c) of the posterior.
       log_scale: learned log-scale () of the likelihood.
-      equivariance: value () of `latent.equivariance`; 0 if the term is off.
+      terms: values () of those FORWARD_TERMS that have a weight, by name.
     """
 
     x_hat: Float[Array, "B T H W C"]
     posterior: DiagonalGaussian
     z: Float[Array, "b t h w c"]
     log_scale: Float[Array, ""]
-    equivariance: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +235,7 @@ class Objective:
             terms["outliers"] = latent_terms.outliers(out.z, self.latent.outlier_radius)
         if self.uses("roughness"):
             terms["roughness"] = latent_terms.roughness(out.z, self.latent.correlation)
-        if self.uses("equivariance"):
-            terms["equivariance"] = out.equivariance
+        terms |= out.terms
         by_weight = {"reconstruction" if name == "nll" else name: value for name, value in terms.items()}
         total: Any = sum(self.weights.get(name, 0.0) * value for name, value in by_weight.items())
         return self.scale(x.shape[1:]) * total, {"loss": total, **terms}

@@ -34,7 +34,9 @@ class Architecture:
         for name in ("latent_channels", "spatial_factor", "temporal_factor", "pixel_channels"):
             one, other = getattr(self.encoder, name), getattr(self.decoder, name)
             if one != other:
-                raise InputError(f"the decoder has {name} = {other}; accepted: {one}, as the encoder has")
+                raise InputError(
+                    f"model.{name} = {other} in one half, {one} in the other; accepted: the same in both"
+                )
 
     def replace(self, **changes: Any) -> "Architecture":
         """Returns the architecture with fields of both designs replaced, such as `dtype` and `remat`."""

@@ -21,6 +21,24 @@ def architecture_of(model: Any) -> Architecture:
     return Architecture(design, design)
 
 
+def architecture_of_run(config: Any, known: Architecture | None) -> Architecture:
+    """The architecture that a whole configuration trains.
+
+    Args:
+      config: the configuration.
+      known: architecture of the model config.init or config.teacher; None without one.
+
+    Raises:
+      InputError: if the settings do not fit together, or a half that learns from a teacher does not have the
+        teacher's latents.
+    """
+    if known and config.student:
+        return dataclasses.replace(known, **{config.student: FAMILIES[config.model.family].of(config.model)})
+    if known and not config.model.family:
+        return known.replace(remat=config.model.remat, dtype=config.model.dtype)
+    return architecture_of(config.model)
+
+
 def to_json(architecture: Architecture) -> dict[str, Any]:
     """The fields of an architecture, for JSON; of two like halves only one is listed."""
     encoder, decoder = map(_design_to_json, (architecture.encoder, architecture.decoder))

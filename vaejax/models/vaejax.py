@@ -16,7 +16,7 @@ from vaejax.models import dct_init
 from vaejax.models.blocks import FrameAttention, ResidualBlock
 from vaejax.models.constraints import place
 from vaejax.models.conv import CausalConv, Triple
-from vaejax.models.design import Design
+from vaejax.models.design import Design, sow
 from vaejax.models.remat import recomputed
 from vaejax.models.resample import Downsample, Upsample, stem, unstem
 
@@ -230,7 +230,8 @@ class Decoder(nn.Module):
 def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: bool) -> jax.Array:
     """Applies the residual blocks of a level; if `remat` names the level, the backward pass recomputes them.
 
-    If the Flax collection "activations" is mutable, it receives the norm over channels of each output pixel.
+    If the Flax collection "features" is mutable, it receives the output; "activations" receives the norm over
+    channels of each output pixel.
     """
     a = module.design
     block = functools.partial(ResidualBlock, a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype))
@@ -243,7 +244,8 @@ def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: b
             x = recomputed(lambda params, x, b=alone: b.apply({"params": params}, x, is_video), params, x)
         else:
             x = block(name=name)(x, is_video)
+    sow(module, "features", f"level_{level}", x)
     if module.is_mutable_collection("activations") and not module.is_initializing():
         norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
-        module.sow("activations", f"level_{level}", norms, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+        sow(module, "activations", f"level_{level}", norms)
     return x

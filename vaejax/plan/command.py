@@ -11,8 +11,10 @@ from typing import Any
 import jax
 
 from vaejax import cli
+from vaejax.codec.load import load_vae
 from vaejax.config import Config, check
 from vaejax.data.bucket import buckets_of
+from vaejax.models import families
 from vaejax.plan import suggestion, table
 from vaejax.plan.cost import Costs
 from vaejax.plan.prediction import Prediction
@@ -69,10 +71,13 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
     """
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
-    programs = Programs.of(config, buckets, mesh)
+    start = config.init or config.teacher
+    programs = Programs.of(config, buckets, mesh, known=load_vae(start) if start else None)
     phase = programs.phase(config.steps - 1)
     everything = json.loads(json.dumps(config.to_dict()))
     made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
+    models = [programs.model] + ([programs.reference.model] if programs.reference else [])
+    made_from["architectures"] = [families.to_json(model.architecture) for model in models]
     made_from["buckets"] = sorted(b.name for b in buckets)  # the buckets decide which discriminators exist
     pool, submitted = concurrent.futures.ThreadPoolExecutor(jobs), {}
     try:
@@ -90,9 +95,10 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
         costs_by_name = {name: cost.result() for name, cost in submitted.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    networks = [programs.state.params, [one.params for one in programs.state.discriminators.values()]]
+    discriminators = [one.params for one in programs.state.discriminators.values()]
+    networks = [programs.state.params, programs.state.frozen, discriminators]
     state = sharding.device_bytes([programs.state, programs.accumulated(phase)])
-    state += sum(leaf.nbytes for leaf in jax.tree.leaves(programs.lpips_params))
+    state += sum(leaf.nbytes for leaf in jax.tree.leaves([programs.lpips_params, programs.reference_params]))
     parameters = sharding.device_bytes(networks)
     return Prediction(buckets, costs_by_name, parameters, state, mesh.size, topology.chip, topology.shape)
 

@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "splits.parquet"
 
     @property
+    def init(self) -> pathlib.Path:
+        """The model that the run started from, as an export; absent if it started from scratch."""
+        return self.path / "init"
+
+    @property
     def bad_steps(self) -> pathlib.Path:
         """Skipped updates and rollbacks."""
         return self.path / "bad_steps.jsonl"

@@ -87,7 +87,7 @@ class Evaluators:
         report.say(self._held_out.announcement())
         try:
             with self._remaining.timing("score"):
-                scores = self._held_out.evaluate(state.ema, state.params)
+                scores = self._held_out.evaluate(state.whole(state.ema), state.whole(state.params))
         except Stopped:
             return {}
         self.verdict = report.judge(step, scores)
@@ -100,7 +100,7 @@ class Evaluators:
     ) -> dict[str, float]:
         report.say(f"probing the latents of {probe.bucket.name} ...")
         with self._remaining.timing("probe"):
-            scores, picture = probe.evaluate(state.ema)
+            scores, picture = probe.evaluate(state.whole(state.ema))
         if scores:
             report.scores(step, scores, probe.line(step, scores))
         if picture is not None:
@@ -110,7 +110,7 @@ class Evaluators:
     def _show(self, step: int, state: TrainState, report: Reporter) -> None:
         try:
             with self._remaining.timing("show"):
-                for name, original, reconstruction, linear in self._held_out.panels(state.ema):
+                for name, original, reconstruction, linear in self._held_out.panels(state.whole(state.ema)):
                     report.panels(step, name, original, reconstruction, linear)
         except Stopped:
             pass

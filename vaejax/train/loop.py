@@ -21,7 +21,7 @@ from vaejax.runtime import chips, distributed
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.profiler import Profile
 from vaejax.runtime.watchdog import WAITING_FOR_DEVICES, Watchdog
-from vaejax.train import finish, resume
+from vaejax.train import finish, initial, resume
 from vaejax.train.evaluators import Evaluators
 from vaejax.train.guard import Pending, StepGuard
 from vaejax.train.optimizer import learning_rate
@@ -58,8 +58,9 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     """
     checked = check(config)
     with Watchdog(checked.recovery.stall) as watchdog, locked(RunFolder.create(workdir)) as folder:
-        resume.check_init(SavedCheckpoints(folder.path), checked)  # before the media are scanned
-        setup = Setup.of(checked, inject, folder)
+        resumes = SavedCheckpoints(folder.path).latest_on_all_hosts() is not None
+        known = initial.keep(checked, folder, resumes)  # before the media are scanned
+        setup = Setup.of(checked, inject, folder, known)
         watchdog.begin("starting", 0, patient=True)
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
             # If a checkpoint proves to be damaged, the run starts again from an earlier one.
@@ -75,7 +76,7 @@ def _fit(setup: Setup, folder: RunFolder, checkpoints: Checkpoints, watchdog: Wa
     if start >= config.steps:
         checkpoints.verify(start)
         distributed.say(f"already at step {start} of {config.steps}; nothing to do")
-        finish.complete(folder, start, config)
+        finish.complete(setup, folder, start)
         return True
     with Preemption() as preemption:
         run = Run(setup, folder, checkpoints, watchdog, preemption, start)
@@ -131,7 +132,7 @@ class Run:
         self._began = time.monotonic()
         folder.write_config(config)
         files = training_files(setup.sources, setup.buckets, config.data)
-        shapes = programs.state.params["autoencoder"]
+        shapes = programs.state.whole(programs.state.params)["autoencoder"]
         console.introduce(folder, config, setup.buckets, files, start, shapes)
 
     def train_from(self, start: int) -> Outcome:
@@ -182,7 +183,7 @@ class Run:
                     if due.last or ((stopping or due.save) and not guard.in_row):
                         self._save(step + 1, state, positions, scores, report)
                 if due.last:
-                    self.ema = state.ema["autoencoder"]
+                    self.ema = state.whole(state.ema)["autoencoder"]
                 elif stopping:
                     return Outcome.STOPPED
                 elif guard.must_roll_back:

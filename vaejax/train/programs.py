@@ -10,17 +10,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.stages import Traced
 
+from vaejax.codec.load import TrainedVAE
 from vaejax.config import Config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.losses.adversarial import Adversary
+from vaejax.losses.distillation import Reference, matching_levels
 from vaejax.losses.objective import Objective, Terms
 from vaejax.models.autoencoder import Autoencoder
-from vaejax.models.families import architecture_of
+from vaejax.models.families import architecture_of_run
 from vaejax.networks.lpips import load_for
 from vaejax.rundir.console import Cost
 from vaejax.runtime import distributed, flops
@@ -57,6 +60,10 @@ class Programs:
       lpips_params: parameters of the perceptual network, or their shapes; {} if the term is off.
       perceptual_start: first step with the perceptual term.
       inject: test hook that corrupts values, see `Inject` in train/step.py.
+      trained: halves of the autoencoder that train.
+      reference: the model that the run started from or learns from; None if no term needs it.
+      reference_params: parameters of the reference, see `distillation.Reference`.
+      projections: shapes of the projections of distilled features, by level.
     """
 
     state: TrainState
@@ -70,23 +77,43 @@ class Programs:
     lpips_params: dict
     perceptual_start: int = 0
     inject: steps.Inject | None = None
+    trained: tuple[str, ...] = states.HALVES
+    reference: Reference | None = None
+    reference_params: dict = dataclasses.field(default_factory=dict)
+    projections: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, config: Config, buckets: Sequence[Bucket], mesh: Mesh, inject: steps.Inject | None = None
+        cls,
+        config: Config,
+        buckets: Sequence[Bucket],
+        mesh: Mesh,
+        inject: steps.Inject | None = None,
+        known: TrainedVAE | None = None,
     ) -> "Programs":
         """Builds the programs of a configuration.
+
+        Args:
+          config: configuration of the run.
+          buckets: buckets of the configuration.
+          mesh: mesh of the run.
+          inject: test hook that corrupts values, see `Inject` in train/step.py.
+          known: the model of config.init or config.teacher.
 
         Raises:
           InputError: if the settings of model, loss and buckets do not fit together, or if the weight file of
             the perceptual network cannot be used.
         """
-        model = Autoencoder(architecture_of(config.model))
+        model = Autoencoder(architecture_of_run(config, known.architecture if known else None))
         adversary = Adversary.of(config, buckets)
         optimizer = optim.optimizer(config.optim, config.steps)
         lpips_params = load_for(config.loss, buckets)
+        trained, (reference, reference_params, projections) = (
+            config.optim.train,
+            _reference(config, model, known),
+        )
         return cls(
-            states.shapes(model, optimizer, adversary, mesh),
+            states.shapes(model, optimizer, adversary, mesh, trained, projections),
             mesh,
             model,
             Objective.of(config),
@@ -97,6 +124,10 @@ class Programs:
             lpips_params,
             config.loss.perceptual.start if lpips_params else 0,
             inject,
+            trained,
+            reference,
+            reference_params,
+            projections,
         )
 
     def phase(self, step: int) -> Phase:
@@ -120,20 +151,22 @@ class Programs:
             model=self.model,
             objective=self.objective if phase.perceptual else self.objective.without("perceptual"),
             adversary=self._adversary(phase),
+            reference=self.reference,
             inject=functools.partial(self.inject, bucket.name) if self.inject else None,
         )
         size = bucket.frames, bucket.height, bucket.width
         shape = bucket.batch, *size, self.model.architecture.pixel_channels
         place, whole = sharding.frames_sharding(self.mesh, bucket.batch), sharding.replicated(self.mesh)
         frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
-        key, lpips_params = jax.tree.map(
+        key, lpips_params, reference_params = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-            (jax.eval_shape(lambda: jax.random.key(0)), self.lpips_params),
+            (jax.eval_shape(lambda: jax.random.key(0)), self.lpips_params, self.reference_params),
         )
         places = jax.tree.map(lambda x: x.sharding, accumulated)
         step = jax.jit(step, donate_argnums=1, out_shardings=(places, None))
         with sharding.placing_frames(self.mesh):
-            return step.trace(self.state, accumulated, frames, key, lpips_params)
+            arguments = self.state, accumulated, frames, key, lpips_params
+            return step.trace(*arguments, reference_params=reference_params)
 
     def apply(self, phase: Phase) -> Traced:
         """The program `step.apply_gradients`: updates a state with the gradients of all buckets."""
@@ -170,6 +203,24 @@ class Programs:
         return self.adversary if phase.adversarial else None
 
 
+def _reference(
+    config: Config, model: Autoencoder, known: TrainedVAE | None
+) -> tuple[Reference | None, dict, dict[str, tuple[int, int]]]:
+    """The reference, its parameters and the shapes of the projections, as far as the loss needs them."""
+    weights, params, pairs, projections = config.loss.weights, {}, (), {}
+    if known and weights.anchor:
+        params["encoder"] = known.params["encoder"]
+    if known and (weights.teacher or weights.features):
+        params["decoder"] = known.params["decoder"]
+    if known is None or not params:
+        return None, {}, {}
+    std = np.ones(known.architecture.latent_channels) if known.std is None else known.std
+    judge = Autoencoder(known.architecture.replace(remat=(), dtype=model.architecture.dtype))
+    if weights.features:
+        pairs, projections = matching_levels(model, judge)
+    return Reference(judge, pairs), params | {"std": np.asarray(std, np.float32)}, projections
+
+
 def reason(before: Phase | None, now: Phase, step: int) -> str:
     """The reason why update `step` needs other programs than the last update, whose phase was `before`."""
     if before is None:
@@ -195,8 +246,8 @@ class Update:
     def __init__(self, programs: Programs, buckets: Sequence[Bucket], seed: int, counts_flops: bool = False):
         self._programs, self._counts_flops = programs, counts_flops
         self._buckets = {b.name: b for b in buckets}
-        self._key, self._lpips = sharding.replicate(
-            programs.mesh, (jax.random.key(seed), programs.lpips_params)
+        self._key, self._lpips, self._reference = sharding.replicate(
+            programs.mesh, (jax.random.key(seed), programs.lpips_params, programs.reference_params)
         )
         self._phase: Phase | None = None
         self._compiled: tuple = ()
@@ -243,7 +294,9 @@ class Update:
             frames = sharding.global_frames(
                 self._programs.mesh, batch.frames, batch.rows, self._buckets[name].batch
             )
-            accumulated, terms[name] = gradients[name](state, accumulated, frames, self._key, self._lpips)
+            accumulated, terms[name] = gradients[name](
+                state, accumulated, frames, self._key, self._lpips, reference_params=self._reference
+            )
         state, terms["all"] = apply(state, accumulated)
         return state, terms
 

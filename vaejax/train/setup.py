@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
+from vaejax.codec.load import TrainedVAE
 from vaejax.config import Config
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, buckets_of
@@ -34,6 +35,7 @@ class Setup:
       buckets: buckets of the configuration, the sample shapes to train on.
       sources: opened data sources.
       inject: test hook that corrupts values, see `Inject` in train/step.py; or None.
+      known: the model of config.init or config.teacher; None without one.
     """
 
     config: Config
@@ -41,9 +43,16 @@ class Setup:
     buckets: Sequence[Bucket]
     sources: Sequence[Source]
     inject: Inject | None = None
+    known: TrainedVAE | None = None
 
     @classmethod
-    def of(cls, config: Config, inject: Inject | None = None, folder: RunFolder | None = None) -> "Setup":
+    def of(
+        cls,
+        config: Config,
+        inject: Inject | None = None,
+        folder: RunFolder | None = None,
+        known: TrainedVAE | None = None,
+    ) -> "Setup":
         """Builds the mesh and buckets and opens the sources; process 0 opens them first and indexes media.
 
         The split of the media is that of the run in `folder`, which process 0 brings up to date.
@@ -63,19 +72,19 @@ class Setup:
                 split.write(folder.splits)
             for line in split.report() + sources.held_out_report(opened, buckets, config.data):
                 print(line, file=sys.stderr)
-        return cls(config, mesh, buckets, opened, inject)
+        return cls(config, mesh, buckets, opened, inject, known)
 
     @functools.cached_property
     def programs(self) -> Programs:
         """The uncompiled programs of an update."""
-        return Programs.of(self.config, self.buckets, self.mesh, self.inject)
+        return Programs.of(self.config, self.buckets, self.mesh, self.inject, self.known)
 
     @functools.cached_property
     def initialize(self) -> Callable[[], TrainState]:
         """The function that initializes the train state; compiled once, for the start and all rollbacks."""
-        programs = self.programs
+        p = self.programs
         return states.initializer(
-            programs.model, programs.optimizer, programs.adversary, self.mesh, self.config.seed
+            p.model, p.optimizer, p.adversary, self.mesh, self.config.seed, p.trained, p.projections
         )
 
     @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """The train state, its sharded initialization and its form in a checkpoint."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from vaejax.losses.adversarial import Adversary, DiscriminatorState
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import mesh as sharding
 
+HALVES = ("encoder", "decoder")
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -22,10 +25,13 @@ class TrainState:
 
     Attributes:
       step: number () of updates, int32, including skipped ones.
-      params: float32 parameters {'autoencoder': ..., 'likelihood': {'log_scale': ()}}.
+      params: float32 parameters that train: {'autoencoder': {'encoder': ..., 'decoder': ...}, 'likelihood':
+        {'log_scale': ()}}. A half that is frozen is missing. If decoder features are distilled, 'projections'
+        holds a kernel (C, C') per level.
       ema: exponential moving average of params, with the same structure.
       optimizer: optax state of the optimizer of params.
       discriminators: state of each discriminator by name; {} without an adversarial term.
+      frozen: parameters of the half that does not train, {'encoder': ...} or {'decoder': ...}; {} if both do.
     """
 
     step: Int[Array, ""]
@@ -33,6 +39,11 @@ class TrainState:
     ema: dict
     optimizer: optax.OptState
     discriminators: dict[str, DiscriminatorState]
+    frozen: dict = dataclasses.field(default_factory=dict)
+
+    def whole(self, params: dict) -> dict:
+        """Returns `params` or `ema` with both halves of the autoencoder."""
+        return params | {"autoencoder": params["autoencoder"] | self.frozen}
 
 
 def create(
@@ -41,9 +52,10 @@ def create(
     adversary: Adversary | None,
     mesh: Mesh,
     seed: int,
+    trained: Sequence[str] = HALVES,
 ) -> TrainState:
     """Initializes a state from a seed; every shard is created on its own device."""
-    return initializer(model, optimizer, adversary, mesh, seed)()
+    return initializer(model, optimizer, adversary, mesh, seed, trained)()
 
 
 def initializer(
@@ -52,53 +64,78 @@ def initializer(
     adversary: Adversary | None,
     mesh: Mesh,
     seed: int,
+    trained: Sequence[str] = HALVES,
+    projections: Mapping[str, tuple[int, int]] | None = None,
 ) -> Callable[[], TrainState]:
-    """The jitted function behind `create`, for callers that initialize more than once."""
-    init = _init(model, optimizer, adversary, seed)
+    """The jitted function behind `create`, for callers that initialize more than once.
+
+    Args:
+      model: the autoencoder.
+      optimizer: the optimizer of its parameters.
+      adversary: the discriminators; None without them.
+      mesh: mesh of the run.
+      seed: seed of the parameters.
+      trained: halves of the autoencoder that train.
+      projections: shapes of the projections of distilled features, by level.
+    """
+    init = _init(model, optimizer, adversary, seed, trained, projections)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
     return jax.jit(init, out_shardings=shardings)
 
 
 def shapes(
-    model: Autoencoder, optimizer: optax.GradientTransformation, adversary: Adversary | None, mesh: Mesh
+    model: Autoencoder,
+    optimizer: optax.GradientTransformation,
+    adversary: Adversary | None,
+    mesh: Mesh,
+    trained: Sequence[str] = HALVES,
+    projections: Mapping[str, tuple[int, int]] | None = None,
 ) -> TrainState:
     """The shape and sharding of every array of a state; the mesh may describe devices that are absent."""
-    state = jax.eval_shape(_init(model, optimizer, adversary, 0))
+    state = jax.eval_shape(_init(model, optimizer, adversary, 0, trained, projections))
     return sharding.with_shardings(state, sharding.state_shardings(mesh, state))
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
     """The items of a checkpoint.
 
-    Each discriminator is a separate item, so a resumed run may add or drop one.
+    Each discriminator is a separate item, so a resumed run may add or drop one. So is the frozen half.
     """
     main = {"step": state.step, "params": state.params, "ema": state.ema, "optimizer": state.optimizer}
     main["opponents"] = {}  # unused, but part of the format since version 0.1
-    return {"state": main} | {_item(name): one for name, one in state.discriminators.items()}
+    frozen = {"frozen": state.frozen} if state.frozen else {}
+    return {"state": main} | frozen | {_item(name): one for name, one in state.discriminators.items()}
 
 
 def from_items(state: TrainState, items: Mapping[str, Any]) -> TrainState:
     """Returns `state` with the arrays of a checkpoint; a discriminator that `items` lacks stays as it is."""
     found = {name: items[_item(name)] for name in state.discriminators if _item(name) in items}
     main = {name: value for name, value in items["state"].items() if name != "opponents"}
-    return dataclasses.replace(state, **main, discriminators=state.discriminators | found)
+    frozen = items.get("frozen", state.frozen)
+    return dataclasses.replace(state, **main, frozen=frozen, discriminators=state.discriminators | found)
 
 
 def _item(discriminator: str) -> str:
     return f"discriminator_{discriminator}"
 
 
-def _init(model, optimizer, adversary, seed: int) -> Callable[[], TrainState]:
+def _init(model, optimizer, adversary, seed: int, trained, projections) -> Callable[[], TrainState]:
     def init() -> TrainState:
         key = jax.random.key(seed)
         clip = jnp.zeros(model.architecture.example_shape)
-        params = {
-            "autoencoder": model.init(key, clip, key)["params"],
-            "likelihood": {"log_scale": jnp.zeros(())},
-        }
+        halves = model.init(key, clip, key)["params"]
+        frozen = {half: halves.pop(half) for half in HALVES if half not in trained}
+        params = {"autoencoder": halves, "likelihood": {"log_scale": jnp.zeros(())}}
+        if projections:
+            draw = nn.initializers.lecun_normal()
+            params["projections"] = {
+                level: {"kernel": draw(jax.random.fold_in(key, i), shape)}
+                for i, (level, shape) in enumerate(projections.items())
+            }
         # A copy, because donating one buffer twice is an error.
         average = jax.tree.map(jnp.copy, params)
         discriminators = adversary.init(jax.random.fold_in(key, 1)) if adversary else {}
-        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), discriminators)
+        step, optimizer_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+        return TrainState(step, params, average, optimizer_state, discriminators, frozen)
 
     return init

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
+from vaejax.losses import distillation
 from vaejax.losses import latent as latent_terms
 from vaejax.losses.adversarial import Adversary, LogitStats, adaptive_weight
+from vaejax.losses.distillation import Reference
 from vaejax.losses.objective import Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.ema import ema
@@ -52,33 +54,58 @@ def zeros(state: TrainState, adversary: Adversary | None) -> Accumulated:
 
 
 def reconstruct(
-    model: Autoencoder, objective: Objective, params: dict, x: Float[Array, "B T H W C"], key: PRNGKeyArray
+    model: Autoencoder,
+    objective: Objective,
+    params: dict,
+    x: Float[Array, "B T H W C"],
+    key: PRNGKeyArray,
+    frozen: dict | None = None,
+    reference: Reference | None = None,
+    reference_params: dict | None = None,
 ) -> Outputs:
     """Encodes a batch, samples its posterior and decodes the sample.
 
     Args:
       model: the autoencoder.
-      objective: objective, whose settings decide on masking and on the equivariance term.
+      objective: objective, whose settings decide on masking and on the terms that need further passes.
       params: parameters, structured as `TrainState.params`.
       x: pixels (B, T, H, W, C) in [-1, 1].
       key: random key of the sample, the mask and the equivariance term.
+      frozen: parameters of the half that does not train, see `TrainState.frozen`.
+      reference: the model of the terms 'anchor', 'teacher' and 'features'.
+      reference_params: parameters of the reference.
 
     Returns:
       The outputs from which the objective computes the loss.
     """
     key_z, key_mask, key_equivariance = jax.random.split(key, 3)
-    variables, is_video = {"params": params["autoencoder"]}, x.shape[1] > 1
+    halves, is_video = params["autoencoder"] | (frozen or {}), x.shape[1] > 1
 
     def decode(z: Array) -> Any:
-        return model.apply(variables, z, is_video, method="decode")
+        return model.apply({"params": halves}, z, is_video, method="decode")
 
-    posterior = cast(DiagonalGaussian, model.apply(variables, x, method="encode"))
+    posterior = cast(DiagonalGaussian, model.apply({"params": halves}, x, method="encode"))
     z = posterior.sample(key_z)
-    settings, term = objective.latent, jnp.zeros(())
+    settings, terms, features = objective.latent, {}, {}
     kept = latent_terms.masked(key_mask, z, settings.mask) if settings.mask else z
+    if objective.uses("features"):
+        x_hat, features = distillation.decode_with_features(model, halves, kept)
+    else:
+        x_hat = decode(kept)
     if objective.uses("equivariance"):
-        term = latent_terms.equivariance(decode, z, x, key_equivariance, settings)
-    return Outputs(decode(kept), posterior, z, params["likelihood"]["log_scale"], term)
+        terms["equivariance"] = latent_terms.equivariance(decode, z, x, key_equivariance, settings)
+    if reference and reference_params:
+        if objective.uses("anchor"):
+            mean, std = reference.mean(reference_params, x), reference_params["std"]
+            terms["anchor"] = distillation.anchor(posterior.mean, mean, std)
+        if objective.uses("teacher") or objective.uses("features"):
+            target, targets = jax.lax.stop_gradient(reference.decode(reference_params, z))
+            if objective.uses("teacher"):
+                terms["teacher"] = distillation.agreement(x_hat, target)
+            if objective.uses("features"):
+                projections, pairs = params["projections"], reference.pairs
+                terms["features"] = distillation.feature_distance(features, targets, projections, pairs)
+    return Outputs(x_hat, posterior, z, params["likelihood"]["log_scale"], terms)
 
 
 def bucket_gradients(
@@ -88,10 +115,12 @@ def bucket_gradients(
     key: PRNGKeyArray,
     lpips_params: dict,
     weight: float,
+    reference_params: dict | None = None,
     *,
     model: Autoencoder,
     objective: Objective,
     adversary: Adversary | None = None,
+    reference: Reference | None = None,
     inject: Callable[[str, Array, Array, Array], Array] | None = None,
 ) -> tuple[Accumulated, Terms]:
     """Adds the gradients of one bucket's batch, times the bucket's weight, to those of earlier buckets.
@@ -107,9 +136,11 @@ def bucket_gradients(
       key: random key of the run; step and shape are folded in here, so each step and shape has its own noise.
       lpips_params: parameters of the perceptual network; {} if the perceptual term is off.
       weight: weight of the bucket.
+      reference_params: parameters of `reference`.
       model: the autoencoder.
       objective: loss without its adversarial term.
       adversary: discriminators; None omits the adversarial term.
+      reference: the model that the run started from or learns from; None if no term needs it.
       inject: an `Inject` whose first argument, the bucket's name, is already bound; or None.
 
     Returns:
@@ -122,7 +153,11 @@ def bucket_gradients(
 
     clean = from_uint8(frames)
     x = inject("data", state.step, clean, clean)
-    out, pull = jax.vjp(lambda params: reconstruct(model, objective, params, x, key), state.params)
+
+    def forward(params):
+        return reconstruct(model, objective, params, x, key, state.frozen, reference, reference_params)
+
+    out, pull = jax.vjp(forward, state.params)
     out = dataclasses.replace(out, x_hat=inject("generator", state.step, clean, out.x_hat))
 
     def loss(out):
@@ -214,7 +249,7 @@ def apply_gradients(
         finite &= jnp.isfinite(norm)
     if adversary:
         norms |= {f"accuracy_{name}": one.accuracy for name, one in discriminators.items()}
-    new = TrainState(state.step, params, average, optimizer_state, discriminators)
+    new = TrainState(state.step, params, average, optimizer_state, discriminators, state.frozen)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
     return dataclasses.replace(kept, step=state.step + 1), norms | {"finite": finite}
 

@@ -14,7 +14,8 @@ from vaejax.config import check, defaults, from_saved, reference
 from vaejax.config import check as check_function
 from vaejax.config.check import EVAL_SCORES, LPIPS_NETWORKS, PROBE_SCORES, get, keys
 from vaejax.config.flag import shipped_names
-from vaejax.config.schema import SMALLEST_LPIPS, Config, WeightsConfig
+from vaejax.config.loss_schema import SMALLEST_LPIPS, WeightsConfig
+from vaejax.config.schema import Config
 from vaejax.configs import demo
 from vaejax.errors import InputError
 from vaejax.evaluate.during_training import SCORES
@@ -112,7 +113,7 @@ def test_a_size_fills_only_what_is_left_empty():
         ("loss.weights.kl", float("nan"), ["loss.weights.kl = nan", "finite"]),
         ("loss.wieghts", {}, ["loss.wieghts", "loss.weights"]),
         ("loss.weights.perceptul", 1.0, ["loss.weights.perceptul"]),
-        ("optim", 3, ["optim = 3; accepted: a section with the keys learning_rate, "]),
+        ("optim", 3, ["optim = 3; accepted: a section with the keys train, learning_rate, "]),
     ],
 )
 def test_a_wrong_value_is_named_with_the_accepted_ones(key, value, parts):

@@ -22,7 +22,7 @@ REFERENCE = (1, 8, 8)
 
 
 def outputs(x_hat, posterior, s=0.0):
-    return Outputs(x_hat, posterior, posterior.mean, jnp.float32(s), jnp.zeros(()))
+    return Outputs(x_hat, posterior, posterior.mean, jnp.float32(s), {})
 
 
 def flat_posterior(*latent):
