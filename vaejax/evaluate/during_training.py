@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from vaejax.codec.load import TrainedVAE
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
@@ -18,6 +19,7 @@ from vaejax.data.table import Source, count_of
 from vaejax.errors import InputError, Stopped
 from vaejax.evaluate import metrics
 from vaejax.evaluate.codecs.linear import LinearCodec, psnr_linear
+from vaejax.evaluate.drift import DriftMeter
 from vaejax.evaluate.latent_metrics import dead_channels
 from vaejax.losses.objective import Objective
 from vaejax.models.autoencoder import Autoencoder
@@ -52,6 +54,7 @@ class TrainingEvaluation:
       lpips_params: parameters of the LPIPS networks, by name.
       stopping: function called between batches, with the same result on all processes. If it returns True,
         the method that called it raises Stopped.
+      known: the model of config.init or config.teacher, from which the drift of the latents is measured.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class TrainingEvaluation:
         mesh: Mesh,
         lpips_params: Mapping[str, dict],
         stopping: Callable[[], bool] = lambda: False,
+        known: TrainedVAE | None = None,
     ):
         self._sources, self._buckets, self._config, self._mesh = sources, buckets, config, mesh
         self._stopping, self._is_main = stopping, jax.process_index() == 0
@@ -76,6 +80,8 @@ class TrainingEvaluation:
 
         self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
         self._lpips = sharding.replicate(mesh, dict(lpips_params))
+        trains_encoder = "encoder" in config.optim.train
+        self._drift = DriftMeter(model, known, trains_encoder, mesh) if known else None
         self._linear: dict[str, LinearCodec | None] = {}
         self._files: dict[str, int] = {}  # distinct files of each evaluated bucket
         self._missing: dict[str, str] = {}  # reason for each bucket that is not evaluated
@@ -90,6 +96,7 @@ class TrainingEvaluation:
           psnr_linear: PSNR of the best linear codec of the same latent size; absent without such a codec.
           psnr_train: PSNR of up to TRAINING_SAMPLES training samples, always the same, with EMA parameters.
           dead_channels: number of latent channels that carry nothing, see `latent_metrics.dead_channels`.
+          drift, psnr_start and so on: see `DriftMeter.scores`; absent in a run that starts from scratch.
           samples: number of samples.
           files: number of distinct files that they come from.
           spread_encoder_level_N, spread_decoder_level_N: the largest `metrics.activation_spread` of any batch
@@ -120,7 +127,7 @@ class TrainingEvaluation:
         return f"evaluating {count_of(count, 'held-out sample')} of each bucket{fit} ..."
 
     def table(self, step: int, scores: Mapping[str, float], changes: Mapping[str, str] | None = None) -> str:
-        """The main scores for the console, two lines per bucket, with the gain over the linear codec.
+        """The main scores for the console, with the gain over the linear codec and the drift of the latents.
 
         Args:
           step: number of updates done.
@@ -174,7 +181,19 @@ class TrainingEvaluation:
             f"  nll {get('nll'):+.3f}  kl {get('kl'):.3f}"
             f"  {get('samples'):.0f} samples of {count_of(int(get('files')), 'file')}"
         )
-        return [f"{row}, {change}" if change else row, others]
+        rows = [f"{row}, {change}" if change else row, others]
+        if f"{bucket}/drift" in scores:
+            drift = (
+                f"  {'':20} drift {get('drift'):.4f} (shift {get('drift_shift'):.4f}, scale"
+                f" {get('drift_scale'):.4f})  start {get('psnr_start'):.2f} dB"
+            )
+            if f"{bucket}/psnr_old_decoder" in scores:
+                drift += (
+                    f"  old decoder {get('psnr_old_decoder'):.2f} dB"
+                    f"  old latents {get('psnr_old_latents'):.2f} dB"
+                )
+            rows.append(drift)
+        return rows
 
     def _evaluate_bucket(self, bucket: Bucket, average: dict, raw: dict) -> dict[str, float]:
         values: dict[str, list[np.ndarray]] = {}
@@ -191,6 +210,8 @@ class TrainingEvaluation:
                     values.setdefault(name + suffix, []).append(np.asarray(value)[:count])
                 if not suffix:
                     spreads = {k: max(float(v), spreads.get(k, 0.0)) for k, v in spread.items()}
+            if self._drift:
+                self._drift.add(average["autoencoder"], frames, count)
             samples += count
             files |= {name.rpartition("@")[0] for name in batch.names}
             if codec := self._linear_codec(bucket):
@@ -205,6 +226,8 @@ class TrainingEvaluation:
             result["dead_channels"] = int(dead_channels(np.sqrt(np.maximum(square - mean**2, 0))).sum())
         if linear:
             result["psnr_linear"] = sum(linear) / samples
+        if self._drift:
+            result |= self._drift.scores()
         result |= self._score_training(bucket, average)
         return result | spreads | {"samples": samples, "files": len(files)}
 

@@ -1,8 +1,8 @@
 """Evaluation during training: scores and panels of held-out samples, and the diffusion probe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from vaejax.errors import Stopped
+from vaejax.errors import Stopped, TrainingFailed
 from vaejax.evaluate.during_training import TrainingEvaluation
 from vaejax.networks.lpips import load_configured
 from vaejax.probe.during_training import TrainingProbe
@@ -40,7 +40,7 @@ class Evaluators:
         config, programs = setup.config, setup.programs
         self._remaining = remaining or Remaining(config)
         self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
-        self._step = 0
+        self._step, self._max_drift = 0, config.eval.max_drift
         self.verdict: Verdict | None = None
         networks = {"alexnet": load_configured("alexnet")}
         if programs.lpips_params:  # scores use the published AlexNet, even if training uses another file
@@ -54,6 +54,7 @@ class Evaluators:
             setup.mesh,
             networks,
             self._stopping("evaluating", last_finishes=True),
+            setup.known,
         )
         self._probe = None
         if config.probe.every:
@@ -93,7 +94,19 @@ class Evaluators:
         self.verdict = report.judge(step, scores)
         table = self._held_out.table(step, scores, self.verdict.changes)
         report.scores(step, scores, table, self.verdict)
+        self._check_drift(step, scores)
         return scores
+
+    def _check_drift(self, step: int, scores: Mapping[str, float]) -> None:
+        """Raises TrainingFailed if the latents of a bucket have drifted further than eval.max_drift."""
+        drifts = {key: value for key, value in scores.items() if key.endswith("/drift")}
+        worst = max(drifts, key=drifts.__getitem__, default="")
+        if self._max_drift and drifts.get(worst, 0) > self._max_drift:
+            raise TrainingFailed(
+                f"step {step}: {worst} = {drifts[worst]:.4f} exceeds eval.max_drift = {self._max_drift:g};"
+                " earlier checkpoints are kept. Raise loss.weights.anchor, lower optim.learning_rate, or"
+                " train the decoder alone (optim.train)"
+            )
 
     def _run_probe(
         self, probe: TrainingProbe, step: int, state: TrainState, report: Reporter
