@@ -80,7 +80,9 @@ class ModelConfig:
         "vaejax", one_of("", "vaejax"), "Family of networks; '' takes the architecture of `init`."
     )
     size: str = setting(
-        "base", one_of("tiny", "small", "base", "large"), "Preset for the settings below that are empty or 0."
+        "base",
+        one_of("tiny", "tiny_decoder", "small", "base", "large"),
+        "Preset for the settings below that are empty or 0.",
     )
     widths: tuple[int, ...] = setting(
         (),

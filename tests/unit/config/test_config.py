@@ -21,7 +21,7 @@ from vaejax.errors import InputError
 from vaejax.evaluate.during_training import SCORES
 from vaejax.losses.adversarial import LOSSES
 from vaejax.losses.objective import LIKELIHOODS, NORMALIZATIONS, TERMS
-from vaejax.models.families import architecture_of
+from vaejax.models.families import architecture_of, architecture_of_run
 from vaejax.models.vaejax import SIZES
 from vaejax.networks.lpips import NETWORKS, SMALLEST
 from vaejax.probe import SCORES as PROBED
@@ -36,6 +36,19 @@ def test_the_shipped_configurations_are_accepted(name):
     assert file in shipped_names()
     shipped = importlib.import_module(f"vaejax.configs.{file}").get_config(variant)
     assert architecture_of(check(shipped).model).encoder.widths
+
+
+@pytest.mark.parametrize(("file", "start"), [("finetune", "init"), ("distill", "teacher")])
+@pytest.mark.parametrize("variant", ["", "tiny"])
+def test_the_shipped_configurations_that_start_from_a_model_are_accepted_with_one(file, start, variant):
+    shipped = importlib.import_module(f"vaejax.configs.{file}").get_config(variant)
+    with pytest.raises(InputError, match=f"without {start}|without a model"):
+        check(shipped)
+    shipped[start] = "PATH"
+    known = architecture_of(defaults().model)
+    trained = architecture_of_run(check(shipped), known).replace(remat=(), dtype="float32")
+    assert trained.encoder == known.encoder
+    assert (trained.decoder == known.decoder) == (file == "finetune")
 
 
 def test_a_checked_configuration_is_frozen_and_survives_json():
@@ -234,7 +247,9 @@ def test_any_evaluated_score_may_be_followed(best):
             ["tinny: no such variant", "large, tiny, or no variant"],
             id="no variant",
         ),
-        pytest.param(["--config=none"], ["--config=none: no such file; accepted: demo, image"], id="no file"),
+        pytest.param(
+            ["--config=none"], ["--config=none: no such file; accepted: demo, distill"], id="no file"
+        ),
         pytest.param([], ["--config", "--workdir"], id="no config"),
         pytest.param(
             ["--config=demo", "--config.data.media=/nowhere"], ["data.media", "/nowhere"], id="no folder"

@@ -90,12 +90,12 @@ def test_what_is_due_is_evaluated_and_a_signal_ends_it_early_but_for_the_last_sc
     assert {line["step"] for line in logged if line["split"] == "eval" and "psnr" in line} == {8, 12}
 
 
-def test_a_run_whose_latents_leave_those_of_its_start_ends(setup, preemption, state, tmp_path, capsys):
+def test_a_run_whose_latents_leave_those_of_its_start_ends(setup, state, tmp_path, capsys):
     params = jax.tree.map(jnp.asarray, state.ema["autoencoder"])
     known = TrainedVAE("start", setup.programs.model.architecture, params, None, None, 0, "")
     limited = dataclasses.replace(setup.config.eval, max_drift=0.01)
     config = dataclasses.replace(setup.config, eval=limited, init="start")
-    drifting = Evaluators(dataclasses.replace(setup, config=config, known=known), Watchdog(0), preemption)
+    drifting = Evaluators(dataclasses.replace(setup, config=config, known=known), Watchdog(0), Preemption())
     moved = jax.tree.map(lambda x: 1.1 * x, state.ema["autoencoder"]["encoder"])
     moved = dataclasses.replace(
         state, ema=state.ema | {"autoencoder": state.ema["autoencoder"] | {"encoder": moved}}
@@ -103,7 +103,5 @@ def test_a_run_whose_latents_leave_those_of_its_start_ends(setup, preemption, st
     with Reporter(RunFolder(tmp_path), config, 0) as report:
         assert drifting.score(0, state, report)[f"{BUCKET}/drift"] == 0
         assert "drift 0.0000 (shift 0.0000, scale 1.0000)" in capsys.readouterr().err
-        with pytest.raises(
-            TrainingFailed, match=rf"^step 4: {BUCKET}/drift = .* exceeds eval.max_drift = 0.01"
-        ):
+        with pytest.raises(TrainingFailed, match=rf"^step 4: {BUCKET}/drift = .* exceeds eval.max_drift"):
             drifting.score(4, moved, report)
