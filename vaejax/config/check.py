@@ -177,6 +177,11 @@ def _check_start(config: Config) -> None:
             f"loss.weights.anchor = {weights.anchor} with optim.train = {halves}; accepted: 0, because a"
             " frozen encoder cannot drift"
         )
+    if config.data.latents and (not config.data.media or halves != ("decoder",)):
+        raise InputError(
+            f"data.latents = {config.data.latents!r}; accepted: with data.media and optim.train ="
+            " ('decoder',), because only a frozen encoder keeps its latents"
+        )
     for name in ("teacher", "features"):
         if (weight := getattr(weights, name)) and config.student != "decoder":
             raise InputError(

@@ -46,6 +46,12 @@ class DataConfig:
         "Data sources by label: {kind: media, tfds, array_record or demo; weight: relative share of samples;"
         " path, or for tfds: name, split, eval_split, data_dir, feature}.",
     )
+    latents: str | tuple[str, ...] = setting(
+        "",
+        FOLDERS,
+        "Folders of latents of data.media, one for each, that `vaejax encode` wrote with the model whose"
+        " encoder is frozen; the encoder then does not run in training, and samples are not resampled.",
+    )
     buckets: Mapping[str, Mapping[str, Any]] = setting(
         {},
         ENTRIES,
@@ -288,7 +294,8 @@ class Config:
 def defaults() -> Any:
     """Returns a ConfigDict with every key at its default, for a configuration file to change."""
     values = dataclasses.asdict(Config())
-    values["data"]["media"] = FieldReference("", field_type=Folders)  # a ConfigDict keeps the types of values
+    for name in ("media", "latents"):  # a ConfigDict keeps the types of values
+        values["data"][name] = FieldReference("", field_type=Folders)
     return ConfigDict(values)
 
 

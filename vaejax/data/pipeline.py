@@ -39,12 +39,14 @@ class Batch:
       rows: index of each sample in the global batch, or in the sampler of `read_batches`; increasing.
       names: name of each sample, see `Sample`.
       skipped: (path, reason) of each unreadable file that a sample replaces.
+      latents: float32, (b, t, h, w, c), if the source has a cache of latents; else None.
     """
 
     frames: np.ndarray
     rows: Sequence[int]
     names: list[str]
     skipped: list[tuple[str, str]]
+    latents: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,8 @@ def _threads(data: "DataConfig") -> grain.ReadOptions:
 def _stack(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
     frames, names = np.stack([sample.frames for sample in samples]), [sample.name for sample in samples]
     skipped = [(path, reason) for sample in samples for path, reason in sample.skipped]
-    return Batch(frames, rows, names, skipped)
+    latents = [sample.latents for sample in samples if sample.latents is not None]
+    return Batch(frames, rows, names, skipped, np.stack(latents) if latents else None)
 
 
 def _fit_shared_memory(dataset: Any, data: "DataConfig", sample_bytes: int) -> Any:

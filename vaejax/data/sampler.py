@@ -32,11 +32,13 @@ class Sample(NamedTuple):
       frames: uint8, (T, H, W, C).
       name: 'path@start'; start is the time of the first frame, in seconds.
       skipped: (path, reason) of each unreadable file that this sample replaces.
+      latents: float32, (t, h, w, c), if the source has a cache of latents; else None.
     """
 
     frames: np.ndarray
     name: str
     skipped: tuple[tuple[str, str], ...] = ()
+    latents: np.ndarray | None = None
 
 
 class Sampler:
@@ -115,8 +117,13 @@ class Sampler:
             record = source.record(int(fitting[place]))
             if record.path not in unreadable and record.path not in unfit:
                 try:
-                    frames, start = source.read(record, self.bucket.frames, self.data.fps, crop, moment)
-                    return Sample(frames, f"{record.path}@{start:.3f}", tuple(unreadable.items()))
+                    if source.cache and self.split == "train":
+                        frames, latents = source.cache.read(record.path, record, self.bucket, crop.offset)
+                        start = 0.0
+                    else:
+                        frames, start = source.read(record, self.bucket.frames, self.data.fps, crop, moment)
+                        latents = None
+                    return Sample(frames, f"{record.path}@{start:.3f}", tuple(unreadable.items()), latents)
                 except (Unreadable, OSError) as error:
                     unreadable[record.path] = one_line(error)
                     reason = f"{record.path}: {unreadable[record.path]}"

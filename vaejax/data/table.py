@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 from vaejax.data import media
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, covers
+from vaejax.data.latent_cache import LatentCache
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
@@ -105,12 +106,14 @@ class Source:
       weight: relative share of the samples drawn from this source.
       table: table with the columns of `SCHEMA`; each row is a `Record`.
       unreadable: (path, reason) of each file that could not be read when the source was indexed.
+      cache: latents of the files, with which training samples are read; None without latents.
     """
 
     label: str
     weight: float
     table: pa.Table
     unreadable: tuple[tuple[str, str], ...] = ()
+    cache: LatentCache | None = field(default=None, kw_only=True)
     # Fields of the configuration that this kind of source accepts in addition to kind and weight.
     FIELDS: ClassVar[tuple[str, ...]] = ()
 
@@ -195,6 +198,8 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
     """
     c = columns([source])
     fits = c["held_out"] == (split == "eval")
+    if split == "train" and source.cache:
+        fits &= source.cache.fits(c, source.table["path"].to_pylist(), bucket)
     fits &= (c["width"] == 0) | covers(bucket.height, bucket.width, c["height"], c["width"], data.max_upscale)
     fits &= np.isnan(c["quality"]) | (c["quality"] >= data.min_quality)
     if data.hdr == "skip":

@@ -21,6 +21,7 @@ from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 from vaejax.runtime import host
 from vaejax.runtime import mesh as sharding
+from vaejax.train.initial import with_latents_of
 from vaejax.train.programs import Programs
 
 JOB_BYTES = 4e9  # approximate memory that compiling one program takes
@@ -69,10 +70,12 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
     Raises:
       InputError: if the configuration does not suit the topology.
     """
+    start = config.init or config.teacher
+    known = load_vae(start) if start else None
+    config = with_latents_of(config, known)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
-    start = config.init or config.teacher
-    programs = Programs.of(config, buckets, mesh, known=load_vae(start) if start else None)
+    programs = Programs.of(config, buckets, mesh, known=known)
     phase = programs.phase(config.steps - 1)
     everything = json.loads(json.dumps(config.to_dict()))
     made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}

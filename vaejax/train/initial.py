@@ -46,7 +46,7 @@ def keep(config: Config, folder: RunFolder, resumes: bool) -> TrainedVAE | None:
                 vae = load_vae(path)
             except InputError as error:
                 raise InputError(f"{kind} = {error}") from error
-            check_same(vae.architecture, config, path)
+            check_same(vae.architecture, with_latents_of(config, vae), path)
             with atomic_folder(folder.init) as unfinished:
                 save_vae(unfinished, vae)
         known = read_export_config(str(folder.init))
@@ -55,6 +55,15 @@ def keep(config: Config, folder: RunFolder, resumes: bool) -> TrainedVAE | None:
         return load_export(str(folder.init), known)
 
     return distributed.main_process_first(read)
+
+
+def with_latents_of(config: Config, known: TrainedVAE | None) -> Config:
+    """Returns the configuration with the latent shape of the model that it takes from init or teacher."""
+    if known is None or (config.model.family and not config.student):
+        return config
+    names = ("latent_channels", "spatial_factor", "temporal_factor")
+    shape = {name: getattr(known.architecture, name) for name in names}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **shape))
 
 
 def check_same(known: Architecture, config: Config, path: str) -> None:

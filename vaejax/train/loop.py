@@ -60,7 +60,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     with Watchdog(checked.recovery.stall) as watchdog, locked(RunFolder.create(workdir)) as folder:
         resumes = SavedCheckpoints(folder.path).latest_on_all_hosts() is not None
         known = initial.keep(checked, folder, resumes)  # before the media are scanned
-        setup = Setup.of(checked, inject, folder, known)
+        setup = Setup.of(initial.with_latents_of(checked, known), inject, folder, known)
         watchdog.begin("starting", 0, patient=True)
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
             # If a checkpoint proves to be damaged, the run starts again from an earlier one.

@@ -64,6 +64,7 @@ class Programs:
       reference: the model that the run started from or learns from; None if no term needs it.
       reference_params: parameters of the reference, see `distillation.Reference`.
       projections: shapes of the projections of distilled features, by level.
+      cached: whether batches come with their latents.
     """
 
     state: TrainState
@@ -81,6 +82,7 @@ class Programs:
     reference: Reference | None = None
     reference_params: dict = dataclasses.field(default_factory=dict)
     projections: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    cached: bool = False
 
     @classmethod
     def of(
@@ -128,6 +130,7 @@ class Programs:
             reference,
             reference_params,
             projections,
+            bool(config.data.latents),
         )
 
     def phase(self, step: int) -> Phase:
@@ -163,10 +166,14 @@ class Programs:
             (jax.eval_shape(lambda: jax.random.key(0)), self.lpips_params, self.reference_params),
         )
         places = jax.tree.map(lambda x: x.sharding, accumulated)
+        latents = None
+        if self.cached:
+            shape = bucket.batch, *self.model.architecture.latent_shape(*size)
+            latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
         step = jax.jit(step, donate_argnums=1, out_shardings=(places, None))
         with sharding.placing_frames(self.mesh):
             arguments = self.state, accumulated, frames, key, lpips_params
-            return step.trace(*arguments, reference_params=reference_params)
+            return step.trace(*arguments, reference_params=reference_params, latents=latents)
 
     def apply(self, phase: Phase) -> Traced:
         """The program `step.apply_gradients`: updates a state with the gradients of all buckets."""
@@ -288,14 +295,21 @@ class Update:
         Returns:
           The next state, and the metrics of every bucket and, as 'all', of the whole update.
         """
-        zeros, gradients, apply = self._compiled
+        mesh, (zeros, gradients, apply) = self._programs.mesh, self._compiled
         accumulated, terms = zeros(state), {}
         for name, batch in batches.items():
-            frames = sharding.global_frames(
-                self._programs.mesh, batch.frames, batch.rows, self._buckets[name].batch
+            frames, latents = (
+                None if x is None else sharding.global_frames(mesh, x, batch.rows, self._buckets[name].batch)
+                for x in (batch.frames, batch.latents)
             )
             accumulated, terms[name] = gradients[name](
-                state, accumulated, frames, self._key, self._lpips, reference_params=self._reference
+                state,
+                accumulated,
+                frames,
+                self._key,
+                self._lpips,
+                reference_params=self._reference,
+                latents=latents,
             )
         state, terms["all"] = apply(state, accumulated)
         return state, terms

@@ -13,9 +13,11 @@ from vaejax.codec.load import TrainedVAE
 from vaejax.config import Config
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, buckets_of
+from vaejax.data.latent_cache import LatentCache
 from vaejax.data.pipeline import TrainStream
 from vaejax.data.split import Split
-from vaejax.data.table import Source
+from vaejax.data.table import Source, candidates
+from vaejax.errors import InputError
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed
 from vaejax.runtime import mesh as sharding
@@ -72,6 +74,8 @@ class Setup:
                 split.write(folder.splits)
             for line in split.report() + sources.held_out_report(opened, buckets, config.data):
                 print(line, file=sys.stderr)
+        if config.data.latents and known:
+            opened = _with_latents(opened, buckets, config, known)
         return cls(config, mesh, buckets, opened, inject, known)
 
     @functools.cached_property
@@ -119,6 +123,22 @@ def _read_split(config: Config, folder: RunFolder | None) -> Split:
     if config.init and not (folder and (folder.path / "config.json").exists()):
         return Split.read(RunFolder(config.init).splits, resumed=False)
     return Split()
+
+
+def _with_latents(
+    opened: Sequence[Source], buckets: Sequence[Bucket], config: Config, known: TrainedVAE
+) -> tuple[Source, ...]:
+    """The sources, with the latents in data.latents; InputError if no file with latents fits a bucket."""
+    factors = known.architecture.spatial_factor, known.architecture.temporal_factor
+    cache = LatentCache.of(config.data, known.fingerprint, *factors)
+    cached = tuple(dataclasses.replace(source, cache=cache) for source in opened)
+    for bucket in buckets:
+        if not any(len(candidates(source, bucket, "train", config.data)) for source in cached):
+            raise InputError(
+                f"data.latents: no training file with latents fits {bucket.name}; accepted: folders that"
+                " vaejax encode wrote for data.media, and files at least as large as the bucket"
+            )
+    return cached
 
 
 def bucket_list(config: Config, mesh: Mesh) -> tuple[Bucket, ...]:

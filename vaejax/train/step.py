@@ -21,7 +21,7 @@ from vaejax.losses.objective import Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.ema import ema
 from vaejax.models.pixels import from_uint8
-from vaejax.models.posterior import DiagonalGaussian
+from vaejax.models.posterior import LOG_VARIANCE_RANGE, DiagonalGaussian
 from vaejax.train.state import TrainState
 
 # A hook by which tests corrupt values: (bucket, place, step, x, y) -> y or a corrupted y. x is the batch.
@@ -62,6 +62,7 @@ def reconstruct(
     frozen: dict | None = None,
     reference: Reference | None = None,
     reference_params: dict | None = None,
+    latents: Float[Array, "b t h w c"] | None = None,
 ) -> Outputs:
     """Encodes a batch, samples its posterior and decodes the sample.
 
@@ -74,6 +75,7 @@ def reconstruct(
       frozen: parameters of the half that does not train, see `TrainState.frozen`.
       reference: the model of the terms 'anchor', 'teacher' and 'features'.
       reference_params: parameters of the reference.
+      latents: means of the posterior, read from files; None encodes x.
 
     Returns:
       The outputs from which the objective computes the loss.
@@ -84,7 +86,10 @@ def reconstruct(
     def decode(z: Array) -> Any:
         return model.apply({"params": halves}, z, is_video, method="decode")
 
-    posterior = cast(DiagonalGaussian, model.apply({"params": halves}, x, method="encode"))
+    if latents is None:
+        posterior = cast(DiagonalGaussian, model.apply({"params": halves}, x, method="encode"))
+    else:
+        posterior = DiagonalGaussian(latents, jnp.full_like(latents, LOG_VARIANCE_RANGE[0]))
     z = posterior.sample(key_z)
     settings, terms, features = objective.latent, {}, {}
     kept = latent_terms.masked(key_mask, z, settings.mask) if settings.mask else z
@@ -116,6 +121,7 @@ def bucket_gradients(
     lpips_params: dict,
     weight: float,
     reference_params: dict | None = None,
+    latents: Float[Array, "b t h w c"] | None = None,
     *,
     model: Autoencoder,
     objective: Objective,
@@ -137,6 +143,7 @@ def bucket_gradients(
       lpips_params: parameters of the perceptual network; {} if the perceptual term is off.
       weight: weight of the bucket.
       reference_params: parameters of `reference`.
+      latents: latents of the batch, read from files; None encodes the batch.
       model: the autoencoder.
       objective: loss without its adversarial term.
       adversary: discriminators; None omits the adversarial term.
@@ -155,7 +162,8 @@ def bucket_gradients(
     x = inject("data", state.step, clean, clean)
 
     def forward(params):
-        return reconstruct(model, objective, params, x, key, state.frozen, reference, reference_params)
+        constants = state.frozen, reference, reference_params, latents
+        return reconstruct(model, objective, params, x, key, *constants)
 
     out, pull = jax.vjp(forward, state.params)
     out = dataclasses.replace(out, x_hat=inject("generator", state.step, clean, out.x_hat))
