@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vaejax.config.schema import ModelConfig
+from vaejax.models.families import from_json
+
 
 class Score(NamedTuple):
     """How the card shows a score: label, unit, number of decimals, and an arrow towards better values."""
@@ -136,8 +139,8 @@ def text(name: str, config: Mapping[str, Any]) -> str:
       name: name of the export's folder.
       config: contents of the export's config.json, and 'rounding', the result of `verify.check_codec`.
     """
-    a, weights = config["architecture"], config["weights"]
-    s, t, c = a["spatial_factor"], a["temporal_factor"], a["latent_channels"]
+    a, weights = from_json(config["architecture"], ModelConfig()), config["weights"]
+    s, t, c = a.spatial_factor, a.temporal_factor, a.latent_channels
     normalized = config["latents"]["mean"] is not None
     counts = weights["parameters"]
     head = _HEAD.format(
@@ -153,7 +156,7 @@ def text(name: str, config: Mapping[str, Any]) -> str:
         encoder=_count(counts["encoder"]),
         decoder=_count(counts["decoder"]),
         dtype=weights["dtype"],
-        compute=a["dtype"],
+        compute=a.dtype,
         step=config["step"],
         fingerprint=config["fingerprint"],
         raw="" if normalized else ", normalize=False",
