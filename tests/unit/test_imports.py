@@ -81,6 +81,8 @@ def test_the_package_has_few_rooms():
 
 def test_no_file_is_long():
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in PACKAGE.rglob("*.py")}
+    # A whole model, which exports carry as one file.
+    assert lengths.pop("vaejax/export/torch_autoencoder.py") <= 600
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vaejax import __version__, files
-from vaejax.codec.load import CONFIG, FORMAT, WEIGHTS, TrainedVAE, fingerprint, flatten
+from vaejax.codec.load import CONFIG, FORMAT, WEIGHTS, Params, TrainedVAE, fingerprint, flatten
 from vaejax.models import families
 
 
@@ -28,14 +28,20 @@ def save_vae(
     Returns:
       The contents of config.json.
     """
-    params = jax.tree.map(lambda leaf: np.array(leaf, numpy_dtype(dtype), order="C"), vae.params)
+    params = rounded(vae.params, dtype)
     metadata = {"format": FORMAT, "model": vae.fingerprint, "step": str(vae.step)}
     save_file(flatten(params), folder / WEIGHTS, metadata)
-    stored = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+    config = {"format": FORMAT, **describe(vae, params, dtype), **(further or {})}
+    files.write_json(folder / CONFIG, config)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read the file
+    return config
+
+
+def describe(vae: TrainedVAE, params: Params, dtype: str) -> dict[str, Any]:
+    """The description of an autoencoder whose parameters are stored as `params`, rounded to `dtype`."""
     counts = {half: sum(leaf.size for leaf in jax.tree.leaves(tree)) for half, tree in params.items()}
     mean, std = (None if values is None else values.tolist() for values in (vae.mean, vae.std))
-    config = {
-        "format": FORMAT,
+    return {
         "vaejax": __version__,
         "jax": jax.__version__,
         # Every field, so that a later version with other defaults builds the same network.
@@ -45,18 +51,15 @@ def save_vae(
         "weights": {
             "file": WEIGHTS,
             "dtype": dtype,
-            "fingerprint": fingerprint(stored),
+            "fingerprint": fingerprint(rounded(params, "float32")),
             "parameters": counts,
         },
         "latents": {"mean": mean, "std": std},
         "log_scale": vae.log_scale,
-        **(further or {}),
     }
-    files.write_json(folder / CONFIG, config)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only the owner read the file
-    return config
 
 
-def numpy_dtype(name: str) -> np.dtype:
-    """The NumPy data type of 'float32' or 'bfloat16'."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else np.float32)
+def rounded(params: Params, dtype: str) -> Params:
+    """The parameters as arrays of 'float32' or 'bfloat16'."""
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    return jax.tree.map(lambda leaf: np.array(leaf, kind, order="C"), params)

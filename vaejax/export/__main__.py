@@ -2,6 +2,7 @@
 
 It writes OUT/model.safetensors, OUT/checkpoint (Orbax), OUT/config.json and OUT/README.md, a model card.
 Each --stablehlo adds two programs that run without vaejax. `vaejax.load(OUT)` opens the export.
+With --format=torch, OUT is for PyTorch instead: model.safetensors, autoencoder.py, config.json and README.md.
 """
 
 import sys
@@ -13,13 +14,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = cli.parser(
         "vaejax.export",
-        "Exports a trained VAE for vaejax.load and for other programs: weights, configuration, model card and"
-        " StableHLO. The export is read again and compared with the run before OUT is created.",
+        "Exports a trained VAE for vaejax.load, PyTorch and other programs: weights, configuration and model"
+        " card. The export is read again and compared with the run before OUT is created.",
         "runs/demo exports/demo --stablehlo=1x256x256 --stablehlo=17x256x256",
     )
     parser.add_argument("run", metavar="RUN", help="a run, its checkpoints/STEP, or an export")
     parser.add_argument(
         "out", metavar="OUT", help="a new or empty folder, or an earlier export, which is replaced"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("vaejax", "torch"),
+        default="vaejax",
+        help="vaejax: for vaejax.load and JAX; torch: a PyTorch module of one file, with the calls of"
+        " diffusers' video autoencoders (default: vaejax)",
     )
     parser.add_argument(
         "--stablehlo",

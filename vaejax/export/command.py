@@ -5,7 +5,10 @@ import logging
 import pathlib
 import shlex
 
-from vaejax.export.export import CARD, Exported, export
+from vaejax.errors import InputError
+from vaejax.export import pytorch
+from vaejax.export.export import export
+from vaejax.export.folder import CARD, Exported
 from vaejax.export.model_card import SCORES
 from vaejax.export.stablehlo import shape_name
 from vaejax.rundir.console import duration
@@ -20,14 +23,13 @@ def run(options: argparse.Namespace) -> None:
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
     cache.keep_compiled()
-    exported = export(
-        options.run,
-        options.out,
-        step=options.step,
-        dtype=options.dtype,
-        shapes=options.stablehlo,
-        scores=options.scores,
-    )
+    shared = {"step": options.step, "dtype": options.dtype, "scores": options.scores}
+    if options.format == "torch":
+        if options.stablehlo:
+            raise InputError(f"--stablehlo={options.stablehlo[0]}; accepted: --format=vaejax only")
+        exported = pytorch.export(options.run, options.out, **shared)
+    else:
+        exported = export(options.run, options.out, shapes=options.stablehlo, **shared)
     print(summary(options.run, exported))
 
 
@@ -35,7 +37,7 @@ def summary(source: str, exported: Exported) -> str:
     """The text printed at the end: the export, its verification, the main scores and the next command."""
     config, out = exported.config, exported.name
     parts = [f"step {config['step']}", config["weights"]["dtype"], f"{exported.size / 1e6:.1f} MB"]
-    if config["stablehlo"]:
+    if config.get("stablehlo"):
         shapes = ", ".join(shape_name(programs["shape"]) for programs in config["stablehlo"])
         parts.append(f"StableHLO for {shapes}")
     lines = [f"done: exported {source} to {out} in {duration(exported.seconds)}: {', '.join(parts)}"]
@@ -47,6 +49,8 @@ def summary(source: str, exported: Exported) -> str:
         )
     else:
         lines.append(f"  verified: identical to {source}")
+    if "compared" in config:
+        lines.append(_compared(config["compared"]))
     for bucket, scores in config["scores"]["buckets"].items() if config["scores"] else ():
         shown = [
             f"{SCORES[name].label} {float(scores[name]['value']):.{SCORES[name].digits}f}"
@@ -57,5 +61,17 @@ def summary(source: str, exported: Exported) -> str:
     if not config["scores"]:
         lines.append("  no scores: to add them, use --scores=results.json, written by vaejax.evaluate")
     lines.append(f"look at: {pathlib.Path(out) / CARD}")
-    lines.append(f"next: python -m vaejax.codec encode FOLDER latents {shlex.quote(f'--model={out}')}")
+    lines.append(
+        "next: run the code in it, after pip install torch safetensors"
+        if "compared" in config
+        else f"next: python -m vaejax.codec encode FOLDER latents {shlex.quote(f'--model={out}')}"
+    )
     return "\n".join(lines)
+
+
+def _compared(worst: dict[str, float]) -> str:
+    """How much PyTorch differs from vaejax, see `pytorch.export`."""
+    if not worst:
+        return "  not compared: outputs in PyTorch, because it is not installed (pip install torch)"
+    shown = ", ".join(f"{name.replace('_', '-')} {error:.1e}" for name, error in worst.items())
+    return f"  verified in PyTorch: largest differences, relative to the largest value: {shown}"

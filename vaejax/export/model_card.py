@@ -44,9 +44,7 @@ tags:
 
 # {name}
 
-A variational autoencoder of images and videos for latent diffusion, trained with vaejax. Its latents have {c}
-channels and {time}, and are {s}x smaller in height and width. They have {clip} times fewer numbers than a
-long clip, and {image} times fewer than an image, which is a clip of one frame.
+{description}
 
 | | |
 |---|---|
@@ -91,6 +89,11 @@ import orbax.checkpoint as ocp
 params = ocp.StandardCheckpointer().restore(pathlib.Path("{name}/checkpoint").absolute())
 ```
 """
+
+_DESCRIPTION = """\
+A variational autoencoder of images and videos for latent diffusion, trained with vaejax. Its latents have {c}
+channels and {time}, and are {s}x smaller in height and width. They have {clip} times fewer numbers than a
+long clip, and {image} times fewer than an image, which is a clip of one frame."""
 
 _STABLEHLO = """\
 ## StableHLO
@@ -139,26 +142,10 @@ def text(name: str, config: Mapping[str, Any]) -> str:
       name: name of the export's folder.
       config: contents of the export's config.json, and 'rounding', the result of `verify.check_codec`.
     """
-    a, weights = from_json(config["architecture"], ModelConfig()), config["weights"]
-    s, t, c = a.spatial_factor, a.temporal_factor, a.latent_channels
-    normalized = config["latents"]["mean"] is not None
-    counts = weights["parameters"]
+    weights, normalized = config["weights"], config["latents"]["mean"] is not None
     head = _HEAD.format(
+        **facts(config),
         name=name,
-        s=s,
-        c=c,
-        time=f"{t}x fewer frames" if t > 1 else "as many frames",
-        clip=_short(3 * s * s * t / c),
-        image=_short(3 * s * s / c),
-        lengths=f"1 + a multiple of {t}" if t > 1 else "any number",
-        latent_lengths=f"1 + (T - 1)/{t}" if t > 1 else "T",
-        total=_count(sum(counts.values())),
-        encoder=_count(counts["encoder"]),
-        decoder=_count(counts["decoder"]),
-        dtype=weights["dtype"],
-        compute=a.dtype,
-        step=config["step"],
-        fingerprint=config["fingerprint"],
         raw="" if normalized else ", normalize=False",
         latents_are=(
             "Latents are normalized, (z - mean) / std with the statistics below. Train a diffusion model on"
@@ -170,15 +157,47 @@ def text(name: str, config: Mapping[str, Any]) -> str:
         ),
         weights_import="import ml_dtypes  # NumPy's bfloat16\n" if weights["dtype"] == "bfloat16" else "",
     )
+    programs = [_stablehlo(name, config["stablehlo"], normalized)] if config["stablehlo"] else []
+    return "\n".join([head, *programs, *details(config)])
+
+
+def facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that the head of every card states, by their names in its template."""
+    a, weights = from_json(config["architecture"], ModelConfig()), config["weights"]
+    s, t, c = a.spatial_factor, a.temporal_factor, a.latent_channels
+    counts = weights["parameters"]
+    description = _DESCRIPTION.format(
+        s=s,
+        c=c,
+        time=f"{t}x fewer frames" if t > 1 else "as many frames",
+        clip=_short(3 * s * s * t / c),
+        image=_short(3 * s * s / c),
+    )
+    return {
+        "description": description,
+        "s": s,
+        "c": c,
+        "lengths": f"1 + a multiple of {t}" if t > 1 else "any number",
+        "latent_lengths": f"1 + (T - 1)/{t}" if t > 1 else "T",
+        "total": _count(sum(counts.values())),
+        "encoder": _count(counts["encoder"]),
+        "decoder": _count(counts["decoder"]),
+        "dtype": weights["dtype"],
+        "compute": a.dtype,
+        "step": config["step"],
+        "fingerprint": config["fingerprint"],
+    }
+
+
+def details(config: Mapping[str, Any]) -> list[str]:
+    """The sections of every card about rounding, scores, latents and training, as far as they are known."""
     parts = [
-        head,
-        _stablehlo(name, config["stablehlo"], normalized) if config["stablehlo"] else "",
         _rounding(config["rounding"]) if config["rounding"] else "",
-        _scores(config["scores"], weights["dtype"]) if config["scores"] else "",
-        _latents(config["latents"]) if normalized else "",
+        _scores(config["scores"], config["weights"]["dtype"]) if config["scores"] else "",
+        _latents(config["latents"]) if config["latents"]["mean"] is not None else "",
         _training(config["training"]) if config["training"] else "",
     ]
-    return "\n".join(filter(None, parts))
+    return list(filter(None, parts))
 
 
 def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], normalized: bool) -> str:

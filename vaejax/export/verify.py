@@ -69,7 +69,7 @@ def check_codec(source: Codec, exported: Codec, dtype: str) -> dict[str, float]:
     Raises:
       TrainingFailed: if float32 weights give other latents or frames.
     """
-    clip = moving_waves(*_clip_shape(source.architecture))
+    clip = moving_waves(*clip_shape(source.architecture))
     if dtype == "float32":
         # On accelerators, each compilation may choose a different algorithm, and results differ slightly.
         tolerance = 0.0 if jax.default_backend() == "cpu" else 1e-4
@@ -132,7 +132,8 @@ def moving_waves(frames: int, height: int, width: int) -> np.ndarray:
     return np.clip(128 + 70 * np.stack(waves, -1) + edges[..., None] + grain, 0, 255).astype(np.uint8)
 
 
-def _clip_shape(architecture: Architecture) -> tuple[int, int, int]:
+def clip_shape(architecture: Architecture) -> tuple[int, int, int]:
+    """Returns the shape (T, H, W) of a short test clip with several latent frames."""
     side = max(64, 4 * architecture.spatial_factor)
     return 1 + 2 * architecture.temporal_factor, side, side
 
