@@ -83,12 +83,12 @@ class ModelConfig:
     """The autoencoder."""
 
     family: str = setting(
-        "vaejax", one_of("", "vaejax"), "Family of networks; '' takes the architecture of `init`."
+        "vaejax", one_of("", "vaejax", "wan"), "Family of networks; '' takes the architecture of `init`."
     )
     size: str = setting(
         "base",
-        one_of("tiny", "tiny_decoder", "small", "base", "large"),
-        "Preset for the settings below that are empty or 0.",
+        one_of("tiny", "tiny_decoder", "small", "base", "large", "wan2.1", "wan2.2"),
+        "Preset for the settings below that are empty or 0; 'wan' has 'wan2.1', 'wan2.2' and 'tiny'.",
     )
     widths: tuple[int, ...] = setting(
         (),

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vaejax.models.constraints import summed, whole
+from vaejax.models.constraints import whole
+from vaejax.models.conv_cpu import Pads, Triple
+from vaejax.models.conv_cpu import convolve as _cpu
 from vaejax.models.smc import modulate
 
-Triple = tuple[int, int, int]
 LANES = 128  # TPUs pad channels to a multiple of this
 
 _image_path = contextvars.ContextVar("image_path", default=True)
@@ -23,7 +24,7 @@ _image_path = contextvars.ContextVar("image_path", default=True)
 
 @contextlib.contextmanager
 def general_path() -> Iterator[None]:
-    """Inside the context, images use the 3D convolution of clips, for comparison with their 2D shortcut."""
+    """Inside the context, convolutions of images and of doubled frames take no shortcut, for comparison."""
     token = _image_path.set(False)
     try:
         yield
@@ -36,8 +37,9 @@ def convolve(
     kernel: Float[Array, "kt kh kw C features"],
     strides: Triple = (1, 1, 1),
     same: bool = True,
+    lead: int = 0,
 ) -> Float[Array, "B T_out H_out W_out features"]:
-    """Convolves a clip, without padding in time.
+    """Convolves a clip, with padding in time only in front.
 
     Each platform has its own implementation of the same sums:
 
@@ -54,28 +56,73 @@ def convolve(
       kernel: kernel (kt, kh, kw, C, C').
       strides: strides (st, sh, sw).
       same: whether to pad height and width with zeros, by kernel size minus stride (not XLA's 'SAME').
+        A single row or column of zeros goes below or to the right.
+      lead: number of zero frames in front of the clip.
 
     Returns:
-      (B, 1 + (T - kt) // st, H', W', C'): H' = H // sh if `same`, else 1 + (H - kh) // sh; W' likewise.
+      (B, 1 + (lead + T - kt) // st, H', W', C'): H' = H // sh if `same`, else 1 + (H - kh) // sh; W'
+      likewise.
     """
-    return _convolve(x, kernel, strides, same)
+    return _convolve(x, kernel, strides, padding(kernel.shape[:3], strides, same, lead))
+
+
+def padding(size: Sequence[int], strides: Triple, same: bool = True, lead: int = 0) -> Pads:
+    """Returns the padding of `convolve` for a kernel of this size."""
+    height, width = ((k - s) * same for k, s in zip(size[1:], strides[1:], strict=True))
+    return (lead, 0), (height // 2, height - height // 2), (width // 2, width - width // 2)
+
+
+def convolve_doubled(
+    x: Float[Array, "B T H W C"], kernel: Float[Array, "1 3 3 C features"]
+) -> Float[Array, "B T H_out W_out features"]:
+    """Convolves frames whose height and width were doubled by copying pixels, and padded with zeros.
+
+    Two or three of the kernel's rows, and of its columns, lie on copies of one row or column. Their sums are
+    the four 2x2 kernels of this function, one for each pixel of an output block of 2x2: 4/9 of the work.
+
+    Args:
+      x: frames (B, T, H, W, C) before doubling.
+      kernel: kernel (1, 3, 3, C, C'), cast to the dtype of x.
+
+    Returns:
+      (B, T, 2H, 2W, C').
+    """
+    if not _image_path.get():
+        return convolve(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), kernel.astype(x.dtype))
+
+    def halves(kernel, axis):
+        """The kernels of the first and of the second row or column of a block, and their padding."""
+        k0, k1, k2 = jnp.split(kernel, 3, axis)
+        pairs = ((k0, k1 + k2), (1, 0)), ((k0 + k1, k2), (0, 1))
+        return [(jnp.concatenate(pair, axis), pad) for pair, pad in pairs]
+
+    parts: Any = [
+        [
+            _convolve(x, k.astype(x.dtype), (1, 1, 1), ((0, 0), rows, columns))
+            for k, columns in halves(half, 2)
+        ]
+        for half, rows in halves(kernel, 1)
+    ]
+    y = jnp.stack([jnp.stack(row, axis=4) for row in parts], axis=3)  # (B, T, H, 2, W, 2, C')
+    b, t, h, _, w, *_ = y.shape
+    return y.reshape(b, t, 2 * h, 2 * w, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    choices = {name: functools.partial(f, strides=strides, same=same) for name, f in PLATFORMS.items()}
+def _convolve(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
+    choices = {name: functools.partial(f, strides=strides, pads=pads) for name, f in PLATFORMS.items()}
     return jax.lax.platform_dependent(x, whole(kernel), **choices)
 
 
-def _convolve_forward(x, kernel, strides, same):
-    return _convolve(x, kernel, strides, same), (x, kernel)
+def _convolve_forward(x, kernel, strides, pads):
+    return _convolve(x, kernel, strides, pads), (x, kernel)
 
 
-def _convolve_backward(strides, same, saved, dy):
+def _convolve_backward(strides, pads, saved, dy):
     # Differentiating `platform_dependent` itself would store the residuals of all branches, so each branch
     # computes its own gradients.
     def gradients(f):
-        f = functools.partial(f, strides=strides, same=same)
+        f = functools.partial(f, strides=strides, pads=pads)
         return lambda x, kernel, dy: jax.vjp(f, x, kernel)[1](dy)
 
     choices = {name: gradients(f) for name, f in PLATFORMS.items()}
@@ -86,29 +133,22 @@ def _convolve_backward(strides, same, saved, dy):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _padding(kernel: jax.Array, strides: Triple, same: bool) -> list[tuple[int, int]]:
-    """Returns the (before, after) padding of height and of width."""
-    surplus = [(k - s) * same for k, s in zip(kernel.shape[1:3], strides[1:], strict=True)]
-    return [(n // 2, n - n // 2) for n in surplus]
-
-
-def _native(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
+def _native(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
     """Computes the convolution by XLA's 3D operator.
 
     A TPU pads channels to 128, so an input of 3 channels would occupy 43 times its size. Blocks of pixels, as
     large as the strides, are therefore first moved into the channels. This is only done for fewer than 128
     channels, and for strides above 1 that divide the height and width of the kernel.
     """
-    padding = [(0, 0), *_padding(kernel, strides, same)]
     dimensions = ("NDHWC", "DHWIO", "NDHWC")
     divides = all(k % s == 0 for k, s in zip(kernel.shape[1:3], strides[1:], strict=True))
     if max(strides[1:]) > 1 and divides and x.shape[-1] < LANES:
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         x = x[:, :, : x.shape[2] // strides[1] * strides[1], : x.shape[3] // strides[2] * strides[2]]
         x = _to_channels(x, strides[1:])
         kernel = _to_channels(kernel[None], strides[1:])[0]
-        strides, padding = (strides[0], 1, 1), [(0, 0)] * 3
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
+        strides, pads = (strides[0], 1, 1), ((0, 0), (0, 0), (0, 0))
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
 
 
 def _to_channels(x: jax.Array, strides: tuple[int, int]) -> jax.Array:
@@ -118,134 +158,21 @@ def _to_channels(x: jax.Array, strides: tuple[int, int]) -> jax.Array:
     return x.reshape(b, t, h // sh, w // sw, sh * sw * c, *rest)
 
 
-def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
+def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
     """Computes the convolution as one 2D convolution, with the kernel's frames concatenated along channels.
 
     In bfloat16 on an H100, XLA's 3D convolutions with a kernel of three frames, and their gradients, take 1.1
     to 1.8 times as long.
     """
+    x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
     (b, t, *_), (kt, kh, kw, c, out) = x.shape, kernel.shape
     n = 1 + (t - kt) // strides[0]
     frames = [x[:, i : i + strides[0] * (n - 1) + 1 : strides[0]] for i in range(kt)]
     x = jnp.concatenate(frames, axis=-1).reshape(b * n, *x.shape[2:4], kt * c)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, out)
     dimensions = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(
-        x, kernel, strides[1:], _padding(kernel[None], strides, same), dimension_numbers=dimensions
-    )
+    y = jax.lax.conv_general_dilated(x, kernel, strides[1:], pads[1:], dimension_numbers=dimensions)
     return y.reshape(b, n, *y.shape[1:])
-
-
-def _cpu(x: jax.Array, kernel: jax.Array, strides: Triple, same: bool) -> jax.Array:
-    """Computes the convolution by 2D convolutions and matrix products, in float32 or wider."""
-    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
-    x, kernel = x.astype(wide), kernel.astype(wide)
-    y: Any
-    b, t, h, w, _ = x.shape
-    (kt, kh, kw), (st, sh, sw) = kernel.shape[:3], strides
-    n = 1 + (t - kt) // st
-    if (kt, kh, kw) == strides:  # disjoint patches: one matrix product
-        x = x[:, : n * st].reshape(b, n, st, h // sh, sh, w // sw, sw, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        y = x.reshape(b, n, h // sh, w // sw, -1) @ kernel.reshape(-1, kernel.shape[-1])
-    elif max(strides) > 1 or not same:
-        x = jnp.pad(x, ((0, 0), (0, 0), *_padding(kernel, strides, same), (0, 0)))
-        y = sum(_by_columns(x[:, i : i + st * n : st], kernel[i], (sh, sw)) for i in range(kt))
-    elif kt == 3 and n > 1:
-        y = _frame_pairs(x, kernel)[:, :n]
-    else:
-        y = sum(_each_frame(x[:, i : i + n], kernel[i]) for i in range(kt))
-    return y.astype(dtype)
-
-
-def _by_columns(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    """Convolves every frame of (B, T, H, W, C), unpadded, with (kh, kw, C, C') by one matrix product.
-
-    The gradient of the kernel is therefore a matrix product too. XLA's gradient of a strided convolution
-    takes 10 to 25 times as long.
-    """
-    (kh, kw), (sh, sw) = kernel.shape[:2], strides
-    high, wide = (x.shape[2] - kh) // sh * sh + 1, (x.shape[3] - kw) // sw * sw + 1
-    columns = [x[:, :, i : i + high : sh, j : j + wide : sw] for i in range(kh) for j in range(kw)]
-    return jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _frame_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves (B, T, H, W, C) with (3, kh, kw, C, C'), by four 2D convolutions per two output frames.
-
-    This is Winograd's F(2, 3) (arXiv 1509.09308) along time alone. It is 1.3 to 1.7 times as fast as three
-    2D convolutions per frame. The rounding errors of both methods are below 1e-6 of the largest output.
-
-    Returns:
-      (B, n, H, W, C'): n is T - 2, rounded up to an even number; the caller drops the surplus frame.
-    """
-    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0), (0, 0)))
-    even, odd = x[:, 0::2], x[:, 1::2]
-    x0, x1, x2, x3 = even[:, :-1], odd[:, :-1], even[:, 1:], odd[:, 1:]
-    k0, k1, k2 = kernel
-    y0 = _each_frame(x0 - x2, k0)
-    y1 = _each_frame(x1 + x2, (k0 + k1 + k2) / 2)
-    y2 = _each_frame(x2 - x1, (k0 - k1 + k2) / 2)
-    y3 = _each_frame(x1 - x3, k2)
-    y = jnp.stack([y0 + y1 + y2, y1 - y2 - y3], axis=2)
-    return y.reshape(y.shape[0], -1, *y.shape[3:])
-
-
-def _each_frame(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves every frame of (B, T, H, W, C) with (kh, kw, C, C'); zero padding keeps H and W."""
-    y = _convolve_2d(x.reshape(-1, *x.shape[2:]), kernel)
-    return y.reshape(*x.shape[:2], *y.shape[1:])
-
-
-@jax.custom_vjp
-def _convolve_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _convolve_2d_forward(x, kernel):
-    return _convolve_2d(x, kernel), (x, kernel)
-
-
-def _convolve_2d_backward(saved, dy):
-    x, kernel = saved
-    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return _convolve_2d(dy, flipped), _kernel_gradient_2d(x, dy, kernel.shape[:2])
-
-
-_convolve_2d.defvjp(_convolve_2d_forward, _convolve_2d_backward)
-
-
-def _kernel_gradient_2d(x: jax.Array, dy: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Computes the kernel's gradient of `_convolve_2d` by one matrix product per frame.
-
-    XLA computes it as a convolution whose kernel is dy, at only 40-50 GFLOP/s on frames of 32x32 pixels or
-    more. Here x is shifted along the width and dy along the height; the shifted copies of both fit in the
-    cache of the CPU, which gives 170-210 GFLOP/s. Shifting x alone, by all nine offsets of a 3x3 kernel, gave
-    130 GFLOP/s.
-
-    Args:
-      x: (N, H, W, C), the convolution's input.
-      dy: (N, H, W, C'), the gradient with respect to its output.
-      size: height and width (kh, kw) of the kernel.
-
-    Returns:
-      (kh, kw, C, C').
-    """
-    (kh, kw), (_, h, w, c), out = size, x.shape, dy.shape[-1]
-
-    def add_frame(total, frame):
-        x, dy = frame
-        x = jnp.pad(x, ((0, 0), (kw // 2, kw // 2), (0, 0)))
-        dy = jnp.pad(dy, ((kh // 2, kh // 2), (0, 0), (0, 0)))
-        x = jnp.concatenate([x[:, i : i + w] for i in range(kw)], axis=-1)
-        dy = jnp.concatenate([dy[i : i + h] for i in reversed(range(kh))], axis=-1)
-        return total + jnp.tensordot(x, dy, axes=((0, 1), (0, 1))), None
-
-    def of_frames(x, dy):
-        return jax.lax.scan(add_frame, jnp.zeros((kw * c, kh * out), x.dtype), (x, dy))[0]
-
-    # Without `summed` XLA makes every device compute all frames, with collectives inside the loop. These are
-    # not ordered against the collectives outside the loop, so two CPU devices deadlock.
-    return summed(of_frames, x, dy).reshape(kw, c, kh, out).transpose(2, 0, 1, 3)
 
 
 PLATFORMS = {"cpu": _cpu, "cuda": _gpu, "default": _native}
@@ -268,14 +195,15 @@ def causal_convolve(
     x: Float[Array, "B T H W C"],
     kernel: Float[Array, "kt kh kw C features"],
     strides: Triple,
+    padding: str = "first",
 ) -> Float[Array, "B T_out H_out W_out features"]:
     """Convolves a clip, or the next chunk of a stream, so that no output depends on a later frame.
 
-    A clip is padded in front with copies of its first frame. A static video therefore gives a static result,
-    each frame of which equals the result of a single image.
+    By default a clip is padded in front with copies of its first frame. A static video therefore gives a
+    static result, each frame of which equals the result of a single image.
 
     If the Flax collection "cache" is mutable, the call stores the last kt - st input frames there. If the
-    collection already holds frames of an earlier chunk, those frames replace the copies. A clip in chunks
+    collection already holds frames of an earlier chunk, those frames replace the padding. A clip in chunks
     therefore gives the same result as the whole clip.
 
     Args:
@@ -283,25 +211,37 @@ def causal_convolve(
       x: clip or chunk (B, T, H, W, C); T = 1 + st·k for a clip or first chunk, st·k for a later chunk.
       kernel: kernel (kt, kh, kw, C, C').
       strides: strides (st, sh, sw), st <= kt.
+      padding: what precedes a clip: 'first' for kt - 1 copies of its first frame, 'zeros' for kt - 1 zero
+        frames, 'none' for nothing.
 
     Returns:
-      (B, 1 + k, H/sh, W/sw, C'), or k frames for a later chunk.
+      (B, 1 + k, H/sh, W/sw, C'), or k frames for a later chunk, and for a first one without padding and of
+      kt = st + 1.
     """
+    kt, st = kernel.shape[0], strides[0]
     continues = module.has_variable("cache", "past")
-    if x.shape[1] == 1 and not continues and _image_path.get():
+    image = x.shape[1] == 1 and not continues and _image_path.get()
+    if continues:
+        before = module.get_variable("cache", "past")
+    else:
+        before = jnp.repeat(x[:, :1], kt - 1, axis=1) if padding == "first" else x[:, :0]
+        if padding == "zeros":
+            before = jnp.zeros((len(x), kt - 1, *x.shape[2:]), x.dtype)
+    padded = jnp.concatenate([before, x], axis=1)
+    if padded.shape[1] < kt:  # so short a first chunk gives no output yet
+        b, _, h, w, _ = x.shape
+        y = jnp.zeros((b, 0, h // strides[1], w // strides[2], kernel.shape[-1]), x.dtype)
+    elif image and padding == "first":
         summed_kernel: Any = sum(kernel)  # over time, as all frames under the kernel are equal
         y = convolve(x, summed_kernel[None], (1, *strides[1:]))
-        past = jnp.repeat(x, kernel.shape[0] - strides[0], axis=1)
+    elif image and padding == "zeros":
+        y = convolve(x, kernel[-1:], (1, *strides[1:]))  # the rest of the kernel is on zeros
+    elif padding == "zeros" and not continues and _image_path.get():
+        y = convolve(x, kernel, strides, lead=kt - 1)
     else:
-        if continues:
-            before = module.get_variable("cache", "past")
-        else:
-            before = jnp.repeat(x[:, :1], kernel.shape[0] - 1, axis=1)
-        padded = jnp.concatenate([before, x], axis=1)
         y = convolve(padded, kernel, strides)
-        past = padded[:, padded.shape[1] - (kernel.shape[0] - strides[0]) :]
     if _is_streaming(module):
-        module.put_variable("cache", "past", past)
+        module.put_variable("cache", "past", padded[:, padded.shape[1] - (kt - st) :])
     return y
 
 
@@ -311,10 +251,11 @@ class CausalConv(nn.Module):
     Attributes:
       features: number of output channels.
       kernel_size: frames, height and width (kt, kh, kw) of the kernel.
-      strides: strides (st, sh, sw): all 1, or equal to the kernel size.
+      strides: strides (st, sh, sw).
       modulated: whether the kernel is self-modulated, see `smc.modulate`.
       gain_init: initial gain of a self-modulated kernel.
       kernel_init: initializer of the kernel.
+      padding: what precedes a clip: 'first', 'zeros' or 'none', see `causal_convolve`.
       dtype: compute dtype; parameters are float32.
     """
 
@@ -324,6 +265,7 @@ class CausalConv(nn.Module):
     modulated: bool = True
     gain_init: float = 1.0
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    padding: str = "first"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -344,5 +286,6 @@ class CausalConv(nn.Module):
             kernel = modulate(kernel, scale, gain)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel, bias = kernel[..., -last:], bias[-last:]  # if last is 0: all of them
-        y = causal_convolve(self, x.astype(self.dtype), kernel.astype(self.dtype), self.strides)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = causal_convolve(self, x, kernel, self.strides, self.padding)
         return y + bias.astype(self.dtype)

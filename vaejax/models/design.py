@@ -4,7 +4,6 @@ import abc
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 
 class Design(abc.ABC):
@@ -14,8 +13,8 @@ class Design(abc.ABC):
     maps pixels (B, T, H, W, C) in [-1, 1] and the flag is_video to float32 moments (b, t, h, w, 2c): means,
     then log-variances. Its decoder maps latents (b, t, h, w, c) and is_video to float32 pixels. Both are
     causal, and both continue a stream if the Flax collection "cache" is mutable, see `conv.causal_convolve`.
-    They call `constraints.place` on activations, which splits these among devices. The output of every level
-    is a feature and its norm over channels an activation, see `sow`.
+    They call `constraints.place` on activations, which splits these among devices, and `monitor.record` on
+    the output of every level.
 
     Attributes:
       latent_channels: number of latent channels c.
@@ -79,9 +78,3 @@ class Design(abc.ABC):
 
         The distance is counted from the latent pixel that covers the decoded pixel.
         """
-
-
-def sow(module: nn.Module, collection: str, name: str, x: jax.Array) -> None:
-    """Stores an array in a Flax collection if that is mutable; a later array of this name replaces it."""
-    if not module.is_initializing():
-        module.sow(collection, name, x, reduce_fn=lambda _, new: new, init_fn=lambda: x)

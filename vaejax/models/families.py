@@ -7,8 +7,9 @@ from typing import Any
 from vaejax.models.autoencoder import Architecture
 from vaejax.models.design import Design
 from vaejax.models.vaejax import VaejaxDesign
+from vaejax.models.wan import WanDesign
 
-FAMILIES: Mapping[str, type[Design]] = {"vaejax": VaejaxDesign}
+FAMILIES: Mapping[str, type[Design]] = {"vaejax": VaejaxDesign, "wan": WanDesign}
 
 
 def architecture_of(model: Any) -> Architecture:

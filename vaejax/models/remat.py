@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 
@@ -35,3 +36,18 @@ def _backward(f, kept, dy):
 
 
 recomputed.defvjp(_forward, _backward)
+
+
+def submodule(
+    parent: nn.Module, make: Callable[..., nn.Module], name: str, x: jax.Array, *args: Any, again: bool
+) -> jax.Array:
+    """Applies the submodule make(name=name) of `parent` to x; if `again`, the backward pass recomputes it.
+
+    Recomputation neither initializes parameters nor fills a stream's cache, so these cases ignore `again`.
+    """
+    if not again or parent.is_initializing() or parent.is_mutable_collection("cache"):
+        return make(name=name)(x, *args)
+    alone = make(parent=None)
+    return recomputed(
+        lambda params, x: alone.apply({"params": params}, x, *args), parent.variables["params"][name], x
+    )

@@ -16,8 +16,9 @@ from vaejax.models import dct_init
 from vaejax.models.blocks import FrameAttention, ResidualBlock
 from vaejax.models.constraints import place
 from vaejax.models.conv import CausalConv, Triple
-from vaejax.models.design import Design, sow
-from vaejax.models.remat import recomputed
+from vaejax.models.design import Design
+from vaejax.models.monitor import record
+from vaejax.models.remat import submodule
 from vaejax.models.resample import Downsample, Upsample, stem, unstem
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -77,10 +78,13 @@ class VaejaxDesign(Design):
         If a field of `model` is empty or 0, the preset `SIZES[model.size]` may supply the value.
 
         Raises:
-          InputError: if stem_factor does not divide spatial_factor, remat names a level that does not exist,
-            or latent_channels exceeds the pixel values of a block, pixel_channels · spatial_factor².
+          InputError: if the family lacks the size, stem_factor does not divide spatial_factor, remat names a
+            level that does not exist, or latent_channels exceeds the pixel values of a block,
+            pixel_channels · spatial_factor².
         """
         fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(cls)}
+        if model.size not in SIZES:
+            raise InputError(f"model.size = {model.size!r}; accepted: {', '.join(map(repr, SIZES))}")
         size = SIZES[model.size]
         built = cls(**{name: value or size.get(name, value) for name, value in fields.items()})
         if built.spatial_factor % built.stem_factor:
@@ -230,24 +234,10 @@ class Decoder(nn.Module):
 
 
 def _blocks(module: nn.Module, x: jax.Array, level: int, count: int, is_video: bool) -> jax.Array:
-    """Applies the residual blocks of a level; if `remat` names the level, the backward pass recomputes them.
-
-    If the Flax collection "features" is mutable, it receives the output; "activations" receives the norm over
-    channels of each output pixel.
-    """
+    """Applies the residual blocks of a level, recomputed in the backward pass if `remat` names the level."""
     a = module.design
     block = functools.partial(ResidualBlock, a.conv, a.film, a.pixel_norm, jnp.dtype(a.dtype))
-    differentiated = not module.is_initializing() and not module.is_mutable_collection("cache")
     for i in range(count):
-        name = f"level_{level}_block_{i}"
-        if level in a.remat and differentiated:
-            alone = block(parent=None)
-            params = module.variables["params"][name]
-            x = recomputed(lambda params, x, b=alone: b.apply({"params": params}, x, is_video), params, x)
-        else:
-            x = block(name=name)(x, is_video)
-    sow(module, "features", f"level_{level}", x)
-    if module.is_mutable_collection("activations") and not module.is_initializing():
-        norms = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
-        sow(module, "activations", f"level_{level}", norms)
+        x = submodule(module, block, f"level_{level}_block_{i}", x, is_video, again=level in a.remat)
+    record(module, level, x)
     return x

@@ -21,8 +21,9 @@ from vaejax.errors import InputError
 from vaejax.evaluate.during_training import SCORES
 from vaejax.losses.adversarial import LOSSES
 from vaejax.losses.objective import LIKELIHOODS, NORMALIZATIONS, TERMS
-from vaejax.models.families import architecture_of, architecture_of_run
+from vaejax.models.families import FAMILIES, architecture_of, architecture_of_run
 from vaejax.models.vaejax import SIZES
+from vaejax.models.wan import SIZES as WAN_SIZES
 from vaejax.networks.lpips import NETWORKS, SMALLEST
 from vaejax.probe import SCORES as PROBED
 from vaejax.probe.presets import PRESETS
@@ -72,7 +73,8 @@ def test_the_choices_are_those_of_the_code():
     """The schema has literals, because it imports no JAX."""
     accepted = {key: get_accepts(key) for key in keys(Config) if get_accepts(key)}
     for key, names in {
-        "model.size": SIZES,
+        "model.family": {"": "that of init"} | FAMILIES,
+        "model.size": SIZES | WAN_SIZES,
         "loss.likelihood": LIKELIHOODS,
         "loss.normalization": NORMALIZATIONS,
         "loss.adversarial.loss": LOSSES,

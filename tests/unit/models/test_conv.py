@@ -12,7 +12,7 @@ from scipy import ndimage, signal
 
 from vaejax.models import conv
 from vaejax.models.constraints import place
-from vaejax.models.conv import convolve
+from vaejax.models.conv import convolve, convolve_doubled
 from vaejax.runtime import mesh as sharding
 
 # Shape of x, kernel, strides: the general path, both parities of T, the image path, patches.
@@ -86,7 +86,8 @@ def test_a_strided_convolution_of_few_channels_is_that_of_their_patches(shape, s
     """The implementation of TPUs moves a stride's pixels into channels; its gradients agree too."""
     x, kernel = arrays(shape, size)
     for same in (True, False):
-        ours, expected = (functools.partial(f, strides=strides, same=same) for f in (conv._native, native))
+        ours = functools.partial(conv._native, strides=strides, pads=conv.padding(size, strides, same))
+        expected = functools.partial(native, strides=strides, same=same)
         y = jax.eval_shape(expected, x, kernel)
         dy = np.cos(np.arange(y.size, dtype=y.dtype)).reshape(y.shape)
         found, wanted = (with_gradients(f, x, kernel, dy) for f in (ours, expected))
@@ -99,7 +100,8 @@ def test_a_gpu_gets_frames_as_channels_of_one_2d_convolution(shape, size, stride
     """The definition's values, and the gradients of XLA's 3D convolution."""
     x, kernel = arrays(shape, size)
     for same in (True, False):
-        ours, expected = (functools.partial(f, strides=strides, same=same) for f in (conv._gpu, native))
+        ours = functools.partial(conv._gpu, strides=strides, pads=conv.padding(size, strides, same))
+        expected = functools.partial(native, strides=strides, same=same)
         dy = np.cos(np.asarray(expected(x, kernel)))
         found, wanted = (with_gradients(f, x, kernel, dy) for f in (ours, expected))
         for a, b in zip(found, wanted, strict=True):
@@ -174,6 +176,53 @@ def test_result_keeps_the_dtype():
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in arrays((1, 4, 4, 4, 3), (3, 3, 3)))
     assert jax.jit(convolve)(x, kernel).dtype == jnp.bfloat16
     assert jax.jit(jax.grad(lambda k: convolve(x, k).sum()))(kernel).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "strides", "lead"),
+    [
+        ((2, 5, 6, 5, 3), (3, 3, 3), (1, 1, 1), 2),
+        ((1, 4, 6, 6, 3), (3, 3, 3), (1, 1, 1), 2),
+        ((1, 2, 4, 4, 3), (3, 1, 1), (1, 1, 1), 2),
+        ((1, 1, 4, 4, 3), (3, 3, 3), (1, 1, 1), 2),
+        ((1, 4, 4, 4, 3), (3, 3, 3), (1, 1, 1), 1),
+        ((1, 3, 6, 4, 3), (2, 4, 4), (1, 2, 2), 1),
+        ((1, 3, 4, 4, 3), (2, 2, 2), (2, 2, 2), 1),
+    ],
+)
+@pytest.mark.parametrize("implementation", ["_cpu", "_gpu", "_native"])
+def test_leading_zeros_are_frames_of_zeros(shape, size, strides, lead, implementation, monkeypatch):
+    monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, implementation))
+    x, kernel = arrays(shape, size)
+    ours = functools.partial(convolve, strides=strides, lead=lead)
+
+    def expected(x, kernel):
+        return native(jnp.pad(x, ((0, 0), (lead, 0), (0, 0), (0, 0), (0, 0))), kernel, strides)
+
+    dy = np.cos(np.asarray(expected(x, kernel)))
+    for a, b in zip(
+        with_gradients(ours, x, kernel, dy), with_gradients(expected, x, kernel, dy), strict=True
+    ):
+        close(a, b, 2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["_cpu", "_gpu", "_native"])
+def test_a_convolution_of_doubled_frames_is_that_of_pytorch(implementation, monkeypatch):
+    torch = pytest.importorskip("torch", reason="torch is not in the test extra")
+    monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, implementation))
+    x, kernel = arrays((2, 3, 5, 4, 3), (1, 3, 3))
+    tx, tk = (torch.tensor(a, requires_grad=True) for a in (x, kernel))
+    doubled = torch.nn.functional.interpolate(tx.flatten(0, 1).permute(0, 3, 1, 2), scale_factor=2)
+    ty = torch.nn.functional.conv2d(doubled, tk[0].permute(3, 2, 0, 1), padding=1)
+    ty = ty.permute(0, 2, 3, 1).reshape(2, 3, 10, 8, FEATURES)
+    dy = np.cos(np.arange(ty.numel(), dtype=np.float32)).reshape(ty.shape)
+    ty.backward(torch.tensor(dy))
+    shortcut = with_gradients(convolve_doubled, x, kernel, dy)
+    with conv.general_path():
+        plain = with_gradients(lambda *args: convolve_doubled(*args), x, kernel, dy)
+    for found in (shortcut, plain):
+        for a, b in zip(found, (ty.detach(), tx.grad, tk.grad), strict=True):
+            close(a, b.numpy(), 2e-6)
 
 
 @pytest.mark.usefixtures("path")
