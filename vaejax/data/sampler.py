@@ -45,9 +45,9 @@ class Sampler:
     """The endless sequence of a bucket's samples; `sampler[i]` reads sample i.
 
     Sources alternate in proportion to their weights. For training, each source is shuffled anew in every
-    epoch, and the crop of sample i is drawn from (seed, bucket, i). For evaluation the order is fixed: the
-    first epoch crops the middle of every held-out file (if `middle_first`), and later epochs crop the same
-    files elsewhere in space and time.
+    epoch, and the crop of sample i is drawn from (seed, bucket, i). For evaluation the order is fixed, by a
+    hash of each file's path relative to its folder: the first epoch crops the middle of every held-out file
+    (if `middle_first`), and later epochs crop the same files elsewhere in space and time.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Sampler:
         self.empty = not used
         if split == "eval":
             for number in used:
-                paths = sources[number].table["path"]
+                paths = sources[number].table["relative_path"]
                 self._candidates[number] = np.array(
                     sorted(self._candidates[number], key=lambda i, p=paths: path_hash(p[i].as_py()))
                 )

@@ -25,6 +25,7 @@ MIN_FPS_RATIO = 0.5
 SCHEMA = pa.schema(
     {
         "path": pa.string(),
+        "relative_path": pa.string(),
         "kind": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
@@ -64,6 +65,8 @@ class Record:
 
     Attributes:
       path: path of the file; for a TFDS record, a name for messages.
+      relative_path: path relative to a folder of the source, which stays the same if the folder is moved; for
+        a TFDS record, its name. Whatever selects or orders records uses this path.
       kind: 'image' or 'video'.
       width: displayed width in pixels; 0 if unknown until the file is read.
       height: displayed height in pixels; 0 if unknown until the file is read.
@@ -79,6 +82,7 @@ class Record:
     """
 
     path: str
+    relative_path: str
     kind: str
     width: int
     height: int
@@ -238,7 +242,7 @@ def from_index(index: pa.Table, split: Mapping[str, float], folder: str = "") ->
     Args:
       index: a table with INDEX_COLUMNS; also 'shard' and 'record' if the files are in shards.
       split: time in seconds from which a file is held out, by its path; see vaejax.data.split.
-      folder: prefix of the paths in the result.
+      folder: the folder to which the paths of `index` and `split` are relative.
     """
     files = index.filter(index["error"].is_null()).sort_by("path").to_pylist()
     listed = [(file, split[file["path"]]) for file in files if file["path"] in split]
@@ -251,6 +255,7 @@ def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]
     quality = file.get("quality")
     row = {
         "path": os.path.join(folder, file["path"]),
+        "relative_path": file["path"],
         "kind": file["kind"],
         "width": file["width"],
         "height": file["height"],

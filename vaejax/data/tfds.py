@@ -174,5 +174,6 @@ def _table(name: str, split: str, held_out: np.ndarray, kind: str) -> pa.Table:
         for field, value in constant.items()
     }
     columns |= {"held_out": pa.array(held_out), "position": pa.array(np.arange(count))}
-    columns["path"] = pa.array([f"{name}/{split}/{i}" for i in range(count)], pa.string())
+    names = pa.array([f"{name}/{split}/{i}" for i in range(count)], pa.string())
+    columns |= {"path": names, "relative_path": names}
     return pa.table([columns[field] for field in SCHEMA.names], SCHEMA)
