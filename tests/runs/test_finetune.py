@@ -13,6 +13,7 @@ from vaejax.codec.__main__ import main as codec
 from vaejax.codec.load import load_vae
 from vaejax.configs import demo
 from vaejax.export.__main__ import main as export
+from vaejax.models.autoencoder import Autoencoder
 from vaejax.train import loop as train
 
 pytestmark = pytest.mark.runs
@@ -95,3 +96,32 @@ def test_a_distilled_decoder_is_loaded_and_exported_beside_its_teachers_encoder(
     np.testing.assert_array_equal(*latents)
     decoded = [vaejax.load(str(path)).decode(latents[0]) for path in (run, out)]
     np.testing.assert_array_equal(*decoded)
+
+
+def test_a_folder_of_diffusers_is_fine_tuned_and_given_back(folders, tmp_path):
+    """After 0 updates it has the same bits; after 20, diffusers decodes like vaejax."""
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    from tests.support.wan import design, moments, pair, pixels
+
+    start, run, out = tmp_path / "start", tmp_path / "run", tmp_path / "out"
+    of = design("2.1", latent_channels=16)
+    theirs, params = pair(of)
+    theirs.save_pretrained(start)
+    changes = {"init": str(start), "model.family": "", "optim.train": ("decoder",), "steps": 20}
+    changes |= {"checkpoint.every": 20, "eval.every": 20, "panels.every": 20, "optim.learning_rate": 1e-3}
+    assert train.fit(settings(folders, **changes), str(run))
+    assert equal(load_vae(str(run / "init")).params, params)
+    assert export([str(run), str(out), "--format=diffusers"]) == 0
+    tuned, vae = diffusers.AutoencoderKLWan.from_pretrained(out).eval(), load_vae(str(run))
+    assert equal(vae.params["encoder"], params["encoder"])
+    assert not equal(vae.params["decoder"], params["decoder"])
+    np.testing.assert_array_equal(tuned.config.latents_mean, theirs.config.latents_mean)
+    model = Autoencoder(vae.architecture)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 5, 32, 40, 3)).astype(np.float32)
+    with torch.no_grad():
+        posterior = model.apply({"params": vae.params}, x, method="encode")
+        wanted = moments(tuned, x).numpy()[..., :16]
+        assert np.abs(posterior.mean - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        wanted = pixels(tuned, wanted).numpy()
+        x_hat = model.apply({"params": vae.params}, posterior.mean, method="decode")
+        assert np.abs(x_hat - wanted).max() <= 1e-5 * np.abs(wanted).max()

@@ -1,6 +1,5 @@
-"""Reads a trained autoencoder from a run's checkpoint or from an export."""
+"""Reads a trained autoencoder from a run's checkpoint, an export or published weights."""
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -16,11 +15,12 @@ from jaxtyping import Float32
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
+from vaejax.codec.published import is_published, read_published
 from vaejax.config.schema import Config, ModelConfig
 from vaejax.errors import InputError, one_line
 from vaejax.files import UNFINISHED, expand_home
 from vaejax.models import families
-from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.autoencoder import Architecture, parameter_shapes
 from vaejax.rundir import latent_statistics, wholeness
 from vaejax.rundir.checkpoint import SavedCheckpoints
 from vaejax.rundir.folder import RunFolder
@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "vaejax.export"  # value of 'format' in an export's config.json; a run's config.json has no such key
 
-ACCEPTED = "the --workdir of a run, its checkpoints/STEP, or the folder of an export"
+ACCEPTED = "the --workdir of a run, its checkpoints/STEP, the folder of an export, or a published VAE"
 
 Params = dict[str, Any]
 
@@ -59,10 +59,10 @@ class TrainedVAE(NamedTuple):
 
 
 def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
-    """Reads a run, which may still be training, or an export, without changing it.
+    """Reads a run, which may still be training, an export or a published VAE, without changing it.
 
     Args:
-      name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
+      name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, or a published VAE, see `read_published`.
       step: step of a completed checkpoint; default: the one in `name`, else the latest.
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
 
@@ -73,7 +73,11 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; accepted: {' or '.join(DTYPES)}")
     config = read_export_config(name)
-    if config is None:
+    if config is None and is_published(name):
+        vae = _load_published(name)
+        if step is not None:
+            raise InputError(f"{name}: a published VAE, without step {step}; accepted: no step")
+    elif config is None:
         vae = _load_run(name, step)
     elif pathlib.Path(expand_home(name)).resolve().name.endswith(UNFINISHED):
         raise InputError(f"{name}: an unfinished export; accepted: {ACCEPTED}")
@@ -86,18 +90,6 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
     if dtype:
         vae = vae._replace(architecture=vae.architecture.replace(dtype=dtype))
     return vae
-
-
-@functools.cache
-def parameter_shapes(architecture: Architecture) -> Params:
-    """Shapes of an autoencoder's parameters, the tree 'params' of `model.init`; cached, so do not modify it.
-
-    Raises:
-      ValueError, TypeError: if the architecture is invalid.
-    """
-    clip = jax.ShapeDtypeStruct(architecture.example_shape, jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(Autoencoder(architecture).init, key, clip, key)["params"]
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -113,6 +105,11 @@ def fingerprint(params: Params) -> str:
         digest.update(f"{name} {leaf.shape}".encode())
         digest.update(leaf.data)
     return digest.hexdigest()
+
+
+def _load_published(name: str) -> TrainedVAE:
+    architecture, params, latents = read_published(name)
+    return TrainedVAE(name, architecture, params, latents["mean"], latents["std"], 0, fingerprint(params))
 
 
 def _load_run(name: str, step: int | None) -> TrainedVAE:
@@ -154,6 +151,11 @@ def run_architecture(run: RunFolder, config: Config) -> Architecture:
         raise InputError(f"{run.init}: not the model that the run started from; accepted: {ACCEPTED}")
     start = families.from_json(known["architecture"], ModelConfig()) if known else None
     return families.architecture_of_run(config, start)
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is not that of an export or of a published autoencoder."""
+    return read_export_config(name) is None and not is_published(name)
 
 
 def read_export_config(name: str) -> dict[str, Any] | None:

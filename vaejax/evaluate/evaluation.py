@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import vaejax
 from vaejax.codec import load as trained
+from vaejax.codec.published import is_published
 from vaejax.config.schema import DataConfig, MeshConfig
 from vaejax.data import sources
 from vaejax.data.bucket import Bucket, parse_buckets
@@ -172,14 +173,15 @@ def _is_baseline(name: str) -> bool:
 
 
 def _is_folder(name: str) -> bool:
-    return os.path.isdir(expand_home(name))
+    """Whether a name is that of a folder, or of a file with a published autoencoder."""
+    return os.path.isdir(expand_home(name)) or is_published(name)
 
 
 def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple[Samples, str, list[str]]:
     """The samples to score, the run that provides the defaults ('' if none), and the default buckets."""
     # If a folder has the same name as a baseline, the name means the baseline.
     folders = [name for name in names if not _is_baseline(name) and _is_folder(name)]
-    run_name = next((name for name in folders if not trained.read_export_config(name)), "")
+    run_name = next((name for name in folders if trained.is_run(name)), "")
     limit = samples
     if run_name:
         config = RunFolder(run_name).read_config()

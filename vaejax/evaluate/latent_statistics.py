@@ -37,11 +37,11 @@ BATCH, PIXELS = 8, 2**21
 def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
     """The statistics of a run's training latents, loaded from the checkpoint or computed and stored there.
 
-    The statistics of an export are read from the export.
+    The statistics of an export or a published VAE are read from it.
 
     Args:
       codec: codec of the run or export.
-      name: 'RUN', 'RUN/checkpoints/STEP', or the folder of an export.
+      name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, or a published VAE.
       step: step of the codec's checkpoint.
 
     Returns:
@@ -62,6 +62,8 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
             )
             return None
         return exported["latents"]
+    if not trained.is_run(name):
+        return codec.latents
     folder = RunFolder(name).path
     stored = stored_statistics.load(folder, step)
     if stored is not None:

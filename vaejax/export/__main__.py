@@ -18,16 +18,19 @@ def main(arguments: list[str] | None = None) -> int:
         " card. The export is read again and compared with the run before OUT is created.",
         "runs/demo exports/demo --stablehlo=1x256x256 --stablehlo=17x256x256",
     )
-    parser.add_argument("run", metavar="RUN", help="a run, its checkpoints/STEP, or an export")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run, its checkpoints/STEP, an export, or a published VAE"
+    )
     parser.add_argument(
         "out", metavar="OUT", help="a new or empty folder, or an earlier export, which is replaced"
     )
     parser.add_argument(
         "--format",
-        choices=("vaejax", "torch"),
+        choices=("vaejax", "torch", "diffusers", "original"),
         default="vaejax",
         help="vaejax: for vaejax.load and JAX; torch: a PyTorch module of one file, with the calls of"
-        " diffusers' video autoencoders (default: vaejax)",
+        " diffusers' video autoencoders; for the family wan, diffusers: a folder that AutoencoderKLWan loads;"
+        " original: a .pth file with the published names (default: vaejax)",
     )
     parser.add_argument(
         "--stablehlo",

@@ -6,7 +6,7 @@ import pathlib
 import shlex
 
 from vaejax.errors import InputError
-from vaejax.export import pytorch
+from vaejax.export import published, pytorch
 from vaejax.export.export import export
 from vaejax.export.folder import CARD, Exported
 from vaejax.export.model_card import SCORES
@@ -24,12 +24,14 @@ def run(options: argparse.Namespace) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
     cache.keep_compiled()
     shared = {"step": options.step, "dtype": options.dtype, "scores": options.scores}
-    if options.format == "torch":
-        if options.stablehlo:
-            raise InputError(f"--stablehlo={options.stablehlo[0]}; accepted: --format=vaejax only")
+    if options.stablehlo and options.format != "vaejax":
+        raise InputError(f"--stablehlo={options.stablehlo[0]}; accepted: --format=vaejax only")
+    if options.format == "vaejax":
+        exported = export(options.run, options.out, shapes=options.stablehlo, **shared)
+    elif options.format == "torch":
         exported = pytorch.export(options.run, options.out, **shared)
     else:
-        exported = export(options.run, options.out, shapes=options.stablehlo, **shared)
+        exported = published.export(options.run, options.out, options.format, **shared)
     print(summary(options.run, exported))
 
 
@@ -61,17 +63,16 @@ def summary(source: str, exported: Exported) -> str:
     if not config["scores"]:
         lines.append("  no scores: to add them, use --scores=results.json, written by vaejax.evaluate")
     lines.append(f"look at: {pathlib.Path(out) / CARD}")
-    lines.append(
-        "next: run the code in it, after pip install torch safetensors"
-        if "compared" in config
-        else f"next: python -m vaejax.codec encode FOLDER latents {shlex.quote(f'--model={out}')}"
-    )
+    following = f"python -m vaejax.codec encode FOLDER latents {shlex.quote(f'--model={out}')}"
+    if "form" in config or "compared" in config:
+        following = "run the code in it"
+    lines.append(f"next: {following}")
     return "\n".join(lines)
 
 
 def _compared(worst: dict[str, float]) -> str:
     """How much PyTorch differs from vaejax, see `pytorch.export`."""
     if not worst:
-        return "  not compared: outputs in PyTorch, because it is not installed (pip install torch)"
+        return "  not compared: outputs in PyTorch, which is not installed (pip install torch diffusers)"
     shown = ", ".join(f"{name.replace('_', '-')} {error:.1e}" for name, error in worst.items())
     return f"  verified in PyTorch: largest differences, relative to the largest value: {shown}"

@@ -4,13 +4,16 @@ import pathlib
 from typing import Any, NamedTuple
 
 from vaejax import files
+from vaejax.codec import published
 from vaejax.codec.load import CONFIG, FORMAT, WEIGHTS
 from vaejax.errors import InputError
 from vaejax.rundir.folder import RunFolder
 
 CHECKPOINT, CARD = "checkpoint", "README.md"
 TORCH_FORMAT, MODULE = "vaejax.torch", "autoencoder.py"  # of an export for PyTorch
-FILES = CONFIG, WEIGHTS, CARD, CHECKPOINT, MODULE, "__pycache__"  # Python may cache the module
+ORIGINAL = "vae.pth"  # of an export with the original names
+MARK = "<!-- written by vaejax.export -->"  # in the cards of exports without a format of their own
+FILES = CONFIG, WEIGHTS, CARD, CHECKPOINT, MODULE, ORIGINAL, published.WEIGHTS, "__pycache__"  # of the module
 
 
 class Exported(NamedTuple):
@@ -52,6 +55,8 @@ def check_replaceable(folder: pathlib.Path, out: str, name: str) -> None:
 
 def _is_export(folder: pathlib.Path) -> bool:
     try:
+        if MARK in (folder / CARD).read_text(encoding="utf-8"):
+            return True
         return files.read_json(folder / CONFIG)["format"] in (FORMAT, TORCH_FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
         return False

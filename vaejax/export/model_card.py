@@ -176,6 +176,7 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "description": description,
         "s": s,
+        "t": t,
         "c": c,
         "lengths": f"1 + a multiple of {t}" if t > 1 else "any number",
         "latent_lengths": f"1 + (T - 1)/{t}" if t > 1 else "T",

@@ -14,22 +14,17 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from vaejax import __version__, cli, files
-from vaejax.codec import network
 from vaejax.codec.codec import Codec
 from vaejax.codec.load import CONFIG, DTYPES, WEIGHTS, Params, TrainedVAE, flatten, load_vae
 from vaejax.codec.save import rounded
 from vaejax.errors import InputError, TrainingFailed
-from vaejax.export import torch_card, verify
+from vaejax.export import in_torch, torch_card, verify
 from vaejax.export.folder import CARD, MODULE, TORCH_FORMAT, Exported, check_replaceable
 from vaejax.export.source import Source, read_source, record
 from vaejax.files import atomic_folder, expand_home
-from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.pixels import from_uint8
+from vaejax.models.autoencoder import Architecture
 from vaejax.models.vaejax import VaejaxDesign
 
-# Largest accepted difference between PyTorch and vaejax, relative to the largest absolute value. Both compute
-# in float32, by different algorithms.
-TOLERANCE = 1e-4
 # Names in Flax -> names in PyTorch.
 _RENAMED = (
     (r"level_(\d+)_block_(\d+)", r"levels.\1.blocks.\2"),
@@ -158,50 +153,12 @@ def check_weights(folder: pathlib.Path, params: Params) -> None:
 
 
 def compare(folder: pathlib.Path, stored: TrainedVAE) -> dict[str, float]:
-    """Compares means, log-variances and pixels of a test clip and an image with those of vaejax, in float32.
-
-    Args:
-      folder: the export.
-      stored: the VAE with the parameters that the export holds.
-
-    Returns:
-      Largest differences, relative to the largest absolute value: {'mean', 'log_variance', 'pixels'}. {} if
-      PyTorch is not installed.
-
-    Raises:
-      TrainingFailed: if one exceeds `TOLERANCE`.
-    """
+    """The result of `in_torch.differences`; {} if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
-    import torch
-
     from vaejax.export import torch_autoencoder
 
-    model, params = Autoencoder(stored.architecture.replace(dtype="float32")), stored.params
-    vae = torch_autoencoder.Autoencoder.from_pretrained(folder)
-    clip, worst = verify.moving_waves(*verify.clip_shape(stored.architecture)), {}
-    for frames in (clip[None], clip[None, :1]):
-        mean, log_variance = network.posterior(model, params, frames)
-        pixels = network.decode(model, params, mean)
-        with torch.no_grad():
-            found = vae.encode(_channels_first(torch, from_uint8(frames))).latent_dist
-            decoded = vae.decode(_channels_first(torch, mean)).sample.clamp(-1, 1)
-        for name, one, other in (
-            ("mean", found.mean, mean),
-            ("log_variance", found.logvar, log_variance),
-            ("pixels", decoded, pixels),
-        ):
-            other = np.moveaxis(np.asarray(other), -1, 1)
-            error = float(np.abs(one.numpy() - other).max() / np.abs(other).max())
-            if not error <= TOLERANCE:  # rather than `>`, to reject NaN
-                raise _differs(f"{name} in PyTorch differs from that in vaejax by {error:.2g} of the largest")
-            worst[name] = max(worst.get(name, 0.0), error)
-    return worst
-
-
-def _channels_first(torch: Any, x: Any) -> Any:
-    """Converts (B, T, H, W, C) to a tensor (B, C, T, H, W)."""
-    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
+    return in_torch.differences(torch_autoencoder.Autoencoder.from_pretrained(folder), stored)
 
 
 def _differs(how: str) -> TrainingFailed:

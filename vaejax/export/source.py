@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaejax import files
-from vaejax.codec.load import Params, TrainedVAE, read_export_config
+from vaejax.codec.load import Params, TrainedVAE, is_run, read_export_config
 from vaejax.codec.save import describe
 from vaejax.config import Config
 from vaejax.errors import InputError
@@ -50,15 +50,18 @@ def read_source(name: str, vae: TrainedVAE, scores: str) -> Source:
     if export_config is not None:
         statistics, training = export_config["latents"], export_config.get("training", {})
         known = export_config.get("scores")
-    else:
+    elif is_run(name):
         statistics, training = _statistics(name, vae), _training(RunFolder(name).read_config())
         known = None
+    else:
+        mean, std = (None if values is None else values.tolist() for values in (vae.mean, vae.std))
+        statistics, training, known = {"mean": mean, "std": std}, {}, None
     if statistics["mean"] is not None:
         mean, std = (np.asarray(statistics[key], np.float32) for key in ("mean", "std"))
         vae = vae._replace(mean=mean, std=std)
     if scores:
         known = read_scores(pathlib.Path(expand_home(scores)), vae)
-    elif export_config is None and (path := RunFolder(name).path / "results.json").exists():
+    elif is_run(name) and (path := RunFolder(name).path / "results.json").exists():
         try:
             known = read_scores(path, vae)
         except InputError as error:

@@ -83,7 +83,7 @@ def text(name: str, config: Mapping[str, Any]) -> str:
       name: name of the export's folder.
       config: the record of the source (`source.record`), and 'rounding', the result of `verify.check_codec`.
     """
-    factor = config["architecture"]["temporal_factor"]
+    factor = model_card.facts(config)["t"]
     head = _HEAD.format(
         **model_card.facts(config),
         name=name,

@@ -1,10 +1,12 @@
 """The VAE: an encoder and a decoder over one latent space, each of some family."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vaejax.errors import InputError
@@ -152,6 +154,18 @@ class Autoencoder(nn.Module):
         """
         posterior = self.encode(x)
         return self.decode(posterior.sample(key), _is_video(x, None)), posterior
+
+
+@functools.cache
+def parameter_shapes(architecture: Architecture) -> dict[str, Any]:
+    """Shapes of an autoencoder's parameters, the tree 'params' of `model.init`; cached, so do not modify it.
+
+    Raises:
+      ValueError, TypeError: if the architecture is invalid.
+    """
+    clip = jax.ShapeDtypeStruct(architecture.example_shape, jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(Autoencoder(architecture).init, key, clip, key)["params"]
 
 
 def _is_video(x: jax.Array, is_video: bool | None) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vaejax import __version__, cli, files
-from vaejax.codec.load import read_export_config
+from vaejax.codec.load import is_run
 from vaejax.errors import InputError
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.features import Features
@@ -116,7 +116,7 @@ def mean_and_spread(score: dict[str, Any], digits: int) -> str:
 def _next_command(options: argparse.Namespace, settings: dict[str, Any]) -> str:
     """The command to run next: the export of a run, or the evaluation of any other codec."""
     name = options.checkpoint
-    if settings["codec"].get("kind") == "vaejax" and read_export_config(name) is None:
+    if settings["codec"].get("kind") == "vaejax" and is_run(name):
         out = pathlib.Path("exports") / RunFolder(name).path.name
         step = [f"--step={options.step}"] if options.step is not None else []
         return shlex.join(["python", "-m", "vaejax.export", name, str(out), *step])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from jax.sharding import Mesh
 
+from vaejax.codec.published import is_published
 from vaejax.errors import InputError
 from vaejax.evaluate.codecs import NAMES, baselines
 from vaejax.evaluate.codecs.base import Codec, LatentSize
@@ -31,7 +32,7 @@ def open_codec(
     """Opens a codec by its name.
 
     Args:
-      name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, 'diffusers:CLASS:PATH', 'linear',
+      name: 'RUN', 'RUN/checkpoints/STEP', an export, a published VAE, 'diffusers:CLASS:PATH', 'linear',
         'jpeg:Q', 'jpeg:matched', 'h264:CRF' or 'identity'. PATH is a folder of weights; for random weights it
         is a config.json or JSON text.
       step: step of a run's checkpoint; default: the one in `name`, else the latest.
@@ -62,7 +63,7 @@ def open_codec(
         return baselines.H264(name, _integer(name, rest, 0, 51), fps)
     if kind == "diffusers":
         return DiffusersCodec.open(name, seed)
-    if os.path.isdir(expand_home(name)):
+    if os.path.isdir(expand_home(name)) or is_published(name):
         return VaeCodec.open(name, step, dtype, mesh)
     raise InputError(f"codec {name!r}: no such name or folder; accepted: {NAMES}")
 

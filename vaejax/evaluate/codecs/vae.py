@@ -25,12 +25,14 @@ class VaeCodec:
       model: the autoencoder.
       params: parameters of the model: 'params' of the variables that `model.init` returns.
       settings: further settings to record in results.
+      latents: 'mean' and 'std' of each latent channel, (c,), if they are known from elsewhere.
       mesh: devices that share each batch. If they belong to several processes, all processes must call each
         method together. None: one device.
 
     Attributes:
       model: the autoencoder.
       params: the current parameters.
+      latents: see above.
       shards: number of devices that share a batch; batches are padded to a multiple of it.
     """
 
@@ -41,9 +43,10 @@ class VaeCodec:
         params: dict[str, Any],
         settings: dict[str, Any] | None = None,
         mesh: Mesh | None = None,
+        latents: dict[str, list[float]] | None = None,
     ):
         a = model.architecture
-        self.name, self.model = name, model
+        self.name, self.model, self.latents = name, model, latents
         self.spatial_factor, self.temporal_factor = a.spatial_factor, a.temporal_factor
         self.settings = {"kind": "vaejax", "latent": "posterior mean", "dtype": a.dtype, **(settings or {})}
         self._mesh = mesh
@@ -54,10 +57,10 @@ class VaeCodec:
     def open(
         cls, name: str, step: int | None = None, dtype: str = "", mesh: Mesh | None = None
     ) -> "VaeCodec":
-        """Reads a run or an export.
+        """Reads a run, an export or a published VAE.
 
         Args:
-          name: 'RUN', 'RUN/checkpoints/STEP' or the folder of an export.
+          name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, or a published VAE.
           step: step of a completed checkpoint; default: the one in `name`, else the latest.
           dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the run's.
           mesh: devices that share each batch; None: one device.
@@ -67,7 +70,10 @@ class VaeCodec:
         """
         vae = load_vae(name, step, dtype)
         settings = {"step": vae.step, "parameters": "ema"}
-        return cls(name, Autoencoder(vae.architecture), vae.params, settings, mesh)
+        latents = None
+        if vae.mean is not None and vae.std is not None:
+            latents = {"mean": vae.mean.tolist(), "std": vae.std.tolist()}
+        return cls(name, Autoencoder(vae.architecture), vae.params, settings, mesh, latents)
 
     def load(self, params: dict[str, Any]) -> None:
         """Replaces the parameters, without compiling the model again; {} frees the memory of the old ones."""
