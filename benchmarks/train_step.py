@@ -26,11 +26,11 @@ import numpy as np
 import optax
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
-from torch_autoencoder import TorchAutoencoder
 
 from vaejax.config import schema
+from vaejax.export import pytorch, torch_autoencoder
 from vaejax.losses.objective import Objective, Outputs
-from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.models.families import architecture_of
 from vaejax.models.pixels import from_uint8
 from vaejax.models.vaejax import SIZES
@@ -41,36 +41,53 @@ LEARNING_RATE, CLIP, EMA_DECAY = 1e-4, 0.1, 0.999
 Frames = dict[str, np.ndarray]
 
 
-def torch_loss(model: TorchAutoencoder, log_scale, frames, noise, objective: Objective) -> torch.Tensor:
+def torch_model(model: Autoencoder, params: dict, layout=torch.contiguous_format) -> torch.nn.Module:
+    """Returns the module of an export for PyTorch, with kernels in a memory format."""
+    vae = torch_autoencoder.Autoencoder(pytorch.config_of(model.architecture))
+    weights = pytorch.state_dict(params)
+    vae.load_state_dict({name: torch.tensor(leaf) for name, leaf in weights.items()})
+    return vae.to(memory_format=layout)
+
+
+def reconstruct(vae: torch.nn.Module, x: torch.Tensor, noise: torch.Tensor):
+    """Maps pixels (B, 3, T, H, W) to their reconstruction and the posterior."""
+    if not vae.encoder.conv_in.weight.is_contiguous():
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    posterior = vae.encode(x).latent_dist
+    return vae.decode(posterior.mean + posterior.std * noise).sample, posterior
+
+
+def torch_loss(vae: torch.nn.Module, log_scale, frames, noise, objective: Objective) -> torch.Tensor:
     """Returns the loss of uint8 (B, T, H, W, 3), like `Objective`."""
     x = (frames.float() / 127.5 - 1).permute(0, 4, 1, 2, 3)
-    x_hat, mean, log_variance = model(x, noise)
+    x_hat, posterior = reconstruct(vae, x, noise)
     nll = ((x - x_hat).abs() * torch.exp(-log_scale) + log_scale + math.log(2)).mean()
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-    per_pixel = objective.weights["reconstruction"] * nll + objective.weights["kl"] * kl.sum() / x.numel()
+    kl = posterior.kl().sum() / x.numel()
+    per_pixel = objective.weights["reconstruction"] * nll + objective.weights["kl"] * kl
     return per_pixel * objective.scale(tuple(frames.shape[1:]))
 
 
 class TorchTrainer:
     """One update in PyTorch: fused Adam, multi-tensor moving average, clipping unit by unit."""
 
-    def __init__(self, model: TorchAutoencoder, objective: Objective, wrap: Callable, planar_images=True):
-        self.model, self.objective = model, objective
-        model.planar_images = planar_images
+    def __init__(
+        self, vae: torch.nn.Module, architecture: Architecture, objective: Objective, wrap: Callable
+    ):
+        self.vae, self.architecture, self.objective = vae, architecture, objective
         self.log_scale = torch.nn.Parameter(torch.zeros(()))
-        self.params = [*model.parameters(), self.log_scale]
+        self.params = [*vae.parameters(), self.log_scale]
         self.average = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.Adam(self.params, LEARNING_RATE, fused=True)
-        self.clipped = [p for name, p in model.values.items() if is_clipped(name)]
+        self.clipped = [p for name, p in vae.named_parameters() if is_clipped(name)]
         self.loss = wrap(torch_loss)
         self.clip = wrap(clip_gradients)
 
     def gradients(self, batches: Frames) -> None:
         """Accumulates the gradients of all batches."""
         for frames in batches.values():
-            shape = self.model.a.latent_shape(*frames.shape[1:4])
+            shape = self.architecture.latent_shape(*frames.shape[1:4])
             noise = torch.randn(frames.shape[0], *shape).permute(0, 4, 1, 2, 3)
-            self.loss(self.model, self.log_scale, torch.from_numpy(frames), noise, self.objective).backward()
+            self.loss(self.vae, self.log_scale, torch.from_numpy(frames), noise, self.objective).backward()
 
     def update(self, batches: Frames) -> None:
         """Runs one optimizer step."""
@@ -92,7 +109,7 @@ def clip_gradients(params: list[torch.Tensor], gradients: list[torch.Tensor]) ->
 
 def is_clipped(name: str) -> bool:
     """Whether vaejax clips a parameter: all but the last convolution, scales and gains."""
-    return not name.startswith("decoder/conv_out") and name.split("/")[-1] not in ("scale", "gain")
+    return not name.startswith("decoder.conv_out") and name.split(".")[-1] not in ("scale", "gain")
 
 
 class JaxTrainer:
@@ -102,9 +119,9 @@ class JaxTrainer:
         self.model, self.objective = model, objective
 
         def mask(params):
-            flat = flatten_dict(params["autoencoder"], sep="/")
+            flat = flatten_dict(params["autoencoder"], sep=".")
             names = {name: is_clipped(name) for name in flat}
-            return {"autoencoder": unflatten_dict(names, sep="/"), "likelihood": {"log_scale": False}}
+            return {"autoencoder": unflatten_dict(names, sep="."), "likelihood": {"log_scale": False}}
 
         clipping = optax.masked(optax.adaptive_grad_clip(CLIP), mask)
         optimizer = optax.chain(clipping, optax.adam(LEARNING_RATE))
@@ -132,9 +149,7 @@ class JaxTrainer:
         jax.block_until_ready((self.state.params, norms))
 
 
-def check(
-    model: Autoencoder, params: dict, torch_model: TorchAutoencoder, objective, batches: Frames
-) -> dict:
+def check(model: Autoencoder, params: dict, vae: torch.nn.Module, objective, batches: Frames) -> dict:
     """Compares output, loss and gradients; exits if they differ by 1e-4 of the largest element or more."""
     key, differences = jax.random.key(1), {}
     for name, frames in batches.items():
@@ -149,25 +164,23 @@ def check(
         (value, x_hat), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         shape = (1, *model.architecture.latent_shape(*frames.shape[1:4]))
         noise = torch.tensor(np.asarray(jax.random.normal(key, shape))).permute(0, 4, 1, 2, 3)
-        torch_model.zero_grad()
-        their_value = torch_loss(torch_model, torch.zeros(()), torch.from_numpy(frames), noise, objective)
+        vae.zero_grad()
+        their_value = torch_loss(vae, torch.zeros(()), torch.from_numpy(frames), noise, objective)
         their_value.backward()
         with torch.no_grad():
-            their_x_hat = torch_model((torch.from_numpy(frames) / 127.5 - 1).permute(0, 4, 1, 2, 3), noise)[0]
+            their_x_hat, _ = reconstruct(vae, (torch.from_numpy(frames) / 127.5 - 1).movedim(-1, 1), noise)
         found = {"loss": relative(their_value.item(), float(value))}
         found["output"] = relative(their_x_hat.permute(0, 2, 3, 4, 1).numpy(), np.asarray(x_hat))
         errors, largest = [], max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
-        for path, g in flatten_dict(gradients, sep="/").items():
-            theirs = torch_model.values[path].grad
-            theirs = torch.zeros(()) if theirs is None else theirs
-            theirs = theirs.permute(2, 3, 4, 1, 0) if theirs.dim() == 5 else theirs
-            errors.append(float(np.abs(theirs.numpy() - np.asarray(g)).max()) / largest)
+        parameters = dict(vae.named_parameters())
+        for path, g in pytorch.state_dict(gradients).items():
+            errors.append(float(np.abs(parameters[path].grad.numpy() - g).max()) / largest)
         found["gradients"] = max(errors)
         for what, difference in found.items():
             if not difference < 1e-4:
                 sys.exit(f"{name}: the {what} of the two networks differ by {difference:.1e}")
         differences[name] = found
-    torch_model.zero_grad()
+    vae.zero_grad()
     return differences
 
 
@@ -250,11 +263,8 @@ def main() -> None:
     # Kernels and gains start at 0, which would hide most of the network from the comparison.
     params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(key, p.shape), init)
 
-    def torch_model(layout=torch.contiguous_format):
-        return TorchAutoencoder(model.architecture, params, layout)
-
     compiled = functools.partial(torch.compile, mode=args.torch_mode)
-    differences = check(model, params, torch_model(), objective, batches)
+    differences = check(model, params, torch_model(model, params), objective, batches)
     print("largest differences:", json.dumps(differences))
     report = {
         "differences": differences,
@@ -266,17 +276,14 @@ def main() -> None:
     tasks = {name: {name: frames} for name, frames in batches.items()} | {"both": batches}
     print(f"{'':8}{'contestant':30}{'ms':>9}{'vaejax is faster by':>22}")
     for task, chosen in tasks.items():
-        last = torch.channels_last_3d
-        trainers = {
-            "vaejax": JaxTrainer(model, params, objective),
-            "torch eager": TorchTrainer(torch_model(), objective, lambda f: f),
-            "torch.compile": TorchTrainer(torch_model(), objective, compiled),
-            "torch.compile, channels_last": TorchTrainer(torch_model(last), objective, compiled),
-        }
-        if task == "images":
-            trainers["torch.compile, conv3d"] = TorchTrainer(
-                torch_model(), objective, compiled, planar_images=False
-            )
+        trainers = {"vaejax": JaxTrainer(model, params, objective)}
+        for name, wrap, layout in (
+            ("torch eager", lambda f: f, torch.contiguous_format),
+            ("torch.compile", compiled, torch.contiguous_format),
+            ("torch.compile, channels_last", compiled, torch.channels_last_3d),
+        ):
+            vae = torch_model(model, params, layout)
+            trainers[name] = TorchTrainer(vae, model.architecture, objective, wrap)
         contestants = {name: functools.partial(t.update, chosen) for name, t in trainers.items()}
         seconds, disturbed = compete(contestants, args.rounds, args.patience)
         report["results"][task] = {"disturbed_rounds": disturbed}

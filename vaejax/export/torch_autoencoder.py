@@ -418,7 +418,8 @@ class Autoencoder(nn.Module):
         """Writes model.safetensors, config.json and this file, as autoencoder.py."""
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.contiguous() for name, p in self.state_dict().items()}, path / "model.safetensors")
+        weights = {name: p.contiguous() for name, p in self.state_dict().items()}
+        save_file(weights, path / "model.safetensors", {"format": "pt"})
         (path / "config.json").write_text(json.dumps(vars(self.config), indent=1) + "\n")
         if not (module := path / "autoencoder.py").exists():
             shutil.copyfile(__file__, module)

@@ -32,14 +32,19 @@ torch_autoencoder = importlib.import_module("vaejax.export.torch_autoencoder")
 # is wrong.
 MIXED = {"film": True, "pixel_norm": True, "attention": True, "widths": (8, 12, 6), "encoder_blocks": 2}
 OTHER = {"conv": "groupnorm", "pixel_norm": True, "stem": "patch", "stem_factor": 4, "temporal_factor": 2}
+MORE = {
+    "film": {"film": True},
+    "stem of 1": {"stem_factor": 1},
+    "one level": {"stem_factor": 4, "spatial_factor": 4, "temporal_factor": 1},
+}
 OPTIONS = [
     pytest.param({}, id="default"),
     pytest.param(MIXED, id="mixed"),
     pytest.param(OTHER | {"decoder_blocks": 2}, id="other"),
     *(
         pytest.param(options, id=name, marks=pytest.mark.variants)
-        for name, options in (EACH | {"film": {"film": True}, "stem of 1": {"stem_factor": 1}}).items()
-        if name != "recomputed"
+        for name, options in (EACH | MORE).items()
+        if name != "recomputed"  # the same function
     ),
 ]
 
