@@ -36,6 +36,7 @@ def differences(theirs: Any, stored: TrainedVAE) -> dict[str, float]:
 
     model = Autoencoder(stored.architecture.replace(remat=(), dtype="float32"))
     clip, worst = verify.moving_waves(*verify.clip_shape(stored.architecture)), {}
+    clip = clip[..., np.arange(stored.architecture.pixel_channels) % clip.shape[-1]]
     for frames in (clip[None], clip[None, :1]):
         mean, log_variance = network.posterior(model, stored.params, frames)
         pixels = network.decode(model, stored.params, mean)

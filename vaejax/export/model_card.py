@@ -170,14 +170,15 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
         s=s,
         c=c,
         time=f"{t}x fewer frames" if t > 1 else "as many frames",
-        clip=_short(3 * s * s * t / c),
-        image=_short(3 * s * s / c),
+        clip=_short(a.pixel_channels * s * s * t / c),
+        image=_short(a.pixel_channels * s * s / c),
     )
     return {
         "description": description,
         "s": s,
         "t": t,
         "c": c,
+        "pixels": a.pixel_channels,
         "lengths": f"1 + a multiple of {t}" if t > 1 else "any number",
         "latent_lengths": f"1 + (T - 1)/{t}" if t > 1 else "T",
         "total": _count(sum(counts.values())),

@@ -14,15 +14,16 @@ from safetensors.numpy import load_file
 
 import vaejax
 from tests.support.frames import pans
-from tests.support.models import clip, randomized
+from tests.support.models import SMALL, architecture, clip, random_parameters, randomized
 from tests.unit.export.test_export import SHAPE, STATISTICS, write_run
 from tests.unit.models.test_autoencoder import EACH
 from vaejax.codec.load import TrainedVAE, load_vae
-from vaejax.codec.save import rounded
+from vaejax.codec.save import rounded, save_vae
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.export import __main__ as export
 from vaejax.export import pytorch, verify
 from vaejax.export.source import Source
+from vaejax.models.autoencoder import Architecture, Autoencoder
 
 REASON = "of the extra diffusers: a plain torch can pull gigabytes"
 torch = pytest.importorskip("torch", reason=REASON)
@@ -174,6 +175,22 @@ def test_all_gradients_are_those_of_flax(opened):
     vae.enable_gradient_checkpointing(False)
     for name, gradient in plain.items():
         np.testing.assert_array_equal(recomputed[name], gradient)
+
+
+def test_gradient_checkpointing_keeps_fewer_activations(opened):
+    vae = opened({})[2]
+
+    def kept(cache=None):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            vae.encode(first(clip(5)), cache=cache)
+        return sum(sizes)
+
+    everything, in_stream = kept(), kept({})
+    vae.enable_gradient_checkpointing()
+    assert kept() < 0.8 * everything
+    assert kept({}) == in_stream  # recomputing would read a cache that has moved on
+    vae.enable_gradient_checkpointing(False)
 
 
 def test_the_weights_of_an_image_are_a_third_of_the_work(opened):
@@ -460,6 +477,21 @@ def test_an_export_of_one_format_replaces_one_of_the_other(run, tmp_path):
     assert export.main([str(out), str(tmp_path / "again"), "--format=torch"]) == 0  # from an export
     one, other = (load_vae(str(each)).fingerprint for each in (run, out))
     assert one == other == json.loads((tmp_path / "again" / "config.json").read_text())["fingerprint"]
+
+
+@pytest.mark.variants
+def test_a_decoder_may_have_a_design_of_its_own(tmp_path):
+    """As after distillation; here of an export by vaejax, of four pixel channels."""
+    halves = [architecture(**(SMALL | {"pixel_channels": 4} | options)) for options in ({}, MIXED)]
+    both = Architecture(halves[0].encoder, halves[1].decoder)
+    params = random_parameters(Autoencoder(both), np.zeros(both.example_shape, np.float32), jax.random.key(0))
+    params, mean, std = rounded(params, "float32"), *(np.float32(STATISTICS[key]) for key in ("mean", "std"))
+    (tmp_path / "pair").mkdir()
+    save_vae(tmp_path / "pair", TrainedVAE("pair", both, params, mean, std, 0, "0" * 16))
+    assert export.main([str(tmp_path / "pair"), str(tmp_path / "out"), "--format=torch"]) == 0
+    vae = torch_autoencoder.Autoencoder.from_pretrained(tmp_path / "out")
+    assert vae.decoder.design.film and not vae.encoder.design.film
+    assert "| pixels | (B, 4, T, H, W)" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.variants
