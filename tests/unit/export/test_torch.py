@@ -24,6 +24,7 @@ from vaejax.export import __main__ as export
 from vaejax.export import pytorch, verify
 from vaejax.export.source import Source
 from vaejax.models.autoencoder import Architecture, Autoencoder
+from vaejax.models.wan import SIZES, WanDesign
 
 REASON = "of the extra diffusers: a plain torch can pull gigabytes"
 torch = pytest.importorskip("torch", reason=REASON)
@@ -458,6 +459,9 @@ def test_mistakes_get_one_line(run, exported, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     refused([str(run), str(tmp_path / "full"), "--format=torch"], "contains other files, such as letter.txt")
+    other = WanDesign(**SIZES["wan2.1"], pixel_channels=3, remat=(), dtype="float32")
+    with pytest.raises(InputError, match="--format=torch; accepted: a model of family vaejax"):
+        pytorch.config_of(Architecture(other, other))
     with pytest.raises(InputError, match="--dtype=int8; accepted: float32 or bfloat16"):
         pytorch.export(str(run), out, dtype="int8")
     assert not (tmp_path / "out").exists()
