@@ -36,7 +36,7 @@ def pictures(notebook):
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize(("name", "figures"), [("quickstart", 2), ("latents", 4)])
+@pytest.mark.parametrize(("name", "figures"), [("quickstart", 2), ("latents", 4), ("finetune", 1)])
 def test_a_notebook_runs_from_top_to_bottom(checkout, name, figures):
     path = checkout / "colab" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)

@@ -1,5 +1,6 @@
 """The PyTorch module of an export computes what the model in Flax computes."""
 
+import copy
 import importlib
 import json
 import pathlib
@@ -281,7 +282,7 @@ def test_half_precision_stays_near(opened):
             assert 1e-4 < (one - other).abs().max() / other.abs().max() < 0.03
 
 
-def test_autocast_leaves_the_linear_paths_in_float32(opened):
+def test_the_linear_paths_compute_in_float32(opened):
     vae = opened({})[2]
     linear = torch_autoencoder.Autoencoder(vars(vae.config))
     linear.load_state_dict(vae.state_dict())
@@ -293,7 +294,13 @@ def test_autocast_leaves_the_linear_paths_in_float32(opened):
         wanted = linear(x).sample
         with torch.autocast("cpu", torch.bfloat16):
             found = linear(x).sample
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        half = copy.deepcopy(linear).to(torch.bfloat16)
+        whole = copy.deepcopy(half).float()  # with the same rounded weights
+        wanted = whole.encode(x.bfloat16().float()).latent_dist.mean
+        torch.testing.assert_close(half.encode(x.bfloat16()).latent_dist.mean, wanted, rtol=0, atol=1e-6)
+        z = wanted.bfloat16()
+        torch.testing.assert_close(half.decode(z)[0], whole.decode(z.float())[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -387,6 +394,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("vaejax", "ja
 def test_the_folder_holds_the_module_the_weights_and_their_description(run, exported):
     names = sorted(path.name for path in exported.iterdir() if path.name != "__pycache__")
     assert names == ["README.md", "autoencoder.py", "config.json", "model.safetensors"]
+    assert len({(exported / name).stat().st_mode for name in names}) == 1  # readable by the same people
     module = pathlib.Path(torch_autoencoder.__file__).read_bytes()
     assert (exported / "autoencoder.py").read_bytes() == module
     imported = set(re.findall(r"^(?:import|from) (\w+)", module.decode(), re.MULTILINE))
