@@ -1,21 +1,22 @@
 """Buckets: the sample shapes of a run, and the steps at which each is drawn."""
 
+import dataclasses
 import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from vaejax.data.crop import MEDIA_CHANNELS
 from vaejax.errors import InputError
 
 _NAME = re.compile(r"image_([1-9]\d*)x([1-9]\d*)|video_([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
 _FIELDS = ("batch", "weight", "every")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Bucket:
-    """A sample shape (T, H, W), with its batch size and schedule.
+    """A sample shape (T, H, W, C), with its batch size and schedule.
 
     Attributes:
       frames: T; an image is a video of one frame.
@@ -24,6 +25,7 @@ class Bucket:
       batch: samples per batch, over all hosts.
       weight: weight of this bucket's loss in the loss of an update.
       every: period of the bucket in steps: one batch is drawn every `every` steps.
+      channels: C, of all buckets of a run: 3 for RGB, 4 for RGB and alpha.
     """
 
     frames: int
@@ -32,6 +34,7 @@ class Bucket:
     batch: int
     weight: float = 1.0
     every: int = 1
+    channels: int = 3
 
     @property
     def kind(self) -> str:
@@ -56,6 +59,7 @@ def parse_buckets(
     temporal_factor: int,
     shards: int = 1,
     space: int = 1,
+    channels: int = 3,
 ) -> tuple[Bucket, ...]:
     """Parses the buckets of a configuration; returns those with a batch above 0, sorted by name.
 
@@ -65,10 +69,17 @@ def parse_buckets(
       temporal_factor: temporal downsampling factor of the model; T must be 1 + temporal_factor·k.
       shards: number of parts into which the mesh divides every batch.
       space: number of parts into which the mesh divides each shard: by samples if possible, else by height.
+      channels: pixel channels of the model.
 
     Raises:
-      InputError: if a bucket is invalid, all batches are 0, or no bucket is drawn at every step.
+      InputError: if a bucket is invalid, all batches are 0, no bucket is drawn at every step, or media cannot
+        supply the channels.
     """
+    if channels not in MEDIA_CHANNELS:
+        raise InputError(
+            f"model.pixel_channels = {channels}; accepted: 3 (RGB) or 4 (RGB and alpha), which photos and"
+            " clips have"
+        )
     parsed = [
         _parse(name, fields, spatial_factor, temporal_factor, shards, space)
         for name, fields in config_buckets.items()
@@ -77,7 +88,8 @@ def parse_buckets(
         raise InputError(
             "data.buckets is empty; accepted: at least one image_HxW or video_TxHxW, e.g. image_256x256"
         )
-    buckets = tuple(sorted((b for b in parsed if b.batch), key=lambda b: b.name))
+    drawn = (dataclasses.replace(b, channels=channels) for b in parsed if b.batch)
+    buckets = tuple(sorted(drawn, key=lambda b: b.name))
     if not buckets:
         raise InputError(
             "data.buckets: every batch is 0 (off); accepted: at least one bucket with a batch of 1 or more"
@@ -92,7 +104,8 @@ def parse_buckets(
 def buckets_of(config: Any, shards: int = 1, space: int = 1) -> tuple[Bucket, ...]:
     """Returns the buckets of a whole configuration; for `shards` and `space` see `parse_buckets`."""
     model = config.model
-    return parse_buckets(config.data.buckets, model.spatial_factor, model.temporal_factor, shards, space)
+    factors = model.spatial_factor, model.temporal_factor
+    return parse_buckets(config.data.buckets, *factors, shards, space, model.pixel_channels)
 
 
 def scheduled(buckets: Sequence[Bucket], seed: int, step: int) -> tuple[Bucket, ...]:

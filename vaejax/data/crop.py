@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MEDIA_CHANNELS = (3, 4)  # the numbers of channels with which photos and clips can be read
+
 
 class Unreadable(Exception):
     """A file cannot be read, or lacks the requested size or frames; the message is a one-line reason."""
@@ -16,6 +18,8 @@ class Unavailable(Unreadable):
 class Crop(NamedTuple):
     """A crop of a displayed picture, resized to H x W. It is relative, so it applies to pictures of any size.
 
+    The crop also says whether alpha is read.
+
     Attributes:
       height: H of the result, pixels.
       width: W of the result, pixels.
@@ -24,6 +28,7 @@ class Crop(NamedTuple):
       offset: position of the crop in the picture, from (0, 0) at the top left to (1, 1) at the bottom right,
         as (y, x).
       max_upscale: largest factor by which the picture may be enlarged.
+      channels: C of the result: 3 for RGB over white, 4 for RGB and straight alpha.
     """
 
     height: int
@@ -31,6 +36,7 @@ class Crop(NamedTuple):
     zoom: float = 1.0
     offset: tuple[float, float] = (0.5, 0.5)
     max_upscale: float = 1.0
+    channels: int = 3
 
     def box(self, shown: tuple[float, float]) -> tuple[float, float, float, float]:
         """The crop as (left, top, right, bottom), in pixels of a picture of size `shown` (width, height).

@@ -26,6 +26,8 @@ _NO_CLOCK_AFTER_SEEK = {"mpegvideo"}
 _THUMBNAILS = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 # A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# FFmpeg's own decoders of these codecs leave out alpha, which libvpx reads.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 TOLERANCE = 1e-3  # seconds; a file whose clock ticks in 1/600 s rounds times by up to 0.8 ms
 
 
@@ -42,9 +44,13 @@ def open_clip(file: str | os.PathLike | bytes) -> Iterator[tuple]:
         heic.refuse(heic.split_brands("".join(brands)))
         stream = _shown_stream(container)
         codec = stream.codec_context
-        codec.thread_count = 1  # worker processes already use all cores
-        codec.options = {"err_detect": "explode"}  # raise an error; by default FFmpeg conceals damage
+        _set_up(codec)
         yield container, stream
+
+
+def _set_up(codec: Any) -> None:
+    codec.thread_count = 1  # worker processes already use all cores
+    codec.options = {"err_detect": "explode"}  # raise an error; by default FFmpeg conceals damage
 
 
 def _shown_stream(container) -> Any:
@@ -100,7 +106,7 @@ def decode(container, stream, packets: Iterable | None = None, offset: float = 0
     ratio = float(stream.sample_aspect_ratio or 1)
     ratio = ratio if 0.1 < ratio < 10 else 1.0  # a header with a ratio outside this range is wrong
     jumps, last = has_jumps(container), None
-    for picture, gap in _pictures(stream, container.demux(stream) if packets is None else packets):
+    for picture, gap in _pictures(_decoder(stream), container.demux(stream) if packets is None else packets):
         time = None if picture.time is None else picture.time + offset
         if last is not None and time is not None and jumps and abs(time - last) > JUMP:
             offset += last + nominal - time
@@ -117,7 +123,19 @@ def _nominal_period(stream) -> float:
     return float(1 / (stream.average_rate or Fraction(25)))
 
 
-def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
+def _decoder(stream) -> Any:
+    """The decoder of a stream: a new one of libvpx if only this reads the alpha, else PyAV's own."""
+    own = stream.codec_context
+    name = _ALPHA_DECODERS.get(own.name)
+    if stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return own
+    codec = av.CodecContext.create(name, "r")
+    codec.extradata = own.extradata
+    _set_up(codec)
+    return codec
+
+
+def _pictures(decoder, packets: Iterable) -> Iterator[tuple[Any, bool]]:
     """Decodes packets; yields pictures, and whether damaged ones before them are left out.
 
     Packets that fail before the first picture are skipped: a recording may begin between keyframes. From a
@@ -133,15 +151,15 @@ def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
         if held:
             joined = bool(packet.size) and _jumps_between(held[-1], packet)
             if joined:
-                for picture in _attempt(held):
+                for picture in _attempt(decoder, held):
                     yield picture, gap
                     gap = False
             else:
-                for picture in stream.decode(None):
-                    picture.time_base = stream.time_base
+                for picture in decoder.decode(None):
+                    picture.time_base = held[0].time_base
                     yield picture, gap
                     gap = False
-                stream.codec_context.flush_buffers()
+                decoder.flush_buffers()
                 gap = begun
             held = []
             if not packet.size:
@@ -150,7 +168,7 @@ def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
             held = [packet]
             continue
         try:
-            pictures = packet.decode()
+            pictures = decoder.decode(packet)
         except FFmpegError:
             if begun:
                 raise
@@ -164,11 +182,11 @@ def _pictures(stream, packets: Iterable) -> Iterator[tuple[Any, bool]]:
                 gap = False
 
 
-def _attempt(packets: Iterable) -> Iterator[av.VideoFrame]:
+def _attempt(decoder, packets: Iterable) -> Iterator[av.VideoFrame]:
     """Decodes packets up to the first that fails."""
     with contextlib.suppress(FFmpegError):
         for packet in packets:
-            yield from (picture for picture in packet.decode() if not picture.is_corrupt)
+            yield from (picture for picture in decoder.decode(packet) if not picture.is_corrupt)
 
 
 def _jumps_between(before, after) -> bool:

@@ -60,6 +60,7 @@ def read(
     zoom: float = 1.0,
     offset: tuple[float, float] = (0.5, 0.5),
     max_upscale: float = 1.0,
+    channels: int = 3,
 ) -> np.ndarray:
     """Reads a photo or part of a clip at the requested size.
 
@@ -75,14 +76,16 @@ def read(
       zoom: scale of the picture, at least 1, relative to the smallest scale that covers H x W; see `Crop`.
       offset: position (y, x) of the crop in the picture, each in [0, 1]; see `Crop`.
       max_upscale: largest factor by which the picture may be enlarged.
+      channels: C of the result: 3 for RGB, with transparent pixels over white; 4 for RGB and straight alpha,
+        255 in media without alpha. The color of fully transparent pixels is then white.
 
     Returns:
-      uint8 RGB, (T, H, W, 3).
+      uint8, (T, H, W, C).
 
     Raises:
       Unreadable: if the file is missing, damaged or too small for H and W, or ends before T frames.
     """
-    crop = Crop(height, width, zoom, offset, max_upscale)
+    crop = Crop(height, width, zoom, offset, max_upscale, channels)
     with _one_line_reasons():
         if kind == "image":
             if frames != 1:
@@ -91,16 +94,19 @@ def read(
         return clip.read(file, frames, fps, start, crop)
 
 
-def stream(file: str | os.PathLike, kind: str) -> Iterator[tuple[float, float, np.ndarray]]:
+def stream(
+    file: str | os.PathLike, kind: str, channels: int = 3
+) -> Iterator[tuple[float, float, np.ndarray]]:
     """Decodes every frame of a file in order, in memory independent of the clip's length.
 
     Args:
       file: a path.
       kind: 'image' or 'video'.
+      channels: C, as for `read`.
 
     Yields:
       (time, period, frame). `time` is in seconds after the first frame. `period` is how long the frame is
-      shown if it is the last, in seconds; 0 for a photo. `frame` is uint8 RGB (H, W, 3), upright, with square
+      shown if it is the last, in seconds; 0 for a photo. `frame` is uint8 (H, W, C), upright, with square
       pixels. All frames have the size of the first.
 
     Raises:
@@ -108,9 +114,9 @@ def stream(file: str | os.PathLike, kind: str) -> Iterator[tuple[float, float, n
     """
     with _one_line_reasons():
         if kind == "image":
-            yield 0.0, 0.0, photo.read_whole(file)
+            yield 0.0, 0.0, photo.read_whole(file, channels)
         else:
-            yield from clip.stream(file)
+            yield from clip.stream(file, channels)
 
 
 def clock(file: str | os.PathLike) -> clip.Clock:

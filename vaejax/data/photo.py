@@ -1,4 +1,7 @@
-"""Decodes photos to uint8 sRGB as a viewer shows them: upright, opaque, with their color profile applied."""
+"""Decodes photos to uint8 sRGB as a viewer shows them: upright, with their color profile applied.
+
+Transparent pixels are blended over white, unless alpha is asked for.
+"""
 
 import io
 import math
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from vaejax.data import color, heic
+from vaejax.data import alpha, color, heic
 from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.jpeg_quality import jpeg_quality
 
@@ -72,7 +75,7 @@ def _shown_size(photo: Image.Image) -> tuple[int, int]:
 
 
 def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
-    """Reads a crop of a photo as uint8 RGB (H, W, 3)."""
+    """Reads a crop of a photo as uint8 (H, W, C)."""
     with _open(file) as photo:
         shown = _shown_size(photo)
         left, top, right, bottom = crop.box(shown)
@@ -80,20 +83,20 @@ def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
         scale = _REDUCING_GAP * max(crop.width / (right - left), crop.height / (bottom - top))
         if scale < 1:
             photo.draft(None, (math.ceil(photo.width * scale), math.ceil(photo.height * scale)))
-        return _resize(_rgb(photo), shown, crop)
+        return _resize(_decoded(photo, crop.channels), shown, crop)
 
 
-def read_whole(file: str | os.PathLike | bytes) -> np.ndarray:
-    """Reads a whole photo at its own size as uint8 RGB (H, W, 3)."""
+def read_whole(file: str | os.PathLike | bytes, channels: int = 3) -> np.ndarray:
+    """Reads a whole photo at its own size as uint8 (H, W, C); C is 3 or 4, see media.read."""
     with _open(file) as photo:
-        return np.asarray(_rgb(photo))
+        return _pixels(_decoded(photo, channels))
 
 
-def read_image(image: Image.Image) -> np.ndarray:
-    """Converts an open or in-memory image to uint8 RGB (H, W, 3), as `read_whole` does for a file."""
+def read_image(image: Image.Image, channels: int = 3) -> np.ndarray:
+    """Converts an open or in-memory image to uint8 (H, W, C), as `read_whole` does for a file."""
     if getattr(image, "fp", None):  # not yet loaded
         _note_codes(image)
-    return np.asarray(_rgb(image))
+    return _pixels(_decoded(image, channels))
 
 
 def pictures(file: str | os.PathLike | bytes) -> int:
@@ -102,10 +105,11 @@ def pictures(file: str | os.PathLike | bytes) -> int:
         return 1 if photo.format == "MPO" else getattr(photo, "n_frames", 1)
 
 
-def _rgb(photo: Image.Image) -> Image.Image:
-    """Decodes the first picture of a file to upright sRGB.
+def _decoded(photo: Image.Image, channels: int) -> Image.Image:
+    """Decodes the first picture of a file to upright sRGB, in Pillow's mode RGB or, for 4 channels, RGBA.
 
-    Transparent pixels are blended over white, as viewers do; the color stored for them is arbitrary.
+    Without alpha, transparent pixels are blended over white, as viewers do; the color stored for them is
+    arbitrary.
     """
     if photo.format == "TIFF":
         _check_samples(photo)
@@ -119,14 +123,22 @@ def _rgb(photo: Image.Image) -> Image.Image:
         photo = _eight_bits(photo, inverted)
     elif photo.mode == "F":
         raise Unreadable("floating-point pixels, whose range is unknown; accepted: integer pixels")
-    alpha = None
+    opacity = None
     if photo.has_transparency_data:
-        alpha = photo.convert("RGBA").getchannel("A")
+        opacity = photo.convert("RGBA").getchannel("A")
     photo = _srgb(photo, profile, conversion)
-    if alpha is not None:
-        photo = Image.merge("RGBA", (*photo.split(), alpha))
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
-    return photo
+    if opacity is None and channels == 3:
+        return photo
+    photo = Image.merge("RGBA", (*photo.split(), opacity or Image.new("L", photo.size, alpha.OPAQUE)))
+    if channels == 4:
+        return photo
+    return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+
+
+def _pixels(photo: Image.Image) -> np.ndarray:
+    """The pixels of a picture that `_decoded` returns."""
+    pixels = np.asarray(photo)
+    return alpha.whitened(pixels) if photo.mode == "RGBA" else pixels
 
 
 def _srgb(photo: Image.Image, profile: bytes | None, conversion: color.Conversion | None) -> Image.Image:
@@ -222,7 +234,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
         turns = photo.info.get("original_orientation") or turns  # pillow-heif has already turned the photo
         codes = photo.info.get("cicp")
         hdr = codes is not None and codes[1] in (color.PQ, color.HLG)
-        width, height = _rgb(photo).size
+        width, height = _decoded(photo, channels=3).size
     return {
         "width": width,
         "height": height,
@@ -246,4 +258,6 @@ def _resize(image: Image.Image, shown: tuple[float, float], crop: Crop) -> np.nd
     left, top, right, bottom = crop.box(shown)
     box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
     size = (crop.width, crop.height)
+    if image.mode == "RGBA":
+        return alpha.resized(np.asarray(image), size, box, _REDUCING_GAP)
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=_REDUCING_GAP))

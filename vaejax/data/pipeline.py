@@ -220,7 +220,8 @@ def train_stream(
     samplers = {bucket.name: Sampler(sources, bucket, "train", data, seed) for bucket in buckets}
     rows = rows or {bucket.name: range(bucket.batch) for bucket in buckets}
     sequence = _SampleSequence(samplers, tuple(buckets), seed, start_step, drawn, rows)
-    return TrainStream(sequence, start_step, 3 * max(bucket.pixels for bucket in buckets), data)
+    sample_bytes = max(bucket.pixels * bucket.channels for bucket in buckets)
+    return TrainStream(sequence, start_step, sample_bytes, data)
 
 
 def read_batches(sampler: Sampler, count: int, batch: int) -> Iterator[Batch]:

@@ -162,7 +162,8 @@ class Sampler:
         return self._crop(float(self.data.zoom) ** ((moment + y) % 1), (y, x)), moment
 
     def _crop(self, zoom: float, offset: tuple[float, float]) -> Crop:
-        return Crop(self.bucket.height, self.bucket.width, zoom, offset, self.data.max_upscale)
+        size = self.bucket.height, self.bucket.width
+        return Crop(*size, zoom, offset, self.data.max_upscale, self.bucket.channels)
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((*self._key, *key))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vaejax.config import Config
-from vaejax.data.bucket import parse_buckets
+from vaejax.data.bucket import buckets_of
 from vaejax.losses import adversarial
 from vaejax.losses.objective import Terms
 from vaejax.rundir import panels
@@ -48,10 +48,7 @@ class Reporter:
             self._sinks = [JsonlWriter(folder.metrics, start), self._tensorboard]
             self._history.read(folder.metrics)  # after JsonlWriter has dropped the lines of later steps
         self.progress = Progress(config.steps, start, is_main=self._is_main, peak_flops=peak_flops)
-        buckets = parse_buckets(
-            config.data.buckets, config.model.spatial_factor, config.model.temporal_factor
-        )
-        self._readable = Readable(config, buckets)
+        self._readable = Readable(config, buckets_of(config))
         self._terms: dict[str, Terms] = {}
         self._alarms: dict[str, str | None] = {}
 
@@ -130,7 +127,7 @@ class Reporter:
         reconstruction: np.ndarray,
         linear: np.ndarray | None,
     ) -> None:
-        """Writes the panels of a bucket from arrays (N, T, H, W, 3) uint8; see `panels.write_panels`."""
+        """Writes the panels of a bucket from arrays (N, T, H, W, C) uint8; see `panels.write_panels`."""
         if self._is_main:
             panel = panels.write_panels(
                 self._folder.path, step, bucket, original, reconstruction, linear, self._config.data.fps

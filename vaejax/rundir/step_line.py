@@ -28,7 +28,9 @@ class Readable:
     def __init__(self, config: Config, buckets: Sequence[Bucket]):
         objective = Objective.of(config)
         self._likelihood, self._buckets = config.loss.likelihood, {b.name: b for b in buckets}
-        self._scales = {b.name: b.weight * objective.scale((b.frames, b.height, b.width, 3)) for b in buckets}
+        self._scales = {
+            b.name: b.weight * objective.scale((b.frames, b.height, b.width, b.channels)) for b in buckets
+        }
         self._log_scale: Any = None  # after the latest update, on the devices; None if unknown
         self._log_scales: dict[str, Any] = {}  # before the latest update of each bucket
         self._drawn: tuple[str, ...] = ()  # buckets of the latest update
