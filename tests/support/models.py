@@ -27,8 +27,8 @@ def architecture(**options) -> Architecture:
 def randomized(seed: int = 0, **options):
     """An autoencoder of `SMALL` with `options`, and its parameters, all made random."""
     model = Autoencoder(architecture(**(SMALL | options)))
-    s, t = model.architecture.spatial_factor, model.architecture.temporal_factor
-    return model, random_parameters(model, jnp.zeros((1, 1 + t, s, s, 3)), jax.random.key(seed), seed=seed)
+    clip = jax.ShapeDtypeStruct(model.architecture.example_shape, jnp.float32)
+    return model, random_parameters(model, clip, jax.random.key(seed), seed=seed)
 
 
 def random_parameters(module, *inputs, seed: int = 0, gain: float = 0.4):

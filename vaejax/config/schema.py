@@ -100,7 +100,9 @@ class ModelConfig:
     stem_factor: int = setting(
         0, one_of(0, 1, 2, 4), "Side in pixels of the blocks that the stem moves into channels."
     )
-    pixel_channels: int = setting(3, COUNT, "Channels of a pixel: 3 for RGB, 4 for RGB and alpha.")
+    pixel_channels: int = setting(
+        3, COUNT, "Channels of a pixel: 3 for RGB, 4 for RGB and alpha; more than those of `init` widen it."
+    )
     stem: str = setting(
         "haar", one_of("haar", "patch"), "Transform of the stem: Haar wavelet, or plain pixels."
     )

@@ -57,6 +57,11 @@ class Design(abc.ABC):
         """The number of levels that `remat` can name."""
 
     @property
+    def channels_fastest(self) -> bool:
+        """The order of pixels that layers take as channels: (position, channel), else (channel, position)."""
+        return True
+
+    @property
     def uses_modality(self) -> bool:
         """Whether an image may be treated differently from a static video of it."""
         return False

@@ -36,7 +36,8 @@ def architecture_of_run(config: Any, known: Architecture | None) -> Architecture
     if known and config.student:
         return dataclasses.replace(known, **{config.student: FAMILIES[config.model.family].of(config.model)})
     if known and not config.model.family:
-        return known.replace(remat=config.model.remat, dtype=config.model.dtype)
+        model = config.model
+        return known.replace(remat=model.remat, dtype=model.dtype, pixel_channels=model.pixel_channels)
     return architecture_of(config.model)
 
 

@@ -7,16 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaejax.codec.load import TrainedVAE, load_export, load_vae, read_export_config
+from vaejax.codec.load import (
+    TrainedVAE,
+    fingerprint,
+    load_export,
+    load_vae,
+    parameter_shapes,
+    read_export_config,
+)
 from vaejax.codec.save import save_vae
 from vaejax.config import Config
 from vaejax.errors import InputError
 from vaejax.files import atomic_folder
+from vaejax.models import surgery
 from vaejax.models.autoencoder import Architecture
 from vaejax.models.families import architecture_of_run
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed
-from vaejax.train.state import TrainState
+from vaejax.train.state import HALVES, TrainState
 
 HARMLESS = ("remat", "dtype")  # fields of a design on which no parameter depends
 # Log-scale of the likelihood of a trained model that does not record its own: that of a mean error of .05.
@@ -25,6 +33,8 @@ TRAINED_LOG_SCALE = -3.0
 
 def keep(config: Config, folder: RunFolder, resumes: bool) -> TrainedVAE | None:
     """Returns the model of config.init or config.teacher, which a new run keeps in RUN/init.
+
+    If the configuration asks for more pixel channels than the model has, it is the widened model.
 
     All processes call this together. A resumed run reads RUN/init, so it does not need the original files.
 
@@ -47,6 +57,7 @@ def keep(config: Config, folder: RunFolder, resumes: bool) -> TrainedVAE | None:
             except InputError as error:
                 raise InputError(f"{kind} = {error}") from error
             check_same(vae.architecture, with_latents_of(config, vae), path)
+            vae = widened(vae, config)
             with atomic_folder(folder.init) as unfinished:
                 save_vae(unfinished, vae)
         known = read_export_config(str(folder.init))
@@ -80,11 +91,36 @@ def check_same(known: Architecture, config: Config, path: str) -> None:
             )
         for field in dataclasses.fields(was):
             value, other = getattr(was, field.name), getattr(now, field.name)
-            if value != other and field.name not in HARMLESS:
+            if field.name == "pixel_channels":
+                _check_channels(value, other, config, path)
+            elif value != other and field.name not in HARMLESS:
                 raise InputError(
                     f"model.{field.name} = {other!r}, but the model in {path} has {value!r}; accepted:"
                     f" {value!r}, or model.family = '', or another init"
                 )
+
+
+def _check_channels(was: int, now: int, config: Config, path: str) -> None:
+    """Raises an InputError unless a model with `was` pixel channels may start a run with `now` channels."""
+    if now < was:
+        raise InputError(
+            f"model.pixel_channels = {now}, but the model in {path} has {was}; accepted: {was} or more"
+        )
+    if now > was and len(config.optim.train) != len(HALVES):
+        raise InputError(
+            f"optim.train = {config.optim.train} with model.pixel_channels = {now}, but the model in {path}"
+            f" has {was}; accepted: {HALVES}, because a frozen half cannot learn further channels"
+        )
+
+
+def widened(vae: TrainedVAE, config: Config) -> TrainedVAE:
+    """Returns the model with the pixel channels of a run that starts from it, see `models/surgery.py`."""
+    old, channels = vae.architecture, config.model.pixel_channels
+    if config.student or old.pixel_channels == channels:
+        return vae
+    new = old.replace(pixel_channels=channels)
+    params = surgery.widened(vae.params, parameter_shapes(new), old, new)
+    return vae._replace(architecture=new, params=params, fingerprint=fingerprint(params))
 
 
 def start_from(vae: TrainedVAE, state: TrainState, config: Config) -> TrainState:

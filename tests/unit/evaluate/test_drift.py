@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.support.models import SMALLEST, architecture, random_parameters
-from vaejax.codec.load import TrainedVAE, fingerprint
+from vaejax.codec.load import TrainedVAE, fingerprint, parameter_shapes
 from vaejax.evaluate.drift import DriftMeter
+from vaejax.models import surgery
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.pixels import from_uint8
 from vaejax.runtime import mesh as sharding
@@ -32,6 +33,16 @@ def measured(model, start, params, trains_encoder=True, batches=((0, 4),)):
     for first, last in batches:
         meter.add(params, FRAMES[[*range(first, last), *[0] * (4 - last + first)]], last - first)
     return meter.scores()
+
+
+def test_a_widened_model_has_not_drifted_from_its_widened_start(start):
+    new = start.architecture.replace(pixel_channels=4)
+    params = surgery.widened(start.params, parameter_shapes(new), start.architecture, new)
+    start = start._replace(architecture=new, params=params)
+    meter = DriftMeter(Autoencoder(new), start, True, sharding.over_height(jax.devices()[:1]))
+    meter.add(params, np.concatenate([FRAMES, FRAMES[..., :1]], -1), 4)
+    scores = meter.scores()
+    assert scores["drift"] == 0 and scores["psnr_start"] == scores["psnr_old_latents"]
 
 
 def test_drift_shift_and_scale_are_those_of_numpy(model, start):

@@ -203,6 +203,51 @@ def test_a_model_that_differs_is_named_with_both_values(tmp_path):
         initial.check_same(different, small_config("photos", **teaches), "X")
 
 
+def test_a_run_with_more_channels_starts_from_the_widened_model(tmp_path):
+    known = trained()
+    (tmp_path / "export").mkdir()
+    save_vae(tmp_path / "export", known)
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    changes = {"init": str(tmp_path / "export"), "model.pixel_channels": 4, "model.family": ""}
+    kept = initial.keep(small_config("photos", **changes), run, resumes=False)
+    assert kept.architecture == known.architecture.replace(pixel_channels=4)
+    assert kept.fingerprint == fingerprint(kept.params) != known.fingerprint
+    assert equal(kept.params, load_vae(str(run.init)).params)
+    kernels = (vae.params["encoder"]["linear"]["conv"]["kernel"] for vae in (kept, known))
+    np.testing.assert_array_equal(next(kernels)[..., :3, :], next(kernels))
+    np.testing.assert_array_equal(kept.std, STD)
+
+
+def test_the_anchor_of_a_widened_model_is_the_widened_start(setup):
+    config = small_config("photos", **{"init": "PATH", "model.pixel_channels": 4, "loss.weights.anchor": 1.0})
+    known = initial.widened(trained(), config)
+    programs = dataclasses.replace(setup, config=config, known=known).programs
+    x = jax.random.uniform(jax.random.key(1), (2, 1, 32, 32, 4), minval=-1)
+    params = {"autoencoder": known.params, "likelihood": {"log_scale": jnp.zeros(())}}
+    args = (params, x, jax.random.key(0), {}, programs.reference, programs.reference_params)
+    assert reconstruct(programs.model, programs.objective, *args).terms["anchor"] == 0
+
+
+def test_channels_are_added_to_whole_models_and_never_taken_away():
+    known = trained().architecture
+    wider = {"init": "X", "model.pixel_channels": 4}
+    for changes in (wider, wider | {"model.family": ""}):
+        initial.check_same(known, small_config("photos", **changes), "X")
+        half = changes | {"optim.train": ("decoder",)}
+        with pytest.raises(
+            InputError, match=r"^optim\.train = \('decoder',\) with model\.pixel_channels = 4, "
+        ):
+            initial.check_same(known, small_config("photos", **half), "X")
+    for changes in ({}, {"model.family": ""}):
+        narrower = small_config("photos", init="X", **changes)
+        with pytest.raises(InputError, match=r"pixel_channels = 3, but the model in X has 4; accepted: 4 or"):
+            initial.check_same(known.replace(pixel_channels=4), narrower, "X")
+    student = {"teacher": "X", "optim.train": ("decoder",), "model.pixel_channels": 4}
+    with pytest.raises(InputError, match=r"^model\.pixel_channels = 4 in one half, 3 in the other"):
+        initial.check_same(known, small_config("photos", **student), "X")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
