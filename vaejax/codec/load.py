@@ -115,10 +115,8 @@ def _load_published(name: str) -> TrainedVAE:
 def _load_run(name: str, step: int | None) -> TrainedVAE:
     run = RunFolder(name)
     folder = run.path
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder / CONFIG}: no such file; accepted: {ACCEPTED}")
     step = run.step if step is None else step
-    config = run.read_config()
+    config = _read_config(run)
     try:
         architecture = run_architecture(run, config)
     except InputError:
@@ -138,6 +136,13 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
     if step is not None:
         return read(step)
     return checkpoints.newest_whole(read, on_all_hosts=False)
+
+
+def _read_config(run: RunFolder) -> Config:
+    """The configuration of a run; raises an InputError that also names the alternatives to a run."""
+    if not (run.path / CONFIG).is_file():
+        raise InputError(f"{run.path / CONFIG}: no such file; accepted: {ACCEPTED}")
+    return run.read_config()
 
 
 def run_architecture(run: RunFolder, config: Config) -> Architecture:
@@ -167,6 +172,21 @@ def read_export_config(name: str) -> dict[str, Any] | None:
     return config if isinstance(config, dict) and config.get("format") == FORMAT else None
 
 
+def pixel_channels(name: str) -> int:
+    """The number of pixel channels of a run or an export, from its config.json alone.
+
+    Raises:
+      InputError: if there is no readable config.json.
+    """
+    config = read_export_config(name)
+    if config is None:
+        return _read_config(RunFolder(name)).model.pixel_channels
+    try:
+        return families.from_json(config["architecture"], ModelConfig()).pixel_channels
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged_export(name, error) from error
+
+
 def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     """Reads an export, finished or not.
 
@@ -188,12 +208,16 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(f"{name}: damaged export ({one_line(error)}); accepted: {ACCEPTED}") from error
+        raise _damaged_export(name, error) from error
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     _check_shapes(name, shapes, params)
     if fingerprint(params) != stored:
         raise InputError(f"{path}: not the weights that config.json describes; accepted: {ACCEPTED}")
     return TrainedVAE(name, architecture, params, mean, std, step, model, config.get("log_scale"))
+
+
+def _damaged_export(name: str, error: Exception) -> InputError:
+    return InputError(f"{name}: damaged export ({one_line(error)}); accepted: {ACCEPTED}")
 
 
 def _per_channel(values: list[float] | None) -> np.ndarray | None:

@@ -11,7 +11,19 @@ from vaejax.config.schema import OPEN_SECTIONS, Config, defaults, is_section
 from vaejax.errors import InputError
 
 # Names of the scores that checkpoint.best accepts, from evaluation and from the diffusion probe.
-EVAL_SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
+EVAL_SCORES = (
+    "psnr",
+    "psnr_raw",
+    "psnr_rgb",
+    "psnr_alpha",
+    "ssim",
+    "nll",
+    "kl",
+    "spots",
+    "flicker",
+    "lpips_alexnet",
+    "lpips_vgg16",
+)
 PROBE_SCORES = ("probe_kernel", "probe_frechet", "probe_loss", "probe_explained")
 LPIPS_NETWORKS = ("alexnet", "vgg16")
 
@@ -222,4 +234,5 @@ def _evaluated(config: Config, bucket: str) -> list[str]:
     too_small = min(sizes[-2:], default=0) < SMALLEST_LPIPS
     missing = {f"lpips_{name}" for name in LPIPS_NETWORKS if name not in networks or too_small}
     missing |= set() if bucket.startswith("video_") else {"flicker"}
+    missing |= set() if config.model.pixel_channels == 4 else {"psnr_rgb", "psnr_alpha"}
     return [name for name in EVAL_SCORES if name not in missing]

@@ -15,6 +15,7 @@ from vaejax.runtime import cache
 # Scores shown on the console: key in results.json, heading with the unit, decimal places.
 _SHOWN = (
     ("psnr", "PSNR dB", 2),
+    ("psnr_alpha", "alpha dB", 2),
     ("ssim", "SSIM", 4),
     ("lpips_alexnet", "LPIPS", 4),
     ("kid_efficientnet", "KID", 5),

@@ -34,7 +34,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Scores of this evaluation that checkpoint.best may name. 'psnr_raw' is the PSNR with the raw parameters,
 # 'psnr' with their EMA.
-SCORES = ("psnr", "psnr_raw", "ssim", "nll", "kl", "spots", "flicker", "lpips_alexnet", "lpips_vgg16")
+SCORES = (
+    "psnr",
+    "psnr_raw",
+    "psnr_rgb",
+    "psnr_alpha",
+    "ssim",
+    "nll",
+    "kl",
+    "spots",
+    "flicker",
+    "lpips_alexnet",
+    "lpips_vgg16",
+)
 TRAINING_SAMPLES = 16  # at most this many training samples per bucket are scored, to notice overfitting
 LPIPS_FRAMES = 8  # LPIPS scores at most this many frames of a clip, evenly spaced
 
@@ -91,7 +103,8 @@ class TrainingEvaluation:
         """Scores of every bucket as 'BUCKET/NAME', and the means of SCORES over buckets as 'mean/NAME'.
 
         NAME is one of:
-          psnr, ssim, nll, kl, spots, flicker, lpips_NETWORK: scores with the EMA parameters; see `score`.
+          psnr, psnr_rgb, psnr_alpha, ssim, nll, kl, spots, flicker, lpips_NETWORK: scores with the EMA
+            parameters; see `score`.
           psnr_raw and so on: the same scores except LPIPS, with the raw parameters.
           psnr_linear: PSNR of the best linear codec of the same latent size; absent without such a codec.
           psnr_train: PSNR of up to TRAINING_SAMPLES training samples, always the same, with EMA parameters.
@@ -182,6 +195,11 @@ class TrainingEvaluation:
             f"  {get('samples'):.0f} samples of {count_of(int(get('files')), 'file')}"
         )
         rows = [f"{row}, {change}" if change else row, others]
+        if f"{bucket}/psnr_alpha" in scores:
+            rows.append(
+                f"  {'':20} rgb {get('psnr_rgb'):.2f} ({get('psnr_rgb_raw'):.2f})"
+                f"  alpha {get('psnr_alpha'):.2f} ({get('psnr_alpha_raw'):.2f}) dB"
+            )
         if f"{bucket}/drift" in scores:
             drift = (
                 f"  {'':20} drift {get('drift'):.4f} (shift {get('drift_shift'):.4f}, scale"
@@ -330,10 +348,10 @@ def score(
 
     Returns:
       A tuple of three:
-      - scores by name, (B,): 'psnr' in dB, 'ssim' and 'spots', means over frames; 'nll' and 'kl', see
-        `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over at most LPIPS_FRAMES frames, absent for
-        frames too small for LPIPS; and 'flicker', absent for images. 'latent' and 'latent_square', (B, c),
-        are the means of the posterior mean and of its square in each channel;
+      - scores by name, (B,): 'psnr' in dB, the scores of `metrics.psnr_of_parts`, 'ssim' and 'spots', means
+        over frames; 'nll' and 'kl', see `Objective.likelihood_terms`; 'lpips_NETWORK', the mean over at most
+        LPIPS_FRAMES frames, absent for frames too small for LPIPS; and 'flicker', absent for images. 'latent'
+        and 'latent_square', (B, c), are the means of the posterior mean and of its square in each channel;
       - the scalar `metrics.activation_spread` of each level, by name: 'spread_encoder_level_N' or
         'spread_decoder_level_N';
       - the first reconstructions, (shown, T, H, W, C) uint8.
@@ -344,9 +362,10 @@ def score(
     x_hat, decoder = _applied(model, variables, posterior.mean, x.shape[1] > 1, method="decode")
     terms = objective.likelihood_terms(x, x_hat, posterior, params["likelihood"]["log_scale"])
     x_hat = jnp.clip(x_hat, -1, 1)
-    psnr = jnp.minimum(metrics.psnr(x, x_hat), metrics.PSNR_CEILING)
+    psnr = {"psnr": metrics.psnr(x, x_hat)} | metrics.psnr_of_parts(x, x_hat)
     scores = {name: getattr(metrics, name)(x, x_hat).mean(1) for name in ("ssim", "spots")}
-    scores |= {"psnr": psnr.mean(1), **terms}
+    scores |= {name: jnp.minimum(value, metrics.PSNR_CEILING).mean(1) for name, value in psnr.items()}
+    scores |= terms
     scores |= {
         "latent": posterior.mean.mean((1, 2, 3)),
         "latent_square": jnp.square(posterior.mean).mean((1, 2, 3)),

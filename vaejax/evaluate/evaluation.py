@@ -23,7 +23,7 @@ from vaejax.data.split import Split
 from vaejax.errors import InputError
 from vaejax.evaluate import html_report, latent_statistics, scorer
 from vaejax.evaluate.codecs.base import Codec, check_shape
-from vaejax.evaluate.codecs.registry import NAMES, open_codec
+from vaejax.evaluate.codecs.registry import NAMES, open_codec, pixel_channels
 from vaejax.evaluate.features import SHORTEST_CLIP, Features
 from vaejax.evaluate.samples import Samples, open_samples
 from vaejax.evaluate.scorer import BucketScores, FrameScorer
@@ -111,7 +111,7 @@ def evaluate(
     started = time.monotonic()
     _check_names(names)
     found, run_name, default_buckets = _samples(names, data, samples, fps)
-    chosen = _buckets(buckets, default_buckets, found)
+    chosen = _buckets(buckets, default_buckets, found, max(map(pixel_channels, names)))
     mesh = sharding.make_mesh(MeshConfig())
     batch += -batch % mesh.size
     codecs = _open(names, run_name, chosen, found, mesh, seed)
@@ -214,7 +214,7 @@ def _exported_settings(folders: Sequence[str]) -> DataConfig:
     return settings
 
 
-def _buckets(names: Sequence[str], defaults: Sequence[str], found: Samples) -> list[Bucket]:
+def _buckets(names: Sequence[str], defaults: Sequence[str], found: Samples, channels: int) -> list[Bucket]:
     """The buckets to score: those that the user names, or else the default ones that have samples."""
     asked, names = bool(names), names or defaults
     if not names:
@@ -222,7 +222,7 @@ def _buckets(names: Sequence[str], defaults: Sequence[str], found: Samples) -> l
             "--buckets is missing, and no run or export has buckets; accepted: e.g. --buckets image_256x256"
         )
     try:
-        parsed = parse_buckets({name: {"batch": 1} for name in names}, 1, 1)
+        parsed = parse_buckets({name: {"batch": 1} for name in names}, 1, 1, channels=channels)
     except InputError as error:
         raise InputError(str(error).replace("data.buckets.", "--buckets ", 1)) from None
     kept = []
@@ -274,7 +274,7 @@ def _open(
 
 def _check_shapes(codec: Codec, buckets: Iterable[Bucket]) -> None:
     for bucket in buckets:
-        check_shape(codec, bucket.frames, bucket.height, bucket.width)
+        check_shape(codec, bucket.frames, bucket.height, bucket.width, bucket.channels)
 
 
 def _frames(found: Samples, bucket: Bucket) -> Iterator[np.ndarray]:

@@ -20,10 +20,11 @@ _IMAGES, _CLIPS = 8, 1
 
 
 class Features:
-    """Features of frames (B, T, H, W, 3), uint8 or float in [-1, 1], of any size, from published networks.
+    """Features of frames (B, T, H, W, C), uint8 or float in [-1, 1], of any size, from published networks.
 
-    Frames are resized to the network's square input regardless of their aspect ratio, as is usual. Floats are
-    clipped and rounded to 8 bits for Inception only. Weights are loaded on first use, once per process.
+    The networks see the first three channels, RGB. Frames are resized to the network's square input
+    regardless of their aspect ratio, as is usual. Floats are clipped and rounded to 8 bits for Inception
+    only. Weights are loaded on first use, once per process.
 
     Args:
       inception_weights: file of FID's Inception weights; without it, `inception` raises.
@@ -45,10 +46,10 @@ class Features:
         """EfficientNet-Lite0 features of every frame: (B·T, 1280) float32, in order of clips.
 
         Raises:
-          InputError: unless frames are (B, T, H, W, 3), not empty, and uint8 or floats.
+          InputError: unless frames are (B, T, H, W, C), C at least 3, not empty, and uint8 or floats.
           weights.BadWeights: if the package with the weights is missing or damaged.
         """
-        _check(frames)
+        frames = _rgb(frames)
         singles = frames.reshape(-1, *frames.shape[2:])
         return _in_batches(resized, _efficientnet, self._params("efficientnet"), singles, _IMAGES)
 
@@ -59,7 +60,7 @@ class Features:
           InputError: like `images`, and for clips of fewer than 9 frames.
           weights.BadWeights: like `images`.
         """
-        _check(frames)
+        frames = _rgb(frames)
         if frames.shape[1] < SHORTEST_CLIP:
             raise InputError(
                 f"clips of {frames.shape[1]} frames have no I3D features; accepted: {SHORTEST_CLIP} or more"
@@ -75,7 +76,7 @@ class Features:
           InputError: like `images`.
           weights.BadWeights: if there is no weight file or it is damaged.
         """
-        _check(frames)
+        frames = _rgb(frames)
         singles = frames.reshape(-1, *frames.shape[2:])
         return _in_batches(resized_for_fid, _inception, self._params("inception"), singles, _IMAGES)
 
@@ -113,13 +114,15 @@ def _as_floats(frames: jax.Array) -> jax.Array:
     return from_uint8(frames) if frames.dtype == jnp.uint8 else frames.astype(jnp.float32)
 
 
-def _check(frames: np.ndarray | jax.Array) -> None:
+def _rgb(frames: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """The first three channels of frames; raises InputError unless these have features."""
     known = frames.dtype == np.uint8 or jnp.issubdtype(frames.dtype, jnp.floating)
-    if frames.ndim != 5 or frames.shape[-1] != 3 or not known or 0 in frames.shape:
+    if frames.ndim != 5 or frames.shape[-1] < 3 or not known or 0 in frames.shape:
         raise InputError(
             f"frames of shape {frames.shape} and type {frames.dtype};"
-            " accepted: (B, T, H, W, 3), uint8 or floats in [-1, 1]"
+            " accepted: (B, T, H, W, C), C at least 3, uint8 or floats in [-1, 1]"
         )
+    return frames[..., :3]
 
 
 def _in_batches(

@@ -15,6 +15,7 @@ from vaejax.data.table import count_of
 from vaejax.evaluate import page
 from vaejax.evaluate.page import NONE, Series
 from vaejax.rundir.panels import ERROR_GAIN, error_map
+from vaejax.rundir.picture import visible
 
 CELL = 192  # least width of a picture on the page, in pixels; smaller ones are enlarged
 WINDOW = 512  # largest height and width of a frame on the page, in pixels; larger frames are cropped
@@ -22,7 +23,7 @@ LOSSLESS = 2**18  # clips of at most this many pixels, T·H·W, are stored lossl
 
 
 class Decoded(NamedTuple):
-    """A sample after encoding and decoding: frames (T, H, W, 3) uint8, and their PSNR in dB."""
+    """A sample after encoding and decoding: frames (T, H, W, C) uint8, and their PSNR in dB."""
 
     frames: np.ndarray
     psnr: float
@@ -34,7 +35,7 @@ class Shown(NamedTuple):
     Attributes:
       reason: why it is shown: 'worst', 'typical' or 'worst of CODEC'.
       name: file and start of the sample, 'path@start'.
-      original: (T, H, W, 3) uint8.
+      original: (T, H, W, C) uint8.
       decoded: reconstructions by codec name.
     """
 
@@ -54,6 +55,8 @@ class _Metric(NamedTuple):
 
 _METRICS = {
     "psnr": _Metric("PSNR, dB", 1, 2, "mean over frames"),
+    "psnr_rgb": _Metric("PSNR of RGB, dB", 1, 2, "red, green and blue alone"),
+    "psnr_alpha": _Metric("PSNR of alpha, dB", 1, 2, "alpha alone"),
     "psnr_pooled": _Metric("PSNR pooled, dB", 1, 2, "from the mean squared error of the whole set"),
     "ssim": _Metric("SSIM", 1, 4, "Gaussian window, as in scikit-image"),
     "lpips_alexnet": _Metric("LPIPS AlexNet", -1, 4, "version 0.1"),
@@ -248,9 +251,9 @@ def _sample(codecs: Sequence[str], sample: Shown, fps: float) -> str:
     )
     rows = []
     if len(original) > 1:
-        clips = "".join(f"<td>{_moving(frames[:, *seen], fps)}</td>" for frames in columns.values())
+        clips = "".join(f"<td>{_moving(visible(frames)[:, *seen], fps)}</td>" for frames in columns.values())
         rows.append(f"<tr><td class=soft>clip</td>{clips}</tr>")
-    stills = "".join(f"<td>{_still(frames[worst][seen])}</td>" for frames in columns.values())
+    stills = "".join(f"<td>{_still(visible(frames[worst])[seen])}</td>" for frames in columns.values())
     rows.append(f"<tr><td class=soft>{f'frame {worst}' if len(original) > 1 else ''}</td>{stills}</tr>")
     maps = "".join(
         "<td></td>"

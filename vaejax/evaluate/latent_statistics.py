@@ -71,7 +71,8 @@ def of_run(codec: VaeCodec, name: str, step: int) -> dict | None:
     config = RunFolder(name).read_config()
     try:
         opened = sources.open_sources(config.data, Split.read(RunFolder(name).splits))
-        buckets = parse_buckets(config.data.buckets, codec.spatial_factor, codec.temporal_factor)
+        factors = codec.spatial_factor, codec.temporal_factor
+        buckets = parse_buckets(config.data.buckets, *factors, channels=config.model.pixel_channels)
     except InputError as error:
         print(
             f"warning: {name}: cannot compute the latent statistics, which encoding needs ({error})",
@@ -137,7 +138,7 @@ def keep(
 
 
 def training_samples(name: str, buckets: Iterable[Bucket]) -> Iterator[np.ndarray]:
-    """Training samples of a run, (1, T, H, W, 3) uint8, for buckets that may differ from the run's.
+    """Training samples of a run, (1, T, H, W, C) uint8, for buckets that may differ from the run's.
 
     For a bucket of the run, they are the samples to which the linear codec of the run's own evaluation is
     fitted, unless eval.linear_samples is 0. A bucket that no training sample fits is skipped.

@@ -33,6 +33,19 @@ def psnr(x: jax.Array, y: jax.Array) -> jax.Array:
     return 10 * jnp.log10(4 / squared_error(x, y))
 
 
+def psnr_of_parts(x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """`psnr` of RGB and of every further channel, by name; {} if there are no further channels.
+
+    The names are 'psnr_rgb' and, for RGB with alpha, 'psnr_alpha'. With more than four channels the further
+    ones are numbered: 'psnr_channel_3', 'psnr_channel_4' and so on.
+    """
+    c = x.shape[-1]
+    if c <= 3:
+        return {}
+    parts = {"rgb": slice(3)} | {"alpha" if c == 4 else f"channel_{i}": slice(i, i + 1) for i in range(3, c)}
+    return {f"psnr_{name}": psnr(x[..., part], y[..., part]) for name, part in parts.items()}
+
+
 def squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
     """Mean squared error of every frame over H, W and C, (B, T) float32; x and y as for `psnr`."""
     error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32))

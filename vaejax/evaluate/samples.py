@@ -71,7 +71,7 @@ class Samples:
         An unreadable file is replaced by another file. If every file is used once, repeats are omitted.
 
         Yields:
-          Frames (B, T, H, W, 3) uint8, names 'path@start' with the start in seconds, and the indices that
+          Frames (B, T, H, W, C) uint8, names 'path@start' with the start in seconds, and the indices that
           `read` takes.
         """
         seen = set()

@@ -50,12 +50,12 @@ class FrameScorer:
         self._lpips = sharding.replicate(mesh, dict(lpips_params))
 
     def compare(self, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores of frames y (B, T, H, W, 3) in [-1, 1] against the originals x.
+        """Scores of frames y (B, T, H, W, C) in [-1, 1] against the originals x.
 
         Returns:
-          Scores by name, see `metrics`: 'squared_error', 'psnr', 'ssim' and 'spots' of each frame, (B, T);
-          'lpips_NETWORK' of each frame, (B, T), unless the frames are too small for LPIPS; and 'flicker' of
-          each clip, (B,), absent for images.
+          Scores by name, see `metrics`: 'squared_error', 'psnr', `metrics.psnr_of_parts`, 'ssim' and 'spots'
+          of each frame, (B, T); 'lpips_NETWORK' of each frame, (B, T), unless the frames are too small for
+          LPIPS; and 'flicker' of each clip, (B,), absent for images.
         """
         originals, decoded = self._shared(x), self._shared(y)
         # One frame at a time: the LPIPS activations of a batch of clips would not fit into memory.
@@ -75,7 +75,7 @@ class FrameScorer:
         """Scores of frames that are decoded in chunks or tiles.
 
         Args:
-          x: originals (B, T, H, W, 3) in [-1, 1].
+          x: originals (B, T, H, W, C) in [-1, 1].
           whole: reconstructions like x, decoded at once.
           parts: reconstructions like x, decoded in parts from the same latents.
           at: booleans that broadcast to (T, H, W), true at the seams between the parts.
@@ -101,10 +101,10 @@ class _Coded(NamedTuple):
     """A batch that a codec encoded and decoded, padded to the batch size with copies.
 
     Attributes:
-      frames: originals (B, T, H, W, 3) uint8.
+      frames: originals (B, T, H, W, C) uint8.
       latents: latents (b, t, h, w, c); None for a codec without latents.
       log_variance: log-variance of the posterior, shaped like the latents; None without a posterior.
-      decoded: reconstructions (B, T, H, W, 3) float32 in [-1, 1].
+      decoded: reconstructions (B, T, H, W, C) float32 in [-1, 1].
       bits: bits per pixel of each of the n samples that are not copies, (n,).
     """
 
@@ -123,7 +123,7 @@ class BucketScores:
       shape: (T, H, W) of the bucket.
       scorer: scorer of frames, shared by all codecs.
       batch: samples per call of a codec with latents. Smaller batches are padded, so the codec compiles once.
-      features: network name -> function from frames (B, T, H, W, 3) in [-1, 1] to features (B, d).
+      features: network name -> function from frames (B, T, H, W, C) in [-1, 1] to features (B, d).
 
     Attributes:
       seconds: time spent on encoding and decoding.
@@ -151,7 +151,7 @@ class BucketScores:
         """Encodes, decodes and scores a batch.
 
         Args:
-          frames: (B, T, H, W, 3) uint8, B at most the batch size.
+          frames: (B, T, H, W, C) uint8, B at most the batch size.
           labels: class of each sample, or None.
         """
         count = len(frames)
@@ -173,7 +173,7 @@ class BucketScores:
         self.samples += count
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes and decodes frames (B, T, H, W, 3) uint8 to float32 in [-1, 1], without scoring them."""
+        """Encodes and decodes frames (B, T, H, W, C) uint8 to float32 in [-1, 1], without scoring them."""
         return self._code(frames).decoded[: len(frames)]
 
     def psnr(self) -> np.ndarray:
@@ -369,8 +369,9 @@ def _mean_psnr(psnr: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _frame_scores(lpips_params: dict, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-    """Scores (B, 1) of frames (B, 1, H, W, 3)."""
+    """Scores (B, 1) of frames (B, 1, H, W, C)."""
     scores = {name: getattr(metrics, name)(x, y) for name in ("squared_error", "psnr", "ssim", "spots")}
+    scores |= metrics.psnr_of_parts(x, y)
     if min(x.shape[2:4]) >= perceptual.SMALLEST:
         for network, weights in lpips_params.items():
             scores[f"lpips_{network}"] = perceptual.lpips(weights, x[:, 0], y[:, 0], network)[:, None]

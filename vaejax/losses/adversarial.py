@@ -130,6 +130,7 @@ class Adversary:
       warmup: number of updates before `start` in which discriminators already train.
       ramp: number of updates over which the term's weight grows from 0 to its full value.
       adaptive: upper bound of `adaptive_weight`; 0 keeps the weight constant.
+      pixel_channels: channels C of the pixels, all of which the discriminators see.
     """
 
     discriminators: Mapping[str, Discriminator]
@@ -143,6 +144,7 @@ class Adversary:
     warmup: int
     ramp: int
     adaptive: float
+    pixel_channels: int = 3
 
     @classmethod
     def of(cls, config: Any, buckets: Sequence[Any]) -> "Adversary | None":
@@ -181,13 +183,15 @@ class Adversary:
             warmup=settings.warmup,
             ramp=settings.ramp,
             adaptive=settings.adaptive,
+            pixel_channels=config.model.pixel_channels,
         )
 
     def init(self, key: PRNGKeyArray) -> dict[str, DiscriminatorState]:
         """Initializes every discriminator, including the singular vectors for spectral normalization."""
         states = {}
         for name, module in self.discriminators.items():
-            variables = module.init(key, jnp.zeros((1, 5 if module.temporal else 1, 32, 32, 3)))
+            frames = 5 if module.temporal else 1
+            variables = module.init(key, jnp.zeros((1, frames, 32, 32, self.pixel_channels)))
             params, spectral = variables["params"], variables.get("spectral", {})
             states[name] = DiscriminatorState(
                 params=params,
@@ -229,7 +233,7 @@ class Adversary:
 
         Args:
           states: states of the discriminators by name.
-          x: pixels (B, T, H, W, 3) in [-1, 1].
+          x: pixels (B, T, H, W, C) in [-1, 1].
           x_hat: reconstruction of x, of the same shape.
           key: random key that chooses the frames that 'image' sees.
 

@@ -43,8 +43,8 @@ class Discriminator(nn.Module):
     temporal: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B T_out h w"]:
-        """Maps pixels (B, T, H, W, 3) in [-1, 1] to float32 logits (B, T', h, w), positive for real.
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T_out h w"]:
+        """Maps pixels (B, T, H, W, C) in [-1, 1] to float32 logits (B, T', h, w), positive for real.
 
         A temporal PatchGAN halves the number of frames, rounded up, until two are left, at most three times.
         Any other discriminator keeps all frames: T' = T.

@@ -136,7 +136,7 @@ def lpips(
 
     Args:
       params: parameters from `load`.
-      x: images (N, H, W, 3) in [-1, 1].
+      x: images (N, H, W, C) in [-1, 1]; LPIPS sees their first three channels, RGB.
       y: images of the same shape and range.
       network: 'vgg16' or 'alexnet'.
       dtype: compute dtype of the convolutions.
@@ -145,7 +145,7 @@ def lpips(
       Distances (N,): 0 for equal images, rarely above 1.
     """
     layers, distance = params[_NAMES[network]], jnp.zeros(x.shape[0])
-    features = (_features(layers, images, NETWORKS[network], dtype) for images in (x, y))
+    features = (_features(layers, images[..., :3], NETWORKS[network], dtype) for images in (x, y))
     for i, (a, b) in enumerate(zip(*features, strict=True)):
         weight = params[f"NetLinLayer_{i}"]["Conv_0"]["kernel"][0, 0, :, 0]
         distance += (jnp.square(_unit(a) - _unit(b)) @ weight).mean((1, 2))

@@ -14,7 +14,7 @@ from PIL import Image
 from vaejax import __version__, cli, files
 from vaejax.codec.load import is_run
 from vaejax.errors import InputError
-from vaejax.evaluate.codecs.registry import open_codec
+from vaejax.evaluate.codecs.registry import open_codec, pixel_channels
 from vaejax.evaluate.features import Features
 from vaejax.networks import weights
 from vaejax.probe.presets import PRESETS, Preset
@@ -47,14 +47,14 @@ def probe(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, np.nda
     """Scores a codec.
 
     Returns:
-      The contents of probe.json, and samples of each kind, (N, T, H, W, 3) uint8; see `Probe.score`.
+      The contents of probe.json, and samples of each kind, (N, T, H, W, C) uint8; see `Probe.score`.
 
     Raises:
       InputError: if a flag or a file cannot be used.
     """
     begin = time.monotonic()
     preset = budget(options)
-    media = open_media(options.data, preset, options.labels)
+    media = open_media(options.data, preset, options.labels, pixel_channels(options.checkpoint))
     frames = (frames for frames, _ in media.batches("train", preset.train_samples))
     codec = open_codec(options.checkpoint, step=options.step, samples=frames, fps=preset.fps)
     try:

@@ -61,7 +61,7 @@ class Media:
     def batches(self, split: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the first `count` samples of a split in batches of at most BATCH.
 
-        Each batch is frames (B, T, H, W, 3) uint8 and class numbers (B,) int32, which are 0 without classes.
+        Each batch is frames (B, T, H, W, C) uint8 and class numbers (B,) int32, which are 0 without classes.
 
         Args:
           split: 'train', or 'eval' for held-out samples.
@@ -81,13 +81,14 @@ class Media:
         return name
 
 
-def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
+def open_media(name: str, preset: Preset, labels: bool = False, channels: int = 3) -> Media:
     """Opens the media that --data names, cropped as the preset specifies.
 
     Args:
       name: FOLDER[,FOLDER] of photos and clips, or 'tfds:NAME'.
       preset: the budget; only bucket, fps, zoom and holdout are used.
       labels: whether the subfolders of FOLDER are classes.
+      channels: pixel channels C of the codec.
 
     Raises:
       InputError: if there is nothing to read, or `labels` is True and `name` is not one folder of classes.
@@ -104,7 +105,7 @@ def open_media(name: str, preset: Preset, labels: bool = False) -> Media:
     )
     folder = os.path.abspath(*folder_list(name)) if labels else ""
     try:
-        (bucket,) = parse_buckets({preset.bucket: {"batch": 1}}, 1, 1)
+        (bucket,) = parse_buckets({preset.bucket: {"batch": 1}}, 1, 1, channels=channels)
         return Media(open_sources(data), bucket, data, folder)
     except InputError as error:
         message = str(error).replace(f", data.max_upscale above {data.max_upscale:g}", "")

@@ -107,7 +107,7 @@ class Probe:
         """
         bucket, patch = self.media.bucket, self._preset.patch
         size = bucket.frames, bucket.height, bucket.width
-        check_shape(codec, *size)
+        check_shape(codec, *size, bucket.channels)
         shape = codec.latent_shape(*size)
         if shape is None:
             accepted = "a run, an export, diffusers:CLASS:PATH or linear"
@@ -142,7 +142,7 @@ class Probe:
           requested, 'fid' of decoded training latents. 'white_loss' is the loss of a model that has learned
           nothing.
 
-          The samples are up to SHOWN of each kind, (n, T, H, W, 3) uint8: 'real, held out' are held-out
+          The samples are up to SHOWN of each kind, (n, T, H, W, C) uint8: 'real, held out' are held-out
           samples, 'decoded training latents' are reconstructions of other samples, and 'generated' are
           generated with the first seed.
         """

@@ -1,9 +1,10 @@
 """Panels of original, reconstruction and error, as PNG, and as MP4 for videos.
 
 A panel names its bucket, its step, and the PSNR of the samples that it shows. The error is the maximum over
-R, G, B of |original - reconstruction|, amplified four times. A spot in one channel is therefore as visible as
-a gray one. The color scale goes from black (no error) through red and yellow to white (an error of a quarter
-of the pixel range or more).
+channels of |original - reconstruction|, amplified four times. A spot in one channel is therefore as visible
+as a gray one. The color scale goes from black (no error) through red and yellow to white (an error of a
+quarter of the pixel range or more). Pixels with alpha lie over a checkerboard, and their alpha is shown
+besides.
 """
 
 import math
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vaejax import files
 from vaejax.data.bucket import Bucket
+from vaejax.rundir.picture import gray_alpha, visible
 
 ERROR_GAIN = 4
 MIN_CELL = 192  # minimum width of a cell in pixels; narrower frames are enlarged by a whole factor
@@ -43,15 +45,16 @@ def write_panels(
 ) -> np.ndarray:
     """Writes DIR/panels/STEP/BUCKET.png, and for videos BUCKET.mp4.
 
-    The columns are original, reconstruction, linear codec (if given), and the error of the reconstruction.
-    The labels of the second and third show the mean PSNR over the frames. There is one row per sample, except
-    in the PNG of a video: it has up to three rows per sample, for the first, middle and last frame.
+    The columns are original, reconstruction, linear codec (if given), the error of the reconstruction and,
+    for samples with alpha, the alpha of original and reconstruction. The labels of reconstructions show the
+    mean PSNR over the frames. There is one row per sample, except in the PNG of a video: it has up to three
+    rows per sample, for the first, middle and last frame.
 
     Args:
       workdir: DIR, the folder of the run.
       step: number of updates done.
       bucket_name: BUCKET.
-      original: samples, (N, T, H, W, 3) uint8.
+      original: samples, (N, T, H, W, C) uint8; C is 3 or 4.
       reconstruction: reconstructions of the samples, of the same shape.
       linear: reconstructions by a linear codec, the baseline, of the same shape; None omits the column.
       fps: frames per second of the MP4.
@@ -60,7 +63,7 @@ def write_panels(
       The pixels of the PNG, (height, width, 3) uint8.
 
     Raises:
-      ValueError: if the arrays are not uint8 of one shape (N, T, H, W, 3).
+      ValueError: if the arrays are not uint8 of one shape (N, T, H, W, C).
     """
     columns = {"original": original, "reconstruction": reconstruction}
     if linear is not None:
@@ -68,9 +71,14 @@ def write_panels(
     columns = {name: np.asarray(column) for name, column in columns.items()}
     for name, column in columns.items():
         if column.dtype != np.uint8 or column.ndim != 5 or column.shape != np.shape(original):
-            raise ValueError(f"panel {name}: {column.dtype} {column.shape}; accepted: uint8 (N, T, H, W, 3)")
-    scored = {name: _psnr(original, column) for name, column in columns.items() if name != "original"}
-    columns[f"error x{ERROR_GAIN}"] = error_map(columns["original"], columns["reconstruction"])
+            raise ValueError(f"panel {name}: {column.dtype} {column.shape}; accepted: uint8 (N, T, H, W, C)")
+    x, x_hat = columns["original"], columns["reconstruction"]
+    scored = {name: _psnr(x, column) for name, column in columns.items() if name != "original"}
+    columns = {name: visible(column) for name, column in columns.items()}
+    columns[f"error x{ERROR_GAIN}"] = error_map(x, x_hat)
+    if x.shape[-1] == 4:
+        columns |= {"alpha": gray_alpha(x), "decoded alpha": gray_alpha(x_hat)}
+        scored["decoded alpha"] = _psnr(x[..., 3:], x_hat[..., 3:])
     labels = [f"{name} {scored[name]:.2f} dB" if name in scored else name for name in columns]
     caption = f"{bucket_name}, step {step}; mean PSNR of the samples shown"
 
@@ -79,9 +87,9 @@ def write_panels(
     if length == 1:
         png = _grid(frames[:, 0], labels, caption=caption)
     else:
-        shown = sorted({0, length // 2, length - 1})
-        rows = frames[:, shown].reshape(-1, *frames.shape[2:])
-        png = _grid(rows, labels, [f"t={t}" for t in shown] * samples, caption)
+        times = sorted({0, length // 2, length - 1})
+        rows = frames[:, times].reshape(-1, *frames.shape[2:])
+        png = _grid(rows, labels, [f"t={t}" for t in times] * samples, caption)
         panels = (_grid(frames[:, t], labels, caption=caption) for t in range(length))
         _write_mp4(_folder(workdir, step) / f"{bucket_name}.mp4", panels, fps)
     write_picture(workdir, step, bucket_name, png)
@@ -118,7 +126,7 @@ def read_cells(path: str | os.PathLike, bucket: Bucket) -> np.ndarray:
 
 
 def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    """The amplified error of two uint8 arrays (..., 3) as colors, (..., 3) uint8."""
+    """The amplified error of two uint8 arrays (..., C) as colors, (..., 3) uint8."""
     error = np.abs(original.astype(np.int16) - reconstruction).max(axis=-1, keepdims=True)
     # Black, red, yellow, white: each third of the range fills one of R, G, B.
     heat = 3 * ERROR_GAIN * error - np.array([0, 255, 510], np.int16)
@@ -126,7 +134,7 @@ def error_map(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 
 
 def _psnr(original: np.ndarray, decoded: np.ndarray) -> float:
-    """Mean PSNR in dB over frames (N, T, H, W, 3) uint8; an exact frame counts as 100 dB."""
+    """Mean PSNR in dB over frames (N, T, H, W, C) uint8; an exact frame counts as 100 dB."""
     errors = []
     for x, x_hat in zip(original, decoded, strict=True):  # one sample at a time, for memory
         errors.append(np.square(x.astype(np.float32) - x_hat).mean((1, 2, 3)))
@@ -145,13 +153,13 @@ def sample_grid(samples: Mapping[str, np.ndarray]) -> np.ndarray:
     The images of a label take one row. Its clips take up to four rows, one for each of the frames shown.
 
     Args:
-      samples: {label: samples}, with samples (N, T, H, W, 3) uint8 of one shape for all labels.
+      samples: {label: samples}, with samples (N, T, H, W, C) uint8 of one shape for all labels.
     """
     rows, labels = [], []
     for label, clips in samples.items():
         length = clips.shape[1]
         times = np.linspace(0, length - 1, min(4, length)).round().astype(int)
-        rows += [clips[:, t] for t in times]
+        rows += [visible(clips[:, t]) for t in times]
         labels += [textwrap.fill(f"{label} t={t}" if length > 1 else label, 16) for t in times]
     return _grid(np.stack(rows), row_labels=labels, min_cell=MIN_SAMPLE)
 

@@ -65,13 +65,13 @@ def _columns(path: str, bucket: str, modified: int) -> dict[str, str]:
     if shape.frames > 1:  # a sample has rows for its first, middle and last frame; takes the middle one
         shown = len({0, shape.frames // 2, shape.frames - 1})
         cells = cells[shown // 2 :: shown]
-    names = ("original", "reconstruction", "linear", "error")
-    if cells.shape[1] == len(names) - 1:
-        names = ("original", "reconstruction", "error")
+    names = ["original", "reconstruction", "linear", "error"]
+    if cells.shape[1] % 2:  # two columns of alpha may follow
+        names.remove("linear")
     scale = min(WIDTH / shape.width, HEIGHT / shape.height)
     size = max(1, round(scale * shape.width)), max(1, round(scale * shape.height))
     columns = {}
-    for name, column in zip(names, cells[:ROWS].swapaxes(0, 1), strict=True):
+    for name, column in zip(names, cells[:ROWS].swapaxes(0, 1), strict=False):
         small = [Image.fromarray(cell).resize((_SHARP * size[0], _SHARP * size[1])) for cell in column]
         stacked = np.concatenate([np.asarray(one) for one in small])
         columns[name] = page.picture(stacked, size[0], "webp", quality=85)

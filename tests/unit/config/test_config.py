@@ -217,6 +217,15 @@ def test_any_evaluated_score_may_be_followed(best):
     check(settings)
 
 
+def test_the_score_of_alpha_may_be_followed_if_there_is_alpha():
+    settings = demo.get_config()
+    settings.checkpoint.best = "mean/psnr_alpha"
+    with pytest.raises(InputError, match=r"^checkpoint\.best = 'mean/psnr_alpha'"):
+        check(settings)
+    settings.model.pixel_channels = 4
+    check(settings)
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [

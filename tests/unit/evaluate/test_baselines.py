@@ -21,6 +21,7 @@ from vaejax.evaluate.codecs.base import LatentSize
 from vaejax.evaluate.codecs.linear import LinearCodec
 from vaejax.evaluate.codecs.registry import open_codec
 from vaejax.evaluate.codecs.vae import VaeCodec
+from vaejax.models.pixels import from_uint8
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,18 @@ def test_a_matched_jpeg_has_the_nearest_size_of_all_qualities_at_every_shape():
         assert codec.settings["quality"][shape] == 1 + int(np.argmin(np.abs(np.array(sizes) - bits)))
         np.testing.assert_allclose(codec.settings["bits_wanted"][shape], bits)
         assert 0.8 * bits < codec.bits(codec.encode(frames)) < 1.2 * bits
+
+
+def test_only_codecs_of_any_pixels_take_alpha():
+    frames = np.random.default_rng(0).integers(256, size=(2, 1, 32, 32, 4), dtype=np.uint8)
+    identity = open_codec("identity")
+    np.testing.assert_array_equal(identity.decode(identity.encode(frames)), from_uint8(frames))
+    assert identity.bits(frames) == 32
+    assert open_codec("linear", samples=frames).encode(frames).shape == (2, 1, 4, 4, 16)
+    with pytest.raises(InputError, match=r"^jpeg:80: frames of 4 channels; accepted: 3$"):
+        open_codec("jpeg:80").encode(frames)
+    with pytest.raises(InputError, match=r"^jpeg:matched: frames of 4 channels; accepted: 3$"):
+        open_codec("jpeg:matched", samples=frames)
 
 
 def test_a_matched_jpeg_knows_its_shapes():

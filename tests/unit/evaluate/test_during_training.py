@@ -49,6 +49,18 @@ def test_scores_are_those_of_what_the_mean_decodes_to():
     assert "flicker" not in of_images and "spots" in of_images
 
 
+def test_alpha_is_scored_beside_rgb():
+    model, params = randomized(pixel_channels=4)
+    frames = np.random.default_rng(0).integers(256, size=(2, 1, 32, 32, 4), dtype=np.uint8)
+    params = {"autoencoder": params, "likelihood": {"log_scale": jnp.zeros(())}}
+    settings = {"model": model, "objective": losses.objective(), "shown": 2}
+    scores, _, shown = jax.jit(lambda params, x: score(params, {}, x, **settings))(params, frames)
+    for name, channels in (("psnr", slice(4)), ("psnr_rgb", slice(3)), ("psnr_alpha", slice(3, 4))):
+        pairs = ((x[0, ..., channels], y[0, ..., channels]) for x, y in zip(frames, shown, strict=True))
+        wanted = [peak_signal_noise_ratio(x, y, data_range=255) for x, y in pairs]
+        np.testing.assert_allclose(scores[name], wanted, atol=0.05)  # what is shown has 8 bits
+
+
 def test_training_samples_are_scored_beside_held_out_ones(tmp_path):
     for grey in (40, 80):
         Image.fromarray(np.full((40, 40, 3), grey, np.uint8)).save(tmp_path / f"{grey}.png")

@@ -271,6 +271,14 @@ def test_features_do_not_depend_on_the_batch(features):
     np.testing.assert_allclose(features.images(frames[1:, 1:2])[0], images[3], atol=1e-6)
 
 
+def test_features_are_those_of_the_first_three_channels(features):
+    frames = clip()[:, :1]
+    with_alpha = np.concatenate([frames, frames[..., :1]], -1)
+    np.testing.assert_array_equal(features.images(with_alpha), features.images(frames))
+    with pytest.raises(InputError, match=r"accepted: \(B, T, H, W, C\), C at least 3"):
+        features.images(frames[..., :2])
+
+
 def test_what_cannot_be_seen_is_told_in_one_line(features):
     with pytest.raises(InputError, match=r"clips of 8 frames .* accepted: 9 or more"):
         features.clips(clip()[:, :8])

@@ -99,6 +99,19 @@ def test_an_image_its_reconstructions_and_their_errors_are_shown_to_the_pixel():
         np.testing.assert_array_equal(found, frames)
 
 
+def test_pixels_with_alpha_are_shown_over_a_checkerboard_and_errors_of_alpha_count():
+    (original, *_), names = clips(5), ("identity", "<one> & only")
+    opaque = np.concatenate([original, np.full_like(original[..., :1], 255)], -1)
+    clear = opaque.copy()
+    clear[2, ..., 3] = 0
+    decoded = dict(zip(names, (page.Decoded(clear, 20.0), page.Decoded(opaque, 99.0)), strict=True))
+    text = page.render(results(5), {"image_40x60": [page.Shown("worst", "a.mov@0", opaque, decoded)]})
+    whole, _, _, still, cleared, _, error, _ = pictures(text)
+    np.testing.assert_array_equal(whole, original)
+    np.testing.assert_array_equal(still, original[2:3])
+    assert set(np.unique(cleared)) == {204, 255} and np.all(error == 255)
+
+
 def test_a_clip_moves_and_stands_still_where_its_error_is_largest():
     original, good, bad = clips(5)
     good[3] = np.roll(original[3], 7, axis=0)  # the frame that the first codec does worst

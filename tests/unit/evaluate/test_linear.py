@@ -70,6 +70,16 @@ def test_an_image_is_coded_as_the_first_frame_of_a_video():
     np.testing.assert_array_equal(codec.reconstruct(held_out[:, :1]), codec.reconstruct(held_out)[:, :1])
 
 
+def test_alpha_is_coded_like_a_color():
+    """Four channels of which the last is the first again cost a linear codec nothing."""
+    frames = clips(6, 5)
+    rgba = np.concatenate([frames, frames[..., :1]], -1)
+    codec = linear.LinearCodec.fit(rgba, 12, 8, 4)
+    found = codec.reconstruct(rgba)
+    assert codec.pixel_channels == 4 and found.shape == rgba.shape
+    np.testing.assert_allclose(found[..., 3], found[..., 0], atol=1e-6)
+
+
 def test_as_many_channels_as_numbers_in_a_block_lose_nothing_and_the_score_is_the_ceiling():
     frames = clips(40, 1)
     codec = linear.LinearCodec.fit(frames, channels=2 * 2 * 3, spatial=2, temporal=4)

@@ -51,6 +51,21 @@ def test_psnr_is_that_of_the_8_bit_frames():
     np.testing.assert_allclose(got, wanted, atol=1e-3)
 
 
+def test_psnr_is_also_that_of_rgb_and_of_each_further_channel():
+    x, y = clips()
+    assert metrics.psnr_of_parts(in_range(x), in_range(y)) == {}
+    x, y = (np.concatenate([one, other[..., 1:]], -1) for one, other in ((x, y), (y, x)))  # five channels
+    for c, parts in (
+        (4, {"psnr_rgb": [0, 1, 2], "psnr_alpha": [3]}),
+        (5, {"psnr_rgb": [0, 1, 2], "psnr_channel_3": [3], "psnr_channel_4": [4]}),
+    ):
+        found = metrics.psnr_of_parts(in_range(x[..., :c]), in_range(y[..., :c]))
+        assert found.keys() == parts.keys()
+        for name, channels in parts.items():
+            wanted = of_every_frame(peak_signal_noise_ratio, x[..., channels], y[..., channels])
+            np.testing.assert_allclose(found[name], wanted, atol=1e-4)
+
+
 def test_psnr_of_a_large_frame_keeps_its_digits():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, (1, 1, 720, 1280, 3)).astype(np.float32)

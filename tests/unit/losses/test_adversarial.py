@@ -326,6 +326,17 @@ def test_a_frame_is_judged_alone_and_a_clip_by_its_motion(kind, temporal):
     assert touched[0] and touched[2] == temporal
 
 
+@pytest.mark.parametrize("name", ["image", "video"])
+def test_discriminators_see_every_channel(name):
+    """The gradient at a reconstruction that differs in alpha alone is not zero in alpha."""
+    adversary = small_adversary([name], pixel_channels=4)
+    states = jax.jit(adversary.init)(jax.random.key(0))
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 5, 16, 16, 4)).astype(np.float32)
+    gradients = jax.jit(functools.partial(adversary.gradients, key=jax.random.key(1)))
+    dx_hat, *_ = gradients(states, x, np.where([False, False, False, True], -x, x))
+    assert dx_hat.shape == x.shape and np.all(np.abs(dx_hat).max((0, 1, 2, 3)) > 0)
+
+
 def test_a_generator_is_told_apart_after_some_updates():
     """The game is played the right way round: the discriminator learns to tell noise from photos."""
     adversary = small_adversary(names=("image",))

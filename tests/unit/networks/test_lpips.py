@@ -86,6 +86,13 @@ def test_distances_and_gradients_are_those_of_the_lpips_package(both):
     np.testing.assert_allclose(gradient, expected, atol=1e-6 * np.abs(expected).max())
 
 
+def test_distances_are_those_of_the_first_three_channels(both):
+    network, params, _ = both
+    (x, y), alpha = photos(), np.random.default_rng(0).uniform(-1, 1, (2, 4, 64, 80, 2)).astype(np.float32)
+    with_alpha = (np.concatenate([pixels, more], -1) for pixels, more in zip((x, y), alpha, strict=True))
+    np.testing.assert_array_equal(lpips(params, *with_alpha, network), lpips(params, x, y, network))
+
+
 def test_equal_images_are_at_no_distance_and_flat_ones_have_finite_gradients(both):
     network, params, _ = both
     x = jnp.array(photos()[0])

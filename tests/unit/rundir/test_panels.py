@@ -46,6 +46,29 @@ def test_the_cells_of_a_panel_are_read_back(tmp_path, length, footer):
     np.testing.assert_array_equal(cells[:, :2], wanted)
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_pixels_with_alpha_lie_over_a_checkerboard_beside_their_alpha(tmp_path, length):
+    x, x_hat = frames(2, length, 40, 64, 4), frames(2, length, 40, 64, 4)[::-1]
+    png = panels.write_panels(tmp_path, 50, "image_40x64", x, x_hat, x)
+    Image.fromarray(png).save(tmp_path / "panel.png")
+    cells = panels.read_cells(tmp_path / "panel.png", Bucket(length, 40, 64, 1))[:, :, ::3, ::3]
+    board = Image.new("RGBA", (64, 40), (255, 255, 255))
+    for top in range(0, 40, 8):
+        for left in range(0, 64, 8):
+            if (top + left) % 16:
+                board.paste((204, 204, 204), (left, top, left + 8, top + 8))
+    times = sorted({0, length // 2, length - 1})
+    rows = [(i, t) for i in range(2) for t in times]
+    assert cells.shape == (len(rows), 6, 40, 64, 3)
+    for (original, decoded, linear, error, alpha, decoded_alpha), (i, t) in zip(cells, rows, strict=True):
+        for cell, pixels in ((original, x), (decoded, x_hat), (linear, x)):
+            wanted = Image.alpha_composite(board, Image.fromarray(pixels[i, t])).convert("RGB")
+            assert np.abs(cell.astype(int) - np.asarray(wanted)).max() <= 1
+        np.testing.assert_array_equal(error, panels.error_map(x[i, t], x_hat[i, t]))
+        np.testing.assert_array_equal(alpha, np.repeat(x[i, t, ..., 3:], 3, -1))
+        np.testing.assert_array_equal(decoded_alpha, np.repeat(x_hat[i, t, ..., 3:], 3, -1))
+
+
 @pytest.mark.parametrize("damage", [lambda png: png[:500], lambda png: b"text", lambda png: png[:-20] * 2])
 def test_a_damaged_panel_is_an_error_that_names_no_other_kind(tmp_path, damage):
     original = frames(1, 1, 40, 64, 3)

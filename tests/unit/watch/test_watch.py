@@ -187,19 +187,25 @@ def test_bad_steps_and_unreadable_files_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bucket", "shape", "written", "shown"),
+    ("bucket", "shape", "written", "shown", "channels"),
     [
-        (IMAGE, (1, 64, 64), range(20, 240, 20), (20, 60, 80, 120, 140, 180, 200)),
-        ("video_9x32x96", (9, 32, 96), (20, 40), (20, 40)),
+        (IMAGE, (1, 64, 64), range(20, 240, 20), (20, 60, 80, 120, 140, 180, 200), 3),
+        ("video_9x32x96", (9, 32, 96), (20, 40), (20, 40), 3),
+        (IMAGE, (1, 64, 64), (20, 40), (20, 40), 4),
     ],
 )
-def test_panels_over_time_show_the_original_and_each_reconstruction(tmp_path, bucket, shape, written, shown):
+def test_panels_over_time_show_the_original_and_each_reconstruction(
+    tmp_path, bucket, shape, written, shown, channels
+):
     folder = make(tmp_path / "run", buckets=(bucket,))
     frames, height, width = shape
     crops = [data.astronaut()[20 * i : 20 * i + height, 100 : 100 + width] for i in range(4)]
     original = np.stack([np.stack([np.roll(crop, t, 1) for t in range(frames)]) for crop in crops])
+    opaque = np.full((*original.shape[:-1], channels - 3), 255, np.uint8)
     for step in written:
-        panels.write_panels(folder.path, step, bucket, original, np.full_like(original, step), original // 2)
+        columns = (original, np.full_like(original, step), original // 2)
+        columns = (np.concatenate([column, opaque], -1) for column in columns)
+        panels.write_panels(folder.path, step, bucket, *columns)
     torn = folder.path / "panels" / "240" / f"{bucket}.png"
     torn.parent.mkdir()
     torn.write_bytes((torn.parents[1] / "20" / torn.name).read_bytes()[:9000])

@@ -20,6 +20,7 @@ class Codec(Protocol):
 
     A codec may also have
     - `frame_multiple`, if clips must have T = 1 + k·frame_multiple frames instead;
+    - `pixel_channels`, if frames need not have C = 3 channels, RGB: their number, or None for any number;
     - `posterior(frames)`, the (mean, log_variance) of the latents;
     - `decode_chunked(latents, latent_frames)`, which decodes `latent_frames` latent frames at a time;
     - `decode_tiled(latents, tile, overlap)`, which decodes square tiles of `tile` latent pixels, and
@@ -42,7 +43,7 @@ class Codec(Protocol):
         ...
 
     def encode(self, frames: np.ndarray) -> Any:
-        """Encodes (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) float32, or to the codec's own form.
+        """Encodes (B, T, H, W, C) uint8 to latents (b, t, h, w, c) float32, or to the codec's own form.
 
         Raises:
           InputError: if the codec does not take frames of this size.
@@ -50,7 +51,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, latents: Any) -> np.ndarray:
-        """Decodes the result of `encode` to (B, T, H, W, 3) float32 in [-1, 1], clipped and not rounded."""
+        """Decodes the result of `encode` to (B, T, H, W, C) float32 in [-1, 1], clipped and not rounded."""
         ...
 
     def bits(self, latents: Any) -> float:
@@ -71,8 +72,9 @@ class LatentSize(NamedTuple):
         return LATENT_BITS * numbers * self.channels / (frames * height * width)
 
 
-def check_shape(codec: Codec, frames: int, height: int, width: int) -> None:
+def check_shape(codec: Codec, frames: int, height: int, width: int, channels: int = 3) -> None:
     """Raises InputError if a codec does not take clips of `frames` frames of `height` x `width` pixels."""
+    check_channels(codec.name, getattr(codec, "pixel_channels", 3), channels)
     t, s = getattr(codec, "frame_multiple", codec.temporal_factor), codec.spatial_factor
     if frames < 1 or (frames - 1) % t or height < 1 or width < 1 or height % s or width % s:
         length = f"T = 1 + a multiple of {t}" if t > 1 else "T at least 1"
@@ -83,11 +85,17 @@ def check_shape(codec: Codec, frames: int, height: int, width: int) -> None:
         )
 
 
+def check_channels(name: str, accepted: int | None, channels: int) -> None:
+    """Raises InputError if the codec `name` takes `accepted` channels (None: any) and frames have others."""
+    if accepted not in (None, channels):
+        raise InputError(f"{' '.join(name.split())}: frames of {channels} channels; accepted: {accepted}")
+
+
 def check_frames(codec: Codec, frames: np.ndarray) -> None:
-    """Raises ValueError unless frames are (B, T, H, W, 3) uint8, and InputError like `check_shape`."""
-    if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3:
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}; accepted: uint8 (B, T, H, W, 3)")
-    check_shape(codec, *frames.shape[1:4])
+    """Raises ValueError unless frames are (B, T, H, W, C) uint8, and InputError like `check_shape`."""
+    if frames.dtype != np.uint8 or frames.ndim != 5:
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}; accepted: uint8 (B, T, H, W, C)")
+    check_shape(codec, *frames.shape[1:])
 
 
 def array_bits(codec: Codec, latents: np.ndarray) -> float:

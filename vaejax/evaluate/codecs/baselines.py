@@ -13,7 +13,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, features
 
 from vaejax.errors import InputError
-from vaejax.evaluate.codecs.base import LatentSize, array_bits, check_frames
+from vaejax.evaluate.codecs.base import LatentSize, array_bits, check_channels, check_frames
 from vaejax.evaluate.codecs.linear import LinearCodec
 from vaejax.models.latent_shape import latent_frames, latent_side
 from vaejax.models.pixels import from_uint8
@@ -42,6 +42,7 @@ class Identity:
 
     name = "identity"
     spatial_factor = temporal_factor = 1
+    pixel_channels = None
 
     def __init__(self):
         self.settings: dict[str, Any] = {"kind": "identity"}
@@ -50,17 +51,17 @@ class Identity:
         """None, because the codec stores the frames."""
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """The frames (B, T, H, W, 3) uint8."""
+        """The frames (B, T, H, W, C) uint8."""
         check_frames(self, frames)
         return frames
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """The frames (B, T, H, W, 3) as float32 in [-1, 1]."""
+        """The frames (B, T, H, W, C) as float32 in [-1, 1]."""
         return from_uint8(latents)
 
     def bits(self, latents: np.ndarray) -> float:
-        """Three bytes per pixel."""
-        return 24.0
+        """One byte per channel of a pixel."""
+        return 8.0 * latents.shape[-1]
 
 
 class Linear:
@@ -71,6 +72,7 @@ class Linear:
     def __init__(self, codec: LinearCodec, samples: int):
         self._codec = codec
         self.spatial_factor, self.temporal_factor = codec.spatial, codec.temporal
+        self.pixel_channels = codec.pixel_channels
         self.settings: dict[str, Any] = {
             "kind": "linear",
             "channels": codec.channels,
@@ -81,7 +83,7 @@ class Linear:
 
     @classmethod
     def fit(cls, samples: np.ndarray | Iterable[np.ndarray], size: LatentSize) -> "Linear":
-        """Fits the best linear codec of a latent size to training frames (N, T, H, W, 3) uint8.
+        """Fits the best linear codec of a latent size to training frames (N, T, H, W, C) uint8.
 
         Raises:
           InputError: if there are no samples, or `LinearCodec.fit` does not accept their type or size.
@@ -109,7 +111,7 @@ class Linear:
         return t, h, w, self._codec.channels
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (B, T, H, W, 3) uint8 to latents (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, C) uint8 to latents (b, t, h, w, c) float32."""
         check_frames(self, frames)
         try:
             return self._codec.encode(frames).astype(np.float32)
@@ -119,7 +121,7 @@ class Linear:
             ) from error
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
+        """Decodes latents (b, t, h, w, c) to (B, T, H, W, C) float32 in [-1, 1]."""
         return self._codec.decode(latents)
 
     def bits(self, latents: np.ndarray) -> float:
@@ -171,10 +173,11 @@ class Jpeg:
         that shape.
 
         Raises:
-          InputError: if there are no samples.
+          InputError: if there are no samples, or they are not RGB.
         """
         frames: dict[tuple[int, int, int], list[np.ndarray]] = {}
         for batch in _batches(samples):
+            check_channels(name, 3, batch.shape[-1])
             kept = frames.setdefault(batch.shape[1:4], [])
             kept += [sample[len(sample) // 2].copy() for sample in batch[: MATCHED_FRAMES - len(kept)]]
         if not frames:

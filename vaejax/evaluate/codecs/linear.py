@@ -42,6 +42,11 @@ class LinearCodec:
     first: _Components  # for blocks of the first frame
     rest: _Components | None  # for blocks of later groups of frames; None if fitted on images only
 
+    @property
+    def pixel_channels(self) -> int:
+        """The number of pixel channels C of the frames."""
+        return len(self.first.mean) // self.spatial**2
+
     @classmethod
     def fit(
         cls, frames: np.ndarray | Iterable[np.ndarray], channels: int, spatial: int, temporal: int
@@ -49,7 +54,7 @@ class LinearCodec:
         """Fits the components, in memory that does not grow with the number of samples.
 
         Args:
-          frames: training samples (N, T, H, W, 3) uint8, T = 1 + k·temporal, or an iterable of such arrays,
+          frames: training samples (N, T, H, W, C) uint8, T = 1 + k·temporal, or an iterable of such arrays,
             whose shapes may differ.
           channels: number of latent channels and components.
           spatial: spatial compression factor, which divides H and W.
@@ -79,10 +84,10 @@ class LinearCodec:
         """Encodes and decodes.
 
         Args:
-          frames: (N, T, H, W, 3) uint8.
+          frames: (N, T, H, W, C) uint8.
 
         Returns:
-          (N, T, H, W, 3) float32, clipped to [-1, 1] and not rounded.
+          (N, T, H, W, C) float32, clipped to [-1, 1] and not rounded.
 
         Raises:
           ValueError: for frames that `fit` rejects, and for videos if the codec was fitted on images only.
@@ -90,7 +95,7 @@ class LinearCodec:
         return np.concatenate([self.decode(self.encode(sample[None])) for sample in frames])
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (N, T, H, W, 3) uint8 to latents (N, t, h, w, c) float64.
+        """Encodes (N, T, H, W, C) uint8 to latents (N, t, h, w, c) float64.
 
         If there are fewer components than channels, the last channels are 0.
 
@@ -108,9 +113,9 @@ class LinearCodec:
         return latents
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Decodes latents (n, t, h, w, c) to (N, T, H, W, 3) float32, clipped to [-1, 1] and not rounded."""
+        """Decodes latents (n, t, h, w, c) to (N, T, H, W, C) float32, clipped to [-1, 1] and not rounded."""
         n, t, h, w, _ = latents.shape
-        size = h * self.spatial, w * self.spatial, 3
+        size = h * self.spatial, w * self.spatial, self.pixel_channels
         out = np.empty((n, decoded_frames(t, self.temporal), *size), np.float32)
         groups = _groups(out[0], self.spatial, self.temporal)
         for latent, decoded in zip(latents, out, strict=True):
@@ -131,7 +136,7 @@ class LinearCodec:
 
 
 def psnr_linear(codec: LinearCodec, frames: np.ndarray) -> float:
-    """Mean PSNR of the frames of samples (N, T, H, W, 3) uint8, in dB; exact frames count as PSNR_CEILING."""
+    """Mean PSNR of the frames of samples (N, T, H, W, C) uint8, in dB; exact frames count as PSNR_CEILING."""
     scores = []
     for sample in frames:
         original: Any = _from_uint8(sample[None]).astype(np.float32)

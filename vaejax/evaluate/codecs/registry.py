@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from jax.sharding import Mesh
 
+from vaejax.codec import load
 from vaejax.codec.published import is_published
 from vaejax.errors import InputError
 from vaejax.evaluate.codecs import NAMES, baselines
@@ -41,7 +42,7 @@ def open_codec(
       mesh: devices that share the batches of the codec of a run or export; None: one device.
       like: codec whose latent size `linear` and `jpeg:matched` match; if it is None or has no latents, they
         match DEFAULT_SIZE.
-      samples: training frames (N, T, H, W, 3) uint8 that `linear` and `jpeg:matched` are fitted to, or an
+      samples: training frames (N, T, H, W, C) uint8 that `linear` and `jpeg:matched` are fitted to, or an
         iterable of such arrays. Their shapes may differ. The iterable is read once. Other codecs ignore
         `samples`.
       fps: frames per second; H.264 spends more bits on frames that are shown for longer.
@@ -66,6 +67,12 @@ def open_codec(
     if os.path.isdir(expand_home(name)) or is_published(name):
         return VaeCodec.open(name, step, dtype, mesh)
     raise InputError(f"codec {name!r}: no such name or folder; accepted: {NAMES}")
+
+
+def pixel_channels(name: str) -> int:
+    """The pixel channels of a run or an export; 3, RGB, for any other codec."""
+    is_baseline = name in ("identity", "linear")
+    return load.pixel_channels(name) if not is_baseline and os.path.isdir(expand_home(name)) else 3
 
 
 def _latent_size(like: Codec | None) -> LatentSize:

@@ -48,6 +48,7 @@ class VaeCodec:
         a = model.architecture
         self.name, self.model, self.latents = name, model, latents
         self.spatial_factor, self.temporal_factor = a.spatial_factor, a.temporal_factor
+        self.pixel_channels = a.pixel_channels
         self.settings = {"kind": "vaejax", "latent": "posterior mean", "dtype": a.dtype, **(settings or {})}
         self._mesh = mesh
         self.shards = mesh.size if mesh else 1
@@ -84,17 +85,17 @@ class VaeCodec:
         return self.model.architecture.latent_shape(frames, height, width)
 
     def posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes (B, T, H, W, 3) uint8 to the posterior's mean and log-variance, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, C) uint8 to the posterior's mean and log-variance, (b, t, h, w, c) float32."""
         check_frames(self, frames)
         mean, log_variance = self._run(network.posterior, frames)
         return mean, log_variance
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
-        """Encodes (B, T, H, W, 3) uint8 to the posterior's mean, (b, t, h, w, c) float32."""
+        """Encodes (B, T, H, W, C) uint8 to the posterior's mean, (b, t, h, w, c) float32."""
         return self.posterior(frames)[0]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Decodes latents (b, t, h, w, c) to (B, T, H, W, 3) float32 in [-1, 1]."""
+        """Decodes latents (b, t, h, w, c) to (B, T, H, W, C) float32 in [-1, 1]."""
         return self._run(network.decode, np.asarray(latents, np.float32))
 
     def decode_chunked(self, latents: np.ndarray, latent_frames: int) -> np.ndarray:
