@@ -16,11 +16,11 @@ NTSC = Fraction(24000, 1001)
 OLD = 3  # step of an older checkpoint, whose parameters differ
 
 
-def write(folder):
+def write(folder, **options):
     """Writes a run with two checkpoints and the statistics of their latents, and returns its folder."""
     config = demo.get_config("tiny")
-    config.model.update(SMALL)
-    averages = {step: saved_run.scaled(randomized()[1], 1 - step / 20) for step in (OLD, 7)}
+    config.model.update(SMALL | options)
+    averages = {step: saved_run.scaled(randomized(**options)[1], 1 - step / 20) for step in (OLD, 7)}
     saved_run.write(folder, config, averages)
     for step in averages:
         latent_statistics.store(folder, step, {"mean": [0.1, -0.2, 0.3, 0.0], "std": [1.0, 2.0, 0.5, 1.5]})

@@ -141,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=_crf,
         default=16,
-        help="constant rate factor of clips, 0 to 51; lower means better quality, larger files; default: 16",
+        help="constant rate factor of clips, 0 to 51; lower means better quality, larger files; clips with"
+        " alpha in .mov have none; default: 16",
     )
     parser.add_argument(
         "--shard",
@@ -166,6 +167,7 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     import vaejax
     from vaejax import files
     from vaejax.codec.batch import BatchConverter
+    from vaejax.codec.load import pixel_channels
     from vaejax.codec.origin import Settings
     from vaejax.codec.tasks import PIPE, open_tasks
     from vaejax.runtime import cache
@@ -174,7 +176,8 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
         raise InputError(f"--keep-going: IN = {flags.source} is not a folder; accepted: a folder")
     interrupt.phase = "waits"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
-    with open_tasks(flags.action, flags.source, flags.target, flags.shard) as tasks:
+    channels = pixel_channels(flags.model)
+    with open_tasks(flags.action, flags.source, flags.target, flags.shard, channels) as tasks:
         interrupt.phase = "works"
         cache.keep_compiled()
         codec = vaejax.load(

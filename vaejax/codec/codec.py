@@ -18,7 +18,7 @@ from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture, Autoencoder
 from vaejax.runtime import mesh as sharding
 
-FRAMES = "an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3)"
+FRAMES = "an image (H, W, {0}), a clip (T, H, W, {0}) or a batch (B, T, H, W, {0})"
 LATENTS = "a Latent, or an array (h, w, c), (t, h, w, c) or (b, t, h, w, c)"
 
 
@@ -79,9 +79,10 @@ class Codec:
         """Encodes frames to latents.
 
         Args:
-          frames: an image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3); uint8, or float in
-            [-1, 1]. Any T; H and W of at least 16. A NumPy or JAX array, a PyTorch tensor of the same layout,
-            a Pillow image, or a list of Pillow images, which is a clip; see `arrays.array_of`.
+          frames: an image (H, W, C), a clip (T, H, W, C) or a batch (B, T, H, W, C), C the model's pixel
+            channels: 3 for RGB, 4 for RGB and straight alpha. uint8, or float in [-1, 1]. Any T; H and W of
+            at least 16. A NumPy or JAX array, a PyTorch tensor of the same layout, a Pillow image, or a list
+            of Pillow images, which is a clip; see `arrays.array_of`.
           key: JAX random key to sample the posterior; None takes the mean of the posterior.
           normalize: whether to normalize latents to mean 0 and standard deviation 1, with the statistics of
             the training latents.
@@ -94,8 +95,9 @@ class Codec:
           InputError: for frames smaller than 16x16, or if the model has no statistics for normalization.
           ValueError: for other shapes or data types, channels before height, or floats far outside [-1, 1].
         """
-        frames = _array(frames, "frames", FRAMES)
-        check_channels_last(frames.shape)
+        c = self.architecture.pixel_channels
+        frames = _array(frames, "frames", FRAMES.format(c), c)
+        check_channels_last(frames.shape, c)
         stream = self.stream_encoder(key=key, normalize=normalize)
         values = _run(stream, frames, frames.ndim == 3)
         return Latent(
@@ -108,7 +110,7 @@ class Codec:
         *,
         dtype: str = "",
         normalized: bool = True,
-    ) -> UInt8[Array | np.ndarray, "*b H W 3"] | Float32[Array | np.ndarray, "*b H W 3"]:
+    ) -> UInt8[Array | np.ndarray, "*b H W C"] | Float32[Array | np.ndarray, "*b H W C"]:
         """Decodes latents to frames.
 
         Args:
@@ -119,7 +121,7 @@ class Codec:
           normalized: whether the values of an array are normalized; a `Latent` records this itself.
 
         Returns:
-          An image (H, W, 3), a clip (T, H, W, 3) or a batch (B, T, H, W, 3), uint8 or float32 in [-1, 1]. A
+          An image (H, W, C), a clip (T, H, W, C) or a batch (B, T, H, W, C), uint8 or float32 in [-1, 1]. A
           `Latent` decodes to the original length and size. An array decodes to 1 + ft·(t - 1) frames of
           fs·h x fs·w pixels.
 
@@ -218,11 +220,11 @@ class Codec:
             )
 
 
-def _array(x: Any, what: str, accepted: str) -> np.ndarray | jax.Array:
+def _array(x: Any, what: str, accepted: str, channels: int = 3) -> np.ndarray | jax.Array:
     """Converts to an array; raises ValueError unless it has 3 to 5 axes."""
     if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
         raise ValueError(f"{what} = {x!r}; accepted: {accepted}. For files: python -m vaejax.codec")
-    array = array_of(x)
+    array = array_of(x, channels)
     if array.ndim not in (3, 4, 5):
         raise ValueError(f"{what} have {array.ndim} axes, shape {array.shape}; accepted: {accepted}")
     return array

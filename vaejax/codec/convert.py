@@ -23,6 +23,7 @@ from vaejax.codec.latent_file import Facts, LatentFile, LatentWriter
 from vaejax.codec.origin import Record, Settings
 from vaejax.codec.stream import StreamDecoder, StreamEncoder
 from vaejax.data import media
+from vaejax.data.crop import MEDIA_CHANNELS
 from vaejax.errors import InputError, one_line
 
 Item = TypeVar("Item")
@@ -52,6 +53,9 @@ class Converter:
       settings: settings of the written files.
       progress: function called often with the number of frames just finished.
       report: function called with each line for the user.
+
+    Raises:
+      InputError: if files have fewer channels than the model.
     """
 
     def __init__(
@@ -62,7 +66,12 @@ class Converter:
         report: Callable[[str], None] = lambda line: None,
     ):
         self._codec, self._settings, self._progress, self._report = codec, settings, progress, report
-        self._device = Lock()
+        self._device, self._channels = Lock(), codec.architecture.pixel_channels
+        if self._channels not in MEDIA_CHANNELS:
+            raise InputError(
+                f"{codec.name}: a model of {self._channels} pixel channels; accepted: one of 3 (RGB) or 4"
+                " (RGB and alpha), which photos and clips have; in Python it encodes arrays"
+            )
 
     def encode(self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str) -> None:
         """Encodes a photo or a clip.
@@ -113,7 +122,7 @@ class Converter:
         """Encodes all frames of a source, or those before its first damage."""
         times, duration, damaged = array.array("d"), 0.0, False
         try:
-            for frames, chunk_times, end in _read_ahead(_frames(source, kind)):
+            for frames, chunk_times, end in _read_ahead(_frames(source, kind, self._channels)):
                 times.extend(chunk_times)
                 duration = end
                 with self._device:
@@ -171,7 +180,7 @@ class Converter:
           source: the latent file.
           target: the photo or clip, replaced if it exists.
           name: name of the source in messages.
-          extension: format to write, a key of `media_writer.PHOTOS` or `CLIPS`; '' takes that of the target.
+          extension: format to write, one of `media_writer.accepted`; '' takes that of the target.
 
         Raises:
           InputError: if the source cannot be decoded; `target` is then unchanged.
@@ -179,9 +188,10 @@ class Converter:
         latents = self.opened(source, name)
         facts = latents.facts
         extension = extension or target.suffix.lower()
-        accepted = media_writer.CLIPS if facts.kind == "video" else media_writer.PHOTOS
+        accepted = media_writer.accepted(facts.kind, self._channels)
         if extension not in accepted:
             what = "a clip" if facts.kind == "video" else "a photo"
+            what += " with alpha" if self._channels == 4 else ""
             raise InputError(
                 f"{target}: {name} is {what}; accepted: a name that ends in {', '.join(accepted)}"
             )
@@ -248,6 +258,7 @@ class Converter:
                 self._settings.crf,
                 audio,
                 comment,
+                self._channels,
             )
         if left_out:
             self._report(f"{latents.name}: {left_out}")
@@ -268,14 +279,16 @@ class Converter:
             )
 
 
-def _frames(source: pathlib.Path, kind: str) -> Generator[tuple[np.ndarray, list[float], float]]:
+def _frames(
+    source: pathlib.Path, kind: str, channels: int
+) -> Generator[tuple[np.ndarray, list[float], float]]:
     """Yields chunks of a source; if the source is damaged, raises media.Unreadable after the last chunk.
 
     Yields:
-      Frames uint8 (n, H, W, 3), the time of each, and the end of the last, in seconds from the first frame.
+      Frames uint8 (n, H, W, C), the time of each, and the end of the last, in seconds from the first frame.
     """
     frames, times, end, damage = [], [], 0.0, None
-    stream: Any = media.stream(source, kind)
+    stream: Any = media.stream(source, kind, channels)
     with contextlib.closing(stream) as decoded:
         try:
             for time, period, frame in decoded:

@@ -26,6 +26,7 @@ PHOTOS: dict[str, dict[str, Any]] = {  # extension -> Pillow's options
     ".jpeg": _JPEG,
     ".webp": {"quality": 95},
 }
+WITH_ALPHA = (".png", ".webp", ".mov", ".webm")  # the extensions that keep alpha
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 _BT709, _LIMITED = 1, 1
@@ -33,11 +34,13 @@ _ACCURATE = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.F
 # Without this option x264's assembly for mbtree does not give the same bytes every time.
 _H264 = {"x264-params": "cpu-independent=1"}
 _VP9 = {"b": "0", "row-mt": "1"}
+# FFmpeg's name of the encoder and of the pixel format in which each extension keeps alpha.
+_ALPHA = {".mov": ("prores_ks", "yuva444p10le"), ".webm": ("libvpx-vp9", "yuva420p")}
 _TICK = Fraction(1, 90000)  # time unit of clips with a variable frame rate, seconds
 
 
 def write_photo(file: BinaryIO, extension: str, frame: np.ndarray, exif: Image.Exif | None = None) -> None:
-    """Writes a frame, (H, W, 3) uint8 sRGB, in the format of `extension`, a key of `PHOTOS`."""
+    """Writes a frame, (H, W, C) uint8 sRGB, in the format of `extension`, one of `accepted`."""
     options = dict(PHOTOS[extension])
     if exif:
         options["exif"] = exif
@@ -62,21 +65,25 @@ def write_clip(
     crf: int,
     audio: Audio | None = None,
     comment: str = "",
+    channels: int = 3,
 ) -> str:
     """Writes a clip as H.264, or VP9 in .webm: BT.709, limited range, 4:2:0, or 4:4:4 if a side is odd.
 
+    A clip with alpha is written as ProRes 4444 in .mov, or VP9 with alpha in .webm, 4:2:0.
+
     Args:
       file: file open for writing.
-      extension: a key of `CLIPS`.
-      chunks: arrays of frames, uint8 (n, H, W, 3), in total as many frames as times.
+      extension: one of `accepted`.
+      chunks: arrays of frames, uint8 (n, H, W, C), in total as many frames as times.
       size: size (H, W) of the frames.
       times: times of all frames in seconds; the first is 0.
       duration: seconds to the end of the last frame.
       rate: frames per second.
       constant: whether frame i is shown at i / rate; otherwise at times[i].
-      crf: constant rate factor, 0 to 51; lower means better quality and larger files.
+      crf: constant rate factor, 0 to 51; lower means better quality and larger files. ProRes has none.
       audio: audio to copy into the clip, or None.
       comment: the comment among the clip's tags, or ''.
+      channels: C, 3 for RGB or 4 for RGB and straight alpha.
 
     Returns:
       The reason why audio was left out, or ''.
@@ -92,7 +99,7 @@ def write_clip(
     with av.open(file, "w", format=CLIPS[extension], options=audio_stream.REPRODUCIBLE) as out:
         if comment:
             out.metadata["comment"] = comment
-        video = _Video(out, extension, size, times, duration, rate, constant, crf)
+        video = _Video(out, extension, (*size, channels), times, duration, rate, constant, crf)
         muxer = audio_stream.Muxer(audio, out) if audio is not None else None
         number = 0
         for chunk in chunks:
@@ -115,7 +122,7 @@ class _Video:
         self,
         out: OutputContainer,
         extension: str,
-        size: tuple[int, int],
+        size: tuple[int, int, int],
         times: Sequence[float],
         duration: float,
         rate: Fraction,
@@ -128,14 +135,19 @@ class _Video:
         else:
             tick, ticks = _TICK, [round(time / _TICK) for time in (*times, duration)]
         self._durations: dict[Any, int] = {at: max(1, end - at) for at, end in itertools.pairwise(ticks)}
-        webm = extension == ".webm"
+        height, width, channels = size
+        encoder = "libvpx-vp9" if extension == ".webm" else "libx264"
+        pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        if channels == 4:
+            encoder, pix_fmt = _ALPHA[extension]
+        options = {"libx264": {"crf": str(crf), **_H264}, "libvpx-vp9": {"crf": str(crf), **_VP9}}
         self._out, self._tick, self._ticks = out, tick, ticks
-        self._stream: Any = out.add_stream("libvpx-vp9" if webm else "libx264", rate=rate)
-        self._stream.height, self._stream.width = size
-        self._stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
+        self._format = "rgba" if channels == 4 else "rgb24"
+        self._stream: Any = out.add_stream(encoder, rate=rate)
+        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, pix_fmt
         self._stream.time_base = tick
-        self._stream.options = {"crf": str(crf)} | (_VP9 if webm else _H264)
-        if not constant and not webm:  # B-frames would get wrong durations in .mp4
+        self._stream.options = options.get(encoder, {})
+        if not constant and encoder == "libx264":  # B-frames would get wrong durations in .mp4
             self._stream.options |= {"bf": "0"}
         codec = self._stream.codec_context
         codec.time_base = tick
@@ -144,9 +156,9 @@ class _Video:
         self._reformatter = VideoReformatter()
 
     def write(self, frame: np.ndarray, number: int) -> None:
-        """Encodes frame `number`, (H, W, 3) uint8."""
+        """Encodes frame `number`, (H, W, C) uint8."""
         picture = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=self._format),
             format=self._stream.pix_fmt,
             dst_colorspace=_BT709,
             dst_color_range=_LIMITED,
@@ -179,9 +191,13 @@ def _why_audio_is_left_out(extension: str, audio: Audio) -> str:
         return f"{reason}; choose .mkv to keep the audio"
 
 
-def extension_for(source: str, kind: str) -> str:
-    """The extension to append to the file name `source`; '' if it already has one for `kind`."""
-    extension = pathlib.PurePath(source).suffix.lower()
-    if kind == "image":
-        return "" if extension in PHOTOS else ".png"
-    return "" if extension in CLIPS else ".mp4"
+def accepted(kind: str, channels: int = 3) -> list[str]:
+    """The extensions of photos ('image') or clips ('video') that keep all channels, the usual one first."""
+    extensions = PHOTOS if kind == "image" else CLIPS
+    return [extension for extension in extensions if channels == 3 or extension in WITH_ALPHA]
+
+
+def extension_for(source: str, kind: str, channels: int = 3) -> str:
+    """The extension to append to the file name `source`; '' if it already has one of `accepted`."""
+    extensions = accepted(kind, channels)
+    return "" if pathlib.PurePath(source).suffix.lower() in extensions else extensions[0]

@@ -33,7 +33,7 @@ def apply(model: Autoencoder, variables: dict[str, Any], *args: Any, **kwargs: A
 
 @functools.partial(jax.jit, static_argnames="model")
 def posterior(
-    model: Autoencoder, params: dict[str, Any], frames: UInt8[Array, "B T H W 3"]
+    model: Autoencoder, params: dict[str, Any], frames: UInt8[Array, "B T H W C"]
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
     """Encodes whole clips of 1 + k · temporal_factor frames to the posterior's mean and log-variance."""
     found = apply(model, {"params": params}, from_uint8(frames), method="encode")
@@ -43,7 +43,7 @@ def posterior(
 @functools.partial(jax.jit, static_argnames="model")
 def decode(
     model: Autoencoder, params: dict[str, Any], latents: Float[Array, "b t h w c"]
-) -> Float[Array, "B T H W 3"]:
+) -> Float[Array, "B T H W C"]:
     """Decodes whole clips to frames in [-1, 1]."""
     return jnp.clip(apply(model, {"params": params}, latents, method="decode"), -1, 1)
 
@@ -76,7 +76,7 @@ class Network:
     def encode(
         self,
         cache: Cache,
-        frames: UInt8[Array | np.ndarray, "B T H W 3"] | Float[Array | np.ndarray, "B T H W 3"],
+        frames: UInt8[Array | np.ndarray, "B T H W C"] | Float[Array | np.ndarray, "B T H W C"],
         noise: Float[Array | np.ndarray, "b t h w c"] | None,
         *,
         is_video: bool,
@@ -86,7 +86,7 @@ class Network:
 
         Args:
           cache: cache returned for the previous chunk; {} for the first.
-          frames: (B, T, H, W, 3) uint8, or float in [-1, 1]. T is a multiple of the temporal factor, plus 1
+          frames: (B, T, H, W, C) uint8, or float in [-1, 1]. T is a multiple of the temporal factor, plus 1
             in the first chunk.
           noise: normal noise (b, t, h, w, c) to sample the posterior; None takes the mean of the posterior.
           is_video: whether the whole stream has more than one frame.
@@ -108,7 +108,7 @@ class Network:
         is_video: bool,
         normalized: bool,
         dtype: str,
-    ) -> tuple[UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], Cache]:
+    ) -> tuple[UInt8[Array, "B T H W C"] | Float[Array, "B T H W C"], Cache]:
         """Decodes the next chunk of a stream.
 
         Args:
@@ -119,7 +119,7 @@ class Network:
           dtype: data type of the frames: 'uint8', or 'float32' in [-1, 1].
 
         Returns:
-          Frames (B, T, H, W, 3), and the cache for the next chunk.
+          Frames (B, T, H, W, C), and the cache for the next chunk.
         """
         statistics = self.mean, self.std
         return decode_chunk(
@@ -134,7 +134,7 @@ def encode_chunk(
     params: dict[str, Any],
     statistics: tuple[jax.Array, jax.Array],
     cache: Cache,
-    frames: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"],
+    frames: UInt8[Array, "B T H W C"] | Float[Array, "B T H W C"],
     noise: Float[Array, "b t h w c"] | None,
     is_video: bool,
     normalize: bool,
@@ -160,7 +160,7 @@ def decode_chunk(
     is_video: bool,
     normalized: bool,
     dtype: str,
-) -> tuple[UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], Cache]:
+) -> tuple[UInt8[Array, "B T H W C"] | Float[Array, "B T H W C"], Cache]:
     """The jitted function of `Network.decode`."""
     z = latents.astype(jnp.float32)
     if normalized:

@@ -41,6 +41,7 @@ class _Stream:
         self._unit = unit  # items per latent frame: the temporal factor when encoding, 1 when decoding
         self._spatial, self._temporal = architecture.spatial_factor, architecture.temporal_factor
         self._channels, self._uses_modality = architecture.latent_channels, architecture.uses_modality
+        self._pixel_channels = architecture.pixel_channels
         self._waiting: Any = None  # (B, n, ...)
         self._like: Any = None  # (B, 0, ...): an empty slice of a pushed array, to keep its shape and type
         self._rank, self._started, self._flushed, self._is_video = 0, False, False, True
@@ -51,7 +52,7 @@ class _Stream:
     def _checked(self, x: Any, what: str) -> Any:
         """Checks that a pushed array matches the earlier ones, and returns it as (B, n, ...)."""
         self._check_open()
-        x = array_of(x)
+        x = array_of(x, self._pixel_channels)
         if x.ndim not in ((self._rank,) if self._rank else (4, 5)):
             accepted = f"{self._rank} axes, as before" if self._rank else "4 axes for a clip, 5 for a batch"
             raise ValueError(f"{what} have {x.ndim} axes, shape {x.shape}; accepted: {accepted}")
@@ -168,7 +169,7 @@ class StreamEncoder(_Stream):
         """Adds the next frames and returns the latents they complete.
 
         Args:
-          frames: (T, H, W, 3) or (B, T, H, W, 3), uint8 or float in [-1, 1], of the types that `Codec.encode`
+          frames: (T, H, W, C) or (B, T, H, W, C), uint8 or float in [-1, 1], of the types that `Codec.encode`
             accepts; T may differ between calls.
 
         Returns:
@@ -180,12 +181,13 @@ class StreamEncoder(_Stream):
             except for T, differs from earlier calls; or after `flush`.
         """
         x = self._checked(frames, "frames")
-        check_channels_last(x.shape)
+        check_channels_last(x.shape, self._pixel_channels)
         dtype = "uint8" if x.dtype == np.uint8 else "float32"
-        if x.shape[-1] != 3 or not (dtype == "uint8" or jnp.issubdtype(x.dtype, jnp.floating)):
+        known = dtype == "uint8" or jnp.issubdtype(x.dtype, jnp.floating)
+        if x.shape[-1] != self._pixel_channels or not known:
             raise ValueError(
-                f"frames are {x.dtype} {x.shape}; accepted: uint8, or float in [-1, 1], with 3 channels"
-                " (last axis)"
+                f"frames are {x.dtype} {x.shape}; accepted: uint8, or float in [-1, 1], with"
+                f" {self._pixel_channels} channels (last axis)"
             )
         if self.dtype not in ("", dtype):
             raise ValueError(f"frames are {x.dtype}; accepted: {self.dtype}, as before")
@@ -286,14 +288,14 @@ class StreamDecoder(_Stream):
 
     def push(
         self, latents: ArrayLike
-    ) -> UInt8[Array | np.ndarray, "*B T H W 3"] | Float32[Array | np.ndarray, "*B T H W 3"]:
+    ) -> UInt8[Array | np.ndarray, "*B T H W C"] | Float32[Array | np.ndarray, "*B T H W C"]:
         """Adds the next latents and returns the frames they complete.
 
         Args:
           latents: (t, h, w, c) or (b, t, h, w, c); t may differ between calls.
 
         Returns:
-          Frames, (T, H, W, 3) or (B, T, H, W, 3), in the stream's data type; T may be 0.
+          Frames, (T, H, W, C) or (B, T, H, W, C), in the stream's data type; T may be 0.
 
         Raises:
           ValueError: for other shapes; if the shape, except for t, differs from earlier calls; or after
@@ -304,7 +306,7 @@ class StreamDecoder(_Stream):
             raise ValueError(f"latents have shape {x.shape}; accepted: {self._channels} channels (last axis)")
         return self._decode(x)
 
-    def flush(self) -> UInt8[Array | np.ndarray, "*B T H W 3"] | Float32[Array | np.ndarray, "*B T H W 3"]:
+    def flush(self) -> UInt8[Array | np.ndarray, "*B T H W C"] | Float32[Array | np.ndarray, "*B T H W C"]:
         """Ends the clip and returns its last frames.
 
         Raises:
@@ -322,7 +324,7 @@ class StreamDecoder(_Stream):
             left = max(0, self._size[0] - self.frames) if self._size else frames.shape[1]
             cropped.append(frames[:, :left, :height, :width])
             self.frames += cropped[-1].shape[1]
-        return self._concatenated(cropped, (height, width, 3), self._dtype)
+        return self._concatenated(cropped, (height, width, self._pixel_channels), self._dtype)
 
     def _decode_chunk(self, latents: Any) -> Any:
         tiles = self._tiles_of(*latents.shape[2:4])

@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
 @contextlib.contextmanager
 def open_tasks(
-    action: str, source: str, target: str, shard: tuple[int, int] = (0, 1)
+    action: str, source: str, target: str, shard: tuple[int, int] = (0, 1), channels: int = 3
 ) -> Iterator[list[Task]]:
     """Yields the tasks of a command; when the context ends, writes the result to stdout if the target is '-'.
 
@@ -56,6 +56,7 @@ def open_tasks(
       source: a file, a folder or '-' for stdin.
       target: a file, a folder or '-' for stdout.
       shard: (I, N), which selects files I, I + N, I + 2N, ... of a folder, counted from 0.
+      channels: pixel channels of the model, on which the formats of decoded files depend.
 
     Raises:
       InputError: if source or target cannot be used.
@@ -64,11 +65,11 @@ def open_tasks(
     source, target = (path if path == PIPE else expand_home(path) for path in (source, target))
     with tempfile.TemporaryDirectory() if PIPE in (source, target) else contextlib.nullcontext("") as spool:
         if source != PIPE and os.path.isdir(source):
-            yield _folder_tasks(action, pathlib.Path(source), target, shard)
+            yield _folder_tasks(action, pathlib.Path(source), target, shard, channels)
             return
         if shard != (0, 1):
             raise InputError(f"--shard: IN = {source} is not a folder; accepted: a folder")
-        task = _file_task(action, source, target, pathlib.Path(spool))
+        task = _file_task(action, source, target, pathlib.Path(spool), channels)
         yield [task]
         if target == PIPE and task.target.exists():
             _write_to_stdout(task.target)
@@ -84,24 +85,26 @@ def _write_to_stdout(path: pathlib.Path) -> None:
         raise InputError(f"stdout: {error.strerror}; accepted: a writable stdout") from error
 
 
-def _file_task(action: str, source: str, target: str, spool: pathlib.Path) -> Task:
+def _file_task(action: str, source: str, target: str, spool: pathlib.Path, channels: int) -> Task:
     """The task for a file or a pipe; pipes go through files in the folder `spool`."""
     path, name = _source_file(source, spool)
     kind = ""
     if action != DECODE:
         kind = media.kind_of(path) or ("image" if _is_photo(path) else "video")
     if target == PIPE:
-        written = _target_name(action, path, path.name, kind)
+        written = _target_name(action, path, path.name, kind, channels)
         if action == DECODE:
             facts = LatentFile(path, name).facts
-            written = facts.source + media_writer.extension_for(facts.source, facts.kind)
+            written = facts.source + media_writer.extension_for(facts.source, facts.kind, channels)
         to = spool / f"out{pathlib.PurePath(written).suffix}"
         return Task(path, to, name, kind, to.suffix.lower(), keep=False)
     if target.endswith("/") or os.path.isdir(target):
-        to = _make_folder(target) / _target_name(action, path, path.name, kind)
+        to = _make_folder(target) / _target_name(action, path, path.name, kind, channels)
         return Task(path, to, name, kind, to.suffix.lower(), keep=True)
     to = pathlib.Path(target)
-    accepted = (EXTENSION,) if action == ENCODE else (*media_writer.PHOTOS, *media_writer.CLIPS)
+    accepted = [EXTENSION]
+    if action != ENCODE:
+        accepted = [name for kind in ("image", "video") for name in media_writer.accepted(kind, channels)]
     if to.suffix.lower() not in accepted:
         names = ", ".join(accepted)
         raise InputError(
@@ -132,7 +135,9 @@ def _source_file(source: str, spool: pathlib.Path) -> tuple[pathlib.Path, str]:
     return path, source
 
 
-def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[int, int]) -> list[Task]:
+def _folder_tasks(
+    action: str, source: pathlib.Path, target: str, shard: tuple[int, int], channels: int
+) -> list[Task]:
     if target == PIPE or os.path.isfile(target):
         raise InputError(f"OUT = {target}: not a folder, although IN = {source} is; accepted: a folder")
     out = _make_folder(target)
@@ -159,7 +164,7 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
         if special := _special(path):
             by_path[path] = Task(path, out / name, name, "", "", True, f"{special}; accepted: a file")
             continue
-        to = out / _target_name(action, path, name, kind)
+        to = out / _target_name(action, path, name, kind, channels)
         task = Task(path, to, name, "" if action == DECODE else kind, to.suffix.lower(), keep=True)
         other = by_path.setdefault(to, task)
         if other is not task:
@@ -172,7 +177,7 @@ def _folder_tasks(action: str, source: pathlib.Path, target: str, shard: tuple[i
     return list(by_path.values())[shard[0] :: shard[1]]
 
 
-def _target_name(action: str, path: pathlib.Path, name: str, kind: str) -> str:
+def _target_name(action: str, path: pathlib.Path, name: str, kind: str, channels: int) -> str:
     """The name or relative path of the target: `name`, which may contain folders, with the right extension.
 
     `path` is the file to read. A latent file is opened if its name does not show whether it is a photo or a
@@ -183,7 +188,7 @@ def _target_name(action: str, path: pathlib.Path, name: str, kind: str) -> str:
     if action == DECODE:
         name = name.removesuffix(EXTENSION)
         kind = media.kind_of(name) or _kind_of_latent(path)
-    return name + media_writer.extension_for(name, kind)
+    return name + media_writer.extension_for(name, kind, channels)
 
 
 def _kind_of_latent(path: pathlib.Path) -> str:

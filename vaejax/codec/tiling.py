@@ -90,14 +90,14 @@ def decode_tiled(
     """Decodes whole clips in blended tiles.
 
     Args:
-      decode: function from latents (b, t, h', w', c) to float32 pixels (B, T, H', W', 3).
+      decode: function from latents (b, t, h', w', c) to float32 pixels (B, T, H', W', C).
       latents: latents of whole clips, (b, t, h, w, c).
       tile: side of a tile, latent pixels.
       overlap: overlap of neighboring tiles, latent pixels.
       factor: pixels per latent pixel along each side.
 
     Returns:
-      Pixels, (B, T, h·factor, w·factor, 3) float32.
+      Pixels, (B, T, h·factor, w·factor, C) float32.
 
     Raises:
       InputError: for an overlap that is negative or not smaller than the tile.

@@ -35,8 +35,9 @@ def differences(theirs: Any, stored: TrainedVAE) -> dict[str, float]:
         return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
 
     model = Autoencoder(stored.architecture.replace(remat=(), dtype="float32"))
-    clip, worst = verify.moving_waves(*verify.clip_shape(stored.architecture)), {}
-    clip = clip[..., np.arange(stored.architecture.pixel_channels) % clip.shape[-1]]
+    architecture = stored.architecture
+    clip = verify.moving_waves(*verify.clip_shape(architecture), architecture.pixel_channels)
+    worst: dict[str, float] = {}
     for frames in (clip[None], clip[None, :1]):
         mean, log_variance = network.posterior(model, stored.params, frames)
         pixels = network.decode(model, stored.params, mean)

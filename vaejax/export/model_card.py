@@ -19,6 +19,8 @@ class Score(NamedTuple):
 
 SCORES = {  # name of a score in results.json -> how the card shows it
     "psnr": Score("PSNR", "dB", 2, "↑"),
+    "psnr_rgb": Score("PSNR of RGB", "dB", 2, "↑"),
+    "psnr_alpha": Score("PSNR of alpha", "dB", 2, "↑"),
     "ssim": Score("SSIM", "", 4, "↑"),
     "lpips_alexnet": Score("LPIPS (AlexNet)", "", 4, "↓"),
     "lpips_vgg16": Score("LPIPS (VGG)", "", 4, "↓"),
@@ -48,7 +50,7 @@ tags:
 
 | | |
 |---|---|
-| frames | (T, H, W, 3); T = {lengths}, H and W multiples of {s} (vaejax pads other sizes) |
+| frames | (T, H, W, {p}); T = {lengths}, H and W multiples of {s} (vaejax pads other sizes) |
 | latents | (t, h, w, {c}); t = {latent_lengths}, h = H/{s}, w = W/{s} |
 | parameters | {total}: encoder {encoder}, decoder {decoder} |
 | weights | averaged (EMA), stored in {dtype}; the model computes in {compute} |
@@ -65,7 +67,7 @@ With vaejax installed:
 import vaejax
 
 codec = vaejax.load("{name}")  # this folder
-latents = codec.encode(frames{raw})  # uint8 (T, H, W, 3) or an image (H, W, 3); any size of at least 16x16
+latents = codec.encode(frames{raw})  # uint8 (T, H, W, {p}) or an image (H, W, {p}); any size from 16x16
 frames = codec.decode(latents)
 ```
 
@@ -119,7 +121,7 @@ frames = decode(latents)
 |---|---|---|
 {rows}
 
-Frames are (b, T, H, W, 3) from 0 to 255; latents are {kind}.
+Frames are (b, T, H, W, {p}) from 0 to 255; latents are {kind}.
 """
 
 _SETTINGS = {  # name of a training setting in config.json -> label; other settings are labeled by their names
@@ -157,7 +159,10 @@ def text(name: str, config: Mapping[str, Any]) -> str:
         ),
         weights_import="import ml_dtypes  # NumPy's bfloat16\n" if weights["dtype"] == "bfloat16" else "",
     )
-    programs = [_stablehlo(name, config["stablehlo"], normalized)] if config["stablehlo"] else []
+    programs = []
+    if config["stablehlo"]:
+        pixels = from_json(config["architecture"], ModelConfig()).pixel_channels
+        programs = [_stablehlo(name, config["stablehlo"], pixels, normalized)]
     return "\n".join([head, *programs, *details(config)])
 
 
@@ -178,7 +183,7 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
         "s": s,
         "t": t,
         "c": c,
-        "pixels": a.pixel_channels,
+        "p": a.pixel_channels,
         "lengths": f"1 + a multiple of {t}" if t > 1 else "any number",
         "latent_lengths": f"1 + (T - 1)/{t}" if t > 1 else "T",
         "total": _count(sum(counts.values())),
@@ -202,7 +207,7 @@ def details(config: Mapping[str, Any]) -> list[str]:
     return list(filter(None, parts))
 
 
-def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], normalized: bool) -> str:
+def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], pixels: int, normalized: bool) -> str:
     rows = [
         f"| `{program['file']}` | {program['input']} | {program['output']} |"
         for pair in programs
@@ -213,7 +218,8 @@ def _stablehlo(name: str, programs: Sequence[Mapping[str, Any]], normalized: boo
         name=name,
         encode=first["encode"]["file"],
         decode=first["decode"]["file"],
-        batch=", ".join(map(str, (2, *first["shape"], 3))),
+        batch=", ".join(map(str, (2, *first["shape"], pixels))),
+        p=pixels,
         rows="\n".join(rows),
         kind="normalized, as above" if normalized else "not normalized",
     )

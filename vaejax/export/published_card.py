@@ -24,7 +24,7 @@ tags:
 
 | | |
 |---|---|
-| pixels | (B, 3, T, H, W) in [-1, 1]; T = {lengths}, H and W multiples of {s} |
+| pixels | (B, {p}, T, H, W) in [-1, 1]; T = {lengths}, H and W multiples of {s} |
 | latents | (B, {c}, t, h, w); t = {latent_lengths}, h = H/{s}, w = W/{s} |
 | parameters | {total}: encoder {encoder}, decoder {decoder} |
 | weights | averaged (EMA), stored in {dtype} |

@@ -55,7 +55,7 @@ def write(folder: pathlib.Path, vae: TrainedVAE, shape: Shape) -> dict[str, Any]
       name of the 'file', and the data type and shape of 'input' and 'output' as text.
     """
     latent_shape = vae.architecture.latent_shape(*shape)
-    frames = jax.ShapeDtypeStruct(_batch_shape(*shape, 3), jnp.uint8)
+    frames = jax.ShapeDtypeStruct(_batch_shape(*shape, vae.architecture.pixel_channels), jnp.uint8)
     latents = jax.ShapeDtypeStruct(_batch_shape(*latent_shape), jnp.float32)
     encode, decode = _programs(vae)
     programs: dict[str, Any] = {"shape": list(shape)}

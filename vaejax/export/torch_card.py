@@ -23,7 +23,7 @@ tags:
 
 | | |
 |---|---|
-| pixels | (B, {pixels}, T, H, W) in [-1, 1]; T = {lengths}, H and W multiples of {s} |
+| pixels | (B, {p}, T, H, W) in [-1, 1]; T = {lengths}, H and W multiples of {s} |
 | latents | (B, {c}, t, h, w); t = {latent_lengths}, h = H/{s}, w = W/{s} |
 | parameters | {total}: encoder {encoder}, decoder {decoder} |
 | weights | averaged (EMA), stored in {dtype}; trained with convolutions in {compute} |
@@ -45,7 +45,7 @@ sys.path.insert(0, "{name}")  # this folder
 from autoencoder import Autoencoder
 
 vae = Autoencoder.from_pretrained("{name}")
-x = torch.zeros(1, {pixels}, {clip_length}, 256, 256)  # pixels in [-1, 1]; an image has T = 1
+x = torch.zeros(1, {p}, {clip_length}, 256, 256)  # pixels in [-1, 1]; an image has T = 1
 with torch.no_grad():
     z = vae.encode(x).latent_dist.sample()
     x = vae.decode(z).sample

@@ -69,7 +69,7 @@ def check_codec(source: Codec, exported: Codec, dtype: str) -> dict[str, float]:
     Raises:
       TrainingFailed: if float32 weights give other latents or frames.
     """
-    clip = moving_waves(*clip_shape(source.architecture))
+    clip = moving_waves(*clip_shape(source.architecture), source.architecture.pixel_channels)
     if dtype == "float32":
         # On accelerators, each compilation may choose a different algorithm, and results differ slightly.
         tolerance = 0.0 if jax.default_backend() == "cpu" else 1e-4
@@ -103,7 +103,8 @@ def check_programs(
       TrainingFailed: if they disagree.
     """
     is_bfloat16 = exported.architecture.dtype == "bfloat16"
-    frames = moving_waves(*programs["shape"])
+    t, h, w = programs["shape"]
+    frames = moving_waves(t, h, w, exported.architecture.pixel_channels)
     z = np.asarray(encode(exported, frames).values)
     x = np.asarray(exported.decode(z, dtype="uint8", normalized=exported.mean is not None))
     latents, pixels = np.asarray(to_latents(frames[None]))[0], np.asarray(to_frames(z[None]))[0]
@@ -123,13 +124,14 @@ def encode(codec: Codec, frames: np.ndarray) -> Latent:
     return codec.encode(frames, normalize=codec.mean is not None)
 
 
-def moving_waves(frames: int, height: int, width: int) -> np.ndarray:
-    """A deterministic clip (T, H, W, 3) uint8 of waves of several lengths, moving edges and grain."""
+def moving_waves(frames: int, height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A deterministic clip (T, H, W, C) uint8 of waves of several lengths, moving edges and grain."""
     t, y, x = np.meshgrid(*map(np.arange, (frames, height, width)), indexing="ij")
     waves = [np.sin((x + 2 * t) / 3 + y / 11), np.sin(y / 7 - t / 2), np.sin((x - y) / 17 + t)]
     edges = np.where((x + 3 * t) // 20 % 2 == y // 24 % 2, 30, -30)
-    grain = np.random.default_rng(0).normal(scale=4, size=(frames, height, width, 3))
-    return np.clip(128 + 70 * np.stack(waves, -1) + edges[..., None] + grain, 0, 255).astype(np.uint8)
+    grain = np.random.default_rng(0).normal(scale=4, size=(frames, height, width, channels))
+    waves = np.stack([waves[i % len(waves)] for i in range(channels)], -1)
+    return np.clip(128 + 70 * waves + edges[..., None] + grain, 0, 255).astype(np.uint8)
 
 
 def clip_shape(architecture: Architecture) -> tuple[int, int, int]:
