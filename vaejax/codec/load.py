@@ -173,12 +173,14 @@ def read_export_config(name: str) -> dict[str, Any] | None:
 
 
 def pixel_channels(name: str) -> int:
-    """The number of pixel channels of a run or an export, from its config.json alone.
+    """The number of pixel channels of a run, an export or a published VAE.
 
     Raises:
       InputError: if there is no readable config.json.
     """
     config = read_export_config(name)
+    if config is None and is_published(name):
+        return read_published(name)[0].pixel_channels
     if config is None:
         return _read_config(RunFolder(name)).model.pixel_channels
     try:

@@ -105,7 +105,8 @@ class LatentCache:
         y, at_y = self._on_grid(offset[0], record.height - bucket.height)
         x, at_x = self._on_grid(offset[1], record.width - bucket.width)
         # The zoom is limited by max_upscale = 1, so the crop has the file's own resolution.
-        crop = Crop(bucket.height, bucket.width, zoom=np.inf, offset=(at_y, at_x))
+        size = bucket.height, bucket.width
+        crop = Crop(*size, zoom=np.inf, offset=(at_y, at_x), channels=bucket.channels)
         frames = media.read(file, record.kind, frames=bucket.frames, fps=None, start=0.0, **crop._asdict())
         return frames, self._latents(self.path(file), record, bucket, (y, x))
 

@@ -149,6 +149,11 @@ class WanDesign(Design):
         return Decoder(self)
 
     @property
+    def channels_fastest(self) -> bool:
+        """The order of pixels that layers take as channels: (channel, position), see `patchify`."""
+        return False
+
+    @property
     def is_local(self) -> bool:
         """False, because attention makes every latent depend on the whole frame."""
         return False

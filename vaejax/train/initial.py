@@ -12,7 +12,6 @@ from vaejax.codec.load import (
     fingerprint,
     load_export,
     load_vae,
-    parameter_shapes,
     read_export_config,
 )
 from vaejax.codec.save import save_vae
@@ -20,7 +19,7 @@ from vaejax.config import Config
 from vaejax.errors import InputError
 from vaejax.files import atomic_folder
 from vaejax.models import surgery
-from vaejax.models.autoencoder import Architecture
+from vaejax.models.autoencoder import Architecture, parameter_shapes
 from vaejax.models.families import architecture_of_run
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import distributed
