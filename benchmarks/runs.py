@@ -5,6 +5,9 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vaejax import files
 
 SIGNED = ("nll", "adversarial")  # terms that may be negative; see `unit`
 
@@ -13,8 +16,56 @@ def train(config: str, workdir: pathlib.Path, settings: Mapping[str, object], mo
     """Runs vaejax.main with --config.KEY=VALUE for every setting, and returns its metrics as `read` does."""
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "vaejax.main", f"--config={config}", f"--workdir={workdir}"]
-    subprocess.run([*command, *flags, *more], check=True)
+    run([*command, *flags, *more])
     return read(workdir / "metrics.jsonl")
+
+
+def run(command: Sequence[str]) -> None:
+    """Runs a command; if it fails or is stopped, which it has then reported, exits with its code."""
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
+
+
+def every(steps: int, evaluations: int = 5) -> dict[str, int]:
+    """Settings of a run of so many updates, with so many evaluations and panels at the end."""
+    interval = max(1, steps // evaluations)
+    return {
+        "steps": steps,
+        "log_every": max(1, steps // 50),
+        "eval.every": interval,
+        "checkpoint.every": interval,
+        "panels.every": steps,
+    }
+
+
+def evaluate(
+    models: Mapping[str, pathlib.Path], data: pathlib.Path, out: pathlib.Path, asked: object
+) -> dict[str, dict[str, Any]]:
+    """Scores models and the linear codec on a folder by vaejax.evaluate, unless that was done.
+
+    Args:
+      models: folders of the runs, by name.
+      data: folder of photos and clips.
+      out: folder of the results.
+      asked: what the results depend on, besides the names; results for other values are replaced.
+
+    Returns:
+      {name or 'linear codec': {bucket: {score: value}}}.
+    """
+    kept, asked = out / "asked.json", {"models": list(map(str, models.values())), "of": asked}
+    if not kept.exists() or files.read_json(kept) != asked:
+        names = [str(folder) for folder in models.values()]
+        command = [sys.executable, "-m", "vaejax.evaluate", f"--checkpoint={names[0]}", "--compare"]
+        run([*command, *names[1:], "linear", f"--data={data}", f"--out={out}"])
+        files.write_json(kept, asked)
+    found = files.read_json(out / "results.json")["results"]
+    return {
+        name: {
+            bucket: {score: entry["value"] for score, entry in codecs[str(codec)]["scores"].items()}
+            for bucket, codecs in found.items()
+        }
+        for name, codec in {**models, "linear codec": "linear"}.items()
+    }
 
 
 def read(path: pathlib.Path) -> dict[int, dict[str, float]]:
