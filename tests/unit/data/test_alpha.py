@@ -85,7 +85,7 @@ def test_transparency_of_grays_palettes_and_single_colors_is_alpha():
     np.testing.assert_array_equal(read(saved(gray, "PNG"))[0], whitened(wanted[..., [0, 0, 0, 1]]))
     colors = np.array([(200, 30, 60), (20, 180, 90), (50, 60, 210)], np.uint8)
     index, opacity = np.indices((64, 96)).sum(0) // 8 % 3, np.array([0, 128, 255], np.uint8)
-    palette = Image.fromarray(index.astype(np.uint8), "P")
+    palette = Image.frombytes("P", index.shape[::-1], index.astype(np.uint8).tobytes())
     palette.putpalette(colors.tobytes())
     wanted = whitened(np.dstack([colors[index], opacity[index]]))
     np.testing.assert_array_equal(read(saved(palette, "PNG", transparency=opacity.tobytes()))[0], wanted)

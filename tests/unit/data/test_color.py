@@ -87,7 +87,8 @@ def test_the_profile_of_a_cmyk_photo_is_applied_and_that_of_another_kind_is_not(
     lab = [100, 0, 0] + inks @ [[-30, -25, -30], [-38, 45, 0], [-8, -5, 50], [-70, 0, 0]]
     lab[..., 0] = np.clip(lab[..., 0], 30, 100)
     patches = np.kron(255 * inks.reshape(4, 4, 4), np.ones((16, 16, 1))).astype(np.uint8)
-    photo, path = Image.fromarray(patches, "CMYK"), tmp_path / f"photo{extension}"
+    photo = Image.frombytes("CMYK", patches.shape[1::-1], patches.tobytes())
+    path = tmp_path / f"photo{extension}"
     options = {"quality": 100, "subsampling": 0} if extension == ".jpg" else {}
     photo.save(path, icc_profile=cmyk_profile(lab), **options)
     xyz = skimage.color.lab2xyz(lab.reshape(4, 4, 3).astype(float), illuminant="D50")

@@ -34,6 +34,11 @@ def trained(**options) -> TrainedVAE:
     return TrainedVAE("PATH", model.architecture, params, MEAN, STD, 7, fingerprint(params), -2.0)
 
 
+def scaled(params):
+    """The parameters times 1.1, as arrays; NumPy would turn those without axes into numbers."""
+    return jax.tree.map(lambda x: np.asarray(1.1 * x, np.float32), params)
+
+
 def setup_of(setup, known, **changes) -> Setup:
     """The setup of a run from `known`, with the opened photos of `setup`."""
     config = small_config("photos", **changes)
@@ -113,7 +118,7 @@ def test_the_anchor_is_a_squared_distance_in_standard_deviations_of_the_channels
 
     there = outputs(known.params)
     assert there.terms["anchor"] == 0
-    moved = outputs(known.params | {"encoder": jax.tree.map(lambda x: 1.1 * x, known.params["encoder"])})
+    moved = outputs(known.params | {"encoder": scaled(known.params["encoder"])})
     distance = np.asarray(moved.posterior.mean, np.float64) - there.posterior.mean
     np.testing.assert_allclose(moved.terms["anchor"], np.mean((distance / STD) ** 2), rtol=1e-5)
 
@@ -169,7 +174,7 @@ def test_distance_to_the_teacher_is_zero_only_for_the_teacher_itself(setup):
         return reconstruct(programs.model, programs.objective, *args).terms
 
     np.testing.assert_allclose([terms(params)[name] for name in ("teacher", "features")], 0, atol=1e-6)
-    params["autoencoder"]["decoder"] = jax.tree.map(lambda x: 1.1 * x, known.params["decoder"])
+    params["autoencoder"]["decoder"] = scaled(known.params["decoder"])
     assert min(terms(params)[name] for name in ("teacher", "features")) > 1e-3
 
 
