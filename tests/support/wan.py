@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vaejax.models import wan_names
 from vaejax.models.autoencoder import Architecture, Autoencoder
-from vaejax.models.wan import WanDesign
+from vaejax.models.wan import SIZES, WanDesign
 
 CHANNELS = 3  # of the latent
 
@@ -19,7 +19,9 @@ torch.set_num_threads(1)  # more only wait for each other
 
 
 def design(version: str = "2.1", **changes) -> WanDesign:
-    """A design like that of Wan 2.1 or 2.2, with few channels."""
+    """A design like that of Wan 2.1 or 2.2, with few channels; 'wan2.1' and 'wan2.2' have all of them."""
+    if version in SIZES:
+        return WanDesign(**SIZES[version], pixel_channels=3, remat=(), dtype="float32")
     fields = {
         "encoder_widths": (4, 8, 16, 16),
         "decoder_widths": (8, 16, 32, 32) if version == "2.2" else (4, 8, 16, 16),
@@ -77,15 +79,13 @@ def pair(design: WanDesign, seed: int = 0) -> tuple[AutoencoderKLWan, dict]:
             else:
                 tensor.copy_(noise / np.sqrt(np.prod(tensor.shape[1:])))
         theirs.decoder.conv_out.weight.mul_(0.2)
-    return theirs, params_of(theirs.state_dict())
+    return theirs, unflatten_dict(dict(path_and_leaf(*item) for item in theirs.state_dict().items()))
 
 
-def params_of(state: dict[str, torch.Tensor]) -> dict:
-    """The parameters of our autoencoder from a state dictionary of diffusers."""
-    paths = {wan_names.from_diffusers(name): tensor for name, tensor in state.items()}
-    return unflatten_dict(
-        {path: wan_names.from_torch(path, tensor.numpy().copy()) for path, tensor in paths.items()}
-    )
+def path_and_leaf(name: str, tensor: torch.Tensor) -> tuple[tuple[str, ...], np.ndarray]:
+    """The path and the value of a parameter of ours that a tensor of diffusers gives."""
+    path = wan_names.from_diffusers(name)
+    return path, wan_names.from_torch(path, tensor.detach().numpy().copy())
 
 
 def parameter_shapes(design: WanDesign) -> dict[tuple[str, ...], tuple[int, ...]]:

@@ -21,10 +21,10 @@ from vaejax.models.wan_blocks import (
     Downsample,
     FrameAttention,
     ResidualBlock,
-    RmsNorm,
     Upsample,
     WanConv,
     average_down,
+    normalized,
     patchify,
     repeat_up,
     unpatchify,
@@ -205,8 +205,7 @@ class Encoder(nn.Module):
                 features, x = _down(self, x, level, names)
             record(self, level, features)
         x = Middle(d, name="mid_block")(x)
-        x = nn.silu(RmsNorm(x.dtype, name="norm_out")(x))
-        x = conv(2 * d.latent_channels, name="conv_out")(x)
+        x = normalized(self, "norm_out", functools.partial(conv, 2 * d.latent_channels), "conv_out", x)
         x = conv(2 * d.latent_channels, (1, 1, 1), name="quant_conv")(x)
         return place(x.astype(jnp.float32))
 
@@ -227,8 +226,8 @@ class Decoder(nn.Module):
         for level in reversed(range(d.levels)):
             features, x = Up(d, level, name=f"up_blocks_{d.levels - 1 - level}")(x)
             record(self, level, features)
-        x = nn.silu(RmsNorm(x.dtype, name="norm_out")(x))
-        x = conv(d.pixel_channels * d.patch**2, name="conv_out")(x)
+        pixels = d.pixel_channels * d.patch**2
+        x = normalized(self, "norm_out", functools.partial(conv, pixels), "conv_out", x)
         return place(unpatchify(x.astype(jnp.float32), d.patch))
 
 

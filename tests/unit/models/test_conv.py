@@ -15,7 +15,8 @@ from vaejax.models.constraints import place
 from vaejax.models.conv import convolve, convolve_doubled
 from vaejax.runtime import mesh as sharding
 
-# Shape of x, kernel, strides: the general path, both parities of T, the image path, patches.
+# Shape of x, kernel, strides: the general path, both parities of T, the image path, patches, strides, many
+# channels, and frames of several bands.
 CASES = [
     ((2, 3, 6, 6, 3), (3, 3, 3), (1, 1, 1)),
     ((2, 6, 6, 5, 3), (3, 3, 3), (1, 1, 1)),
@@ -28,6 +29,8 @@ CASES = [
     ((2, 3, 4, 4, 3), (1, 2, 2), (1, 2, 2)),
     ((2, 5, 6, 8, 3), (3, 4, 4), (2, 2, 2)),
     ((2, 2, 6, 8, 3), (1, 4, 4), (1, 2, 2)),
+    ((2, 3, 6, 8, 16), (1, 4, 4), (1, 2, 2)),
+    ((1, 2, 9, 150, 2), (1, 3, 3), (1, 1, 1)),
 ]
 FEATURES = 4
 
@@ -150,8 +153,10 @@ def test_values_and_gradients_are_pytorch_s(shape, size, strides, dtype, toleran
         close(actual, desired.numpy(), tolerance)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 9, 11, 3), (1, 3, 8, 8, 2)])
-@pytest.mark.parametrize(("size", "strides"), [((3, 4, 4), (2, 2, 2)), ((1, 3, 3), (1, 1, 1))])
+@pytest.mark.parametrize("shape", [(2, 5, 9, 11, 3), (1, 3, 8, 8, 2), (1, 3, 8, 9, 17)])
+@pytest.mark.parametrize(
+    ("size", "strides"), [((3, 4, 4), (2, 2, 2)), ((1, 3, 3), (1, 1, 1)), ((1, 3, 3), (1, 2, 2))]
+)
 @pytest.mark.usefixtures("path")
 def test_without_padding_values_and_gradients_are_those_of_scipy_and_xla(shape, size, strides):
     x, kernel = arrays(shape, size)
