@@ -187,22 +187,27 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
     Returns:
       Lines to print when a run starts. Buckets with few files get a note, buckets without files a warning.
     """
-    fitting: dict[str, dict[str, None]] = {"image": {}, "video": {}}
-    tails, few, none = False, [], []
+    fitting: dict[tuple[str, bool], list[str]] = {
+        ("image", False): [],
+        ("video", False): [],
+        ("video", True): [],
+    }
+    few, none = [], []
     for bucket in buckets:
-        paths, cut = _held_out_files(sources, bucket, data)
-        fitting[bucket.kind] |= dict.fromkeys(paths)
-        tails |= cut
+        paths = _held_out_files(sources, bucket, data)
+        for path, cut in paths.items():
+            if path not in fitting[bucket.kind, cut]:
+                fitting[bucket.kind, cut].append(path)
         if not paths:
             reason = nothing_fits(sources, bucket, "eval", data)
             none.append(f"warning: {bucket.name} is not evaluated: {reason}")
         elif len(paths) < FEW_FILES:
             few.append(f"{bucket.name} on {count_of(len(paths), _NOUNS[bucket.kind])}")
     held = [
-        f"{'the last fifth of ' * (kind == 'video' and tails)}{count_of(len(paths), _NOUNS[kind])} that"
-        f" fit{'s' * (len(paths) == 1)} ({', '.join(map(os.path.basename, list(paths)[:3]))}"
+        f"{'the last fifth of ' * cut}{count_of(len(paths), _NOUNS[kind])} that"
+        f" fit{'s' * (len(paths) == 1)} ({', '.join(map(os.path.basename, paths[:3]))}"
         f"{', ...' * (len(paths) > 3)})"
-        for kind, paths in fitting.items()
+        for (kind, cut), paths in fitting.items()
         if paths
     ]
     lines = [f"held out: {', '.join(held)}"] if held else []
@@ -228,20 +233,18 @@ def training_files(
     return counts
 
 
-def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> tuple[list[str], bool]:
-    """The files of the held-out records that fit a bucket, and whether any of them is held out only in part.
+def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> dict[str, bool]:
+    """The files of the held-out records that fit a bucket, and whether each is held out only in part.
 
     With too few clips to hold out whole ones, only the last fifth of each clip is held out.
     """
-    paths: dict[str, None] = {}
-    tails = False
+    files: dict[str, bool] = {}
     for source in sources:
         fitting = source.table.select(["path", "start"]).take(
             pa.array(candidates(source, bucket, "eval", data))
         )
-        paths |= dict.fromkeys(fitting["path"].to_pylist())
-        tails |= any(start > 0 for start in fitting["start"].to_pylist())
-    return list(paths), tails
+        files |= {row["path"]: row["start"] > 0 for row in fitting.to_pylist()}
+    return files
 
 
 def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig") -> bool:

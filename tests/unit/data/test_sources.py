@@ -304,6 +304,21 @@ def test_the_held_out_report_counts_files_that_fit_and_notes_if_they_are_few(tmp
     )
 
 
+def test_clips_held_out_whole_and_in_part_are_reported_apart(tmp_path):
+    for folder, count in (("a", 12), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            clip(tmp_path / folder / f"{folder}{i}.mp4", 3.0)
+    entries = {name: {"kind": "media", "path": str(tmp_path / name)} for name in ("a", "b")}
+    data = media_data("", holdout=0.3, sources=entries)
+    sources = open_sources(data)
+    whole = len(paths(sources[0], VIDEO, "eval", data))
+    assert 0 < whole < 12
+    held = held_out_report(sources, [VIDEO], data)[0]
+    assert held.startswith(f"held out: {whole} clip{'s' * (whole > 1)} that fit{'s' * (whole == 1)} (a")
+    assert held.endswith(", the last fifth of 2 clips that fit (b0.mp4, b1.mp4)")
+
+
 def test_training_files_are_counted_once_and_if_they_fit(tmp_path):
     for i in range(9):
         photo(tmp_path / f"{i}.png", 64 if i < 6 else 16, 48)
