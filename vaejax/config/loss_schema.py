@@ -40,7 +40,12 @@ class WeightsConfig:
         "Squared distance of the posterior mean to that of `init` or `teacher`, in units of each channel's"
         " standard deviation.",
     )
-    teacher: float = setting(0.0, FROM_0, "L1 distance of the reconstruction to that of `teacher`.")
+    teacher: float = setting(
+        0.0,
+        FROM_0,
+        "Error of the reconstruction against that of `teacher`, as the likelihood counts it, nats per pixel"
+        " value.",
+    )
     features: float = setting(
         0.0, FROM_0, "Relative squared distance of projected decoder features to those of `teacher`."
     )

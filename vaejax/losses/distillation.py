@@ -1,7 +1,7 @@
 """Loss terms that compare a model with the one that it started from, or with its teacher."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -57,9 +57,27 @@ def anchor(
     return jnp.square((mean - reference) / std).mean()
 
 
-def agreement(x_hat: Float[Array, "B T H W C"], target: Float[Array, "B T H W C"]) -> Float[Array, ""]:
-    """Computes the L1 distance of a reconstruction to the teacher's, a mean () per pixel value."""
-    return jnp.abs(x_hat - target).mean()
+def agreement(
+    x_hat: Float[Array, "B T H W C"],
+    target: Float[Array, "B T H W C"],
+    log_scale: Float[Array, ""],
+    nll: Callable[..., jax.Array],
+) -> Float[Array, ""]:
+    """Computes how much less likely the teacher's reconstruction is under the student's than under itself.
+
+    An error against the teacher's pixels so weighs as much as one against the pixels of the sample.
+
+    Args:
+      x_hat: reconstruction of the student.
+      target: reconstruction of the teacher.
+      log_scale: learned log-scale of the likelihood; it receives no gradient.
+      nll: negative log-likelihood of the objective, one of LIKELIHOODS.
+
+    Returns:
+      Mean () in nats per pixel value; 0 for equal reconstructions.
+    """
+    scale = jax.lax.stop_gradient(log_scale)
+    return (nll(target, x_hat, scale) - nll(target, target, scale)).mean()
 
 
 def feature_distance(

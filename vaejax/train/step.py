@@ -17,7 +17,7 @@ from vaejax.losses import distillation
 from vaejax.losses import latent as latent_terms
 from vaejax.losses.adversarial import Adversary, LogitStats, adaptive_weight
 from vaejax.losses.distillation import Reference
-from vaejax.losses.objective import Objective, Outputs, Terms
+from vaejax.losses.objective import LIKELIHOODS, Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.ema import ema
 from vaejax.models.pixels import from_uint8
@@ -92,6 +92,7 @@ def reconstruct(
         posterior = DiagonalGaussian(latents, jnp.full_like(latents, LOG_VARIANCE_RANGE[0]))
     z = posterior.sample(key_z)
     settings, terms, features = objective.latent, {}, {}
+    log_scale, nll = params["likelihood"]["log_scale"], LIKELIHOODS[objective.likelihood]
     kept = latent_terms.masked(key_mask, z, settings.mask) if settings.mask else z
     if objective.uses("features"):
         x_hat, features = distillation.decode_with_features(model, halves, kept)
@@ -106,11 +107,11 @@ def reconstruct(
         if objective.uses("teacher") or objective.uses("features"):
             target, targets = jax.lax.stop_gradient(reference.decode(reference_params, z))
             if objective.uses("teacher"):
-                terms["teacher"] = distillation.agreement(x_hat, target)
+                terms["teacher"] = distillation.agreement(x_hat, target, log_scale, nll)
             if objective.uses("features"):
                 projections, pairs = params["projections"], reference.pairs
                 terms["features"] = distillation.feature_distance(features, targets, projections, pairs)
-    return Outputs(x_hat, posterior, z, params["likelihood"]["log_scale"], terms)
+    return Outputs(x_hat, posterior, z, log_scale, terms)
 
 
 def bucket_gradients(

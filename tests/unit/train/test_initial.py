@@ -13,6 +13,8 @@ from vaejax.codec.load import TrainedVAE, fingerprint, load_vae
 from vaejax.codec.save import save_vae
 from vaejax.data.pipeline import Batch
 from vaejax.errors import InputError
+from vaejax.losses.distillation import agreement
+from vaejax.losses.objective import LIKELIHOODS
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import flops
@@ -163,19 +165,40 @@ def test_distance_to_the_teacher_is_zero_only_for_the_teacher_itself(setup):
     identity = {level: {"kernel": jnp.eye(shape[0])} for level, shape in programs.projections.items()}
     params = {
         "autoencoder": {"decoder": known.params["decoder"]},
-        "likelihood": {"log_scale": jnp.zeros(())},
+        "likelihood": {"log_scale": jnp.float32(-1.0)},
         "projections": identity,
     }
     x = jax.random.uniform(jax.random.key(1), (2, 1, 32, 32, 3), minval=-1)
     frozen = {"encoder": known.params["encoder"]}
 
-    def terms(params):
+    def outputs(params):
         args = (params, x, jax.random.key(0), frozen, programs.reference, programs.reference_params)
-        return reconstruct(programs.model, programs.objective, *args).terms
+        return reconstruct(programs.model, programs.objective, *args)
 
-    np.testing.assert_allclose([terms(params)[name] for name in ("teacher", "features")], 0, atol=1e-6)
+    same = outputs(params)
+    np.testing.assert_allclose([same.terms[name] for name in ("teacher", "features")], 0, atol=1e-6)
     params["autoencoder"]["decoder"] = scaled(known.params["decoder"])
-    assert min(terms(params)[name] for name in ("teacher", "features")) > 1e-3
+    other = outputs(params)
+    assert other.terms["features"] > 1e-3
+    assert programs.objective.likelihood == "gaussian"
+    error = np.square(np.asarray(other.x_hat, np.float64) - same.x_hat).mean()
+    np.testing.assert_allclose(other.terms["teacher"], error / (2 * np.exp(-2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_pixels_and_teacher_pull_alike_but_only_pixels_move_the_scale(likelihood):
+    nll, rng = LIKELIHOODS[likelihood], np.random.default_rng(0)
+    target, x_hat = (jnp.asarray(rng.normal(size=(2, 1, 4, 4, 3)), jnp.float32) for _ in range(2))
+
+    def teacher(x_hat, log_scale):
+        return agreement(x_hat, target, log_scale, nll)
+
+    def pixels(x_hat, log_scale):
+        return nll(target, x_hat, log_scale).mean()
+
+    pull, scale = jax.grad(teacher, (0, 1))(x_hat, -1.5)
+    np.testing.assert_allclose(pull, jax.grad(pixels)(x_hat, -1.5), rtol=1e-6)
+    assert scale == 0
 
 
 def test_a_run_keeps_the_model_that_it_starts_from(tmp_path):
