@@ -142,7 +142,12 @@ def _read_config(run: RunFolder) -> Config:
     """The configuration of a run; raises an InputError that also names the alternatives to a run."""
     if not (run.path / CONFIG).is_file():
         raise InputError(f"{run.path / CONFIG}: no such file; accepted: {ACCEPTED}")
-    return run.read_config()
+    try:
+        return run.read_config()
+    except InputError:
+        if kind := _config_of_export(str(run.path)).get("format"):
+            raise InputError(f"{run.path}: an export of format {kind!r}; accepted: {ACCEPTED}") from None
+        raise
 
 
 def run_architecture(run: RunFolder, config: Config) -> Architecture:
@@ -165,11 +170,17 @@ def is_run(name: str) -> bool:
 
 def read_export_config(name: str) -> dict[str, Any] | None:
     """Reads config.json of an export; None for a run, or if there is no readable config.json."""
+    config = _config_of_export(name)
+    return config if config.get("format") == FORMAT else None
+
+
+def _config_of_export(name: str) -> dict[str, Any]:
+    """Reads config.json of an export of any format; {} if there is no readable one."""
     try:
         config = json.loads((pathlib.Path(expand_home(name)) / CONFIG).read_bytes())
     except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) and config.get("format") == FORMAT else None
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def pixel_channels(name: str) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from vaejax import files
 from vaejax.errors import InputError
+from vaejax.rundir.folder import RunFolder
 
 FILE = "latents.json"
 
@@ -29,7 +30,10 @@ def store(workdir: str | os.PathLike, step: int, statistics: dict[str, Any]) -> 
 
 
 def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
-    """The statistics stored with a checkpoint; None if there are none.
+    """The statistics of a checkpoint's latents; None if there are none.
+
+    A frozen encoder has those of the model that its run started from, because diffusion models normalize with
+    them. Otherwise they are stored with the checkpoint.
 
     Raises:
       InputError: if the file is damaged or cannot be read.
@@ -38,12 +42,23 @@ def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
     try:
         return files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return _inherited(RunFolder(pathlib.Path(workdir)), step)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); if the file is damaged, delete it, and vaejax evaluate"
             " --checkpoint=RUN writes it again"
         ) from error
+
+
+def _inherited(run: RunFolder, step: int) -> dict[str, Any] | None:
+    """The statistics of the model that a run with a frozen encoder started from, if they are known."""
+    try:
+        trains, latents = run.read_config().optim.train, files.read_json(run.init / "config.json")["latents"]
+    except (InputError, OSError, ValueError, KeyError):
+        return None
+    if "encoder" in trains or latents["mean"] is None:
+        return None
+    return {"mean": latents["mean"], "std": latents["std"], "buckets": {}, "step": step}
 
 
 def _path(workdir: str | os.PathLike, step: int) -> pathlib.Path:

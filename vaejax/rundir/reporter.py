@@ -41,7 +41,7 @@ class Reporter:
     def __init__(self, folder: RunFolder, config: Config, start: int, peak_flops: float = 0.0):
         self._folder, self._config, self._is_main = folder, config, jax.process_index() == 0
         self._sinks: list[JsonlWriter | TensorboardWriter] = []
-        self._history = History(config.steps, config.model.latent_channels)
+        self._history = History(config.steps, config.model.latent_channels, "encoder" in config.optim.train)
         if self._is_main:
             self._tensorboard = TensorboardWriter(folder.tensorboard, start)
             self._tensorboard.write_hparams(config.to_dict())

@@ -59,10 +59,11 @@ class History:
     Args:
       steps: length of the run in updates.
       channels: number of latent channels.
+      trains_encoder: whether the encoder trains.
     """
 
-    def __init__(self, steps: int, channels: int):
-        self._steps, self._channels = steps, channels
+    def __init__(self, steps: int, channels: int, trains_encoder: bool = True):
+        self._steps, self._channels, self._trains_encoder = steps, channels, trains_encoder
         self._scores: dict[str, dict[int, dict[str, float]]] = {}  # by bucket and step
         self._waits: list[float] = []  # shares of the time, one per interval between log lines
 
@@ -124,15 +125,17 @@ class History:
     def _collapsed(self, now: dict[str, float]) -> Iterator[str]:
         dead = now.get("dead_channels", 0)
         if now.get("kl", math.inf) < NO_KL:
-            yield (
-                f"collapses: its latents carry nothing (KL {now['kl']:.1e} nats per pixel value). Lower"
-                " loss.weights.kl"
-            )
+            cause = f"its latents carry nothing (KL {now['kl']:.1e} nats per pixel value)"
+            remedy = "Lower loss.weights.kl"
         elif dead > DEAD * self._channels:
-            yield (
-                f"collapses: {dead:.0f} of {self._channels} latent channels carry nothing. Lower"
-                " loss.weights.kl, or use fewer model.latent_channels"
-            )
+            cause = f"{dead:.0f} of {self._channels} latent channels carry nothing"
+            remedy = "Lower loss.weights.kl, or use fewer model.latent_channels"
+        else:
+            return
+        if self._trains_encoder:
+            yield f"collapses: {cause}. {remedy}"
+        else:
+            yield f"cannot reconstruct: {cause}. The encoder is frozen: train it too, or choose another model"
 
     def _starved(self) -> Iterator[str]:
         share = statistics.median(self._waits) if self._waits else 0.0

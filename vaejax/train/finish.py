@@ -16,8 +16,7 @@ from vaejax.train.setup import Setup
 def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
     """Computes and stores channel statistics of the training latents, for normalization by diffusion models.
 
-    A frozen encoder keeps the statistics of the model that it came from, which diffusion models rely on. Does
-    nothing if eval.latent_samples is 0.
+    Does nothing if eval.latent_samples is 0, or if a frozen encoder inherits its statistics.
 
     Args:
       setup: setup of the run.
@@ -25,22 +24,11 @@ def keep_latent_statistics(setup: Setup, folder: RunFolder, ema: dict) -> None:
       ema: EMA parameters of the autoencoder.
     """
     config = setup.config
-    if config.eval.latent_samples and not _inherits_statistics(setup, folder, config.steps):
+    if _missing(config, folder, config.steps):
         count = config.eval.latent_samples
         distributed.say(f"computing the latent statistics of {count} training samples of each bucket ...")
         codec = VaeCodec("run", setup.programs.model, ema, mesh=setup.mesh)
         latent_statistics.keep(codec, setup.sources, setup.buckets, config, folder.path, config.steps)
-
-
-def _inherits_statistics(setup: Setup, folder: RunFolder, step: int) -> bool:
-    """Stores the latent statistics of the model that a frozen encoder came from; False if there are none."""
-    known = setup.known
-    if known is None or known.mean is None or known.std is None or "encoder" in setup.config.optim.train:
-        return False
-    if jax.process_index() == 0:
-        statistics = {"mean": known.mean.tolist(), "std": known.std.tolist(), "buckets": {}, "step": step}
-        stored_statistics.store(folder.path, step, statistics)
-    return True
 
 
 def complete(setup: Setup, folder: RunFolder, step: int) -> None:
@@ -48,10 +36,14 @@ def complete(setup: Setup, folder: RunFolder, step: int) -> None:
 
     Does nothing if eval.latent_samples is 0.
     """
-    config = setup.config
-    missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
-    if any(distributed.all_gather(missing)) and not _inherits_statistics(setup, folder, step):
+    if _missing(setup.config, folder, step):
         latent_statistics.of_run(VaeCodec.open(str(folder.path), step), str(folder.path), step)
+
+
+def _missing(config: Config, folder: RunFolder, step: int) -> bool:
+    """Whether statistics are wanted and any process lacks them."""
+    missing = bool(config.eval.latent_samples) and stored_statistics.load(folder.path, step) is None
+    return any(distributed.all_gather(missing))
 
 
 def last_words(

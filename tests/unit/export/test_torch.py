@@ -463,7 +463,9 @@ def test_mistakes_get_one_line(run, exported, tmp_path, capsys):
         "--stablehlo=1x16x16; accepted: --format=vaejax",
     )
     refused([str(run), out, "--format=flax"], "unknown invalid choice: 'flax'")
-    refused([str(exported), out, "--format=torch"], "config.json")
+    refused(
+        [str(exported), out, "--format=torch"], f"{exported}: an export of format 'vaejax.torch'; accepted"
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     refused([str(run), str(tmp_path / "full"), "--format=torch"], "contains other files, such as letter.txt")

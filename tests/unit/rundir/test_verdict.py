@@ -98,6 +98,13 @@ def test_each_alarm_is_raised_for_its_bucket_until_its_cause_is_gone(first, last
     assert in_force(run.judge(600, scores(first | {"psnr_train": 26.0}))) == {}
 
 
+@pytest.mark.parametrize("last", [{"kl": 2e-6}, {"dead_channels": 5}])
+def test_a_frozen_encoder_gets_no_advice_on_its_loss(last):
+    verdict = History(900, channels=16, trains_encoder=False).judge(300, scores(last))
+    (text,) = verdict.alarms[IMAGE]
+    assert text.startswith("cannot reconstruct: ") and "loss.weights" not in text
+
+
 def test_waiting_for_samples_counts_since_the_last_evaluation():
     run = history()
     for share in (0.7, float("nan"), 0.6, 0.1):
