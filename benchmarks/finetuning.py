@@ -37,7 +37,7 @@ COMMON = {
     "loss.weights.adversarial": 0.0,
     "ema.decay": 0.98,
 }
-BUCKETS = ("image_64x64", "video_9x64x64")
+BUCKETS = ("image_64x64", "video_5x64x64")
 
 
 class Family(NamedTuple):
@@ -63,7 +63,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "wan": Family(photos=4, clips=2, learning_rate=5e-4, base_steps=4000, steps=1800),
+    "wan": Family(photos=4, clips=2, learning_rate=5e-4, base_steps=3000, steps=1900),
     "vaejax": Family(photos=8, clips=1, learning_rate=1e-3, base_steps=2500, steps=2500),
 }
 TUNED = {
@@ -80,7 +80,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "decoder, screens": ("screens", {}),
     "decoder, natural": ("natural", {}),
     "both, screens": ("screens", BOTH),
-    "both, screens, anchor 1": ("screens", BOTH | {"loss.weights.anchor": 1.0}),
     "both, screens, anchor 10": ("screens", BOTH | {"loss.weights.anchor": 10.0}),
 }
 KINDS = ("screens", "natural")
@@ -98,10 +97,10 @@ def main() -> int:
     parser.add_argument(
         "--base-steps",
         type=cli.at_least(1),
-        help="updates from random weights (default: wan 4000, vaejax 2500)",
+        help="updates from random weights (default: wan 3000, vaejax 2500)",
     )
     parser.add_argument(
-        "--steps", type=cli.at_least(1), help="updates of fine-tuning (default: wan 1800, vaejax 2500)"
+        "--steps", type=cli.at_least(1), help="updates of fine-tuning (default: wan 1900, vaejax 2500)"
     )
     args, more = parser.parse_known_args()
     return cli.run(lambda: measure(args, more))

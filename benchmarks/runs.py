@@ -12,11 +12,30 @@ from vaejax import files
 SIGNED = ("nll", "adversarial")  # terms that may be negative; see `unit`
 
 
-def train(config: str, workdir: pathlib.Path, settings: Mapping[str, object], more: Sequence[str] = ()):
-    """Runs vaejax.main with --config.KEY=VALUE for every setting, and returns its metrics as `read` does."""
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+def train(
+    config: str,
+    workdir: pathlib.Path,
+    settings: Mapping[str, object],
+    more: Sequence[str] = (),
+    last: Mapping[str, object] | None = None,
+) -> dict[int, dict[str, float]]:
+    """Runs vaejax.main.
+
+    Args:
+      config: name of the configuration.
+      workdir: folder of the run, which continues if it has begun.
+      settings: values by key, for --config.KEY=VALUE.
+      more: flags that override them.
+      last: values by key that override both.
+
+    Returns:
+      The metrics, see `read`.
+    """
     command = [sys.executable, "-m", "vaejax.main", f"--config={config}", f"--workdir={workdir}"]
-    run([*command, *flags, *more])
+    first, then = (
+        [f"--config.{key}={value}" for key, value in (values or {}).items()] for values in (settings, last)
+    )
+    run([*command, *first, *more, *then])
     return read(workdir / "metrics.jsonl")
 
 

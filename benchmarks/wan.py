@@ -193,7 +193,9 @@ def compete(task: str, names: list[str], args: argparse.Namespace, folder: pathl
     def turn(process: subprocess.Popen) -> list[float]:
         process.stdin.write("go\n")
         process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        if not (line := process.stdout.readline()):
+            sys.exit(f"{task}: a contestant ended, perhaps for lack of memory: {process.args}")
+        return json.loads(line)
 
     processes = {name: started(name) for name in names}
     once = {name: turn(process)[0] for name, process in processes.items()}
