@@ -17,9 +17,11 @@ from jax.stages import Traced
 
 import vaejax
 from vaejax import files
-from vaejax.plan import hlo
+from vaejax.plan import gpu_target, hlo
 from vaejax.plan.topology import Topology
 from vaejax.runtime import cache, flops
+
+COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")  # packages that decide what is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +102,14 @@ class Costs:
         compiled = self._read(program)
         if not compiled:
             self._report(f"compiling {name} ...")
-            compiled = _compiled(lowered)
+            compiled = _compiled(lowered, dict(self._topology.compiler_options))
             self._report(f"compiled {name} in {compiled['seconds']:.0f} s")
             self._write(program, compiled)
         self._write(source, {"program": program, "operations": operations})
         return Cost(**operations, **compiled)
 
     def _key(self, *parts: str) -> str:
-        made_by = {package: _version(package) for package in ("jax", "jaxlib", "libtpu")}
+        made_by = {package: _version(package) for package in COMPILERS}
         made_by |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
         fields = [field.name for field in dataclasses.fields(Cost)]
         whole = json.dumps([self._topology.name, made_by, _reader(), fields, *parts])
@@ -123,11 +125,11 @@ class Costs:
         files.write_json(self._folder / f"{key}.json", value)
 
 
-def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
+def _compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> dict[str, Any]:
     """Compiles a program and returns the fields of its `Cost` except the operation counts."""
     begin = time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         needed = needed_by(str(error))
         if not needed:
@@ -172,8 +174,9 @@ def _sources() -> str:
 
 @functools.cache
 def _reader() -> str:
-    """A digest of hlo.py, which reads compiled programs: any change may change the stored numbers."""
-    return hashlib.sha256(pathlib.Path(hlo.__file__).read_bytes()).hexdigest()
+    """A digest of the modules that describe GPUs and read compiled programs; both decide the numbers."""
+    sources = (pathlib.Path(str(module.__file__)).read_bytes() for module in (gpu_target, hlo))
+    return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
 def _version(package: str) -> str:

@@ -27,8 +27,8 @@ class Prediction:
       state: bytes per chip of parameters, EMA, optimizer states, discriminators, accumulated gradients and
         the perceptual network.
       chips: number of chips.
-      chip: data sheet of one chip; None if the chip is unknown, in which case no times are predicted.
-      shape: chips along each dimension of the slice.
+      chip: data sheet of one chip; None if the chip is unknown.
+      shape: chips along each dimension of the slice, or (nodes, GPUs per node).
     """
 
     buckets: Sequence[Bucket]
@@ -38,6 +38,11 @@ class Prediction:
     chips: int
     chip: Chip | None
     shape: Sequence[int] = ()
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the predicted times are worth printing; on GPUs they serve only to compare plans."""
+        return self.chip is not None and self.chip.is_timed
 
     @property
     def code(self) -> int:
@@ -109,5 +114,5 @@ class Prediction:
     @property
     def _known_chip(self) -> Chip:
         if self.chip is None:
-            raise ValueError("times are predicted only for the TPUs listed in vaejax.runtime.chips")
+            raise ValueError("times are predicted only for the chips listed in vaejax.runtime.chips")
         return self.chip

@@ -47,8 +47,8 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
     """
     if topology.chip is None:
         raise InputError(
-            f"--topology={topology.name}: --suggest needs known chip speeds; accepted: a TPU slice, e.g."
-            " v5e:4x4"
+            f"--topology={topology.name}: --suggest needs known chips; accepted: TPUs or GPUs, e.g. v5e:4x4"
+            " or h100:8"
         )
     chips = len(topology.devices)
     powers = [2**i for i in range(12) if 2**i <= chips]
@@ -71,9 +71,10 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
         if not promised:
             break
         key = max(promised, key=lambda key: (promised[key], -key.space, -key.fsdp, -key.scale))
+        best_so_far = max(_speeds(tried).values(), default=0.0)
         print(
-            f"trying fsdp {key.fsdp}, space {key.space}, batches {_batches(candidates[key])}:"
-            f" estimated {promised[key]:,.0f} samples/s",
+            f"trying fsdp {key.fsdp}, space {key.space}, batches {_batches(candidates[key])}"
+            + (f": estimated {promised[key] / best_so_far:.2f} times as fast" if best_so_far else ""),
             file=sys.stderr,
         )
         tried[key] = plan(candidates[key])

@@ -45,7 +45,7 @@ def numbers(
             "model_flops": cost.model_flops / prediction.chips,
             "compile_seconds": cost.seconds,
         }
-        if prediction.chip and cost.fits:
+        if prediction.is_timed and cost.fits:
             programs[name]["seconds"] = prediction.seconds(name)
     plan = {
         "topology": topology.name,
@@ -64,7 +64,7 @@ def numbers(
         },
         "programs": programs,
     }
-    if prediction.chip and all(cost.fits for cost in prediction.costs.values()):
+    if prediction.is_timed and all(cost.fits for cost in prediction.costs.values()):
         samples = samples or config.steps * sum(b.batch / b.every for b in prediction.buckets)
         hours = samples / prediction.samples_per_second / 3600
         plan["update"] = {
@@ -88,12 +88,14 @@ def text(
         f" space {mesh['space']}",
         f"memory per chip: state {prediction.state / GB:.2f} GB (parameters"
         f" {prediction.parameters / GB:.2f} GB), code {prediction.code / GB:.2f} GB"
-        + (f", available {prediction.room / GB:.1f} GB" if chip else ", available: unknown for CPUs"),
+        + (f", available {chip.room}" if chip else ", available: unknown for CPUs"),
         "",
         *_table(prediction),
-        LEGEND + (TIMES_LEGEND if chip else ""),
+        LEGEND + (TIMES_LEGEND if prediction.is_timed else ""),
         *_remedies(config, prediction),
     ]
+    if chip and not prediction.is_timed:
+        lines.append("(Memory is not calibrated against a real GPU, and no times are predicted for GPUs.)")
     if "update" in plan:
         update, run = plan["update"], plan["run"]
         lines += [
@@ -159,7 +161,7 @@ def _cells(name: str, bucket: Bucket | None, prediction: Prediction) -> dict[str
         cells["batch"] = str(bucket.batch)
     if cost.fits:
         cells |= {"moved GB": f"{cost.memory_traffic / GB:.1f}", "sent MB": f"{cost.sent / 1e6:.0f}"}
-    if cost.fits and chip:
+    if cost.fits and chip and prediction.is_timed:
         seconds = prediction.seconds(name)
         cells |= {f"{part} ms": f"{1e3 * seconds[part]:.1f}" for part in PARTS}
         if bucket:

@@ -1,13 +1,14 @@
-"""Peak performance of accelerators by data sheet, and the memory that TPUs leave to programs."""
+"""Accelerators by data sheet: peak performance, links, and the memory that they leave to programs."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
+class Tpu:
     """One TPU chip.
 
     Attributes:
@@ -26,6 +27,12 @@ class Chip:
     interconnect: float
     dimensions: int
     ring: int
+    is_timed = True  # a roofline predicts the order of magnitude
+
+    @property
+    def room(self) -> str:
+        """`memory` in words."""
+        return f"{self.memory / 1e9:.1f} GB"
 
     def link(self, shape: Sequence[int]) -> float:
         """Bytes per second that a chip receives along the slowest dimension of a slice.
@@ -40,21 +47,71 @@ class Chip:
         return self.interconnect / self.dimensions / (1 if rings else 2)
 
 
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU of a node, connected to its other GPUs by NVLink and to other nodes by a network.
+
+    Attributes:
+      flops: peak dense bfloat16 operations per second.
+      device_memory: bytes of its memory.
+      bandwidth: bytes per second of the memory.
+      nvlink: bytes per second, each way, to the other GPUs of the node.
+      network: bytes per second, each way, to other nodes: one network card per GPU.
+    """
+
+    flops: float
+    device_memory: float
+    bandwidth: float
+    nvlink: float
+    network: float = 50e9  # 400 Gbit/s
+    is_timed = False  # convolutions reach 14 to 75% of the peak, depending on their channels
+
+    @property
+    def memory(self) -> float:
+        """Bytes that programs may use: JAX's share of the memory, without the scratch space of cuDNN."""
+        return memory_fraction() * self.device_memory - CUDNN_SCRATCH
+
+    @property
+    def room(self) -> str:
+        """`memory` in words."""
+        return (
+            f"{self.memory / 1e9:.1f} GB: {100 * memory_fraction():.0f}% of {self.device_memory / 1e9:.1f} GB"
+            f" (XLA_PYTHON_CLIENT_MEM_FRACTION) without {CUDNN_SCRATCH / 1e9:.0f} GB for cuDNN, an estimate"
+        )
+
+    def link(self, shape: Sequence[int]) -> float:
+        """Bytes per second, each way, of the slower link of `shape`, (nodes, GPUs per node)."""
+        return self.network if shape[0] > 1 else self.nvlink
+
+
+Chip = Tpu | Gpu
+CUDNN_SCRATCH = 4e9  # the compiler does not count it; estimated, not measured
+
+
+def memory_fraction() -> float:
+    """The share of a GPU's memory that JAX takes when it starts."""
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
+
+
 GIB = 2**30
 # A key matches a `jax.Device.device_kind` that contains the key as whole words.
 TPUS = {
-    "TPU v4": Chip(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4),
-    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16),
-    "TPU v5": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 3, 4),
-    "TPU v6 lite": Chip(918e12, 31.24 * GIB, 1638e9, 400e9, 2, 16),
+    "TPU v4": Tpu(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4),
+    "TPU v5 lite": Tpu(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16),
+    "TPU v5": Tpu(459e12, 95.73 * GIB, 2765e9, 600e9, 3, 4),
+    "TPU v6 lite": Tpu(918e12, 31.24 * GIB, 1638e9, 400e9, 2, 16),
 }
 TPUS |= {"TPU v5e": TPUS["TPU v5 lite"], "TPU v5p": TPUS["TPU v5"], "TPU v6e": TPUS["TPU v6 lite"]}
+GPUS = {
+    "A100-SXM4-80GB": Gpu(312e12, 85.10e9, 2039e9, 300e9),
+    "H100 80GB HBM3": Gpu(989e12, 84.94e9, 3352e9, 450e9),
+    "H200": Gpu(989e12, 150.11e9, 4815e9, 450e9),
+    "B200": Gpu(2250e12, 191.51e9, 7672e9, 900e9),
+}
 GPU_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
     "A100": 312e12,
+    "H100": 989e12,
+    "H100 PCIe": 756e12,
     "L40S": 362e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
@@ -62,14 +119,14 @@ GPU_FLOPS = {
 
 
 def chip(kind: str) -> Chip | None:
-    """The TPU chip of a `jax.Device.device_kind`; None if it is not listed here."""
-    return _named(kind, TPUS)
+    """The data sheet of a `jax.Device.device_kind`; None if it is not listed here."""
+    return _named(kind, TPUS | GPUS)
 
 
 def peak_flops(kind: str) -> float:
     """Peak dense bfloat16 operations per second of a TPU or GPU; 0 if it is not listed here."""
-    tpu = chip(kind)
-    return tpu.flops if tpu else _named(kind, GPU_FLOPS) or 0.0
+    known = chip(kind)
+    return known.flops if known else _named(kind, GPU_FLOPS) or 0.0
 
 
 def _named(kind: str, known: Mapping[str, Any]) -> Any:

@@ -97,7 +97,7 @@ def test_a_collective_spread_over_fusions_is_counted_once():
     assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
 
 
-CHIP = hardware.Chip(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4)
+CHIP = hardware.Tpu(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4)
 TOPOLOGY = Topology("v5e:2x2", [], "tpu", CHIP)
 
 
