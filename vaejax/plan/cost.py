@@ -35,6 +35,7 @@ class Cost:
       model_flops: floating-point operations over all chips, excluding rematerialization.
       memory_traffic: bytes read from and written to memory.
       collectives: bytes sent to other chips, by kind of collective.
+      cycles: cycles that libtpu expects; 0 for other compilers.
       output: bytes of the outputs.
       aliased: bytes of the outputs that reuse the memory of donated arguments.
       temporary: bytes of temporaries. If the program does not fit, this is all that it needs, arguments
@@ -48,6 +49,7 @@ class Cost:
     model_flops: int
     memory_traffic: float
     collectives: dict[str, float]
+    cycles: float
     output: int
     aliased: int
     temporary: int
@@ -134,8 +136,13 @@ def _compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> dict[str,
         needed = needed_by(str(error))
         if not needed:
             raise
-        unknown = dict.fromkeys(("output", "aliased", "code"), 0) | {"memory_traffic": 0.0, "collectives": {}}
-        return unknown | {"temporary": needed, "fits": False, "seconds": time.monotonic() - begin}
+        unknown = dict.fromkeys(("memory_traffic", "cycles", "output", "aliased", "code"), 0)
+        return unknown | {
+            "collectives": {},
+            "temporary": needed,
+            "fits": False,
+            "seconds": time.monotonic() - begin,
+        }
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if memory is None or text is None:
         raise RuntimeError(
@@ -146,6 +153,7 @@ def _compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> dict[str,
     return {
         "memory_traffic": moved.memory,
         "collectives": moved.collectives,
+        "cycles": moved.cycles,
         "output": memory.output_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,

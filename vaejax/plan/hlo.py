@@ -44,19 +44,22 @@ class Instruction:
 
 @dataclasses.dataclass
 class Traffic:
-    """The bytes that one chip moves in one run of a program.
+    """The bytes that one chip moves in one run of a program, and the time that a TPU's compiler expects.
 
     Attributes:
       memory: bytes read from and written to the chip's memory.
       collectives: bytes sent to other chips, by kind of collective.
+      cycles: sum of libtpu's estimates for all instructions; 0 for other compilers, which give none.
     """
 
     memory: float = 0.0
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    cycles: float = 0.0
 
     def add(self, other: "Traffic", times: float = 1.0) -> None:
         """Adds another traffic, multiplied by `times`, in place."""
         self.memory += times * other.memory
+        self.cycles += times * other.cycles
         for kind, value in other.collectives.items():
             self.collectives[kind] = self.collectives.get(kind, 0.0) + times * value
 
@@ -72,6 +75,7 @@ def traffic(text: str) -> Traffic:
             seen_channels: set[str] = set()
             for instruction in computations[name]:
                 total.add(_alone(instruction, shapes, computations))
+                total.cycles += _cycles(instruction)
                 total.add(_sent_inside(instruction, computations, seen_channels))
                 for callee, times in _called(instruction, computations):
                     total.add(of(callee), times)
@@ -155,6 +159,12 @@ def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) ->
         min(size(shapes.get(name, "")), _read_inside(inner, i)) for i, name in enumerate(instruction.operands)
     )
     return Traffic(read + min(size(instruction.shape), _written_inside(inner)))
+
+
+def _cycles(instruction: Instruction) -> int:
+    """The cycles that libtpu expects one instruction to take, from its backend configuration."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
+    return int(found[1]) if found else 0
 
 
 def _sent(collective: Instruction, shapes: Mapping[str, str]) -> tuple[dict[str, float], int]:

@@ -1,7 +1,7 @@
-"""A roofline model: predicts the memory, time and throughput of an update from its programs' costs."""
+"""Predicts the memory, time and throughput of an update from its programs' costs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vaejax.data.bucket import Bucket
 from vaejax.plan.cost import Cost
@@ -12,12 +12,13 @@ from vaejax.runtime.chips import Chip
 class Prediction:
     """The memory that an update needs on every chip, and the time that it takes.
 
-    XLA's own time estimate is useless for large programs: it comes out as a negative number. So time is
-    predicted from counted work: the longer of computation at peak FLOP/s and memory traffic at full
-    bandwidth, plus the time of collectives. Collectives are assumed to overlap with nothing and to use the
-    links of one dimension of the slice. The FLOPs of the whole program are divided evenly among the chips,
-    so work that several chips repeat counts only once. A real run is slower, because no kernel reaches the
-    peak.
+    The time of a program is the longer of two estimates, plus the time of collectives. The roofline is the
+    longer of computation at peak FLOP/s and memory traffic at full bandwidth. libtpu estimates the cycles of
+    every instruction; their sum is usually longer, because it knows the shapes that fill a TPU badly. The
+    total that libtpu reports for a large program is useless: it comes out as a negative number. Collectives
+    are assumed to overlap with nothing and to use the links of one dimension of the slice. The FLOPs of the
+    whole program are divided evenly among the chips, so work that several chips repeat counts only once. A
+    real run may be slower.
 
     Attributes:
       buckets: buckets of the run.
@@ -78,22 +79,44 @@ class Prediction:
         """Predicted seconds of one program.
 
         Returns:
-          'compute', 'memory' and 'links' (communication between chips), as if each ran alone, and 'total',
-          which is the longer of 'compute' and 'memory', plus 'links'.
+          'compute', 'memory' and 'links' (communication between chips), as if each ran alone; 'cycles',
+          libtpu's estimate without 'links', 0 if there is none; and 'total', which is the longest of
+          'compute', 'memory' and 'cycles', plus 'links'.
         """
         cost, chip = self.costs[name], self._known_chip
         parts = {
             "compute": cost.flops / self.chips / chip.flops,
             "memory": cost.memory_traffic / chip.bandwidth,
+            "cycles": cost.cycles / chip.clock,
             "links": cost.sent / chip.link(self.shape),
         }
-        return parts | {"total": max(parts["compute"], parts["memory"]) + parts["links"]}
+        longest = max(parts[name] for name in ("compute", "memory", "cycles"))
+        return parts | {"total": longest + parts["links"]}
 
     @property
     def update_seconds(self) -> float:
         """Predicted seconds per update, averaged; a bucket takes part in one of `every` updates."""
-        gradients = sum(self.seconds(b.name)["total"] / b.every for b in self.buckets)
-        return gradients + self.seconds("update")["total"]
+        return self._averaged(lambda name: self.seconds(name)["total"])
+
+    @property
+    def roofline_seconds(self) -> float:
+        """Seconds per update by the roofline alone, averaged like `update_seconds`."""
+
+        def seconds(name: str) -> float:
+            parts = self.seconds(name)
+            return max(parts["compute"], parts["memory"]) + parts["links"]
+
+        return self._averaged(seconds)
+
+    @property
+    def estimate(self) -> str:
+        """What `update_seconds` rests on: the slower estimate."""
+        slower = self.update_seconds > 1.001 * self.roofline_seconds
+        return "libtpu's cycle estimates" if slower else "the roofline"
+
+    def _averaged(self, of: Callable[[str], float]) -> float:
+        """The sum of a quantity of the programs of an update, averaged over updates."""
+        return sum(of(b.name) / b.every for b in self.buckets) + of("update")
 
     @property
     def samples_per_second(self) -> float:
@@ -109,7 +132,7 @@ class Prediction:
     @property
     def sent(self) -> float:
         """Bytes that a chip sends to other chips per update, averaged like `update_seconds`."""
-        return sum(self.costs[b.name].sent / b.every for b in self.buckets) + self.costs["update"].sent
+        return self._averaged(lambda name: self.costs[name].sent)
 
     @property
     def _known_chip(self) -> Chip:

@@ -10,12 +10,13 @@ from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
 GB = 1e9
-PARTS = ("compute", "memory", "links", "total")  # keys of `Prediction.seconds`
+PARTS = ("compute", "memory", "cycles", "links", "total")  # keys of `Prediction.seconds`
 COLUMNS = ("batch", "work GB", "needs GB", "TFLOP", "moved GB", "sent MB")
 COLUMNS += (*(f"{part} ms" for part in PARTS), "samples/s", "MFU")
 LEGEND = "per chip: work = activations and temporaries; needs = work, state and code; moved = memory traffic;"
 LEGEND += " sent = traffic to other chips"
-TIMES_LEGEND = "; MFU = share of peak FLOP/s"
+TIMES_LEGEND = "; cycles = libtpu's estimate of the time without links; total = the longest, and links;"
+TIMES_LEGEND += " MFU = share of peak FLOP/s"
 
 
 def numbers(
@@ -69,6 +70,8 @@ def numbers(
         hours = samples / prediction.samples_per_second / 3600
         plan["update"] = {
             "seconds": prediction.update_seconds,
+            "roofline_seconds": prediction.roofline_seconds,
+            "estimate": prediction.estimate,
             "samples_per_second": prediction.samples_per_second,
             "flop_utilisation": prediction.utilization,
             "bytes_sent": prediction.sent,
@@ -103,9 +106,10 @@ def text(
             f"one update: {update['seconds']:.3f} s, {update['samples_per_second']:,.0f} samples/s,"
             f" {100 * update['flop_utilisation']:.0f}% of peak FLOP/s,"
             f" {update['bytes_sent'] / 1e6:,.0f} MB sent per chip",
+            f"(by {update['estimate']}; the roofline alone says {update['roofline_seconds']:.3f} s)",
             f"{run['samples']:,.0f} samples: {run['hours']:,.1f} hours"
             + (f", {run['cost']:,.0f} at {price:g} per chip-hour" if price else ""),
-            "(A roofline: real kernels are slower. Only updates are counted, not evaluation or checkpoints.)",
+            "(A real run may be slower. Only updates are counted, not evaluation or checkpoints.)",
         ]
     return "\n".join(lines)
 

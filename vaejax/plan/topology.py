@@ -16,8 +16,8 @@ from vaejax.plan import gpu_target
 from vaejax.runtime import chips
 
 ACCEPTED = (
-    "TPU slices such as v5e:16x16, v5p:4x4x4 and v6e:8x8; h100:8, h200:8, b200:8, a100:8 or, with 2 nodes,"
-    " h100:2x8; or cpu:N"
+    "v5e:16x16, v5p:4x4x4, v6e:8x8, h100:8, h200:8, b200:8, a100:8 and similar; h100:2x8, which is 2 nodes;"
+    " or cpu:N"
 )
 _TPU = re.compile(r"(v5e|v5p|v6e):(\d+)x(\d+)(x\d+)?")
 _GPU = re.compile(r"(h100|h200|b200|a100):(?:([1-9]\d*)x)?([1-9]\d*)")

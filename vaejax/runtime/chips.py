@@ -19,6 +19,7 @@ class Tpu:
       interconnect: bytes per second, each way, of all links to other chips together.
       dimensions: number of dimensions of the torus of chips; each has an equal share of the links.
       ring: a dimension of a slice is a ring if its length is a multiple of this, else a line.
+      clock: cycles per second.
     """
 
     flops: float
@@ -27,6 +28,7 @@ class Tpu:
     interconnect: float
     dimensions: int
     ring: int
+    clock: float
     is_timed = True  # a roofline predicts the order of magnitude
 
     @property
@@ -64,6 +66,7 @@ class Gpu:
     bandwidth: float
     nvlink: float
     network: float = 50e9  # 400 Gbit/s
+    clock = 1.98e9  # no compiler estimates cycles
     is_timed = False  # convolutions reach 14 to 75% of the peak, depending on their channels
 
     @property
@@ -96,10 +99,10 @@ def memory_fraction() -> float:
 GIB = 2**30
 # A key matches a `jax.Device.device_kind` that contains the key as whole words.
 TPUS = {
-    "TPU v4": Tpu(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4),
-    "TPU v5 lite": Tpu(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16),
-    "TPU v5": Tpu(459e12, 95.73 * GIB, 2765e9, 600e9, 3, 4),
-    "TPU v6 lite": Tpu(918e12, 31.24 * GIB, 1638e9, 400e9, 2, 16),
+    "TPU v4": Tpu(275e12, 30.5 * GIB, 1228e9, 300e9, 3, 4, 1.05e9),
+    "TPU v5 lite": Tpu(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16, 1.5e9),
+    "TPU v5": Tpu(459e12, 95.73 * GIB, 2765e9, 600e9, 3, 4, 1.75e9),
+    "TPU v6 lite": Tpu(918e12, 31.24 * GIB, 1638e9, 400e9, 2, 16, 1.75e9),
 }
 TPUS |= {"TPU v5e": TPUS["TPU v5 lite"], "TPU v5p": TPUS["TPU v5"], "TPU v6e": TPUS["TPU v6 lite"]}
 GPUS = {

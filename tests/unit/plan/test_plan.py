@@ -97,7 +97,9 @@ def test_a_collective_spread_over_fusions_is_counted_once():
     assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
 
 
-CHIP = hardware.Tpu(flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4)
+CHIP = hardware.Tpu(
+    flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4, clock=4.0
+)
 TOPOLOGY = Topology("v5e:2x2", [], "tpu", CHIP)
 
 
@@ -108,6 +110,7 @@ def cost(**more):
             "model_flops": 600,
             "memory_traffic": 10.0,
             "collectives": {"all-reduce": 5.0},
+            "cycles": 0.0,
             "output": 50,
             "aliased": 50,
             "temporary": 400,
@@ -130,7 +133,8 @@ def predicted(**more):
 
 def test_a_prediction_adds_up():
     found = predicted()
-    assert found.seconds("image_64x64") == {"compute": 2.0, "memory": 1.0, "links": 1.0, "total": 3.0}
+    parts = {"compute": 2.0, "memory": 1.0, "cycles": 0.0, "links": 1.0, "total": 3.0}
+    assert found.seconds("image_64x64") == parts
     assert dataclasses.replace(found, shape=(2, 2)).seconds("image_64x64")["links"] == 2.0  # lines, not rings
     assert found.update_seconds == 3.0 / 2 + 0.5
     assert found.samples_per_second == 4 / 2.0
@@ -140,6 +144,46 @@ def test_a_prediction_adds_up():
     plan = table.numbers(config, TOPOLOGY, found, samples=7200, price=2.0)
     assert plan["run"] == {"samples": 7200, "hours": 1.0, "cost": 8.0}
     assert "8 at 2 per chip-hour" in table.text(config, TOPOLOGY, found, samples=7200, price=2.0)
+
+
+def test_the_slower_of_roofline_and_cycle_estimates_is_quoted():
+    slow, config = predicted(cycles=20.0), check(demo.get_config())
+    assert slow.seconds("image_64x64")["total"] == 20 / 4 + 1.0
+    assert slow.update_seconds == 6.0 / 2 + 0.5 and slow.roofline_seconds == predicted().update_seconds == 2.0
+    text = table.text(config, TOPOLOGY, slow)
+    assert "one update: 3.500 s" in text
+    assert "(by libtpu's cycle estimates; the roofline alone says 2.000 s)" in text
+    assert "(by the roofline;" in table.text(config, TOPOLOGY, predicted(cycles=7.0))
+
+
+ESTIMATED = """HloModule loop
+
+%body (p.0: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p.0 = (s32[], f32[8]) parameter(0)
+  %x = f32[8]{0} fusion(%p.0), kind=kLoop, calls=%f, backend_config={"window_config":{"estimated_cycles":"7"}}
+  ROOT %t = (s32[], f32[8]) tuple(%p.0, %x)
+}
+
+%f (q.0: f32[8]) -> f32[8] {
+  %q.0 = f32[8]{0} parameter(0)
+  ROOT %y = f32[8]{0} add(%q.0, %q.0), backend_config={"window_config":{"estimated_cycles":"5"}}
+}
+
+%condition (c.0: (s32[], f32[8])) -> pred[] {
+  %c.0 = (s32[], f32[8]) parameter(0)
+  ROOT %more = pred[] constant(true)
+}
+
+ENTRY %main (a.0: f32[8]) -> (s32[], f32[8]) {
+  %a.0 = f32[8]{0} parameter(0)
+  %b.0 = f32[8]{0} copy(%a.0), backend_config={"window_config":{"estimated_cycles":"100"}}
+  ROOT %w = (s32[], f32[8]) while(%b.0), condition=%condition, body=%body, backend_config=KNOWN
+}
+""".replace("KNOWN", '{"known_trip_count":{"n":"3"}}')
+
+
+def test_cycles_are_summed_over_instructions_and_iterations_but_not_inside_fusions():
+    assert hlo.traffic(ESTIMATED).cycles == 100 + 3 * 7
 
 
 def test_the_table_has_only_columns_that_are_known():
@@ -358,3 +402,33 @@ def test_a_tpu_slice_that_is_absent_can_be_planned_for(tmp_path, monkeypatch):
     assert plan["chips"] == 16 and 0 < plan["update"]["flop_utilisation"] < 1
     assert plan["programs"]["image_64x64"]["bytes"]["sent"]["all-reduce"] > 0
     assert "suggest" not in found.stdout and "samples/s" in found.stdout
+
+
+def has_gpu_compiler() -> bool:
+    try:
+        return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.mark.variants
+@pytest.mark.skipif(not has_gpu_compiler(), reason="the extra plan-gpu is not installed")
+def test_gpus_that_are_absent_can_be_planned_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    arguments = ["--config=configs/demo.py:tiny", "--config.mesh.fsdp=2"]
+    arguments += ["--config.data.buckets.image_64x64.batch=16", "--config.data.buckets.video_9x64x64.batch=0"]
+    arguments += ["--config.loss.weights.perceptual=0.", "--config.loss.weights.adversarial=0."]
+    plans = {}
+    for name in ("h100:8", "h100:2x8"):
+        file = tmp_path / "plan.json"
+        found = command(*arguments, f"--topology={name}", f"--json={file}", cache=tmp_path)
+        assert found.returncode == 0, found.stderr
+        assert " ms" not in found.stdout and "no times are predicted for GPUs" in found.stdout
+        plans[name] = json.loads(file.read_text())
+    plan = plans["h100:8"]
+    assert plan["chips"] == 8 and plans["h100:2x8"]["chips"] == 16
+    assert plan["bytes"]["room"] == pytest.approx(0.9 * 84.94e9 - 4e9)
+    image = plan["programs"]["image_64x64"]
+    assert image["bytes"]["sent"]["all-reduce"] > 0 and image["bytes"]["traffic"] > 1e6
+    assert "seconds" not in image and "update" not in plan
