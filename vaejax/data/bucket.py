@@ -11,7 +11,7 @@ from vaejax.data.crop import MEDIA_CHANNELS
 from vaejax.errors import InputError
 
 _NAME = re.compile(r"image_([1-9]\d*)x([1-9]\d*)|video_([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
-_FIELDS = ("batch", "weight", "every")
+_FIELDS = ("batch", "weight", "every", "micro")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Bucket:
       weight: weight of this bucket's loss in the loss of an update.
       every: period of the bucket in steps: one batch is drawn every `every` steps.
       channels: C, of all buckets of a run: 3 for RGB, 4 for RGB and alpha.
+      micro: samples of a batch, over all hosts, whose gradients are computed at once; 0 for all.
     """
 
     frames: int
@@ -35,6 +36,12 @@ class Bucket:
     weight: float = 1.0
     every: int = 1
     channels: int = 3
+    micro: int = 0
+
+    @property
+    def at_once(self) -> int:
+        """Number of samples, over all hosts, whose gradients are computed at once."""
+        return self.micro or self.batch
 
     @property
     def kind(self) -> str:
@@ -64,7 +71,7 @@ def parse_buckets(
     """Parses the buckets of a configuration; returns those with a batch above 0, sorted by name.
 
     Args:
-      config_buckets: {name: {batch, weight, every}}; a batch of 0 turns a bucket off.
+      config_buckets: {name: {batch, weight, every, micro}}; a batch of 0 turns a bucket off.
       spatial_factor: spatial downsampling factor of the model; H and W must be multiples of it.
       temporal_factor: temporal downsampling factor of the model; T must be 1 + temporal_factor·k.
       shards: number of parts into which the mesh divides every batch.
@@ -132,7 +139,9 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
             f"{key}: not a valid bucket name; accepted: image_HxW or video_TxHxW, e.g. image_256x256"
         )
     if not hasattr(fields, "items"):
-        raise InputError(f"{key} = {fields!r}; accepted: {{batch, weight, every}}, e.g. {{'batch': 8}}")
+        raise InputError(
+            f"{key} = {fields!r}; accepted: {{batch, weight, every, micro}}, e.g. {{'batch': 8}}"
+        )
     fields = dict(fields.items())
     for field in fields:
         if field not in _FIELDS:
@@ -154,6 +163,7 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
             f"{key}: W = {width}; accepted: multiples of {spatial} (nearest: {_nearest(width, spatial)})"
         )
     batch, weight, every = fields["batch"], fields.get("weight", 1.0), fields.get("every", 1)
+    micro = fields.get("micro", 0)
     if not _whole(batch, 0):
         raise InputError(f"{key}.batch = {batch!r}; accepted: a whole number, 0 (off) or more")
     if batch % shards:
@@ -162,11 +172,12 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
             f"{key}.batch = {batch}; accepted: multiples of mesh.data x mesh.fsdp = {shards}, the number of"
             f" parts into which a batch is divided (nearest: {accepted})"
         )
-    unit = spatial * space
-    if batch % (shards * space) and height % unit:
+    _check_micro(key, micro, batch, shards)
+    unit, (field, at_once) = spatial * space, ("micro", micro) if micro else ("batch", batch)
+    if at_once % (shards * space) and height % unit:
         raise InputError(
-            f"{key}: H = {height} with batch = {batch}; accepted: an H that is a multiple of"
-            f" {spatial} x mesh.space = {unit} (nearest: {_nearest(height, unit)}), or a batch that is a"
+            f"{key}: H = {height} with {field} = {at_once}; accepted: an H that is a multiple of"
+            f" {spatial} x mesh.space = {unit} (nearest: {_nearest(height, unit)}), or a {field} that is a"
             f" multiple of {shards * space}"
         )
     if (
@@ -177,7 +188,15 @@ def _parse(name: str, fields: Any, spatial: int, temporal: int, shards: int, spa
         raise InputError(f"{key}.weight = {weight!r}; accepted: a finite number, 0 or more")
     if not _whole(every, 1):
         raise InputError(f"{key}.every = {every!r}; accepted: a whole number of steps, 1 or more")
-    return Bucket(frames, height, width, batch, float(weight), every)
+    return Bucket(frames, height, width, batch, float(weight), every, micro=micro)
+
+
+def _check_micro(key: str, micro: Any, batch: int, shards: int) -> None:
+    if not _whole(micro, 0) or (micro and (batch % micro or micro % shards)):
+        raise InputError(
+            f"{key}.micro = {micro!r}; accepted: 0 (the whole batch), or a divisor of batch = {batch} that is"
+            f" a multiple of mesh.data x mesh.fsdp = {shards}"
+        )
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -88,7 +88,7 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
             submitted[bucket.name] = pool.submit(
                 costs.of,
                 f"{bucket.name}, batch {bucket.batch} ({number} of {len(buckets)})",
-                made_from | {"bucket": [bucket.name, bucket.batch, bucket.weight]},
+                made_from | {"bucket": [bucket.name, bucket.batch, bucket.micro, bucket.weight]},
                 functools.partial(programs.gradients, phase, bucket),
                 functools.partial(programs.model_flops, phase, bucket),
             )

@@ -1,11 +1,11 @@
-"""A search for the batch sizes and mesh with the most predicted samples per second."""
+"""A search for the batch sizes, pieces and mesh with the most predicted samples per second."""
 
 import dataclasses
 import itertools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vaejax.config import Config
 from vaejax.data.bucket import Bucket, buckets_of
@@ -13,14 +13,16 @@ from vaejax.errors import InputError
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 
-SCALES = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # factors by which all batch sizes are multiplied
+# Factors on the samples whose gradients are computed at once. Above 1 they multiply all batch sizes; below 1
+# the batches stay and are computed in pieces.
+SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 TRIES = 4  # at most this many plans are compiled after the first
 WORTH = 1.02  # least estimated speed of a plan worth compiling, relative to the best so far
 GATHERS = 2  # all-gathers of the parameters per update: one forward, one backward
 
 
 class Key(NamedTuple):
-    """A candidate configuration: mesh.fsdp, mesh.space, and a factor that scales all batch sizes."""
+    """A candidate configuration: mesh.fsdp, mesh.space, and one of SCALES."""
 
     fsdp: int
     space: int
@@ -28,13 +30,13 @@ class Key(NamedTuple):
 
 
 def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction]) -> Config:
-    """The fastest configuration that fits; varies mesh.fsdp, mesh.space and a factor on all batch sizes.
+    """The fastest configuration that fits; varies mesh.fsdp, mesh.space, and batch sizes or their pieces.
 
     The first plan compiles the configuration itself, or the nearest candidate that suits the topology. The
-    other candidates are estimated from a compiled plan, assuming that work and activations are proportional
-    to the samples per chip, whatever the mesh. The candidate with the best estimate is compiled and the rest
-    are estimated again. The search ends if no estimate exceeds WORTH times the speed of the best plan that
-    fits, or after TRIES more plans.
+    other candidates are estimated from a compiled plan, assuming that work is proportional to the samples per
+    chip, and activations to those computed at once, whatever the mesh. The candidate with the best estimate
+    is compiled and the rest are estimated again. The search ends if no estimate exceeds WORTH times the speed
+    of the best plan that fits, or after TRIES more plans.
 
     Args:
       config: the configuration to vary.
@@ -70,10 +72,11 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
         promised = _promised(basis, tried, candidates)
         if not promised:
             break
-        key = max(promised, key=lambda key: (promised[key], -key.space, -key.fsdp, -key.scale))
+        key = max(promised, key=lambda key: (promised[key], -key.space, -key.fsdp, key.scale))
         best_so_far = max(_speeds(tried).values(), default=0.0)
         print(
             f"trying fsdp {key.fsdp}, space {key.space}, batches {_batches(candidates[key])}"
+            + (f", at once {_pieces(candidates[key])}" if _pieces(candidates[key]) else "")
             + (f": estimated {promised[key] / best_so_far:.2f} times as fast" if best_so_far else ""),
             file=sys.stderr,
         )
@@ -94,7 +97,8 @@ def best(config: Config, topology: Topology, plan: Callable[[Config], Prediction
 def flags(config: Config) -> list[str]:
     """The command-line flags that set the mesh and the batch sizes of a configuration."""
     mesh = [f"--config.mesh.{axis}={getattr(config.mesh, axis)}" for axis in ("data", "fsdp", "space")]
-    return mesh + [f"--config.data.buckets.{name}.batch={n}" for name, n in _batches(config).items()]
+    batches = [f"--config.data.buckets.{name}.batch={n}" for name, n in _batches(config).items()]
+    return mesh + batches + [f"--config.data.buckets.{name}.micro={n}" for name, n in _pieces(config).items()]
 
 
 def _speeds(tried: Mapping[Key, Prediction]) -> dict[Key, float]:
@@ -119,11 +123,20 @@ def _promised(
 
 def _changed(config: Config, key: Key) -> Config:
     mesh = dataclasses.replace(config.mesh, data=0, fsdp=key.fsdp, space=key.space)
-    buckets = {
-        name: {**fields, "batch": int(fields["batch"] * key.scale)}
-        for name, fields in config.data.buckets.items()
-    }
+    buckets = {name: _scaled(fields, key.scale) for name, fields in config.data.buckets.items()}
     return dataclasses.replace(config, mesh=mesh, data=dataclasses.replace(config.data, buckets=buckets))
+
+
+def _scaled(fields: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The fields of a bucket with a larger batch, or with one in smaller pieces of at least one sample."""
+    batch, micro = fields["batch"], fields.get("micro", 0)
+    if scale < 1:
+        return {**fields, "micro": max(1, int((micro or batch) * scale)) if batch else 0}
+    return {**fields, "batch": int(batch * scale), "micro": int(micro * scale)}
+
+
+def _pieces(config: Config) -> dict[str, int]:
+    return {name: fields["micro"] for name, fields in config.data.buckets.items() if fields.get("micro")}
 
 
 def _batches(config: Config) -> dict[str, int]:
@@ -151,7 +164,7 @@ def _buckets(config: Config, chips: int) -> Sequence[Bucket]:
 def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
     """The prediction for `changed`, scaled from `base`, the prediction compiled for `config`."""
     mesh, buckets = changed.mesh, _buckets(changed, base.chips)
-    before = {b.name: b.batch for b in base.buckets}
+    before = {b.name: b for b in base.buckets}
     links = _exchanged(config.mesh.fsdp, base.chips)
     links = links and _exchanged(mesh.fsdp, base.chips) / links  # 0 for a single chip, which sends nothing
     shard, update = config.mesh.fsdp / mesh.fsdp, base.costs["update"]
@@ -166,14 +179,15 @@ def _estimated(base: Prediction, config: Config, changed: Config) -> Prediction:
         )
     }
     for b in buckets:
-        cost, work = base.costs[b.name], b.batch / before[b.name]
+        cost, was = base.costs[b.name], before[b.name]
+        work, held = b.batch / was.batch, b.at_once / was.at_once
         costs[b.name] = dataclasses.replace(
             cost,
             flops=round(cost.flops * work),
             model_flops=round(cost.model_flops * work),
             memory_traffic=cost.memory_traffic * work,
-            collectives={kind: sent * links for kind, sent in cost.collectives.items()},
-            temporary=round(base.work(b.name) * work),
+            collectives={kind: sent * links * work / held for kind, sent in cost.collectives.items()},
+            temporary=round(base.work(b.name) * held),
             output=0,
             aliased=0,
             fits=True,

@@ -188,7 +188,8 @@ def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
             continue
         left = max(0.0, room - prediction.state - prediction.code)
         share = left / max(1, prediction.work(bucket.name))
-        remedies = [*_smaller(bucket, share, config, prediction.chips)]
+        remedies = [*_in_pieces(bucket, share, config, prediction.chips)]
+        remedies += _smaller(bucket, share, config, prediction.chips)
         levels = tuple(range(architecture_of(config.model).encoder.levels))
         if set(levels) - set(config.model.remat):
             remedies.append(f"--config.model.remat='{levels}'")
@@ -204,6 +205,16 @@ def _more_fsdp(config: Config, chips: int) -> str:
     """The flag that doubles mesh.fsdp; '' if mesh.data is set or the chips cannot form that mesh."""
     mesh = config.mesh
     return "" if mesh.data or chips % (2 * mesh.fsdp * mesh.space) else f"--config.mesh.fsdp={2 * mesh.fsdp}"
+
+
+def _in_pieces(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:
+    """Yields the flag that computes at most `share` of a batch at once, or nothing if that is impossible."""
+    parts = chips // config.mesh.space
+    for micro in range(int(bucket.at_once * share) // parts * parts, 0, -parts):
+        whole = micro % chips == 0 or bucket.height % (config.model.spatial_factor * config.mesh.space) == 0
+        if bucket.batch % micro == 0 and whole:
+            yield f"--config.data.buckets.{bucket.name}.micro={micro}"
+            return
 
 
 def _smaller(bucket: Bucket, share: float, config: Config, chips: int) -> Iterator[str]:

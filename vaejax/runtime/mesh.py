@@ -74,17 +74,17 @@ def height_parts(mesh: Mesh) -> int:
     return mesh.shape["space"]
 
 
-def frames_sharding(mesh: Mesh, batch: int) -> NamedSharding:
+def frames_sharding(mesh: Mesh, at_once: int) -> NamedSharding:
     """The sharding of frames or latents (B, T, H, W, C).
 
-    If the batch is a multiple of the number of devices, each device holds whole samples. Otherwise the axis
-    `space` splits their height.
+    If their number is a multiple of the number of devices, each device holds whole samples. Otherwise the
+    axis `space` splits their height.
 
     Args:
       mesh: device mesh.
-      batch: number of samples B.
+      at_once: number of samples that are computed at once: B, or fewer for a batch in pieces.
     """
-    return NamedSharding(mesh, SAMPLES if batch % mesh.size == 0 else HEIGHT)
+    return NamedSharding(mesh, SAMPLES if at_once % mesh.size == 0 else HEIGHT)
 
 
 def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
@@ -119,13 +119,18 @@ def _parts(mesh: Mesh, axes: Sequence[str]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def local_rows(mesh: Mesh, batch: int) -> list[int]:
+def local_rows(mesh: Mesh, batch: int, at_once: int = 0) -> list[int]:
     """The ascending indices of the samples of a batch that this process's devices hold at least in part.
 
     They depend on the positions of these devices in the mesh; on a pod they need not be contiguous.
+
+    Args:
+      mesh: mesh of the devices of all processes.
+      batch: number of samples B in the batch.
+      at_once: see `frames_sharding`; 0 stands for B.
     """
     shape = (batch, 1, mesh.shape["space"])
-    parts = frames_sharding(mesh, batch).addressable_devices_indices_map(shape).values()
+    parts = frames_sharding(mesh, at_once or batch).addressable_devices_indices_map(shape).values()
     return sorted({row for part in parts if part for row in range(batch)[part[0]]})
 
 
@@ -174,7 +179,9 @@ def shard_batch(mesh: Mesh, batch: np.ndarray) -> jax.Array:
     return global_frames(mesh, batch, range(len(batch)), len(batch))
 
 
-def global_frames(mesh: Mesh, frames: np.ndarray, held: Sequence[int], batch: int) -> jax.Array:
+def global_frames(
+    mesh: Mesh, frames: np.ndarray, held: Sequence[int], batch: int, at_once: int = 0
+) -> jax.Array:
     """Returns the sharded array of a batch (B, T, H, W, C) from the samples that each process holds.
 
     Args:
@@ -182,10 +189,12 @@ def global_frames(mesh: Mesh, frames: np.ndarray, held: Sequence[int], batch: in
       frames: samples (n, T, H, W, C) of this process.
       held: index of each sample in the batch, ascending; must include `local_rows`.
       batch: number of samples B in the batch.
+      at_once: see `frames_sharding`; 0 stands for B.
     """
 
     def part(index):
         first = bisect.bisect_left(held, index[0].indices(batch)[0])
         return frames[first : first + len(range(batch)[index[0]]), *index[1:]]
 
-    return jax.make_array_from_callback((batch, *frames.shape[1:]), frames_sharding(mesh, batch), part)
+    place = frames_sharding(mesh, at_once or batch)
+    return jax.make_array_from_callback((batch, *frames.shape[1:]), place, part)

@@ -146,10 +146,11 @@ class Programs:
         return jax.jit(zeros, out_shardings=places).trace(self.state)
 
     def gradients(self, phase: Phase, bucket: Bucket) -> Traced:
-        """The program `step.bucket_gradients`: adds the gradients of a batch of this bucket."""
+        """The program `step.batch_gradients`: adds the gradients of a batch of this bucket."""
         accumulated = self.accumulated(phase)
         step = functools.partial(
-            steps.bucket_gradients,
+            steps.batch_gradients,
+            pieces=bucket.batch // bucket.at_once,
             weight=bucket.weight,
             model=self.model,
             objective=self.objective if phase.perceptual else self.objective.without("perceptual"),
@@ -159,7 +160,7 @@ class Programs:
         )
         size = bucket.frames, bucket.height, bucket.width
         shape = bucket.batch, *size, self.model.architecture.pixel_channels
-        place, whole = sharding.frames_sharding(self.mesh, bucket.batch), sharding.replicated(self.mesh)
+        place, whole = sharding.frames_sharding(self.mesh, bucket.at_once), sharding.replicated(self.mesh)
         frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
         key, lpips_params, reference_params = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
@@ -298,8 +299,11 @@ class Update:
         mesh, (zeros, gradients, apply) = self._programs.mesh, self._compiled
         accumulated, terms = zeros(state), {}
         for name, batch in batches.items():
+            bucket = self._buckets[name]
             frames, latents = (
-                None if x is None else sharding.global_frames(mesh, x, batch.rows, self._buckets[name].batch)
+                None
+                if x is None
+                else sharding.global_frames(mesh, x, batch.rows, bucket.batch, bucket.at_once)
                 for x in (batch.frames, batch.latents)
             )
             accumulated, terms[name] = gradients[name](

@@ -99,7 +99,7 @@ class Setup:
           start: number of updates already done.
           positions: number of samples already drawn per bucket.
         """
-        rows = {b.name: sharding.local_rows(self.mesh, b.batch) for b in self.buckets}
+        rows = {b.name: sharding.local_rows(self.mesh, b.batch, b.at_once) for b in self.buckets}
         stream = pipeline.train_stream(
             self.sources,
             self.buckets,

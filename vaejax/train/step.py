@@ -114,6 +114,46 @@ def reconstruct(
     return Outputs(x_hat, posterior, z, log_scale, terms)
 
 
+def batch_gradients(
+    state: TrainState,
+    accumulated: Accumulated,
+    frames: UInt8[Array, "B T H W C"],
+    key: PRNGKeyArray,
+    lpips_params: dict,
+    weight: float,
+    reference_params: dict | None = None,
+    latents: Float[Array, "b t h w c"] | None = None,
+    *,
+    pieces: int = 1,
+    **fixed: Any,
+) -> tuple[Accumulated, Terms]:
+    """Computes `bucket_gradients` piece by piece, if the activations of the whole batch do not fit in memory.
+
+    Losses are means over samples, so the mean over pieces of equal size is the loss of the batch. Every piece
+    has its own noise. The arguments are those of `bucket_gradients`, and `pieces`, a divisor of B.
+    """
+
+    def gradients(accumulated, frames, latents, key, weight):
+        constants = lpips_params, weight, reference_params, latents
+        return bucket_gradients(state, accumulated, frames, key, *constants, **fixed)
+
+    def split(x: Array) -> Array:  # strided, so that every device has its share of each piece
+        return x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(accumulated: Accumulated, piece: tuple) -> tuple[Accumulated, Terms]:
+        number, frames, latents = piece
+        return gradients(accumulated, frames, latents, jax.random.fold_in(key, number), weight / pieces)
+
+    if pieces == 1:
+        return gradients(accumulated, frames, latents, key, weight)
+    each = jnp.arange(pieces), split(frames), None if latents is None else split(latents)
+    summed, terms = jax.lax.scan(add, accumulated, each)
+    # The statistics of a batch count once, however many pieces it has.
+    logits = jax.tree.map(lambda old, new: old + (new - old) / pieces, accumulated.logits, summed.logits)
+    summed = dataclasses.replace(summed, logits=logits)
+    return summed, {k: x.all() if k == "finite" else x.mean(0) for k, x in terms.items()}
+
+
 def bucket_gradients(
     state: TrainState,
     accumulated: Accumulated,

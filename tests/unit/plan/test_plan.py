@@ -211,6 +211,7 @@ def test_a_bucket_that_does_not_fit_is_named_with_remedies():
     text = table.text(check(demo.get_config()), TOPOLOGY, predicted(temporary=1500))
     (line,) = (line for line in text.splitlines() if "GB are available" in line)
     assert line.startswith("image_64x64 needs") and "--config.data.buckets.image_64x64.batch=4" in line
+    assert "--config.data.buckets.image_64x64.micro=4, or" in line
     assert "--config.model.remat='(0, 1, 2)'" in line
     assert "does not fit" in text and "samples/s" not in text.splitlines()[-1]
 
@@ -262,7 +263,7 @@ def test_the_memory_that_a_program_lacks_is_read_from_libtpus_message():
 def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed):
     """The suggestion's console output and the compiled plans, if a sample takes one byte of its chip.
 
-    `really` maps the batch of images and a program's estimated memory to the memory that it needs.
+    `really` maps the images computed at once and a program's estimated memory to the memory that it needs.
     """
     topology = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory))
     plans = []
@@ -272,7 +273,8 @@ def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed
         buckets = buckets_of(config, chips // config.mesh.space, config.mesh.space)
         costs = {}
         for b in buckets:
-            needed = round(really(config.data.buckets["image_64x64"]["batch"], b.batch / chips))
+            images = next(b for b in buckets if b.kind == "image").at_once
+            needed = round(really(images, b.at_once / chips))
             costs[b.name] = cost(temporary=needed, flops=100 * b.batch)
             if needed > memory:
                 unknown = {"collectives": {}, "memory_traffic": 0.0, "code": 0, "fits": False}
@@ -319,10 +321,12 @@ def test_if_nothing_else_fits_the_configuration_itself_is_suggested(capsys):
     assert len(plans) > 1 and "--config.data.buckets.image_64x64.batch=64" in out
 
 
-def test_for_a_configuration_that_does_not_fit_a_smaller_batch_is_suggested(capsys):
+def test_for_a_configuration_that_does_not_fit_pieces_are_suggested(capsys):
     out, plans = suggested(of_sixteen(1024, 256), 16, 30 + 32.0, capsys)
-    assert plans[0].data.buckets["image_64x64"]["batch"] == 1024
-    assert "--config.data.buckets.image_64x64.batch=512" in out and len(plans) <= 3
+    assert plans[0].data.buckets["image_64x64"] == {"batch": 1024, "weight": 1.0}
+    assert "--config.data.buckets.image_64x64.batch=1024" in out and len(plans) <= 3
+    assert "--config.data.buckets.image_64x64.micro=512" in out
+    assert "--config.data.buckets.video_9x64x64.micro=128" in out
     with pytest.raises(InputError, match="none of the 1 compiled plans fits"):
         suggested(of_sixteen(1024, 256), 16, 1.0, capsys)
 
