@@ -73,7 +73,9 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
     start = config.init or config.teacher
     known = load_vae(start) if start else None
     config = with_latents_of(config, known)
-    mesh = sharding.make_mesh(config.mesh, topology.devices)
+    mesh = sharding.make_mesh(config.mesh, topology.devices, topology.slice_of)
+    slices = [topology.slice_of(device) for device in mesh.devices.flat]
+    slices = slices if len(set(slices)) > 1 else []
     buckets = buckets_of(config, sharding.batch_parts(mesh), sharding.height_parts(mesh))
     programs = Programs.of(config, buckets, mesh, known=known)
     phase = programs.phase(config.steps - 1)
@@ -91,9 +93,10 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
                 made_from | {"bucket": [bucket.name, bucket.batch, bucket.micro, bucket.weight]},
                 functools.partial(programs.gradients, phase, bucket),
                 functools.partial(programs.model_flops, phase, bucket),
+                slices,
             )
         submitted["update"] = pool.submit(
-            costs.of, "the update", made_from, lambda: programs.apply(phase), lambda: 0
+            costs.of, "the update", made_from, lambda: programs.apply(phase), lambda: 0, slices
         )
         costs_by_name = {name: cost.result() for name, cost in submitted.items()}
     finally:

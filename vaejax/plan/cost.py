@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.stages import Traced
 
 import vaejax
 from vaejax import files
-from vaejax.plan import gpu_target, hlo
+from vaejax.plan import collectives, gpu_target, hlo
 from vaejax.plan.topology import Topology
 from vaejax.runtime import cache, flops
 
@@ -35,6 +35,7 @@ class Cost:
       model_flops: floating-point operations over all chips, excluding rematerialization.
       memory_traffic: bytes read from and written to memory.
       collectives: bytes sent to other chips, by kind of collective.
+      crossing: those of these bytes that go to other slices or nodes.
       cycles: cycles that libtpu expects; 0 for other compilers.
       output: bytes of the outputs.
       aliased: bytes of the outputs that reuse the memory of donated arguments.
@@ -49,6 +50,7 @@ class Cost:
     model_flops: int
     memory_traffic: float
     collectives: dict[str, float]
+    crossing: float
     cycles: float
     output: int
     aliased: int
@@ -82,7 +84,12 @@ class Costs:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def of(
-        self, name: str, made_from: object, trace: Callable[[], Traced], model_flops: Callable[[], int]
+        self,
+        name: str,
+        made_from: object,
+        trace: Callable[[], Traced],
+        model_flops: Callable[[], int],
+        slices: Sequence[int] = (),
     ) -> Cost:
         """The cost of a program, from the cache or by compiling it.
 
@@ -91,6 +98,7 @@ class Costs:
           made_from: JSON value of all that determines the program, except the topology and vaejax's code.
           trace: function that returns the traced program.
           model_flops: function that counts the program's operations without rematerialization.
+          slices: slice or node of each device of the mesh, in its order; () if there is only one.
         """
         source = self._key("made from", _sources(), json.dumps(made_from, sort_keys=True))
         known = self._read(source)
@@ -104,7 +112,7 @@ class Costs:
         compiled = self._read(program)
         if not compiled:
             self._report(f"compiling {name} ...")
-            compiled = _compiled(lowered, dict(self._topology.compiler_options))
+            compiled = _compiled(lowered, dict(self._topology.compiler_options), slices)
             self._report(f"compiled {name} in {compiled['seconds']:.0f} s")
             self._write(program, compiled)
         self._write(source, {"program": program, "operations": operations})
@@ -127,7 +135,7 @@ class Costs:
         files.write_json(self._folder / f"{key}.json", value)
 
 
-def _compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> dict[str, Any]:
+def _compiled(lowered: jax.stages.Lowered, options: dict[str, Any], slices: Sequence[int]) -> dict[str, Any]:
     """Compiles a program and returns the fields of its `Cost` except the operation counts."""
     begin = time.monotonic()
     try:
@@ -136,7 +144,7 @@ def _compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> dict[str,
         needed = needed_by(str(error))
         if not needed:
             raise
-        unknown = dict.fromkeys(("memory_traffic", "cycles", "output", "aliased", "code"), 0)
+        unknown = dict.fromkeys(("memory_traffic", "crossing", "cycles", "output", "aliased", "code"), 0)
         return unknown | {
             "collectives": {},
             "temporary": needed,
@@ -149,10 +157,11 @@ def _compiled(lowered: jax.stages.Lowered, options: dict[str, Any]) -> dict[str,
             "this compiler reports no memory use or no HLO text, which the plan needs; accepted: the versions"
             " of jax and libtpu in pyproject.toml"
         )
-    moved = hlo.traffic(text)
+    moved = hlo.traffic(text, slices)
     return {
         "memory_traffic": moved.memory,
         "collectives": moved.collectives,
+        "crossing": moved.crossing,
         "cycles": moved.cycles,
         "output": memory.output_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,
@@ -183,7 +192,7 @@ def _sources() -> str:
 @functools.cache
 def _reader() -> str:
     """A digest of the modules that describe GPUs and read compiled programs; both decide the numbers."""
-    sources = (pathlib.Path(str(module.__file__)).read_bytes() for module in (gpu_target, hlo))
+    sources = (pathlib.Path(str(module.__file__)).read_bytes() for module in (collectives, gpu_target, hlo))
     return hashlib.sha256(b"".join(sources)).hexdigest()
 
 

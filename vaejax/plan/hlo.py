@@ -8,12 +8,13 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+
+from vaejax.plan import collectives
 
 # HLO's name of a data type -> bytes per number.
 SIZES = {"f64": 8, "s64": 8, "u64": 8, "c64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2}
 SIZES |= {"u16": 2, "s8": 1, "u8": 1, "pred": 1, "f8e4m3fn": 1, "f8e5m2": 1}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Operations that move no data themselves; loops and calls are counted through the computations they run.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "partition-id"}
 FREE |= {"while", "conditional", "call", "after-all", "add-dependency", "opt-barrier", "replica-id"}
@@ -49,23 +50,31 @@ class Traffic:
     Attributes:
       memory: bytes read from and written to the chip's memory.
       collectives: bytes sent to other chips, by kind of collective.
+      crossing: those of these bytes that go to other slices or nodes.
       cycles: sum of libtpu's estimates for all instructions; 0 for other compilers, which give none.
     """
 
     memory: float = 0.0
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    crossing: float = 0.0
     cycles: float = 0.0
 
     def add(self, other: "Traffic", times: float = 1.0) -> None:
         """Adds another traffic, multiplied by `times`, in place."""
         self.memory += times * other.memory
+        self.crossing += times * other.crossing
         self.cycles += times * other.cycles
         for kind, value in other.collectives.items():
             self.collectives[kind] = self.collectives.get(kind, 0.0) + times * value
 
 
-def traffic(text: str) -> Traffic:
-    """The traffic per chip of a program, counted from its text, `jax.stages.Compiled.as_text()`."""
+def traffic(text: str, slices: Sequence[int] = ()) -> Traffic:
+    """The traffic per chip of a program, counted from its text, `jax.stages.Compiled.as_text()`.
+
+    Args:
+      text: the program.
+      slices: slice or node of each device of the mesh, in its order; () if there is only one.
+    """
     computations, entry = _parse(text)
     known: dict[str, Traffic] = {}
 
@@ -74,9 +83,9 @@ def traffic(text: str) -> Traffic:
             total, shapes = Traffic(), {i.name: i.shape for i in computations[name]}
             seen_channels: set[str] = set()
             for instruction in computations[name]:
-                total.add(_alone(instruction, shapes, computations))
+                total.add(_alone(instruction, shapes, computations, slices))
                 total.cycles += _cycles(instruction)
-                total.add(_sent_inside(instruction, computations, seen_channels))
+                total.add(_sent_inside(instruction, computations, seen_channels, slices))
                 for callee, times in _called(instruction, computations):
                     total.add(of(callee), times)
             known[name] = total
@@ -138,14 +147,17 @@ def _leaf_size(dtype: str, dims: str, layout: str) -> int:
     return math.prod(lengths) * SIZES[dtype]
 
 
-def _alone(instruction: Instruction, shapes: Mapping[str, str], computations) -> Traffic:
+def _alone(
+    instruction: Instruction, shapes: Mapping[str, str], computations, slices: Sequence[int]
+) -> Traffic:
     """The traffic of one instruction, excluding what `_sent_inside` and `_called` account for."""
     opcode, kind = instruction.opcode, instruction.opcode.removesuffix("-start")
     if opcode in FREE or opcode.endswith("-done"):
         return Traffic()
-    if kind in COLLECTIVES:
-        sent, operands = _sent(instruction, shapes)
-        return Traffic(2 * operands, sent)
+    if kind in collectives.KINDS:
+        sent, operands = _sent(instruction, shapes, slices)
+        sent.memory = 2 * operands
+        return sent
     if opcode == "copy-start":  # shape (to, from, token); `size` omits the array that is in fast memory
         return Traffic(size(instruction.shape))
     if opcode == "slice-start":  # shape ((from), to, token); only the slice `to` moves
@@ -167,14 +179,17 @@ def _cycles(instruction: Instruction) -> int:
     return int(found[1]) if found else 0
 
 
-def _sent(collective: Instruction, shapes: Mapping[str, str]) -> tuple[dict[str, float], int]:
-    """The bytes that a collective sends, by kind, and the bytes of its operands."""
-    kind = collective.opcode.removesuffix("-start")
+def _sent(collective: Instruction, shapes: Mapping[str, str], slices: Sequence[int]) -> tuple[Traffic, int]:
+    """What a collective sends, and the bytes of its operands."""
+    kind, text = collective.opcode.removesuffix("-start"), collective.rest
     operands = sum(size(shapes.get(name, ""), anywhere=True) for name in collective.operands)
-    return {kind: operands * _share_sent(kind, collective.rest)}, operands
+    sent = {kind: operands * collectives.sent(kind, text)}
+    return Traffic(0, sent, operands * collectives.crossing(kind, text, slices)), operands
 
 
-def _sent_inside(instruction: Instruction, computations, seen_channels: set[str]) -> Traffic:
+def _sent_inside(
+    instruction: Instruction, computations, seen_channels: set[str], slices: Sequence[int]
+) -> Traffic:
     """The communication of the collectives inside a fusion.
 
     On TPUs a collective is spread over several fusions: its start, its end, and computations between them.
@@ -184,16 +199,17 @@ def _sent_inside(instruction: Instruction, computations, seen_channels: set[str]
       instruction: any instruction; if it is not a fusion, the traffic is 0.
       computations: instructions of the program, by computation.
       seen_channels: channels already counted in the instruction's computation; updated in place.
+      slices: see `traffic`.
     """
     total, inner = Traffic(), _fused(instruction, computations)
     shapes = {i.name: i.shape for i in inner}
     for one in inner:
-        if one.opcode.removesuffix("-start") in COLLECTIVES:
+        if one.opcode.removesuffix("-start") in collectives.KINDS:
             channel = re.search(r"channel_id=(\d+)", one.rest)
             if channel and channel[1] not in seen_channels:
                 seen_channels.add(channel[1])
-                total.add(Traffic(0, _sent(one, shapes)[0]))
-        total.add(_sent_inside(one, computations, seen_channels))
+                total.add(_sent(one, shapes, slices)[0])
+        total.add(_sent_inside(one, computations, seen_channels, slices))
     return total
 
 
@@ -236,28 +252,6 @@ def _written_inside(fusion: list[Instruction]) -> float:
     if root and root.opcode == "dynamic-update-slice" and root.operands[1] in by_name:
         return size(by_name[root.operands[1]].shape, anywhere=True)
     return math.inf
-
-
-def _share_sent(kind: str, rest: str) -> float:
-    """Bytes that a chip sends per byte of its operand, by ring algorithms."""
-    if kind == "collective-permute":
-        return 1.0
-    n = _group_size(rest)
-    return {"all-reduce": 2 * (n - 1) / n, "all-gather": n - 1, "reduce-scatter": (n - 1) / n}.get(
-        kind, (n - 1) / n
-    )
-
-
-def _group_size(rest: str) -> int:
-    """The number of chips in each group of a collective; 1 if its text has no replica groups."""
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
-    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(counted[1])
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return listed[1].count(",") + 1
-    return 1
 
 
 def _called(instruction: Instruction, computations) -> Iterator[tuple[str, float]]:

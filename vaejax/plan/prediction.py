@@ -16,9 +16,9 @@ class Prediction:
     longer of computation at peak FLOP/s and memory traffic at full bandwidth. libtpu estimates the cycles of
     every instruction; their sum is usually longer, because it knows the shapes that fill a TPU badly. The
     total that libtpu reports for a large program is useless: it comes out as a negative number. Collectives
-    are assumed to overlap with nothing and to use the links of one dimension of the slice. The FLOPs of the
-    whole program are divided evenly among the chips, so work that several chips repeat counts only once. A
-    real run may be slower.
+    are assumed to overlap with nothing, and to use the links of one dimension of the slice or the network
+    between slices or nodes. The FLOPs of the whole program are divided evenly among the chips, so work that
+    several chips repeat counts only once. A real run may be slower.
 
     Attributes:
       buckets: buckets of the run.
@@ -29,7 +29,7 @@ class Prediction:
         the perceptual network.
       chips: number of chips.
       chip: data sheet of one chip; None if the chip is unknown.
-      shape: chips along each dimension of the slice, or (nodes, GPUs per node).
+      shape: chips along each dimension of a slice; number of GPUs of a node.
     """
 
     buckets: Sequence[Bucket]
@@ -88,7 +88,7 @@ class Prediction:
             "compute": cost.flops / self.chips / chip.flops,
             "memory": cost.memory_traffic / chip.bandwidth,
             "cycles": cost.cycles / chip.clock,
-            "links": cost.sent / chip.link(self.shape),
+            "links": (cost.sent - cost.crossing) / chip.link(self.shape) + cost.crossing / chip.network,
         }
         longest = max(parts[name] for name in ("compute", "memory", "cycles"))
         return parts | {"total": longest + parts["links"]}

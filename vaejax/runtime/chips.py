@@ -20,6 +20,7 @@ class Tpu:
       dimensions: number of dimensions of the torus of chips; each has an equal share of the links.
       ring: a dimension of a slice is a ring if its length is a multiple of this, else a line.
       clock: cycles per second.
+      network: bytes per second, each way, to chips of other slices: a host's network, shared by its chips.
     """
 
     flops: float
@@ -29,6 +30,7 @@ class Tpu:
     dimensions: int
     ring: int
     clock: float
+    network: float = 6.25e9  # 200 Gbit/s for 4 chips
     is_timed = True  # a roofline predicts the order of magnitude
 
     @property
@@ -83,8 +85,8 @@ class Gpu:
         )
 
     def link(self, shape: Sequence[int]) -> float:
-        """Bytes per second, each way, of the slower link of `shape`, (nodes, GPUs per node)."""
-        return self.network if shape[0] > 1 else self.nvlink
+        """Bytes per second, each way, to the other GPUs of the node."""
+        return self.nvlink
 
 
 Chip = Tpu | Gpu

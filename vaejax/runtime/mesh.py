@@ -7,6 +7,7 @@ neighboring parts.
 """
 
 import bisect
+import collections
 import contextlib
 import math
 from collections.abc import Callable, Sequence
@@ -35,17 +36,23 @@ SMALLEST_SHARDED = 2**14
 def make_mesh(
     config: MeshConfig,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    slice_of: Callable[[Any], int] = lambda device: getattr(device, "slice_index", 0),
 ) -> Mesh:
     """Creates the mesh of all devices of all processes.
+
+    Links between TPU slices, or between nodes of GPUs, are slow. `data` crosses them, `fsdp` only if `data`
+    has too few parts, `space` never.
 
     Args:
       config: sizes of the axes; data = 0 takes the devices that the other axes leave.
       devices: devices to use instead of the attached ones, e.g. those of a described TPU topology.
+      slice_of: function that returns the slice or the node of a device.
 
     Raises:
-      InputError: if the sizes do not multiply to the number of devices.
+      InputError: if the sizes do not multiply to the number of devices, or do not suit the slices.
     """
-    count = len(devices) if devices is not None else jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     data = config.data or count // (config.fsdp * config.space)
     sizes = (data, config.fsdp, config.space)
     if math.prod(sizes) != count:
@@ -53,10 +60,34 @@ def make_mesh(
             f"mesh: data {config.data} x fsdp {config.fsdp} x space {config.space} does not match the"
             f" {count} devices; accepted: sizes whose product is {count} (mesh.data = 0 takes the rest)"
         )
+    slices: dict[int, list] = collections.defaultdict(list)
+    for device in devices:
+        slices[slice_of(device)].append(device)
+    outer = _slices_along_axes(sizes, [len(one) for one in slices.values()])
+    inner = tuple(size // parts for size, parts in zip(sizes, outer, strict=True))
     # Two mesh axes may share a physical axis of the pod, e.g. if space = 8 on 4 x 4 x 4 chips.
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    blocks = np.empty((*outer, *inner), object)
+    for index, one in zip(np.ndindex(*outer), (slices[i] for i in sorted(slices)), strict=True):
+        blocks[index] = mesh_utils.create_device_mesh(inner, one, allow_split_physical_axes=True)
+    grid = blocks.transpose(0, 3, 1, 4, 2, 5).reshape(sizes)
     # Auto, because with Explicit axes Linen's partitioning and the kernel gradient of 3D convolutions fail.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices_along_axes(sizes: tuple[int, int, int], devices: Sequence[int]) -> tuple[int, int, int]:
+    """The number of slices along each mesh axis, given the number of devices of each slice."""
+    if len(set(devices)) > 1:
+        counts = ", ".join(map(str, sorted(set(devices))))
+        raise InputError(f"mesh: nodes or slices have different numbers of devices: {counts}; accepted: one")
+    data, fsdp, _ = sizes
+    along_data = math.gcd(data, len(devices))
+    along_fsdp = len(devices) // along_data
+    if fsdp % along_fsdp:
+        raise InputError(
+            f"mesh: data {data} x fsdp {fsdp} on {len(devices)} nodes or slices; accepted: a product that is"
+            f" a multiple of {len(devices)}, because mesh.space must not cross slow links"
+        )
+    return along_data, along_fsdp, 1
 
 
 def over_height(devices: Sequence[jax.Device]) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]

@@ -110,6 +110,7 @@ def cost(**more):
             "model_flops": 600,
             "memory_traffic": 10.0,
             "collectives": {"all-reduce": 5.0},
+            "crossing": 0.0,
             "cycles": 0.0,
             "output": 50,
             "aliased": 50,
@@ -144,6 +145,12 @@ def test_a_prediction_adds_up():
     plan = table.numbers(config, TOPOLOGY, found, samples=7200, price=2.0)
     assert plan["run"] == {"samples": 7200, "hours": 1.0, "cost": 8.0}
     assert "8 at 2 per chip-hour" in table.text(config, TOPOLOGY, found, samples=7200, price=2.0)
+
+
+def test_bytes_between_slices_take_the_network():
+    both = predicted(crossing=3.0)
+    chip = dataclasses.replace(CHIP, network=0.5)
+    assert dataclasses.replace(both, chip=chip).seconds("image_64x64")["links"] == (5 - 3) / 5 + 3 / 0.5
 
 
 def test_the_slower_of_roofline_and_cycle_estimates_is_quoted():
@@ -344,7 +351,7 @@ def test_the_key_of_a_cost_depends_on_the_buckets_of_the_run():
     config, topology, keys = demo.get_config("tiny"), Topology("cpu:1", jax.devices()[:1], "cpu", None), []
 
     class Keys:
-        def of(self, name, made_from, trace, model_flops):
+        def of(self, name, made_from, trace, model_flops, slices):
             keys.append((name, json.dumps(made_from)))
             return cost()
 

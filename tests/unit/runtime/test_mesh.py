@@ -15,7 +15,7 @@ from vaejax.data.pipeline import Batch
 from vaejax.errors import InputError
 from vaejax.models import conv
 from vaejax.models.autoencoder import Autoencoder
-from vaejax.plan import hlo
+from vaejax.plan import collectives
 from vaejax.runtime.mesh import AXES, make_mesh, parameter_spec, placing_frames, replicated, shard_batch
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
@@ -29,7 +29,7 @@ def check_that_no_loop_exchanges(text):
     for line in text.splitlines():
         if line.endswith("{") and " -> " in line:
             computation = line
-        elif any(f" {kind}(" in line for kind in hlo.COLLECTIVES):
+        elif any(f" {kind}(" in line for kind in collectives.KINDS):
             assert computation.startswith("ENTRY"), (computation, line)
 
 
@@ -108,6 +108,25 @@ def test_the_mesh_takes_the_remaining_devices_or_names_the_accepted_sizes():
     }
     with pytest.raises(InputError, match=r"fsdp 3 .* the 8 devices; .* product is 8"):
         make_mesh(ConfigDict({"data": 0, "fsdp": 3, "space": 1}))
+
+
+def test_slow_links_are_crossed_by_data_and_if_need_be_by_fsdp_but_not_by_space():
+    devices = jax.devices()[:8]
+    interleaved = devices[::2] + devices[1::2]
+
+    def node(device):
+        return device.id % 2
+
+    def grid(nodes=node, **sizes):
+        return np.vectorize(node)(make_mesh(ConfigDict(sizes), interleaved, nodes).devices)
+
+    whole = grid(data=4, fsdp=1, space=2)  # data 0 and 1 on one node, 2 and 3 on the other
+    assert whole.shape == (4, 1, 2) and (whole == np.array([0, 0, 1, 1])[:, None, None]).all()
+    assert (grid(data=1, fsdp=4, space=2) == np.array([0, 0, 1, 1])[None, :, None]).all()
+    with pytest.raises(InputError, match=r"data 1 x fsdp 1 on 2 nodes or slices; accepted: .* multiple of 2"):
+        grid(data=1, fsdp=1, space=8)
+    with pytest.raises(InputError, match=r"have different numbers of devices: 1, 7"):
+        grid(lambda device: device.id == 0, data=8, fsdp=1, space=1)
 
 
 def test_no_leaf_of_a_new_state_is_weakly_typed():
