@@ -26,6 +26,7 @@ def start(
     logs: pathlib.Path,
     module: str = "vaejax.main",
     multihost: bool = False,
+    compiled: pathlib.Path | None = None,
 ) -> list[Process]:
     """Starts processes of `python -m MODULE ARGUMENTS`, with --multihost if there are several.
 
@@ -36,6 +37,8 @@ def start(
       logs: folder for the output of the processes.
       module: the module to run.
       multihost: pass --multihost to a single process too; its devices then exchange data by Gloo.
+      compiled: cache of compiled programs for these processes alone; default: that of all tests, for programs
+        that take long.
     """
     multihost = multihost or count > 1
     with socket.socket() as free:
@@ -47,8 +50,8 @@ def start(
     environment["JAX_PLATFORMS"] = "cpu"
     # Threads per process. The default is the number of cores or devices, which changes the last bits of sums.
     environment["NPROC"] = "4"
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "xla")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(compiled or ROOT / "build" / "xla")
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0" if compiled else "0.3"
     logs.mkdir(parents=True, exist_ok=True)
     processes = []
     for number in range(count):

@@ -1,9 +1,11 @@
 """The cache of compiled programs and of indexes of read-only media folders; it may be deleted at any time."""
 
+import contextlib
 import functools
 import os
 import pathlib
 import tempfile
+import time
 
 from vaejax.files import expand_home
 
@@ -36,12 +38,40 @@ def share(workdir: str) -> None:
 
 
 def keep_compiled() -> None:
-    """Makes JAX store compiled programs for later commands.
+    """Makes JAX store compiled programs for later commands, so that a restarted run compiles nothing.
 
     They go to JAX's own cache directory if one is set, e.g. by $JAX_COMPILATION_CACHE_DIR, and otherwise
-    to `xla` in `folder()`.
+    to `xla` in `folder()`. Small programs are stored too, unless
+    $JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is set: there are hundreds, and a pod waits for its slowest
+    process.
     """
     import jax  # here, because commands that only read files start faster without it
 
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(folder() / "xla"))
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    _store_on_every_process()
+
+
+@functools.cache
+def _store_on_every_process() -> None:
+    """Lets every process store the programs of its own devices; JAX lets only process 0 store any.
+
+    Programs that span processes have the same key everywhere, so process 0 alone stores them.
+    """
+    from jax._src import compilation_cache, compiler, distributed
+
+    compile_and_write = compiler._compile_and_write_cache
+
+    def compile_and_store(backend, computation, devices, options, host_callbacks, module, key):
+        begin = time.monotonic()
+        executable = compile_and_write(backend, computation, devices, options, host_callbacks, module, key)
+        is_own = distributed.global_state.process_id != 0 and devices.is_fully_addressable
+        if is_own and not host_callbacks:
+            with contextlib.suppress(OSError):  # a program that cannot be stored is compiled again
+                seconds = int(time.monotonic() - begin)
+                compilation_cache.put_executable_and_time(key, module, executable, backend, seconds)
+        return executable
+
+    compiler._compile_and_write_cache = compile_and_store
