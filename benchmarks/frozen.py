@@ -30,7 +30,8 @@ from vaejax.runtime import mesh as sharding
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import initial
 from vaejax.train import state as states
-from vaejax.train.programs import Programs, Update
+from vaejax.train.programs import Programs
+from vaejax.train.update import Update
 
 SLOWEST = 1.1  # time over that of training both, divided by the same ratio of FLOPs
 RUNS = {

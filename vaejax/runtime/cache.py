@@ -56,9 +56,10 @@ def keep_compiled() -> None:
 
 @functools.cache
 def _store_on_every_process() -> None:
-    """Lets every process store the programs of its own devices; JAX lets only process 0 store any.
+    """Lets every process store programs that only it can load; JAX lets only process 0 store any.
 
-    Programs that span processes have the same key everywhere, so process 0 alone stores them.
+    These are programs of its own devices, and on CPUs all programs. On TPUs and GPUs a program that spans
+    processes has the same key everywhere, so process 0 alone stores it.
     """
     from jax._src import compilation_cache, compiler, distributed
 
@@ -67,8 +68,8 @@ def _store_on_every_process() -> None:
     def compile_and_store(backend, computation, devices, options, host_callbacks, module, key):
         begin = time.monotonic()
         executable = compile_and_write(backend, computation, devices, options, host_callbacks, module, key)
-        is_own = distributed.global_state.process_id != 0 and devices.is_fully_addressable
-        if is_own and not host_callbacks:
+        is_own = devices.is_fully_addressable or backend.platform == "cpu"
+        if is_own and distributed.global_state.process_id != 0 and not host_callbacks:
             with contextlib.suppress(OSError):  # a program that cannot be stored is compiled again
                 seconds = int(time.monotonic() - begin)
                 compilation_cache.put_executable_and_time(key, module, executable, backend, seconds)

@@ -25,12 +25,12 @@ from vaejax.train import finish, initial, resume
 from vaejax.train.evaluators import Evaluators
 from vaejax.train.guard import Pending, StepGuard
 from vaejax.train.optimizer import learning_rate
-from vaejax.train.programs import Update
 from vaejax.train.remaining import Remaining
 from vaejax.train.schedule import Schedule
 from vaejax.train.setup import Setup
 from vaejax.train.state import TrainState, to_items
 from vaejax.train.step import Inject
+from vaejax.train.update import Update
 
 
 class Outcome(enum.Enum):
@@ -123,7 +123,13 @@ class Run:
         self.skipped = SkippedSamples(folder.bad_samples, writes=jax.process_index() == 0)
         self.skipped.add_unreadable(file for source in setup.sources for file in source.unreadable)
         self.peak_flops = chips.peak_flops(jax.devices()[0].device_kind) * setup.mesh.size
-        self.update = Update(programs, setup.buckets, config.seed + 1, counts_flops=bool(self.peak_flops))
+        self.update = Update(
+            programs,
+            setup.buckets,
+            config.seed + 1,
+            counts_flops=bool(self.peak_flops),
+            steps=config.steps,
+        )
         self.remaining = Remaining(config)
         self.evaluators = Evaluators(setup, watchdog, preemption, self.remaining)
         self.learning_rate = learning_rate(config.optim, config.steps)
@@ -151,7 +157,7 @@ class Run:
                 self.evaluators.score(0, state, report)  # the baseline: parameters before training
             for step in range(start, config.steps):
                 with report.paused():
-                    self.update.prepare(step, watchdog)  # compiles at first and when a loss term starts
+                    self.update.prepare(step, watchdog)  # compiles at first, and ahead of later loss terms
                 with profile.update(step):
                     watchdog.begin("waiting for samples", step)
                     batches, waited = _next(stream)

@@ -1,11 +1,8 @@
-"""The compiled programs of an update: zero gradients, gradients of each bucket, and the optimizer step."""
+"""The uncompiled programs of an update: zero gradients, gradients of each bucket, and the optimizer step."""
 
-import contextlib
 import dataclasses
 import functools
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,17 +15,14 @@ from jax.stages import Traced
 from vaejax.codec.load import TrainedVAE
 from vaejax.config import Config
 from vaejax.data.bucket import Bucket
-from vaejax.data.pipeline import Batch
 from vaejax.losses.adversarial import Adversary
 from vaejax.losses.distillation import Reference, matching_levels
-from vaejax.losses.objective import Objective, Terms
+from vaejax.losses.objective import Objective
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.families import architecture_of_run
 from vaejax.networks.lpips import load_for
-from vaejax.rundir.console import Cost
-from vaejax.runtime import distributed, flops
+from vaejax.runtime import flops
 from vaejax.runtime import mesh as sharding
-from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
 from vaejax.train import state as states
 from vaejax.train import step as steps
@@ -139,6 +133,13 @@ class Programs:
             step >= self.perceptual_start, self.adversary is not None and self.adversary.is_training(step)
         )
 
+    def next_start(self, step: int) -> int | None:
+        """The first update after `step` that needs other programs; None if there is none."""
+        starts = [self.perceptual_start]
+        if self.adversary:
+            starts.append(self.adversary.start - self.adversary.warmup)
+        return min((start for start in starts if start > step), default=None)
+
     def zeros(self, phase: Phase) -> Traced:
         """The program `step.zeros`: returns zero gradients for a state."""
         zeros = functools.partial(steps.zeros, adversary=self._adversary(phase))
@@ -227,117 +228,3 @@ def _reference(
     if weights.features:
         pairs, projections = matching_levels(model, judge)
     return Reference(judge, pairs), params | {"std": np.asarray(std, np.float32)}, projections
-
-
-def reason(before: Phase | None, now: Phase, step: int) -> str:
-    """The reason why update `step` needs other programs than the last update, whose phase was `before`."""
-    if before is None:
-        return "first update"
-    names = {"perceptual": "perceptual", "adversarial": "discriminators"}
-    started = [name for field, name in names.items() if getattr(now, field) and not getattr(before, field)]
-    return f"from update {step}: {', '.join(started)}" if started else f"back at update {step}"
-
-
-class Update:
-    """The compiled update of a run: maps a state and batches to the next state and metrics.
-
-    Args:
-      programs: uncompiled programs of the run.
-      buckets: buckets of the run.
-      seed: seed of the noise.
-      counts_flops: whether `cost` counts FLOPs, for which each bucket's program is traced once more.
-
-    Attributes:
-      compile_seconds: compilation time of each bucket's program, by bucket name; callers may clear it.
-    """
-
-    def __init__(self, programs: Programs, buckets: Sequence[Bucket], seed: int, counts_flops: bool = False):
-        self._programs, self._counts_flops = programs, counts_flops
-        self._buckets = {b.name: b for b in buckets}
-        self._key, self._lpips, self._reference = sharding.replicate(
-            programs.mesh, (jax.random.key(seed), programs.lpips_params, programs.reference_params)
-        )
-        self._phase: Phase | None = None
-        self._compiled: tuple = ()
-        self._phases = 0  # number of phases compiled so far, for the names of barriers
-        self._flops: dict[str, int] = {}
-        self.compile_seconds: dict[str, float] = {}
-
-    def prepare(self, step: int, watchdog: Watchdog) -> None:
-        """Compiles the programs for the loss terms of `step`, unless the last call compiled the same ones.
-
-        The devices hold the programs of one `Phase` at a time, because those of a large run take gigabytes.
-        """
-        phase = self._programs.phase(step)
-        if phase == self._phase:
-            return
-        why = reason(self._phase, phase, step)
-        self._phase, self._compiled = None, ()
-        with self._timed("the update", why, step, watchdog):
-            zeros, apply = (
-                program(phase).lower().compile() for program in (self._programs.zeros, self._programs.apply)
-            )
-        gradients = {}
-        for name, bucket in self._buckets.items():
-            with self._timed(f"{name}, batch {bucket.batch}", why, step, watchdog) as took:
-                gradients[name] = self._programs.gradients(phase, bucket).lower().compile()
-            self.compile_seconds[name] = took()
-            if self._counts_flops:
-                self._flops[name] = self._programs.model_flops(phase, bucket)
-        self._phases += 1
-        distributed.barrier(f"compiled {self._phases}")
-        self._phase, self._compiled = phase, (zeros, gradients, apply)
-
-    def __call__(
-        self, state: TrainState, batches: Mapping[str, Batch]
-    ) -> tuple[TrainState, dict[str, Terms]]:
-        """Runs one update with the programs that `prepare` compiled; the buffers of `state` are donated.
-
-        Returns:
-          The next state, and the metrics of every bucket and, as 'all', of the whole update.
-        """
-        mesh, (zeros, gradients, apply) = self._programs.mesh, self._compiled
-        accumulated, terms = zeros(state), {}
-        for name, batch in batches.items():
-            bucket = self._buckets[name]
-            frames, latents = (
-                None
-                if x is None
-                else sharding.global_frames(mesh, x, batch.rows, bucket.batch, bucket.at_once)
-                for x in (batch.frames, batch.latents)
-            )
-            accumulated, terms[name] = gradients[name](
-                state,
-                accumulated,
-                frames,
-                self._key,
-                self._lpips,
-                reference_params=self._reference,
-                latents=latents,
-            )
-        state, terms["all"] = apply(state, accumulated)
-        return state, terms
-
-    def cost(self, batches: Mapping[str, Batch]) -> Cost:
-        """The samples, pixels and FLOPs of an update over all processes; 0 FLOPs unless `counts_flops`."""
-        drawn = [self._buckets[name] for name in batches]
-        return Cost(
-            sum(b.batch for b in drawn),
-            sum(b.batch * b.pixels for b in drawn),
-            sum(self._flops.get(b.name, 0) for b in drawn),
-        )
-
-    @contextlib.contextmanager
-    def _timed(self, what: str, why: str, step: int, watchdog: Watchdog) -> Iterator:
-        """Prints what the block compiles, why, and how long that took.
-
-        Yields a function that returns the seconds so far.
-        """
-        watchdog.begin(f"compiling {what}", step, patient=True)
-        is_main = jax.process_index() == 0
-        if is_main:
-            print(f"compiling {what} ({why}) ...", end=" ", file=sys.stderr, flush=True)
-        begin = time.monotonic()
-        yield lambda: time.monotonic() - begin
-        if is_main:
-            print(f"{time.monotonic() - begin:.1f} s", file=sys.stderr)

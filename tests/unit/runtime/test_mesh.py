@@ -22,6 +22,7 @@ from vaejax.train import optimizer as optim
 from vaejax.train import programs as compiled
 from vaejax.train import state as train_state
 from vaejax.train import step as train_step
+from vaejax.train.update import Update
 
 
 def check_that_no_loop_exchanges(text):
@@ -154,7 +155,7 @@ def train_with_nan(place, devices):
     programs = compiled.Programs(
         shapes, mesh, model, objective, adversary, optimizer, clipping, 0.9, {}, inject=injecting(fault)
     )
-    update = compiled.Update(programs, [Bucket(1, 16, 16, 8)], seed=0)
+    update = Update(programs, [Bucket(1, 16, 16, 8)], seed=0)
     rng, states, finite = np.random.default_rng(0), [], []
     for step in range(3):
         batch = Batch(rng.integers(256, size=(8, 1, 16, 16, 3), dtype=np.uint8), range(8), [], [])

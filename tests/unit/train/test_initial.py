@@ -20,9 +20,9 @@ from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import flops
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import initial
-from vaejax.train.programs import Update
 from vaejax.train.setup import Setup
 from vaejax.train.step import reconstruct
+from vaejax.train.update import Update
 
 MEAN, STD = np.linspace(-1, 1, 4).astype(np.float32), np.linspace(0.5, 2, 4).astype(np.float32)
 DECODER = {"optim.train": ("decoder",), "init": "PATH"}
