@@ -254,7 +254,7 @@ class CausalConv(nn.Module):
       strides: strides (st, sh, sw).
       modulated: whether the kernel is self-modulated, see `smc.modulate`.
       gain_init: initial gain of a self-modulated kernel.
-      kernel_init: initializer of the kernel.
+      kernel_init, bias_init: initializers of kernel and bias.
       padding: what precedes a clip: 'first', 'zeros' or 'none', see `causal_convolve`.
       dtype: compute dtype; parameters are float32.
     """
@@ -265,6 +265,7 @@ class CausalConv(nn.Module):
     modulated: bool = True
     gain_init: float = 1.0
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
     padding: str = "first"
     dtype: DTypeLike = jnp.float32
 
@@ -284,7 +285,7 @@ class CausalConv(nn.Module):
             scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
             gain = self.param("gain", nn.initializers.constant(self.gain_init), ())
             kernel = modulate(kernel, scale, gain)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,))
         kernel, bias = kernel[..., -last:], bias[-last:]  # if last is 0: all of them
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = causal_convolve(self, x, kernel, self.strides, self.padding)

@@ -5,6 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+# Initial log-variance. Sampling noise is small at first, so that the decoder soon learns to reconstruct; the
+# KL term raises the log-variance later.
+LOG_VARIANCE_INIT = -8.0
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # keeps the variance finite and above 0 in float32
 
 

@@ -18,6 +18,7 @@ from vaejax.models.constraints import place
 from vaejax.models.conv import CausalConv, Triple
 from vaejax.models.design import Design
 from vaejax.models.monitor import record
+from vaejax.models.posterior import LOG_VARIANCE_INIT
 from vaejax.models.remat import submodule
 from vaejax.models.resample import Downsample, Upsample, stem, unstem
 
@@ -29,9 +30,6 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "base": {"stem_factor": 2, "widths": (144, 288, 576), "encoder_blocks": 2, "decoder_blocks": 3},
     "large": {"stem_factor": 2, "widths": (192, 384, 768), "encoder_blocks": 4, "decoder_blocks": 4},
 }
-# Initial log-variance of the posterior. Sampling noise is small at first, so that the decoder soon learns to
-# reconstruct; the KL term raises the log-variance later.
-LOG_VARIANCE_INIT = -8.0
 
 
 @dataclasses.dataclass(frozen=True)

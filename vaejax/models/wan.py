@@ -9,13 +9,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from vaejax.errors import InputError
 from vaejax.models.constraints import place
 from vaejax.models.conv import first_chunk
 from vaejax.models.design import Design
 from vaejax.models.monitor import record
+from vaejax.models.posterior import LOG_VARIANCE_INIT
 from vaejax.models.remat import submodule
 from vaejax.models.wan_blocks import (
     Downsample,
@@ -185,6 +187,11 @@ class WanDesign(Design):
         return reach + 4 + 1  # the two blocks of the middle, and conv_in
 
 
+def _moments_bias(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Initializes the bias of the last layer (2c,): 0 for the means, LOG_VARIANCE_INIT for log-variances."""
+    return jnp.repeat(jnp.array([0, LOG_VARIANCE_INIT], dtype), shape[0] // 2)
+
+
 class Encoder(nn.Module):
     """Maps pixels to the posterior's means and log-variances."""
 
@@ -206,7 +213,7 @@ class Encoder(nn.Module):
             record(self, level, features)
         x = Middle(d, name="mid_block")(x)
         x = normalized(self, "norm_out", functools.partial(conv, 2 * d.latent_channels), "conv_out", x)
-        x = conv(2 * d.latent_channels, (1, 1, 1), name="quant_conv")(x)
+        x = conv(2 * d.latent_channels, (1, 1, 1), bias_init=_moments_bias, name="quant_conv")(x)
         return place(x.astype(jnp.float32))
 
 

@@ -330,7 +330,7 @@ def test_training_from_scratch_starts_with_moderate_activations():
     x = jax.random.uniform(key, (1, 5, 32, 32, 3), minval=-1)
     params = jax.jit(model.init)(key, jnp.zeros(architecture.example_shape), key)["params"]
     x_hat, posterior = jax.jit(model.apply)({"params": params}, x, key)
-    assert np.abs(posterior.log_variance).max() < 5
+    assert np.abs(posterior.log_variance + 8).max() < 5  # noise does not hide the means
     assert 0.1 < np.std(posterior.mean) < 1 and 0.1 < np.std(x_hat) < 2
     gradient = jax.jit(jax.grad(lambda p: jnp.abs(model.apply({"params": p}, x, key)[0] - x).mean()))(params)
     assert max(np.abs(g).max() for g in jax.tree.leaves(gradient)) < 1
