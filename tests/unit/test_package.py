@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import pathlib
 import re
 import shutil
@@ -17,12 +18,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from vaejax.runtime.cache import _COMPILE_AND_WRITE
+
 ROOT = next(folder for folder in pathlib.Path(__file__).parents if (folder / "pyproject.toml").exists())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Private names of dependencies, and the patch of one of their modules, with the distribution they belong to.
 PRIVATE = {
     "jax._src.distributed": "jax",  # its client holds the keys and barriers that all processes share
+    "jax._src.compilation_cache": "jax",
+    "jax._src.compiler": "jax",
+    "compiler._compile_and_write_cache": "jax",  # stores programs on process 0 only
+    "_compile_and_write_cache": "jax",
     "_event_queue": "tensorboardX",  # must not be waited for at exit
     "_worker": "tensorboardX",  # a full disk ends this thread
     "video_feature.tf": "tensorflow-datasets",  # reads videos without TensorFlow
@@ -143,11 +150,13 @@ def test_a_package_with_private_names_in_use_has_an_upper_bound(package):
 
 
 def test_the_private_names_exist(tmp_path):
-    from jax._src import distributed
+    from jax._src import compilation_cache, compiler, distributed
     from tensorboardX import SummaryWriter
     from tensorflow_datasets.core.features import video_feature
 
     assert hasattr(distributed.global_state, "client")
+    assert tuple(inspect.signature(compiler._compile_and_write_cache).parameters) == _COMPILE_AND_WRITE
+    assert "executable" in inspect.signature(compilation_cache.put_executable_and_time).parameters
     with SummaryWriter(str(tmp_path)) as writer:
         events = writer.file_writer.event_writer
         assert events._worker.is_alive() and events._event_queue.cancel_join_thread

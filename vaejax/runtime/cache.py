@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import os
 import pathlib
 import tempfile
@@ -54,6 +55,10 @@ def keep_compiled() -> None:
     _store_on_every_process()
 
 
+_COMPILE_AND_WRITE = ("backend", "computation", "executable_devices", "compile_options", "host_callbacks")
+_COMPILE_AND_WRITE += ("module_name", "cache_key")
+
+
 @functools.cache
 def _store_on_every_process() -> None:
     """Lets every process store programs that only it can load; JAX lets only process 0 store any.
@@ -64,6 +69,8 @@ def _store_on_every_process() -> None:
     from jax._src import compilation_cache, compiler, distributed
 
     compile_and_write = compiler._compile_and_write_cache
+    if tuple(inspect.signature(compile_and_write).parameters) != _COMPILE_AND_WRITE:
+        return  # another version of JAX: process 0 alone stores programs
 
     def compile_and_store(backend, computation, devices, options, host_callbacks, module, key):
         begin = time.monotonic()
