@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="IN", help="a file, a folder, or - for stdin")
     parser.add_argument("target", metavar="OUT", help="a file, a folder, or - for stdout")
-    parser.add_argument("--model", metavar="PATH", required=True, help="folder of a run or of an export")
+    parser.add_argument("--model", metavar="PATH", required=True, help="a run, an export or a published VAE")
     parser.add_argument(
         "--step", metavar="N", type=cli.at_least(0), help="step of the checkpoint; default: the latest"
     )

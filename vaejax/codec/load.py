@@ -164,7 +164,7 @@ def run_architecture(run: RunFolder, config: Config) -> Architecture:
 
 
 def is_run(name: str) -> bool:
-    """Whether a name is not that of an export or of a published autoencoder."""
+    """Whether a path should be read as a run: it is neither an export nor a published VAE."""
     return read_export_config(name) is None and not is_published(name)
 
 

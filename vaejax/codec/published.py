@@ -81,7 +81,10 @@ def _folder(path: pathlib.Path) -> pathlib.Path | None:
             continue
         if isinstance(config, dict) and "_class_name" in config:
             if config["_class_name"] != wan_files.CLASS:
-                raise InputError(f"{folder}: _class_name = {config['_class_name']}; accepted: {ACCEPTED}")
+                beside = next((f", such as {file}" for file in sorted(folder.glob("*VAE*.pth"))), "")
+                raise InputError(
+                    f"{folder}: _class_name = {config['_class_name']}; accepted: {ACCEPTED}{beside}"
+                )
             return folder
     return None
 

@@ -194,6 +194,12 @@ def _check_start(config: Config) -> None:
             f"data.latents = {config.data.latents!r}; accepted: with data.media and optim.train ="
             " ('decoder',), because only a frozen encoder keeps its latents"
         )
+    adaptive = config.loss.adversarial.adaptive
+    if adaptive and weights.adversarial and "decoder" not in halves:
+        raise InputError(
+            f"loss.adversarial.adaptive = {adaptive} with optim.train = {halves}; accepted: 0, because the"
+            " weight is adapted to gradients of the decoder"
+        )
     for name in ("teacher", "features"):
         if (weight := getattr(weights, name)) and config.student != "decoder":
             raise InputError(

@@ -266,7 +266,7 @@ class Config:
     teacher: str = setting(
         "",
         TEXT,
-        "Run, export or published VAE that keeps the half that does not train; `model` describes the other"
+        "Run, export or published VAE that supplies the frozen half; `model` describes the other"
         " half, which learns from scratch.",
     )
     mesh: MeshConfig = section(MeshConfig)

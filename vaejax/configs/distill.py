@@ -4,7 +4,7 @@
     vaejax train --config=distill:tiny --config.teacher=PATH --workdir=DIR  # minutes on a laptop
 
 PATH is a published VAE (see docs/finetuning.md), a run or an export. The result is a codec with the teacher's
-encoder and the new decoder. For latents of another shape, set model.latent_channels and model.spatial_factor.
+encoder and the new decoder.
 To distill an encoder, decoded by the teacher's decoder:
 
     --config.optim.train="('encoder',)" --config.loss.weights.anchor=1 --config.loss.weights.teacher=0
@@ -36,4 +36,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint.best = "-mean/lpips_alexnet"
     if arg == "tiny":
         shrink(config)
+        config.model.size = "tiny_decoder"
     return config

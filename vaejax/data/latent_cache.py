@@ -123,7 +123,10 @@ class LatentCache:
                 if header.get("model") != self.model:
                     raise Unreadable(f"{path}: latents of model {header.get('model')}, not {self.model}")
                 if (int(header["height"]), int(header["width"])) != (record.height, record.width):
-                    raise Unreadable(f"{path}: latents of {header['height']}x{header['width']} pixels (HxW)")
+                    raise Unreadable(
+                        f"{path}: made from {header['height']}x{header['width']} pixels (HxW), but the file"
+                        f" has {record.height}x{record.width}; encode it again"
+                    )
                 t, h, w = (
                     1 + (bucket.frames - 1) // self.temporal_factor,
                     bucket.height // self.spatial_factor,

@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--checkpoint",
-        metavar="DIR",
+        metavar="PATH",
         default="",
-        help="folder of a run or export, or RUN/checkpoints/STEP (default: only the codecs of --compare)",
+        help="a run, RUN/checkpoints/STEP, an export or a published VAE (default: only --compare)",
     )
     parser.add_argument(
         "--compare",

@@ -52,7 +52,8 @@ def summary(source: str, exported: Exported) -> str:
     else:
         lines.append(f"  verified: identical to {source}")
     if "compared" in config:
-        lines.append(_compared(config["compared"]))
+        packages = "torch diffusers" if config.get("form") else "torch"
+        lines.append(_compared(config["compared"], packages))
     for bucket, scores in config["scores"]["buckets"].items() if config["scores"] else ():
         shown = [
             f"{SCORES[name].label} {float(scores[name]['value']):.{SCORES[name].digits}f}"
@@ -70,9 +71,9 @@ def summary(source: str, exported: Exported) -> str:
     return "\n".join(lines)
 
 
-def _compared(worst: dict[str, float]) -> str:
-    """How much PyTorch differs from vaejax, see `pytorch.export`."""
+def _compared(worst: dict[str, float], packages: str) -> str:
+    """How much PyTorch differs from vaejax, see `pytorch.export`; `packages` are those of the comparison."""
     if not worst:
-        return "  not compared: outputs in PyTorch, which is not installed (pip install torch diffusers)"
+        return f"  not compared: outputs in PyTorch, which needs pip install {packages}"
     shown = ", ".join(f"{name.replace('_', '-')} {error:.1e}" for name, error in worst.items())
     return f"  verified in PyTorch: largest differences, relative to the largest value: {shown}"

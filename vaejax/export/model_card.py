@@ -269,13 +269,13 @@ def _score(score: Mapping[str, Any], digits: int) -> str:
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def _latents(statistics: Mapping[str, Sequence[float]]) -> str:
+def _latents(statistics: Mapping[str, Any]) -> str:
     pairs = zip(statistics["mean"], statistics["std"], strict=True)
-    rows = [_row(i, f"{float(mean):.5g}", f"{float(std):.5g}") for i, (mean, std) in enumerate(pairs)]
-    return (
-        "## Latents\n\nStatistics over the training set, before normalization; `config.json` has all digits."
-        "\n\n| channel | mean | std |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-    )
+    rows = [_row(i, f"{float(mean):.7g}", f"{float(std):.7g}") for i, (mean, std) in enumerate(pairs)]
+    inherited = "Statistics of the model that it was trained from"
+    origin = inherited if statistics.get("inherited") else "Statistics over the training set"
+    head = f"## Latents\n\n{origin}, before normalization.\n\n| channel | mean | std |\n|---|---|---|\n"
+    return head + "\n".join(rows) + "\n"
 
 
 def _training(training: Mapping[str, Any]) -> str:

@@ -90,14 +90,17 @@ def _with_published_statistics(name: str, source: Source) -> Source:
     if start.is_file():
         latents = json.loads(start.read_bytes())["latents"]
         if latents["mean"] is not None:
-            return source._replace(latents=latents)
+            return source._replace(latents=latents | {"inherited": True})
     return source
 
 
 def _designs(vae: TrainedVAE, form: str) -> tuple[WanDesign, WanDesign]:
     encoder, decoder = vae.architecture.encoder, vae.architecture.decoder
     if not isinstance(encoder, WanDesign) or not isinstance(decoder, WanDesign):
-        raise InputError(f"--format={form}; accepted: a model of family wan; for vaejax's own --format=torch")
+        raise InputError(
+            f"--format={form}; accepted: a model of family wan; otherwise --format=vaejax, or --format=torch"
+            " if both halves are vaejax's own"
+        )
     return encoder, decoder
 
 

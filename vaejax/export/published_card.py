@@ -67,6 +67,8 @@ def text(name: str, config: Mapping[str, Any]) -> str:
     """
     is_original, known = config["form"] == "original", config["latents"]["mean"] is not None
     statistics = "those of the training latents" if known else "the defaults of diffusers"
+    if config["latents"].get("inherited"):
+        statistics = "those of the VAE that it was trained from"
     use = (_ORIGINAL if is_original else _DIFFUSERS).format(name=name, file=ORIGINAL, statistics=statistics)
     head = _HEAD.format(
         **model_card.facts(config),

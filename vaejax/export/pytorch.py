@@ -97,7 +97,10 @@ def config_of(architecture: Architecture) -> dict[str, Any]:
     """The part of config.json that describes the network, see `torch_autoencoder.Design`."""
     encoder, decoder = architecture.encoder, architecture.decoder
     if not isinstance(encoder, VaejaxDesign) or not isinstance(decoder, VaejaxDesign):
-        raise InputError("--format=torch; accepted: a model of family vaejax; for Wan --format=diffusers")
+        raise InputError(
+            "--format=torch; accepted: a model of family vaejax; otherwise --format=vaejax, or"
+            " --format=diffusers if both halves are Wan's"
+        )
     return {
         "latent_channels": architecture.latent_channels,
         "spatial_compression_ratio": architecture.spatial_factor,

@@ -107,6 +107,8 @@ def _training(config: Config) -> dict[str, Any]:
         "agc": config.optim.agc,
         "ema_decay": config.ema.decay,
     }
+    if not config.model.family:
+        del training["size"]  # the architecture was that of init
     if "perceptual" in weights:
         training["perceptual"] = loss.perceptual.network
     if "adversarial" in weights:

@@ -63,9 +63,9 @@ def agreement(
     log_scale: Float[Array, ""],
     nll: Callable[..., jax.Array],
 ) -> Float[Array, ""]:
-    """Computes how much less likely the teacher's reconstruction is under the student's than under itself.
+    """Computes the excess negative log-likelihood of the teacher's pixels under the student's reconstruction.
 
-    An error against the teacher's pixels so weighs as much as one against the pixels of the sample.
+    So an error against the teacher's pixels weighs as much as one against the sample's.
 
     Args:
       x_hat: reconstruction of the student.

@@ -13,7 +13,7 @@ FAMILIES: Mapping[str, type[Design]] = {"vaejax": VaejaxDesign, "wan": WanDesign
 
 
 def architecture_of(model: Any) -> Architecture:
-    """The architecture that the section `model` of a configuration describes, with two like halves.
+    """The architecture that the section `model` of a configuration describes, with identical halves.
 
     Raises:
       InputError: if the settings do not fit together.
@@ -33,16 +33,21 @@ def architecture_of_run(config: Any, known: Architecture | None) -> Architecture
       InputError: if the settings do not fit together, or a half that learns from a teacher does not have the
         teacher's latents.
     """
+    model = config.model
     if known and config.student:
-        return dataclasses.replace(known, **{config.student: FAMILIES[config.model.family].of(config.model)})
-    if known and not config.model.family:
-        model = config.model
+        # The other half is the teacher's, but computes as the configuration says.
+        student = FAMILIES[model.family].of(model)
+        kept: Any = known.encoder if config.student == "decoder" else known.decoder
+        remat = tuple(level for level in model.remat if level < kept.levels)
+        kept = dataclasses.replace(kept, dtype=model.dtype, remat=remat)
+        return Architecture(*((kept, student) if config.student == "decoder" else (student, kept)))
+    if known and not model.family:
         return known.replace(remat=model.remat, dtype=model.dtype, pixel_channels=model.pixel_channels)
-    return architecture_of(config.model)
+    return architecture_of(model)
 
 
 def to_json(architecture: Architecture) -> dict[str, Any]:
-    """The fields of an architecture, for JSON; of two like halves only one is listed."""
+    """The fields of an architecture, for JSON; of identical halves only one is listed."""
     encoder, decoder = map(_design_to_json, (architecture.encoder, architecture.decoder))
     return encoder if encoder == decoder else {"encoder": encoder, "decoder": decoder}
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def record(module: nn.Module, level: int, x: Float[Array, "B T H W C"]) -> None:
-    """Stores activations as 'level_N' in those of two Flax collections that are mutable.
+    """Stores activations as 'level_N' in whichever of two Flax collections is mutable.
 
     "features" receives x itself, and "activations" the norm over channels of each pixel.
 

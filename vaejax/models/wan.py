@@ -67,6 +67,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 # Settings of other families, and their values if unset.
 UNUSED = {"widths": (), "encoder_blocks": 0, "decoder_blocks": 0, "stem_factor": 0}
 UNUSED |= dict.fromkeys(("film", "pixel_norm", "attention"), False)
+UNUSED |= {"conv": "smc", "stem": "haar"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +169,8 @@ class WanDesign(Design):
         """
         reach = 1 + 4  # conv_out, and the two blocks of the middle
         for level in reversed(range(self.levels)):
-            reach = (
-                2 * reach + 1 if level + 1 < self.levels else reach
-            )  # beyond the pixels that a pixel covers
+            # Beyond the block of 2x2 pixels that a coarser pixel covers.
+            reach = 2 * reach + 1 if level + 1 < self.levels else reach
             reach += 2 * self.encoder_blocks
         return math.ceil((reach + 1) * self.patch / self.spatial_factor)
 

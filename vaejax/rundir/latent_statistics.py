@@ -58,7 +58,8 @@ def _inherited(run: RunFolder, step: int) -> dict[str, Any] | None:
         return None
     if "encoder" in trains or latents["mean"] is None:
         return None
-    return {"mean": latents["mean"], "std": latents["std"], "buckets": {}, "step": step}
+    values = {"mean": latents["mean"], "std": latents["std"]}
+    return values | {"buckets": {}, "step": step, "inherited": True}
 
 
 def _path(workdir: str | os.PathLike, step: int) -> pathlib.Path:

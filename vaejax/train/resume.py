@@ -78,6 +78,14 @@ def _check_same(saved: Mapping[str, Any], config: Config) -> None:
         game = saved["loss"]["adversarial"]
         design = {name: game[name] for name in DESIGN if name in game}
         sections.append(("loss.adversarial", design, now["loss"]["adversarial"]))
+    losses = saved["loss"], now["loss"]
+    had, has = (bool(loss["weights"].get("features")) for loss in losses)
+    if had != has:
+        raise InputError(
+            f"loss.weights.features = {now['loss']['weights']['features']}, but the run in this workdir"
+            f" {'has' if had else 'has no'} projections; accepted: {'a weight above 0' if had else '0'}, or"
+            " another --workdir"
+        )
     for section, was, is_now in sections:
         for key, value in was.items():
             value = tuple(value) if isinstance(value, list) else value

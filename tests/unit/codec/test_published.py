@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vaejax.codec.load import load_vae
+from vaejax.codec.published import ACCEPTED
 from vaejax.errors import InputError
 from vaejax.models import wan_names
 from vaejax.models.wan import SIZES
@@ -139,11 +140,13 @@ def test_files_that_are_not_a_vae_are_refused_in_one_line(published, tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(torn)
     for name, config in {
         "class": {"_class_name": "AutoencoderKL"},
+        "wan": {"_class_name": "WanModel"},
         "attention": {"_class_name": "AutoencoderKLWan", "attn_scales": [0.5]},
         "empty": {"_class_name": "AutoencoderKLWan"},
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
+    (tmp_path / "wan" / "Wan2.1_VAE.pth").touch()
     messages = {
         "evil.pth": "truncated or not written by torch.save",
         "evil_zip.pth": "refers to posix.system; accepted: a state dict of dense tensors only",
@@ -151,6 +154,7 @@ def test_files_that_are_not_a_vae_are_refused_in_one_line(published, tmp_path):
         "other.safetensors": "lacks 'encoder.conv_out.weight'",
         "torn.safetensors": "torn.safetensors: ",
         "class": "_class_name = AutoencoderKL; accepted",
+        "wan": f"_class_name = WanModel; accepted: {ACCEPTED}, such as {tmp_path / 'wan' / 'Wan2.1_VAE.pth'}",
         "attention": "attn_scales",
         "empty": f"no {WEIGHTS}",
     }

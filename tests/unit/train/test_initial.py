@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.models import SMALLEST, architecture, random_parameters
+from tests.support.models import SMALL, SMALLEST, architecture, random_parameters
 from tests.support.small_run import BUCKET, small_config
 from vaejax.codec.load import TrainedVAE, fingerprint, load_vae
 from vaejax.codec.save import save_vae
@@ -16,6 +16,7 @@ from vaejax.errors import InputError
 from vaejax.losses.distillation import agreement
 from vaejax.losses.objective import LIKELIHOODS
 from vaejax.models.autoencoder import Autoencoder
+from vaejax.models.families import architecture_of_run
 from vaejax.rundir.folder import RunFolder
 from vaejax.runtime import flops
 from vaejax.runtime.watchdog import Watchdog
@@ -147,6 +148,19 @@ def test_a_student_decoder_learns_from_its_teacher_beside_the_teachers_encoder(s
     assert set(state.params["projections"]) == levels == {"level_0", "level_1"}
     assert terms[BUCKET]["teacher"] > 0 and terms[BUCKET]["features"] > 0
     assert not equal(before["params"]["projections"], state.params["projections"])
+
+
+@pytest.mark.parametrize("student", ["encoder", "decoder"])
+def test_the_half_of_a_teacher_computes_as_the_configuration_says(student):
+    known = architecture(**(SMALL | {"dtype": "float32"}))
+    changes = {"model.dtype": "bfloat16", "model.remat": (0, 1), "optim.train": (student,), "teacher": "PATH"}
+    deeper = small_config(
+        "photos", **changes, **{f"model.{k}": v for k, v in SMALL.items()}, **{"model.temporal_factor": 4}
+    )
+    now = architecture_of_run(deeper, known)
+    kept = "encoder" if student == "decoder" else "decoder"
+    assert getattr(now, kept) == dataclasses.replace(getattr(known, kept), dtype="bfloat16", remat=(0, 1))
+    assert now.encoder.dtype == now.decoder.dtype == "bfloat16"
 
 
 def test_distance_to_the_teacher_is_zero_only_for_the_teacher_itself(setup):
@@ -287,6 +301,15 @@ def test_channels_are_added_to_whole_models_and_never_taken_away():
         ({**DECODER, "loss.weights.anchor": 1.0}, r"a frozen encoder cannot drift"),
         ({**DECODER, "loss.weights.features": 1.0}, r"^loss\.weights\.features = 1\.0; accepted: 0, or with"),
         ({"model.family": ""}, r"^model\.family = '' without init"),
+        (
+            {
+                **DECODER,
+                "optim.train": ("encoder",),
+                "loss.weights.adversarial": 0.1,
+                "loss.adversarial.adaptive": 1e4,
+            },
+            r"^loss\.adversarial\.adaptive = 10000\.0 with optim\.train = \('encoder',\); accepted: 0",
+        ),
     ],
 )
 def test_settings_that_need_a_model_to_start_from_are_refused_without_one(changes, message):

@@ -57,6 +57,17 @@ def test_a_network_that_differs_is_named_with_both_values(tmp_path):
         resume.check_networks(checkpoints, 4, config)
 
 
+@pytest.mark.parametrize(("had", "has"), [(1.0, 0.0), (0.0, 1.0)])
+def test_projections_neither_join_nor_leave_a_run(had, has, tmp_path):
+    teaches = {"optim.train": ("decoder",), "teacher": "PATH"}
+    saved, now = (small_config("photos", **teaches, **{"loss.weights.features": w}) for w in (had, has))
+    message = rf"^loss\.weights\.features = {has}, but the run in this workdir has {'' if had else 'no '}proj"
+    with saved_run(tmp_path, as_saved(saved)) as checkpoints:
+        resume.check_networks(checkpoints, 4, saved)
+        with pytest.raises(InputError, match=message):
+            resume.check_networks(checkpoints, 4, now)
+
+
 def test_the_position_of_a_removed_bucket_is_kept_and_a_new_one_starts_at_its_first_sample(setup, tmp_path):
     guard = StepGuard(RunFolder(tmp_path), setup.config.recovery, 0)
     with Checkpoints(tmp_path) as checkpoints:

@@ -70,9 +70,10 @@ def open_codec(
 
 
 def pixel_channels(name: str) -> int:
-    """The pixel channels of a run or an export; 3, RGB, for any other codec."""
-    is_baseline = name in ("identity", "linear")
-    return load.pixel_channels(name) if not is_baseline and os.path.isdir(expand_home(name)) else 3
+    """The pixel channels of a run, an export or a published VAE; 3, RGB, for any other codec."""
+    if name in ("identity", "linear") or not (os.path.isdir(expand_home(name)) or is_published(name)):
+        return 3
+    return load.pixel_channels(name)
 
 
 def _latent_size(like: Codec | None) -> LatentSize:
