@@ -72,6 +72,7 @@ def _store_on_every_process() -> None:
     if tuple(inspect.signature(compile_and_write).parameters) != _COMPILE_AND_WRITE:
         return  # another version of JAX: process 0 alone stores programs
 
+    @functools.wraps(compile_and_write)
     def compile_and_store(backend, computation, devices, options, host_callbacks, module, key):
         begin = time.monotonic()
         executable = compile_and_write(backend, computation, devices, options, host_callbacks, module, key)
