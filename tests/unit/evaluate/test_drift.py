@@ -46,7 +46,7 @@ def test_a_widened_model_has_not_drifted_from_its_widened_start(start):
 
 
 def test_drift_shift_and_scale_are_those_of_numpy(model, start):
-    params = start.params | {"encoder": jax.tree.map(lambda x: 1.05 * x, start.params["encoder"])}
+    params = start.params | {"encoder": jax.tree.map(lambda x: np.asarray(1.05 * x), start.params["encoder"])}
     old, new = (
         np.asarray(model.apply({"params": p}, from_uint8(FRAMES), method="encode").mean, np.float64)
         for p in (start.params, params)
@@ -62,7 +62,7 @@ def test_drift_shift_and_scale_are_those_of_numpy(model, start):
 
 
 def test_the_cross_decode_scores_decode_new_latents_by_the_old_decoder_and_the_reverse(model, start):
-    params = jax.tree.map(lambda x: 1.05 * x, start.params)
+    params = jax.tree.map(lambda x: np.asarray(1.05 * x), start.params)
 
     def psnr(encoder, decoder):
         x = from_uint8(FRAMES)

@@ -210,8 +210,8 @@ def test_pixels_and_teacher_pull_alike_but_only_pixels_move_the_scale(likelihood
     def pixels(x_hat, log_scale):
         return nll(target, x_hat, log_scale).mean()
 
-    pull, scale = jax.grad(teacher, (0, 1))(x_hat, -1.5)
-    np.testing.assert_allclose(pull, jax.grad(pixels)(x_hat, -1.5), rtol=1e-6)
+    pull, scale = jax.grad(teacher, (0, 1))(x_hat, jnp.float32(-1.5))
+    np.testing.assert_allclose(pull, jax.grad(pixels)(x_hat, jnp.float32(-1.5)), rtol=1e-6)
     assert scale == 0
 
 
