@@ -440,12 +440,13 @@ def test_without_pytorch_the_weights_alone_are_verified(run, tmp_path):
     assert torch_autoencoder.Autoencoder.from_pretrained(tmp_path / "out").dtype == torch.float32
 
 
-def test_weights_in_bfloat16_are_those_of_the_run_rounded(run, tmp_path, capsys):
+def test_weights_in_bfloat16_are_those_of_the_run_rounded(run, exported, tmp_path, capsys):
+    capsys.readouterr()
     assert export.main([str(run), str(tmp_path / "out"), "--format=torch", "--dtype=bfloat16"]) == 0
     shown = capsys.readouterr().out
     assert "after rounding; PSNR of a test clip" in shown and "verified in PyTorch: largest" in shown
     vae = torch_autoencoder.Autoencoder.from_pretrained(tmp_path / "out")
-    wanted = torch_autoencoder.Autoencoder.from_pretrained(run.parent / "out")
+    wanted = torch_autoencoder.Autoencoder.from_pretrained(exported)
     for name, value in wanted.state_dict().items():
         assert torch.equal(vae.state_dict()[name], value.bfloat16().float())
 
