@@ -1,7 +1,9 @@
-"""What XLA must know of an absent NVIDIA GPU to compile for it, in the text form of GpuTargetConfigProto."""
+"""Descriptions of NVIDIA GPUs with which XLA compiles for them where none is attached."""
 
 import dataclasses
 from collections.abc import Mapping
+
+from vaejax.runtime.chips import GPUS
 
 VERSION, CUDNN = "13.0.0", (9, 28, 1)  # of CUDA and its driver, and of cuDNN
 COMPILER_OPTIONS: Mapping[str, bool | int] = {
@@ -15,11 +17,9 @@ class Target:
     """An NVIDIA GPU as XLA describes it.
 
     Attributes:
-      name: JAX's device kind.
+      name: JAX's device kind; "NVIDIA " and a key of chips.GPUS, which has memory and bandwidth.
       cores: streaming multiprocessors.
       lanes: float32 units of a multiprocessor.
-      memory: bytes of device memory.
-      bandwidth: bytes per second of the memory.
       cache: bytes of the level 2 cache.
       clock: GHz.
       shared: bytes of shared memory of a multiprocessor; a block can have 1024 fewer.
@@ -30,8 +30,6 @@ class Target:
     name: str
     cores: int
     lanes: int
-    memory: int
-    bandwidth: int
     cache: int
     clock: float
     shared: int
@@ -39,7 +37,8 @@ class Target:
     accelerated: bool
 
     def text(self) -> str:
-        """The description as a GpuTargetConfigProto."""
+        """The description in the text form of XLA's GpuTargetConfigProto."""
+        sheet = GPUS[self.name.removeprefix("NVIDIA ")]
         extension = " feature_extension: ACCELERATED_FEATURES" if self.accelerated else ""
         cudnn = ".".join(map(str, CUDNN))
         return f"""
@@ -52,8 +51,8 @@ gpu_device_info {{
   core_count: {self.cores}
   fpus_per_core: {self.lanes}
   clock_rate_ghz: {self.clock}
-  device_memory_size: {self.memory}
-  memory_bandwidth: {self.bandwidth}
+  device_memory_size: {int(sheet.device_memory)}
+  memory_bandwidth: {int(sheet.bandwidth)}
   l2_cache_size: {self.cache}
   shared_memory_per_core: {self.shared}
   shared_memory_per_block: 49152
@@ -82,8 +81,6 @@ _H100 = Target(
     name="NVIDIA H100 80GB HBM3",
     cores=132,
     lanes=128,
-    memory=84942979072,
-    bandwidth=3352320000000,
     cache=50 * _MIB,
     clock=1.98,
     shared=233472,
@@ -92,15 +89,11 @@ _H100 = Target(
 )
 TARGETS = {
     "h100": _H100,
-    "h200": dataclasses.replace(
-        _H100, name="NVIDIA H200", memory=150109880320, bandwidth=4814540000000, cache=60 * _MIB
-    ),
+    "h200": dataclasses.replace(_H100, name="NVIDIA H200", cache=60 * _MIB),
     "b200": dataclasses.replace(
         _H100,
         name="NVIDIA B200",
         cores=148,
-        memory=191514017792,
-        bandwidth=7672000000000,
         cache=126 * _MIB,
         clock=1.965,
         capability=(10, 0),
@@ -109,8 +102,6 @@ TARGETS = {
         name="NVIDIA A100-SXM4-80GB",
         cores=108,
         lanes=64,
-        memory=85100068864,
-        bandwidth=2039040000000,
         cache=40 * _MIB,
         clock=1.41,
         shared=167936,

@@ -180,7 +180,7 @@ def _cycles(instruction: Instruction) -> int:
 
 
 def _sent(collective: Instruction, shapes: Mapping[str, str], slices: Sequence[int]) -> tuple[Traffic, int]:
-    """What a collective sends, and the bytes of its operands."""
+    """The traffic of a collective to other chips, and the bytes of its operands."""
     kind, text = collective.opcode.removesuffix("-start"), collective.rest
     operands = sum(size(shapes.get(name, ""), anywhere=True) for name in collective.operands)
     sent = {kind: operands * collectives.sent(kind, text)}

@@ -110,7 +110,7 @@ class Prediction:
 
     @property
     def estimate(self) -> str:
-        """What `update_seconds` rests on: the slower estimate."""
+        """The name of the estimate that gives `update_seconds`, the slower one."""
         slower = self.update_seconds > 1.001 * self.roofline_seconds
         return "libtpu's cycle estimates" if slower else "the roofline"
 

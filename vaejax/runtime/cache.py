@@ -39,7 +39,7 @@ def share(workdir: str) -> None:
 
 
 def keep_compiled() -> None:
-    """Makes JAX store compiled programs for later commands, so that a restarted run compiles nothing.
+    """Makes JAX store compiled programs, so that later commands and restarted runs load them.
 
     They go to JAX's own cache directory if one is set, e.g. by $JAX_COMPILATION_CACHE_DIR, and otherwise
     to `xla` in `folder()`. Small programs are stored too, unless
@@ -55,6 +55,7 @@ def keep_compiled() -> None:
     _store_on_every_process()
 
 
+# Parameters of the function of JAX that `_store_on_every_process` replaces.
 _COMPILE_AND_WRITE = ("backend", "computation", "executable_devices", "compile_options", "host_callbacks")
 _COMPILE_AND_WRITE += ("module_name", "cache_key")
 

@@ -179,17 +179,17 @@ class _Ahead:
 
     Args:
       phase: the phase whose programs are compiled.
-      compile: function that compiles them.
+      compiled: function that compiles them.
     """
 
-    def __init__(self, phase: Phase, compile: Callable[[], PhasePrograms]):
+    def __init__(self, phase: Phase, compiled: Callable[[], PhasePrograms]):
         self.phase = phase
         self._result: list[PhasePrograms] = []
         self._error: list[BaseException] = []
 
         def work():
             try:
-                self._result.append(compile())
+                self._result.append(compiled())
             except BaseException as error:
                 self._error.append(error)
 
