@@ -150,6 +150,11 @@ class OptimConfig:
     b1: float = setting(0.9, SHARE, "Decay of Adam's first moment.")
     b2: float = setting(0.99, SHARE, "Decay of Adam's second moment.")
     weight_decay: float = setting(0.0, FROM_0, "Decoupled weight decay of kernels.")
+    fan_in: int = setting(
+        0,
+        NATURAL,
+        "Kernels with more inputs than this learn more slowly in proportion; 0 treats all alike.",
+    )
     agc: float = setting(0.1, FROM_0, "λ of adaptive gradient clipping; 0 turns it off.")
     agc_scales: bool = setting(False, FLAG, "Clip the scales and gains of modulated kernels as well.")
 

@@ -45,6 +45,10 @@ def clipping(config: OptimConfig) -> optax.GradientTransformation:
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Returns the chain of clipping, Adam, weight decay of kernels and learning rate.
 
+    Adam changes every weight by about the learning rate, so the output of a kernel with n inputs changes by
+    up to n times as much. With config.fan_in, kernels with more inputs learn more slowly in proportion (muP
+    for Adam, arXiv 2203.03466, table 8).
+
     The structure of its state does not depend on the settings, so a run can resume with other settings.
 
     Args:
@@ -60,11 +64,25 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
 
     return optax.chain(
         clipping(config),
-        optax.scale_by_adam(config.b1, config.b2),
+        _scaled_by_fan_in(optax.scale_by_adam(config.b1, config.b2), config.fan_in),
         optax.add_decayed_weights(config.weight_decay, kernels),
         optax.masked(optax.scale(LOG_SCALE_RATE), likelihood),
         optax.scale_by_learning_rate(learning_rate(config, steps)),
     )
+
+
+def _scaled_by_fan_in(adam: optax.GradientTransformation, fan_in: int) -> optax.GradientTransformation:
+    """Multiplies the updates of kernels with n > fan_in inputs by fan_in / n; 0 changes nothing."""
+
+    def scaled(path, update: jax.Array) -> jax.Array:
+        inputs = update.size // update.shape[-1] if _names(path)[-1] == "kernel" else 0
+        return update * (fan_in / inputs) if 0 < fan_in < inputs else update
+
+    def update(updates, state, params=None):
+        updates, state = adam.update(updates, state, params)
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _names(path) -> tuple[str, ...]:

@@ -82,6 +82,24 @@ def test_the_chain_is_clipping_then_adam_then_the_rate(tree):
             np.testing.assert_allclose(leaf(updates, path), -rate * expected, rtol=1e-3, atol=1e-7)
 
 
+def test_kernels_with_many_inputs_learn_more_slowly(tree):
+    params, gradients = tree
+    names = []
+
+    def updates(**changes):
+        chain = optim.optimizer(settings(learning_rate=1.0, warmup=0, agc=0.0, **changes), steps=10)
+        return jax.jit(chain.update)(gradients, chain.init(params), params)[0]
+
+    for (path, scaled), plain in zip(
+        jax.tree_util.tree_leaves_with_path(updates(fan_in=30)), jax.tree.leaves(updates()), strict=True
+    ):
+        kernel = path[-1].key == "kernel"
+        inputs = int(np.prod(plain.shape[:-1])) if kernel else 1
+        np.testing.assert_allclose(scaled, plain * min(1, 30 / inputs), rtol=1e-6)
+        names += [(kernel, inputs > 30)]
+    assert set(names) == {(False, False), (True, False), (True, True)}
+
+
 def test_the_cosine_schedule_warms_up_and_ends_where_it_should():
     schedule = optim.learning_rate(settings(learning_rate=2.0, warmup=10, final_fraction=0.1), 110)
     np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 60, 110)], [0, 1, 2, 1.1, 0.2], rtol=1e-6)
