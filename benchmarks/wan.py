@@ -13,15 +13,12 @@ import argparse
 import json
 import os
 import pathlib
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 import numpy as np
+import turns
 
 TASKS = ["encode_17x256x256", "decode_17x256x256", "encode_1x256x256", "decode_1x256x256"]
 TASKS += ["train_4x1x128x128", "train_1x9x128x128"]
@@ -161,66 +158,38 @@ def of_vaejax(task: str, size: str, folder: pathlib.Path) -> Callable[[], Array]
 
 
 def work(contestant: str, task: str, size: str, folder: pathlib.Path) -> None:
-    """Runs a task once for every line on stdin.
-
-    Prints the seconds, the CPU seconds and the peak memory so far in GiB.
-
-    The result of the first time is saved.
-    """
+    """Runs a task for every line on stdin, see `turns.serve`, and saves the result of the first time."""
     if contestant == "vaejax":
         run = of_vaejax(task, size, folder)
     else:
         run = of_diffusers(task, size, folder, compiled=contestant == "torch.compile")
     first = folder / f"{contestant}_{task}.npy"
-    for _ in sys.stdin:
-        start, cpu = time.perf_counter(), time.process_time()
+
+    def once() -> None:
         y = run()
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         if not first.exists():
             np.save(first, y)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps([seconds, cpu, peak]), flush=True)
+
+    turns.serve(once)
 
 
 def compete(task: str, names: list[str], args: argparse.Namespace, folder: pathlib.Path) -> dict:
     """Times all contestants in turn; returns their seconds, peak memory and largest difference."""
-
-    def started(name: str) -> subprocess.Popen:
+    contestants = {}
+    for name in names:
         command = [sys.executable, __file__, f"--size={args.size}", f"--work={name}", f"--tasks={task}"]
         command += [f"--folder={folder}", f"--threads={args.threads}"]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def turn(process: subprocess.Popen) -> list[float]:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        if not (line := process.stdout.readline()):
-            sys.exit(f"{task}: a contestant ended, perhaps for lack of memory: {process.args}")
-        return json.loads(line)
-
-    processes = {name: started(name) for name in names}
-    once = {name: turn(process)[0] for name, process in processes.items()}
+        contestants[name] = turns.Contestant(command)
+    once = {name: one.turn()[0] for name, one in contestants.items()}
     results = [np.load(folder / f"{name}_{task}.npy") for name in names]
     difference = max(float(np.abs(y - results[0]).max() / np.abs(results[0]).max()) for y in results)
     if not difference < 1e-4:
         sys.exit(f"{task}: the results differ by {difference:.1e}")
-    rounds = []
-    for i in range(args.rounds):
-        rounds.append({name: turn(processes[name]) for name in names[:: 1 if i % 2 else -1]})
-    for process in processes.values():
-        process.communicate()
-    found: dict = {"difference": difference}
-    for name in names:
-        found[name] = {"peak_gib": rounds[-1][name][2], "first_seconds": once[name]}
-        for i, what in enumerate(("seconds", "cpu_seconds")):
-            times = [r[name][i] for r in rounds]
-            ratios = [r[name][i] / r["vaejax"][i] for r in rounds]
-            found[name][what] = {
-                "all": times,
-                "median": statistics.median(times),
-                "ratio": statistics.median(ratios),
-                "ratios": ratios,
-            }
-    return found
+    found: dict = turns.compete(contestants, args.rounds)
+    for name, one in contestants.items():
+        one.end()
+        found[name]["first_seconds"] = once[name]
+    return found | {"difference": difference}
 
 
 def main() -> None:
