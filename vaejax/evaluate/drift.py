@@ -16,9 +16,10 @@ from vaejax.runtime import mesh as sharding
 
 
 class DriftMeter:
-    """Compares a model with the one that it started from, or with its teacher, on samples of one shape.
+    """Compares a model with the one that it started from, or with its teacher, on samples of one bucket.
 
-    All latents are means of the posterior.
+    All latents are means of the posterior. If the encoder is frozen, the same samples always have the same
+    scores, so each bucket is measured once.
 
     Args:
       model: the autoencoder that trains.
@@ -28,23 +29,22 @@ class DriftMeter:
     """
 
     def __init__(self, model: Autoencoder, known: TrainedVAE, trains_encoder: bool, mesh: Mesh):
-        start = Autoencoder(known.architecture.replace(remat=(), dtype=model.architecture.dtype))
-
-        def placed(*arguments):
-            with sharding.placing_frames(mesh):
-                return compare(*arguments, model=model, start=start, cross=trains_encoder)
-
-        self._compare = jax.jit(placed, out_shardings=sharding.replicated(mesh))
+        self._compare = comparing(model, known, trains_encoder, mesh)
         self._params = sharding.replicate(mesh, known.params)
         self._values: dict[str, list[np.ndarray]] = {}
+        self._kept: dict[str, dict[str, float]] | None = None if trains_encoder else {}
+
+    def needs(self, bucket: str) -> bool:
+        """Whether the samples of a bucket must be added before its `scores`."""
+        return not self._kept or bucket not in self._kept
 
     def add(self, params: dict, frames: UInt8[Array, "B T H W C"], count: int) -> None:
         """Adds the first `count` samples of a batch, encoded with the model's parameters `params`."""
         for name, value in self._compare(params, self._params, frames).items():
             self._values.setdefault(name, []).append(np.asarray(value)[:count])
 
-    def scores(self) -> dict[str, float]:
-        """Returns the scores of the samples added since the last call.
+    def scores(self, bucket: str) -> dict[str, float]:
+        """Returns the scores of the samples of a bucket that were added since the last call.
 
         drift: root mean square distance of the latents, in standard deviations of each channel.
         drift_shift: root mean square difference of the channel means, in the same units.
@@ -54,6 +54,8 @@ class DriftMeter:
         psnr_old_latents: PSNR of the old latents, decoded by the new decoder. If the encoder is frozen, this
           score and psnr_old_decoder are absent.
         """
+        if not self.needs(bucket):
+            return (self._kept or {})[bucket]
         means = {
             name: np.concatenate(parts).astype(np.float64).mean(0) for name, parts in self._values.items()
         }
@@ -67,7 +69,24 @@ class DriftMeter:
             "drift_scale": np.sqrt(np.maximum(new[1] - new[0] ** 2, 0) / variance).mean(),
         }
         psnr = {name: value for name, value in means.items() if name.startswith("psnr")}
-        return {name: float(value) for name, value in (drift | psnr).items()}
+        scores = {name: float(value) for name, value in (drift | psnr).items()}
+        if self._kept is not None:
+            self._kept[bucket] = scores
+        return scores
+
+
+def comparing(model: Autoencoder, known: TrainedVAE, trains_encoder: bool, mesh: Mesh) -> Any:
+    """Returns `compare` as a program for the devices of a mesh, which takes (params, start_params, frames).
+
+    The other arguments are those of `DriftMeter`.
+    """
+    start = Autoencoder(known.architecture.replace(remat=(), dtype=model.architecture.dtype))
+
+    def placed(*arguments):
+        with sharding.placing_frames(mesh):
+            return compare(*arguments, model=model, start=start, cross=trains_encoder)
+
+    return jax.jit(placed, out_shardings=sharding.replicated(mesh))
 
 
 def compare(

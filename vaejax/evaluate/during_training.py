@@ -85,12 +85,7 @@ class TrainingEvaluation:
         self._stopping, self._is_main = stopping, jax.process_index() == 0
         self._channels = model.architecture.latent_channels
         self._factors = model.architecture.spatial_factor, model.architecture.temporal_factor
-
-        def placed_score(*arguments):
-            with sharding.placing_frames(mesh):
-                return score(*arguments, model=model, objective=objective, shown=config.panels.samples)
-
-        self._score = jax.jit(placed_score, out_shardings=sharding.replicated(mesh))
+        self._score = scoring(config, model, objective, mesh)
         self._lpips = sharding.replicate(mesh, dict(lpips_params))
         trains_encoder = "encoder" in config.optim.train
         self._drift = DriftMeter(model, known, trains_encoder, mesh) if known else None
@@ -218,7 +213,9 @@ class TrainingEvaluation:
         spreads: dict[str, float] = {}
         linear, samples, files = [], 0, set()
         for batch, frames in self._with_bar(
-            self._batches(bucket), f"evaluating {bucket.name}", -(-self._config.eval.samples // bucket.batch)
+            self._batches(bucket),
+            f"evaluating {bucket.name}",
+            -(-self._config.eval.samples // bucket.at_once),
         ):
             count = len(batch.frames)
             for suffix, params in (("", average), ("_raw", raw)):
@@ -228,7 +225,7 @@ class TrainingEvaluation:
                     values.setdefault(name + suffix, []).append(np.asarray(value)[:count])
                 if not suffix:
                     spreads = {k: max(float(v), spreads.get(k, 0.0)) for k, v in spread.items()}
-            if self._drift:
+            if self._drift and self._drift.needs(bucket.name):
                 self._drift.add(average["autoencoder"], frames, count)
             samples += count
             files |= {name.rpartition("@")[0] for name in batch.names}
@@ -245,7 +242,7 @@ class TrainingEvaluation:
         if linear:
             result["psnr_linear"] = sum(linear) / samples
         if self._drift:
-            result |= self._drift.scores()
+            result |= self._drift.scores(bucket.name)
         result |= self._score_training(bucket, average)
         return result | spreads | {"samples": samples, "files": len(files)}
 
@@ -253,7 +250,7 @@ class TrainingEvaluation:
         """The score 'psnr_train'; {} if the training samples can no longer be read."""
         count = min(self._config.eval.samples, TRAINING_SAMPLES)
         sampler = Sampler(self._sources, bucket, "train", self._config.data, self._config.seed)
-        batches = pipeline.read_batches(sampler, count, bucket.batch)
+        batches = pipeline.read_batches(sampler, count, bucket.at_once)
         values = []
         try:
             for batch, frames in self._on_mesh(
@@ -286,22 +283,22 @@ class TrainingEvaluation:
         return self._linear.get(bucket.name)
 
     def _batches(self, bucket: Bucket) -> Iterator[tuple[Batch, jax.Array]]:
-        """Held-out batches, and their frames on the mesh, padded with copies to the bucket's batch size."""
+        """Held-out batches, and their frames on the mesh, padded with copies to `bucket.at_once`."""
         return self._on_mesh(bucket, self._held_out(bucket))
 
     def _on_mesh(self, bucket: Bucket, batches: Iterable[Batch]) -> Iterator[tuple[Batch, jax.Array]]:
-        """Batches, and their frames on the mesh, padded with copies to the bucket's batch size."""
+        """Batches, and their frames on the mesh, padded with copies to `bucket.at_once`."""
         for batch in batches:
             if self._stopping():
                 raise Stopped
-            padded = batch.frames[np.arange(bucket.batch) % len(batch.frames)]
+            padded = batch.frames[np.arange(bucket.at_once) % len(batch.frames)]
             yield batch, sharding.shard_batch(self._mesh, padded)
 
     def _held_out(self, bucket: Bucket) -> Iterator[Batch]:
         """Held-out batches, the same on every process. If there are none, `table` will show the reason."""
         settings = self._config.data
         batches = pipeline.eval_batches(
-            self._sources, bucket, settings, self._config.eval.samples, bucket.batch
+            self._sources, bucket, settings, self._config.eval.samples, bucket.at_once
         )
         empty = True
         try:
@@ -322,6 +319,16 @@ class TrainingEvaluation:
         """The items, with a progress bar on the main process if its stderr is a terminal."""
         disable = None if self._is_main else True
         return tqdm(items, label, total, leave=False, file=sys.stderr, disable=disable)
+
+
+def scoring(config: "Config", model: Autoencoder, objective: Objective, mesh: Mesh) -> Any:
+    """Returns `score` as a program for the devices of a mesh, which takes (params, lpips_params, frames)."""
+
+    def placed(*arguments):
+        with sharding.placing_frames(mesh):
+            return score(*arguments, model=model, objective=objective, shown=config.panels.samples)
+
+    return jax.jit(placed, out_shardings=sharding.replicated(mesh))
 
 
 def score(

@@ -125,6 +125,21 @@ def load_for(loss: Any, buckets: Sequence[Any]) -> dict:
     return load_configured(loss.perceptual.network, loss.perceptual.weights)
 
 
+def for_scores(loss: Any, params: dict) -> dict[str, dict]:
+    """Returns the parameters of the networks that score a run, by name.
+
+    These are the published AlexNet, even if the loss uses another file, and the network of the loss.
+
+    Args:
+      loss: section `loss` of the configuration.
+      params: result of `load_for`.
+    """
+    networks = {"alexnet": load_configured("alexnet")}
+    if params:
+        networks.setdefault(loss.perceptual.network, params)
+    return networks
+
+
 def lpips(
     params: dict, x: jax.Array, y: jax.Array, network: str = "vgg16", dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:

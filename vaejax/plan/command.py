@@ -15,7 +15,7 @@ from vaejax.codec.load import load_vae
 from vaejax.config import Config, check
 from vaejax.data.bucket import buckets_of
 from vaejax.models import families
-from vaejax.plan import suggestion, table
+from vaejax.plan import evaluation, suggestion, table
 from vaejax.plan.cost import Costs
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
@@ -43,7 +43,7 @@ def run(
     compiled = functools.partial(plan, topology=target, costs=costs, jobs=jobs or _jobs())
     arguments = [shlex.quote(a) for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
     if suggest:
-        config = suggestion.best(config, target, compiled)
+        config = suggestion.best(config, target, functools.partial(compiled, updates_only=True))
         arguments += suggestion.flags(config)
     prediction = compiled(config)
     print(table.text(config, target, prediction, samples, price))
@@ -55,8 +55,10 @@ def run(
     return 0 if prediction.all_fit else 1
 
 
-def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Prediction:
-    """Predicts the cost of a run's last update; compiles the programs whose costs are not cached.
+def plan(
+    config: Config, topology: Topology, costs: Costs, jobs: int = 1, updates_only: bool = False
+) -> Prediction:
+    """Predicts the cost of a run's last update and evaluation; compiles the programs that are not cached.
 
     The last update also has the loss terms that start later in a run. The bucket with the most pixels per
     batch is compiled first.
@@ -66,6 +68,7 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
       topology: the topology to compile for.
       costs: cache of the costs of programs for this topology.
       jobs: number of programs to compile at once.
+      updates_only: whether to leave out evaluation and the probe.
 
     Raises:
       InputError: if the configuration does not suit the topology.
@@ -98,6 +101,12 @@ def plan(config: Config, topology: Topology, costs: Costs, jobs: int = 1) -> Pre
         submitted["update"] = pool.submit(
             costs.of, "the update", made_from, lambda: programs.apply(phase), lambda: 0, slices
         )
+        others = {} if updates_only else dict(evaluation.programs_of(config, programs, buckets, known))
+        settings = {key: everything[key] for key in ("probe", "panels")}
+        settings["at once"] = {b.name: b.at_once for b in buckets}
+        for name, trace in others.items():
+            source = made_from | settings | {"program": name}
+            submitted[name] = pool.submit(costs.of, name, source, trace, lambda: 0, slices)
         costs_by_name = {name: cost.result() for name, cost in submitted.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -31,7 +31,7 @@ def numbers(
       samples: samples to train on; 0 means those of config.steps updates.
       price: price of one chip for an hour.
     """
-    mesh, programs = config.mesh, {}
+    mesh, programs, timed = config.mesh, {}, {b.name for b in prediction.buckets} | {"update"}
     for name, cost in prediction.costs.items():
         programs[name] = {
             "fits": prediction.fits(name),
@@ -46,7 +46,7 @@ def numbers(
             "model_flops": cost.model_flops / prediction.chips,
             "compile_seconds": cost.seconds,
         }
-        if prediction.is_timed and cost.fits:
+        if prediction.is_timed and cost.fits and name in timed:
             programs[name]["seconds"] = prediction.seconds(name)
     plan = {
         "topology": topology.name,
@@ -133,24 +133,26 @@ def last_words(topology: Topology, prediction: Prediction, arguments: Sequence[s
         verdict = f"does not fit: {', '.join(too_large)}"
         more = "" if suggested else " --suggest"
         command = f"python -m vaejax.plan {flags} --topology={topology.name}{more}"
-    buckets = f"{count} bucket{'s' * (count != 1)} and the optimizer step"
-    return f"planned {buckets} for {topology.name}: {verdict}\nnext: {command}"
+    planned = f"{count} bucket{'s' * (count != 1)}, the optimizer step and evaluation"
+    return f"planned {planned} for {topology.name}: {verdict}\nnext: {command}"
 
 
 def _table(prediction: Prediction) -> Iterator[str]:
     """A row for each program under headers; columns that are empty in every row are left out."""
     buckets: dict[str, Bucket | None] = {b.name: b for b in prediction.buckets}
-    rows = {name: _cells(name, bucket, prediction) for name, bucket in (buckets | {"update": None}).items()}
+    names = dict.fromkeys([*buckets, "update", *prediction.costs])
+    rows = {name: _cells(name, buckets.get(name), prediction) for name in names}
     shown = [column for column in COLUMNS if any(column in cells for cells in rows.values())]
-    yield _line("program", shown, shown)
+    width = max(20, *map(len, rows))
+    yield _line(f"{'program':{width}}", shown, shown)
     for name, cells in rows.items():
-        line = _line(name, shown, [cells.get(column, "") for column in shown])
+        line = _line(f"{name:{width}}", shown, [cells.get(column, "") for column in shown])
         yield line + ("" if prediction.fits(name) else "  does not fit")
 
 
 def _line(name: str, columns: Sequence[str], cells: Sequence[str]) -> str:
     width = zip(columns, cells, strict=True)
-    return f"{name:20}" + "".join(f"  {cell:>{max(6, len(column))}}" for column, cell in width)
+    return name + "".join(f"  {cell:>{max(6, len(column))}}" for column, cell in width)
 
 
 def _cells(name: str, bucket: Bucket | None, prediction: Prediction) -> dict[str, str]:
@@ -165,7 +167,7 @@ def _cells(name: str, bucket: Bucket | None, prediction: Prediction) -> dict[str
         cells["batch"] = str(bucket.batch)
     if cost.fits:
         cells |= {"moved GB": f"{cost.memory_traffic / GB:.1f}", "sent MB": f"{cost.sent / 1e6:.0f}"}
-    if cost.fits and chip and prediction.is_timed:
+    if cost.fits and chip and prediction.is_timed and (bucket or name == "update"):
         seconds = prediction.seconds(name)
         cells |= {f"{part} ms": f"{1e3 * seconds[part]:.1f}" for part in PARTS}
         if bucket:
@@ -183,20 +185,24 @@ def _remedies(config: Config, prediction: Prediction) -> Iterator[str]:
             f"update needs {prediction.needed('update') / GB:.1f} GB, but only {room / GB:.1f} GB are"
             f" available; try {more + ', ' if more else ''}{last_resort}"
         )
-    for bucket in prediction.buckets:
-        if prediction.fits(bucket.name):
+    buckets = {bucket.name: bucket for bucket in prediction.buckets}
+    for name in prediction.costs:
+        if prediction.fits(name) or name == "update":
             continue
+        bucket, remedies = buckets.get(name.split()[-1]), []
         left = max(0.0, room - prediction.state - prediction.code)
-        share = left / max(1, prediction.work(bucket.name))
-        remedies = [*_in_pieces(bucket, share, config, prediction.chips)]
-        remedies += _smaller(bucket, share, config, prediction.chips)
-        levels = tuple(range(architecture_of(config.model).encoder.levels))
-        if set(levels) - set(config.model.remat):
-            remedies.append(f"--config.model.remat='{levels}'")
+        share = left / max(1, prediction.work(name))
+        if bucket:
+            remedies += _in_pieces(bucket, share, config, prediction.chips)
+        if name in buckets:
+            remedies += _smaller(buckets[name], share, config, prediction.chips)
+            levels = tuple(range(architecture_of(config.model).encoder.levels))
+            if set(levels) - set(config.model.remat):
+                remedies.append(f"--config.model.remat='{levels}'")
         if prediction.state > 0.2 * room and (more := _more_fsdp(config, prediction.chips)):
             remedies.append(more)
         yield (
-            f"{bucket.name} needs {prediction.needed(bucket.name) / GB:.1f} GB, but only {room / GB:.1f} GB"
+            f"{name} needs {prediction.needed(name) / GB:.1f} GB, but only {room / GB:.1f} GB"
             f" are available; try {', or '.join(remedies) or last_resort}"
         )
 

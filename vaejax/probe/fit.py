@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Sharding
+from jax.stages import Traced
 
 from vaejax.models.ema import ema
 from vaejax.probe import flow
@@ -61,6 +63,20 @@ def fit(
         )
         progress(updates, loss)
     return state.average
+
+
+def traced(model: DiT, preset: Preset, shape: tuple[int, ...], place: Sharding) -> Traced:
+    """The program of SCAN updates, traced for latents of `shape` (t, h, w, c) that lie at `place`."""
+
+    def like(shape, dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda key: _init(key, shape, model, preset), key)
+    state, key = jax.tree.map(lambda x: like(x.shape, x.dtype), (state, key))
+    batches = SCAN, preset.batch
+    x, labels = like((*batches, *shape), jnp.float32), like(batches, jnp.int32)
+    return _updates.trace(state, x, labels, key, model=model, preset=preset)
 
 
 def velocity(model: DiT, params: Params, labels: jax.Array | np.ndarray) -> flow.Velocity:

@@ -80,15 +80,7 @@ class Probe:
     ):
         self.media, self._preset, self._features, self._fid = media, preset, features, fid
         self._progress, self._stopping = progress, stopping
-        self._model = DiT(
-            preset.width,
-            preset.depth,
-            preset.heads,
-            preset.patch,
-            preset.attention,
-            len(media.classes),
-            preset.dtype,
-        )
+        self._model = transformer(preset, len(media.classes))
         self.network = "i3d" if media.bucket.frames >= SHORTEST_CLIP else "efficientnet"
         features.load(self.network, *(["inception"] if fid else []))
 
@@ -246,6 +238,12 @@ class Probe:
         self._advance(bar, updates)
         if not bar.disable:  # reading the loss waits for the device
             bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
+
+
+def transformer(preset: Preset, classes: int) -> DiT:
+    """The transformer of a preset, for samples of this number of classes."""
+    p = preset
+    return DiT(p.width, p.depth, p.heads, p.patch, p.attention, classes, p.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from vaejax.errors import Stopped, TrainingFailed
 from vaejax.evaluate.during_training import TrainingEvaluation
-from vaejax.networks.lpips import load_configured
+from vaejax.networks import lpips
 from vaejax.probe.during_training import TrainingProbe
 from vaejax.rundir.reporter import Reporter
 from vaejax.rundir.verdict import Verdict
@@ -42,9 +42,6 @@ class Evaluators:
         self._steps, self._watchdog, self._preemption = config.steps, watchdog, preemption
         self._step, self._max_drift = 0, config.eval.max_drift
         self.verdict: Verdict | None = None
-        networks = {"alexnet": load_configured("alexnet")}
-        if programs.lpips_params:  # scores use the published AlexNet, even if training uses another file
-            networks.setdefault(config.loss.perceptual.network, programs.lpips_params)
         self._held_out = TrainingEvaluation(
             setup.sources,
             setup.buckets,
@@ -52,7 +49,7 @@ class Evaluators:
             programs.model,
             programs.objective,
             setup.mesh,
-            networks,
+            lpips.for_scores(config.loss, programs.lpips_params),
             self._stopping("evaluating", last_finishes=True),
             setup.known,
         )

@@ -159,10 +159,7 @@ class Programs:
             reference=self.reference,
             inject=functools.partial(self.inject, bucket.name) if self.inject else None,
         )
-        size = bucket.frames, bucket.height, bucket.width
-        shape = bucket.batch, *size, self.model.architecture.pixel_channels
-        place, whole = sharding.frames_sharding(self.mesh, bucket.at_once), sharding.replicated(self.mesh)
-        frames = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
+        frames, whole = self.frames(bucket, bucket.batch), sharding.replicated(self.mesh)
         key, lpips_params, reference_params = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
             (jax.eval_shape(lambda: jax.random.key(0)), self.lpips_params, self.reference_params),
@@ -170,12 +167,18 @@ class Programs:
         places = jax.tree.map(lambda x: x.sharding, accumulated)
         latents = None
         if self.cached:
-            shape = bucket.batch, *self.model.architecture.latent_shape(*size)
-            latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+            shape = self.model.architecture.latent_shape(bucket.frames, bucket.height, bucket.width)
+            latents = jax.ShapeDtypeStruct((bucket.batch, *shape), jnp.float32, sharding=frames.sharding)
         step = jax.jit(step, donate_argnums=1, out_shardings=(places, None))
         with sharding.placing_frames(self.mesh):
             arguments = self.state, accumulated, frames, key, lpips_params
             return step.trace(*arguments, reference_params=reference_params, latents=latents)
+
+    def frames(self, bucket: Bucket, batch: int) -> jax.ShapeDtypeStruct:
+        """Shape and sharding of uint8 samples of this bucket."""
+        shape = batch, bucket.frames, bucket.height, bucket.width, self.model.architecture.pixel_channels
+        place = sharding.frames_sharding(self.mesh, bucket.at_once)
+        return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
 
     def apply(self, phase: Phase) -> Traced:
         """The program `step.apply_gradients`: updates a state with the gradients of all buckets."""

@@ -74,6 +74,12 @@ class Setup:
                 split.write(folder.splits)
             for line in split.report() + sources.held_out_report(opened, buckets, config.data):
                 print(line, file=sys.stderr)
+            if config.loss.weights.anchor and known and known.std is None:
+                print(
+                    f"note: {known.name} has no latent statistics; loss.weights.anchor takes 1 for the"
+                    " standard deviation of every channel",
+                    file=sys.stderr,
+                )
         if config.data.latents and known:
             opened = _with_latents(opened, buckets, config, known)
         return cls(config, mesh, buckets, opened, inject, known)

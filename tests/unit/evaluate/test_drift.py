@@ -32,7 +32,7 @@ def measured(model, start, params, trains_encoder=True, batches=((0, 4),)):
     meter = DriftMeter(model, start, trains_encoder, sharding.over_height(jax.devices()[:1]))
     for first, last in batches:
         meter.add(params, FRAMES[[*range(first, last), *[0] * (4 - last + first)]], last - first)
-    return meter.scores()
+    return meter.scores("image")
 
 
 def test_a_widened_model_has_not_drifted_from_its_widened_start(start):
@@ -41,7 +41,7 @@ def test_a_widened_model_has_not_drifted_from_its_widened_start(start):
     start = start._replace(architecture=new, params=params)
     meter = DriftMeter(Autoencoder(new), start, True, sharding.over_height(jax.devices()[:1]))
     meter.add(params, np.concatenate([FRAMES, FRAMES[..., :1]], -1), 4)
-    scores = meter.scores()
+    scores = meter.scores("image")
     assert scores["drift"] == 0 and scores["psnr_start"] == scores["psnr_old_latents"]
 
 
@@ -89,3 +89,15 @@ def test_a_frozen_encoder_has_no_drift(model, start):
         "psnr_start",
     }
     np.testing.assert_allclose(found["drift_scale"], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("trains_encoder", [True, False])
+def test_a_frozen_encoder_is_measured_once_per_bucket(model, start, trains_encoder):
+    meter = DriftMeter(model, start, trains_encoder, sharding.over_height(jax.devices()[:1]))
+    meter.add(start.params, FRAMES, 4)
+    first = meter.scores("image")
+    assert meter.needs("image") == trains_encoder and meter.needs("video")
+    if not trains_encoder:
+        assert meter.scores("image") == first
+    meter.add(start.params, FRAMES[::-1] // 2, 4)
+    assert meter.scores("video") != first

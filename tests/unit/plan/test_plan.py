@@ -24,6 +24,7 @@ from vaejax.plan.cost import Cost, needed_by
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
 from vaejax.runtime import chips as hardware
+from vaejax.runtime import flops
 from vaejax.runtime import mesh as sharding
 from vaejax.train.programs import Programs
 
@@ -207,7 +208,7 @@ def test_the_table_has_only_columns_that_are_known():
 def test_the_last_words_say_what_fits_and_what_to_do_next():
     flags = ["--config=demo", "--config.mesh.fsdp=2"]
     fits = table.last_words(TOPOLOGY, predicted(), flags, suggested=False).splitlines()
-    assert fits[0] == "planned 1 bucket and the optimizer step for v5e:2x2: everything fits"
+    assert fits[0] == "planned 1 bucket, the optimizer step and evaluation for v5e:2x2: everything fits"
     assert fits[1] == f"next: python -m vaejax.main {' '.join(flags)} --workdir=DIR"
     large = table.last_words(TOPOLOGY, predicted(temporary=1500), flags, suggested=False).splitlines()
     assert large[0].endswith("does not fit: image_64x64")
@@ -358,7 +359,28 @@ def test_the_key_of_a_cost_depends_on_the_buckets_of_the_run():
     planning.plan(check(config), topology, Keys())
     config.data.buckets.video_9x64x64.batch = 0
     planning.plan(check(config), topology, Keys())
-    assert len(keys) == 3 + 2 and not set(keys[:3]) & set(keys[3:])
+    assert len(keys) == 5 + 3 and not set(keys[:5]) & set(keys[5:])
+
+
+def test_evaluation_and_the_probe_are_planned_and_named_if_they_do_not_fit():
+    config, topology, found = demo.get_config("tiny"), Topology("cpu:1", jax.devices()[:1], "cpu", CHIP), {}
+    config.probe.every = 100
+
+    class Measured:
+        def of(self, name, made_from, trace, model_flops, slices):
+            found[name] = flops.count(trace().jaxpr)
+            return cost(temporary=1500 if name == "evaluate image_64x64" else 0)
+
+    prediction = planning.plan(check(config), topology, Measured())
+    image = next(name for name in found if name.startswith("image_64x64"))
+    # A pass forward, and one more through the perceptual network; gradients take twice as much again.
+    assert 0.25 * found[image] < found["evaluate image_64x64"] < 0.5 * found[image]
+    assert found["fit the probe"] > 0 and found["evaluate video_9x64x64"] > 0
+    prediction = dataclasses.replace(prediction, state=0)
+    text = table.text(check(config), topology, prediction)
+    (line,) = (line for line in text.splitlines() if "GB are available" in line)
+    assert line.startswith("evaluate image_64x64 needs") and ".micro=" in line
+    assert not prediction.all_fit
 
 
 def command(*arguments, cache):
