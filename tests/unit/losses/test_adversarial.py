@@ -397,3 +397,14 @@ def test_the_cost_of_a_step_is_that_of_both_nets_counted_once(trained):
     params = {name: one.params for name, one in state.discriminators.items()}
     discriminators = flops(jax.grad(both_sides, argnums=(0, 2)), params, x, x + 0.1)
     assert step <= 1.25 * (without + discriminators), step / (without + discriminators)
+
+
+def test_discriminators_multiply_more_precisely_than_in_bfloat16():
+    """A TPU would else round float32 to bfloat16 in every convolution, forward and backward."""
+    adversary, x = small_adversary(), from_uint8(FRAMES)
+    key = jax.random.key(0)
+    traced = jax.jit(adversary.gradients).trace(initial("image", "video"), x, 0.9 * x, key)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(lines) > 20
+    assert all(line.count("HIGH") + line.count("HIGHEST") == 2 for line in lines)
