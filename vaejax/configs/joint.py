@@ -2,7 +2,7 @@
 
     vaejax train --config=joint --workdir=DIR
     vaejax train --config=joint --workdir=DIR --config.data.media=FOLDER[,FOLDER]
-    vaejax train --config=joint:large --workdir=DIR  # 342M parameters instead of 122M, for a TPU pod
+    vaejax train --config=joint:large --workdir=DIR  # 384M parameters instead of 96M, for a TPU pod
     vaejax train --config=joint:tiny --workdir=DIR   # shrunk: minutes on a laptop
 
 Hardware: a pod slice or GPU node whose device count divides 16. mesh.fsdp and mesh.space save memory

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vaejax.errors import InputError
+from vaejax.models.constraints import on_tpu
 from vaejax.models.design import Design
 from vaejax.models.latent_shape import decoded_frames, latent_frames, latent_side
 from vaejax.models.posterior import DiagonalGaussian
@@ -124,7 +125,7 @@ class Autoencoder(nn.Module):
         Returns:
           The posterior over latents (b, t, h, w, c), t = 1 + k, or k for a later chunk.
         """
-        return DiagonalGaussian.from_moments(self.encoder(x, _is_video(x, is_video)))
+        return DiagonalGaussian.from_moments(self._applied(self.encoder, x, _is_video(x, is_video)))
 
     def decode(self, z: Float[Array, "b t h w c"], is_video: bool | None = None) -> Float[Array, "B T H W C"]:
         """Decodes latents, or the next chunk of a stream if the Flax collection "cache" is mutable.
@@ -138,7 +139,7 @@ class Autoencoder(nn.Module):
           Float32 pixels (B, T, H, W, C), about in [-1, 1] but not clipped. T is 1 + ft·(t - 1), or ft·t for a
           later chunk; ft is the architecture's temporal_factor.
         """
-        return self.decoder(z, _is_video(z, is_video))
+        return self._applied(self.decoder, z, _is_video(z, is_video))
 
     def __call__(
         self, x: Float[Array, "B T H W C"], key: PRNGKeyArray
@@ -154,6 +155,21 @@ class Autoencoder(nn.Module):
         """
         posterior = self.encode(x)
         return self.decode(posterior.sample(key), _is_video(x, None)), posterior
+
+    def _applied(self, half: nn.Module, x: jax.Array, is_video: bool) -> jax.Array:
+        """Applies a half to a clip or chunk.
+
+        On TPUs a clip passes as its first frame, and then all others. Both are chunks of a stream, so the
+        result is that of the whole clip. TPUs store frames in tiles of 8, so 1 + 16 frames would take as much
+        memory and time as 24.
+        """
+        recorded = map(self.is_mutable_collection, ("params", "cache", "features", "activations"))
+        if x.shape[1] == 1 or not on_tpu() or "cache" in self.variables or any(recorded):
+            return half(x, is_video)
+        half, variables = half.unbind()
+        first, past = half.apply(variables, x[:, :1], is_video, mutable=["cache"])
+        rest = half.apply({**variables, **past}, x[:, 1:], is_video)
+        return jnp.concatenate([cast(jax.Array, first), cast(jax.Array, rest)], axis=1)
 
 
 @functools.cache

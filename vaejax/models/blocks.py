@@ -65,8 +65,8 @@ class Film(nn.Module):
     def __call__(self, x: Float[Array, "B T H W C"], is_video: bool) -> Float[Array, "B T H W C"]:
         """Maps (B, T, H, W, C) to the same shape."""
         table = self.param("modality", nn.initializers.zeros, (2, 2, x.shape[-1]))
-        scale, shift = table[int(is_video)].astype(self.dtype)
-        return x * (1 + scale) + shift
+        scale, shift = table[int(is_video)]
+        return (x * (1 + scale) + shift).astype(self.dtype)  # in float32, as their gradients are long sums
 
 
 class FrameAttention(nn.Module):

@@ -1,12 +1,26 @@
-"""Sharding constraints on arrays of a model: models call them, `runtime.mesh` implements them for a mesh."""
+"""What the devices ask of a model, mostly sharding: models ask here, `runtime.mesh` answers for a mesh."""
 
 import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Num
+
+
+class Strips(NamedTuple):
+    """Frames whose height the devices share, as strips: one sample per frame and device.
+
+    Attributes:
+      split: function of (frames, above, below) that returns strips. Each has `above` rows of the strip above
+        it and `below` rows of the strip below it; beyond the frame these rows are zeros.
+      join: the inverse for strips without further rows.
+    """
+
+    split: Callable[[jax.Array, int, int], jax.Array]
+    join: Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +32,16 @@ class Placement:
       images: implementation of `place_images`.
       whole: implementation of `whole`.
       summed: implementation of `summed`.
+      strips: implementation of `strips`.
+      on_tpu: see `on_tpu`.
     """
 
     frames: Callable[[jax.Array], jax.Array] = lambda x: x
     images: Callable[[jax.Array], jax.Array] = lambda x: x
     whole: Callable[[jax.Array], jax.Array] = lambda x: x
     summed: Callable[..., jax.Array] = lambda f, *arrays: f(*arrays)
+    strips: Callable[[jax.Array, int], Strips | None] = lambda x, rows: None
+    on_tpu: bool = False
 
 
 _placement = contextvars.ContextVar("placement", default=Placement())  # noqa: B039, frozen
@@ -61,6 +79,19 @@ def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     divided into equal slices, every device applies f to the whole arrays.
     """
     return _placement.get().summed(f, *arrays)
+
+
+def strips(x: Num[Array, "B T H W C"], rows: int) -> Strips | None:
+    """How to divide frames (B, T, H, W, C) among the devices that share their height.
+
+    Returns None if the devices do not share the height, or if a strip would have less than `rows` rows.
+    """
+    return _placement.get().strips(x, rows)
+
+
+def on_tpu() -> bool:
+    """Whether the program is for TPUs."""
+    return _placement.get().on_tpu
 
 
 @contextlib.contextmanager

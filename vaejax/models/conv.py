@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vaejax.models.constraints import whole
+from vaejax.models import conv_cpu
+from vaejax.models.constraints import strips, whole
 from vaejax.models.conv_cpu import Pads, Triple
-from vaejax.models.conv_cpu import convolve as _cpu
 from vaejax.models.smc import modulate
 
 LANES = 128  # TPUs pad channels to a multiple of this
@@ -38,6 +38,7 @@ def convolve(
     strides: Triple = (1, 1, 1),
     same: bool = True,
     lead: int = 0,
+    before: Float[Array, "B T_before H W C"] | None = None,
 ) -> Float[Array, "B T_out H_out W_out features"]:
     """Convolves a clip, with padding in time only in front.
 
@@ -45,8 +46,8 @@ def convolve(
 
     - CPU: 2D convolutions and matrix products, in float32 or wider. On two cores, the gradients of a whole
       autoencoder take a third of the time of XLA's 3D convolution for videos, and half of it for images.
-    - NVIDIA GPU: one 2D convolution, with the frames that the kernel covers concatenated along channels.
-    - TPU and any other platform: XLA's 3D convolution and its gradients.
+    - GPU, TPU and any other platform: one 2D convolution, with the frames that the kernel covers concatenated
+      along channels.
 
     The platform is chosen when JAX lowers the program, so a program compiled for a TPU on a CPU host uses the
     TPU's version.
@@ -58,12 +59,21 @@ def convolve(
       same: whether to pad height and width with zeros, by kernel size minus stride (not XLA's 'SAME').
         A single row or column of zeros goes below or to the right.
       lead: number of zero frames in front of the clip.
+      before: frames (B, T', H, W, C) in front of the clip, instead of zeros. They count as part of it. This
+        saves accelerators a copy of all frames.
 
     Returns:
-      (B, 1 + (lead + T - kt) // st, H', W', C'): H' = H // sh if `same`, else 1 + (H - kh) // sh; W'
+      (B, 1 + (lead + T' + T - kt) // st, H', W', C'): H' = H // sh if `same`, else 1 + (H - kh) // sh; W'
       likewise.
     """
-    return _convolve(x, kernel, strides, padding(kernel.shape[:3], strides, same, lead))
+    before = x[:, :0] if before is None else before
+    pads = padding(kernel.shape[:3], strides, same, lead)
+    shared = strips(x, max(pads[1])) if max(pads[1]) and strides[1] == 1 else None
+    if shared:
+        # XLA would exchange the rows of all frames that the kernel covers, as channels.
+        before, x = (shared.split(frames, *pads[1]) for frames in (before, x))
+        return shared.join(_convolve(before, x, kernel, strides, (pads[0], (0, 0), pads[2])))
+    return _convolve(before, x, kernel, strides, pads)
 
 
 def padding(size: Sequence[int], strides: Triple, same: bool = True, lead: int = 0) -> Pads:
@@ -98,7 +108,7 @@ def convolve_doubled(
 
     parts: Any = [
         [
-            _convolve(x, k.astype(x.dtype), (1, 1, 1), ((0, 0), rows, columns))
+            _convolve(x[:, :0], x, k.astype(x.dtype), (1, 1, 1), ((0, 0), rows, columns))
             for k, columns in halves(half, 2)
         ]
         for half, rows in halves(kernel, 1)
@@ -108,14 +118,14 @@ def convolve_doubled(
     return y.reshape(b, t, 2 * h, 2 * w, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _convolve(before: jax.Array, x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
     choices = {name: functools.partial(f, strides=strides, pads=pads) for name, f in PLATFORMS.items()}
-    return jax.lax.platform_dependent(x, whole(kernel), **choices)
+    return jax.lax.platform_dependent(before, x, whole(kernel), **choices)
 
 
-def _convolve_forward(x, kernel, strides, pads):
-    return _convolve(x, kernel, strides, pads), (x, kernel)
+def _convolve_forward(before, x, kernel, strides, pads):
+    return _convolve(before, x, kernel, strides, pads), (before, x, kernel)
 
 
 def _convolve_backward(strides, pads, saved, dy):
@@ -123,66 +133,79 @@ def _convolve_backward(strides, pads, saved, dy):
     # computes its own gradients.
     def gradients(f):
         f = functools.partial(f, strides=strides, pads=pads)
-        return lambda x, kernel, dy: jax.vjp(f, x, kernel)[1](dy)
+        return lambda before, x, kernel, dy: jax.vjp(f, before, x, kernel)[1](dy)
 
     choices = {name: gradients(f) for name, f in PLATFORMS.items()}
-    x, kernel = saved
-    return jax.lax.platform_dependent(x, whole(kernel), dy, **choices)
+    before, x, kernel = saved
+    return jax.lax.platform_dependent(before, x, whole(kernel), dy, **choices)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _native(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
-    """Computes the convolution by XLA's 3D operator.
-
-    A TPU pads channels to 128, so an input of 3 channels would occupy 43 times its size. Blocks of pixels, as
-    large as the strides, are therefore first moved into the channels. This is only done for fewer than 128
-    channels, and for strides above 1 that divide the height and width of the kernel.
-    """
-    dimensions = ("NDHWC", "DHWIO", "NDHWC")
-    divides = all(k % s == 0 for k, s in zip(kernel.shape[1:3], strides[1:], strict=True))
-    if max(strides[1:]) > 1 and divides and x.shape[-1] < LANES:
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        x = x[:, :, : x.shape[2] // strides[1] * strides[1], : x.shape[3] // strides[2] * strides[2]]
-        x = _to_channels(x, strides[1:])
-        kernel = _to_channels(kernel[None], strides[1:])[0]
-        strides, pads = (strides[0], 1, 1), ((0, 0), (0, 0), (0, 0))
-    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
+def _cpu(before: jax.Array, x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
+    """Computes the convolution by `conv_cpu.convolve`."""
+    return conv_cpu.convolve(jnp.concatenate([before, x], axis=1), kernel, strides, pads)
 
 
-def _to_channels(x: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    """Rearranges (B, T, H, W, C, ...) to (B, T, H/sh, W/sw, sh·sw·C, ...)."""
-    (b, t, h, w, c, *rest), (sh, sw) = x.shape, strides
-    x = jnp.moveaxis(x.reshape(b, t, h // sh, sh, w // sw, sw, c, *rest), 3, 4)
-    return x.reshape(b, t, h // sh, w // sw, sh * sw * c, *rest)
-
-
-def _gpu(x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads) -> jax.Array:
+def _as_channels(
+    before: jax.Array, x: jax.Array, kernel: jax.Array, strides: Triple, pads: Pads
+) -> jax.Array:
     """Computes the convolution as one 2D convolution, with the kernel's frames concatenated along channels.
 
-    In bfloat16 on an H100, XLA's 3D convolutions with a kernel of three frames, and their gradients, take 1.1
-    to 1.8 times as long.
+    XLA's 3D convolutions with a kernel of three frames are slower. In bfloat16 on an H100, they and their
+    gradients take 1.1 to 1.8 times as long. On a TPU v5e, libtpu estimates 1.4 times as many cycles, because
+    frames fill a tile badly.
+
+    A TPU also pads channels to 128, so an input of 3 channels would occupy 43 times its size. If there are
+    fewer than 128 channels, and strides above 1 divide the height and width of the kernel, blocks of pixels
+    as large as the strides move into the channels first.
     """
-    x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
-    (b, t, *_), (kt, kh, kw, c, out) = x.shape, kernel.shape
-    n = 1 + (t - kt) // strides[0]
-    frames = [x[:, i : i + strides[0] * (n - 1) + 1 : strides[0]] for i in range(kt)]
+    before = jnp.pad(before, ((0, 0), pads[0], (0, 0), (0, 0), (0, 0)))
+    b, (kt, kh, kw, c, out) = x.shape[0], kernel.shape  # len(x) fails if an export leaves B open
+    n = 1 + (before.shape[1] + x.shape[1] - kt) // strides[0]
+    frames = [_frames_from(before, x, i, strides[0], n) for i in range(kt)]
     x = jnp.concatenate(frames, axis=-1).reshape(b * n, *x.shape[2:4], kt * c)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, out)
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(x, kernel, strides[1:], pads[1:], dimension_numbers=dimensions)
+    steps, margins = strides[1:], pads[1:]
+    if max(steps) > 1 and kt * c < LANES and kh % steps[0] == kw % steps[1] == 0:
+        x = jnp.pad(x, ((0, 0), *margins, (0, 0)))
+        x = _to_channels(
+            x[:, : x.shape[1] // steps[0] * steps[0], : x.shape[2] // steps[1] * steps[1]], steps
+        )
+        kernel = _to_channels(kernel[None], steps)[0]
+        steps, margins = (1, 1), ((0, 0), (0, 0))
+    y = jax.lax.conv_general_dilated(x, kernel, steps, margins, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return y.reshape(b, n, *y.shape[1:])
 
 
-PLATFORMS = {"cpu": _cpu, "cuda": _gpu, "default": _native}
+def _frames_from(before: jax.Array, x: jax.Array, start: int, step: int, count: int) -> jax.Array:
+    """Frames start, start + step, ... of the clip (before, x), without joining the two.
+
+    The joined clip would be a copy. On a TPU it would also fill its tiles badly, e.g. with 2 + 16 frames.
+    """
+    early = min(count, max(0, -((start - before.shape[1]) // step)))  # the frames that `before` has
+    first = start + early * step - before.shape[1]
+    late = x[:, first : first + (count - early) * step : step]
+    return jnp.concatenate([before[:, start : start + early * step : step], late], axis=1)
+
+
+def _to_channels(x: jax.Array, block: tuple[int, int]) -> jax.Array:
+    """Rearranges (N, H, W, C, ...) to (N, H/sh, W/sw, sh·sw·C, ...), block = (sh, sw)."""
+    (n, h, w, c, *rest), (sh, sw) = x.shape, block
+    x = jnp.moveaxis(x.reshape(n, h // sh, sh, w // sw, sw, c, *rest), 2, 3)
+    return x.reshape(n, h // sh, w // sw, sh * sw * c, *rest)
+
+
+PLATFORMS = {"cpu": _cpu, "default": _as_channels}
 
 
 def first_chunk(module: nn.Module) -> bool:
     """Returns whether the module's input is the start of a clip, and marks a stream as started."""
     first = not module.has_variable("cache", "started")
     if _is_streaming(module):
-        module.put_variable("cache", "started", jnp.ones((), bool))
+        # Not a bool, because the cache may be the result of a recomputed function, which has gradients.
+        module.put_variable("cache", "started", jnp.ones(()))
     return first
 
 
@@ -227,8 +250,8 @@ def causal_convolve(
         before = jnp.repeat(x[:, :1], kt - 1, axis=1) if padding == "first" else x[:, :0]
         if padding == "zeros":
             before = jnp.zeros((len(x), kt - 1, *x.shape[2:]), x.dtype)
-    padded = jnp.concatenate([before, x], axis=1)
-    if padded.shape[1] < kt:  # so short a first chunk gives no output yet
+    given = before.shape[1] + x.shape[1]
+    if given < kt:  # so short a first chunk gives no output yet
         b, _, h, w, _ = x.shape
         y = jnp.zeros((b, 0, h // strides[1], w // strides[2], kernel.shape[-1]), x.dtype)
     elif image and padding == "first":
@@ -239,9 +262,10 @@ def causal_convolve(
     elif padding == "zeros" and not continues and _image_path.get():
         y = convolve(x, kernel, strides, lead=kt - 1)
     else:
-        y = convolve(padded, kernel, strides)
+        y = convolve(x, kernel, strides, before=before)
     if _is_streaming(module):
-        module.put_variable("cache", "past", padded[:, padded.shape[1] - (kt - st) :])
+        past = jnp.concatenate([before, x], axis=1)[:, given - (kt - st) :]
+        module.put_variable("cache", "past", past)
     return y
 
 
@@ -289,4 +313,4 @@ class CausalConv(nn.Module):
         kernel, bias = kernel[..., -last:], bias[-last:]  # if last is 0: all of them
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = causal_convolve(self, x, kernel, self.strides, self.padding)
-        return y + bias.astype(self.dtype)
+        return (y + bias).astype(self.dtype)  # added in float32, so that its gradient is a float32 sum

@@ -27,8 +27,9 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     # For distillation: a decoder that works at a quarter of the resolution.
     "tiny_decoder": {"stem_factor": 4, "widths": (96, 192, 288), "encoder_blocks": 1, "decoder_blocks": 2},
     "small": {"stem_factor": 2, "widths": (96, 192, 192), "encoder_blocks": 2, "decoder_blocks": 3},
-    "base": {"stem_factor": 2, "widths": (144, 288, 576), "encoder_blocks": 2, "decoder_blocks": 3},
-    "large": {"stem_factor": 2, "widths": (192, 384, 768), "encoder_blocks": 4, "decoder_blocks": 4},
+    # Multiples of 128 fill the tiles of TPUs and GPUs.
+    "base": {"stem_factor": 2, "widths": (128, 256, 512), "encoder_blocks": 2, "decoder_blocks": 3},
+    "large": {"stem_factor": 2, "widths": (256, 512, 1024), "encoder_blocks": 2, "decoder_blocks": 3},
 }
 
 

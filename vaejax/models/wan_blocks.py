@@ -95,7 +95,7 @@ class RmsNorm(nn.Module):
         square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
         # The limit is on the square, because the gradient of a norm of 0 is not finite.
         unit = (x * jax.lax.rsqrt(jnp.maximum(square, SMALLEST_NORM**2))).astype(self.dtype)
-        return unit * (math.sqrt(x.shape[-1]) * scale).astype(self.dtype)
+        return (unit * (math.sqrt(x.shape[-1]) * scale)).astype(self.dtype)
 
 
 def normalized(
@@ -241,4 +241,5 @@ class DoublingConv(nn.Module):
         """Maps (b, t, h, w, c) to (b, t, 2h, 2w, features)."""
         kernel = self.param("kernel", CausalConv.kernel_init, (1, 3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolve_doubled(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        y = convolve_doubled(x.astype(self.dtype), kernel)
+        return (y + bias).astype(self.dtype)  # added in float32, so that its gradient is a float32 sum

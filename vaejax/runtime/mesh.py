@@ -9,11 +9,13 @@ neighboring parts.
 import bisect
 import collections
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -21,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from vaejax.config.schema import MeshConfig
 from vaejax.errors import InputError
-from vaejax.models.constraints import Placement, placing
+from vaejax.models.constraints import Placement, Strips, placing
 
 AXES = ("data", "fsdp", "space")
 BATCH = AXES[:2]  # the axes that split every batch
@@ -138,7 +140,37 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
         return jax.shard_map(of_part, mesh=mesh, in_specs=P(axes), out_specs=P(), check_vma=False)(*arrays)
 
-    return placing(Placement(frames, images, whole, summed))
+    def strips(x: jax.Array, rows: int) -> Strips | None:
+        parts = height_parts(mesh)
+        shares = parts > 1 and frames_sharding(mesh, len(x)).spec == HEIGHT
+        height, rest = divmod(x.shape[2], parts)
+        return _strips(mesh) if shares and height >= rows and not rest else None
+
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    return placing(Placement(frames, images, whole, summed, strips, on_tpu))
+
+
+def _strips(mesh: Mesh) -> Strips:
+    """Strips of frames whose height the axis `space` splits; see `constraints.Strips`."""
+    parts = height_parts(mesh)
+
+    def with_neighbors(x: jax.Array, above: int, below: int) -> jax.Array:
+        down, up = [(i, i + 1) for i in range(parts - 1)], [(i + 1, i) for i in range(parts - 1)]
+        rows = [x]
+        if above:
+            rows.insert(0, jax.lax.ppermute(x[:, :, -above:], "space", down))
+        if below:
+            rows.append(jax.lax.ppermute(x[:, :, :below], "space", up))
+        return jnp.concatenate(rows, axis=2)
+
+    def split(x: jax.Array, above: int, below: int) -> jax.Array:
+        exchange = functools.partial(with_neighbors, above=above, below=below)
+        return jax.shard_map(exchange, mesh=mesh, in_specs=HEIGHT, out_specs=SAMPLES, check_vma=False)(x)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jax.shard_map(_identity, mesh=mesh, in_specs=SAMPLES, out_specs=HEIGHT, check_vma=False)(x)
+
+    return Strips(split, join)
 
 
 def _dividing(mesh: Mesh, count: int) -> tuple[str, ...]:

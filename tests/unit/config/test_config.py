@@ -112,7 +112,7 @@ def test_a_size_fills_only_what_is_left_empty():
     settings.model.size = "large"
     settings.model.encoder_blocks = 1
     design = architecture_of(check(settings).model).encoder
-    assert (design.widths, design.encoder_blocks) == ((192, 384, 768), 1)
+    assert (design.widths, design.encoder_blocks) == ((256, 512, 1024), 1)
 
 
 @pytest.mark.parametrize(

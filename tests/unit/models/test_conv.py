@@ -13,6 +13,7 @@ from scipy import ndimage, signal
 from vaejax.models import conv
 from vaejax.models.constraints import place
 from vaejax.models.conv import convolve, convolve_doubled
+from vaejax.plan import hlo
 from vaejax.runtime import mesh as sharding
 
 # Shape of x, kernel, strides: the general path, both parities of T, the image path, patches, strides, many
@@ -35,9 +36,9 @@ CASES = [
 FEATURES = 4
 
 
-@pytest.fixture(params=["_cpu", "_native"])
+@pytest.fixture(params=["_cpu", "_as_channels"])
 def path(request, monkeypatch):
-    """The implementation of CPUs, then that of TPUs."""
+    """The implementation of CPUs, then that of GPUs and TPUs."""
     monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, request.param))
 
 
@@ -83,27 +84,13 @@ def with_gradients(f, x, kernel, dy):
 
 @pytest.mark.parametrize(
     ("shape", "size", "strides"),
-    [*(case for case in CASES if max(case[2][1:]) > 1), ((1, 2, 7, 9, 3), (1, 4, 4), (1, 2, 2))],
+    [*CASES, ((1, 5, 7, 9, 3), (3, 4, 4), (2, 2, 2)), ((1, 2, 7, 9, 3), (1, 4, 4), (1, 2, 2))],
 )
-def test_a_strided_convolution_of_few_channels_is_that_of_their_patches(shape, size, strides):
-    """The implementation of TPUs moves a stride's pixels into channels; its gradients agree too."""
+def test_frames_and_blocks_of_pixels_as_channels_are_the_3d_convolution_of_xla(shape, size, strides):
+    """Values and gradients; strides that do not divide the frame leave the same pixels out."""
     x, kernel = arrays(shape, size)
     for same in (True, False):
-        ours = functools.partial(conv._native, strides=strides, pads=conv.padding(size, strides, same))
-        expected = functools.partial(native, strides=strides, same=same)
-        y = jax.eval_shape(expected, x, kernel)
-        dy = np.cos(np.arange(y.size, dtype=y.dtype)).reshape(y.shape)
-        found, wanted = (with_gradients(f, x, kernel, dy) for f in (ours, expected))
-        for a, b in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("shape", "size", "strides"), [*CASES, ((1, 5, 7, 9, 3), (3, 4, 4), (2, 2, 2))])
-def test_a_gpu_gets_frames_as_channels_of_one_2d_convolution(shape, size, strides):
-    """The definition's values, and the gradients of XLA's 3D convolution."""
-    x, kernel = arrays(shape, size)
-    for same in (True, False):
-        ours = functools.partial(conv._gpu, strides=strides, pads=conv.padding(size, strides, same))
+        ours = functools.partial(conv.convolve, strides=strides, same=same)
         expected = functools.partial(native, strides=strides, same=same)
         dy = np.cos(np.asarray(expected(x, kernel)))
         found, wanted = (with_gradients(f, x, kernel, dy) for f in (ours, expected))
@@ -195,7 +182,7 @@ def test_result_keeps_the_dtype():
         ((1, 3, 4, 4, 3), (2, 2, 2), (2, 2, 2), 1),
     ],
 )
-@pytest.mark.parametrize("implementation", ["_cpu", "_gpu", "_native"])
+@pytest.mark.parametrize("implementation", ["_cpu", "_as_channels"])
 def test_leading_zeros_are_frames_of_zeros(shape, size, strides, lead, implementation, monkeypatch):
     monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, implementation))
     x, kernel = arrays(shape, size)
@@ -211,7 +198,23 @@ def test_leading_zeros_are_frames_of_zeros(shape, size, strides, lead, implement
         close(a, b, 2e-6)
 
 
-@pytest.mark.parametrize("implementation", ["_cpu", "_gpu", "_native"])
+@pytest.mark.parametrize(("size", "strides"), [((3, 3, 3), (1, 1, 1)), ((2, 2, 2), (2, 2, 2))])
+@pytest.mark.parametrize("split", [0, 1, 2, 4, 6])
+@pytest.mark.usefixtures("path")
+def test_frames_before_a_clip_count_as_part_of_it(size, strides, split):
+    x, kernel = arrays((2, 6, 6, 4, 3), size)
+
+    def in_parts(x, kernel):
+        return convolve(x[:, split:], kernel, strides, before=x[:, :split])
+
+    expected = functools.partial(native, strides=strides)
+    dy = np.cos(np.asarray(expected(x, kernel)))
+    found, wanted = (with_gradients(f, x, kernel, dy) for f in (in_parts, expected))
+    for a, b in zip(found, wanted, strict=True):
+        close(a, b, 2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["_cpu", "_as_channels"])
 def test_a_convolution_of_doubled_frames_is_that_of_pytorch(implementation, monkeypatch):
     torch = pytest.importorskip("torch", reason="torch is not in the test extra")
     monkeypatch.setitem(conv.PLATFORMS, "cpu", getattr(conv, implementation))
@@ -265,7 +268,7 @@ def test_results_are_the_same_bits_every_run():
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_tpu_program_holds_3d_convolutions_and_a_gpu_s_2d_ones(as_the_command):
+def test_tpu_and_gpu_programs_hold_2d_convolutions(as_the_command):
     x, kernel = arrays((2, 7, 8, 8, 16), (3, 3, 3))
     loss = jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), (0, 1)))
     lowered = {p: loss.trace(x, kernel).lower(lowering_platforms=(p,)) for p in ("tpu", "cuda", "cpu")}
@@ -274,8 +277,8 @@ def test_a_tpu_program_holds_3d_convolutions_and_a_gpu_s_2d_ones(as_the_command)
         lines = [line for line in lowered[platform].as_text().splitlines() if "stablehlo.convolution" in line]
         return sorted(line.rsplit("-> tensor<", 1)[1] for line in lines)
 
-    assert convolutions("tpu") == ["2x5x8x8x4xf32>", "2x7x8x8x16xf32>", "3x3x3x16x4xf32>"]
-    assert convolutions("cuda") == ["10x8x8x48xf32>", "10x8x8x4xf32>", "3x3x48x4xf32>"]
+    for platform in ("tpu", "cuda"):
+        assert convolutions(platform) == ["10x8x8x48xf32>", "10x8x8x4xf32>", "3x3x48x4xf32>"]
     assert "stablehlo.while" not in lowered["tpu"].as_text()
     assert "conditional" not in lowered["cpu"].compile().as_text()  # one platform, one branch
 
@@ -299,3 +302,14 @@ def test_sharding_changes_nothing():
             eight = with_gradients(lambda x, kernel: place(convolve(place(x), kernel)), *parts)
         for actual, desired in zip(eight, one, strict=True):
             close(actual, desired, 2e-6)
+
+
+def test_devices_that_share_the_height_exchange_rows_of_frames():
+    """Two rows of each frame, not of the three views of a frame that the 2D convolution takes."""
+    mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": 8}))
+    frames, whole = NamedSharding(mesh, sharding.HEIGHT), NamedSharding(mesh, sharding.P())
+    x = jax.ShapeDtypeStruct((1, 9, 16, 8, 6), jnp.float32, sharding=frames)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, 6, 4), jnp.float32, sharding=whole)
+    with sharding.placing_frames(mesh):
+        program = jax.jit(lambda x, kernel: place(convolve(x, kernel))).lower(x, kernel).compile()
+    assert hlo.traffic(program.as_text()).collectives == {"collective-permute": 2 * 9 * 8 * 6 * 4}

@@ -13,7 +13,7 @@ from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
 from vaejax.errors import InputError
-from vaejax.models import conv
+from vaejax.models import autoencoder, conv
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.plan import collectives
 from vaejax.runtime.mesh import AXES, make_mesh, parameter_spec, placing_frames, replicated, shard_batch
@@ -75,7 +75,7 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
 @pytest.mark.parametrize(
     ("sizes", "images", "convolution"),
     [
-        pytest.param((2, 2, 2), 4, conv._native, id="data 2 fsdp 2 space 2"),
+        pytest.param((2, 2, 2), 4, conv._as_channels, id="data 2 fsdp 2 space 2 of TPUs"),
         pytest.param((2, 2, 2), 4, conv._cpu, id="data 2 fsdp 2 space 2 of CPUs"),
         pytest.param((4, 2, 1), 8, conv._cpu, id="data 4 fsdp 2 of CPUs"),
     ],
@@ -83,7 +83,10 @@ def one_update(devices: int, data: int, fsdp: int, space: int, images: int = 4):
 def test_eight_devices_compute_the_same_as_one(monkeypatch, sizes, images, convolution):
     monkeypatch.setattr("vaejax.runtime.mesh.SMALLEST_SHARDED", 1)
     monkeypatch.setitem(conv.PLATFORMS, "cpu", convolution)
-    (expected, _), (sharded, state) = one_update(1, 1, 1, 1, images), one_update(8, *sizes, images)
+    expected, _ = one_update(1, 1, 1, 1, images)
+    if convolution is conv._as_channels:  # on TPUs the first frame passes apart from the rest
+        monkeypatch.setattr(autoencoder, "on_tpu", lambda: True)
+    sharded, state = one_update(8, *sizes, images)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(sharded), jax.tree.leaves(expected), strict=True
     ):
