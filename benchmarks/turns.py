@@ -1,4 +1,4 @@
-"""Contestants that take turns, each in a process of its own, so that other work slows all alike."""
+"""Contestants that take turns, each in a process of its own, so that background load affects all equally."""
 
 import json
 import resource

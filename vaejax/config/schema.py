@@ -153,7 +153,7 @@ class OptimConfig:
     fan_in: int = setting(
         0,
         NATURAL,
-        "Kernels with more inputs than this learn more slowly in proportion; 0 treats all alike.",
+        "Kernels with a larger fan-in get a proportionally lower learning rate; 0 disables this.",
     )
     agc: float = setting(0.1, FROM_0, "λ of adaptive gradient clipping; 0 turns it off.")
     agc_scales: bool = setting(False, FLAG, "Clip the scales and gains of modulated kernels as well.")
@@ -245,7 +245,7 @@ class PanelsConfig:
     """Panels of reconstructions."""
 
     every: int = setting(1000, COUNT, "Updates between panels.")
-    samples: int = setting(4, COUNT, "Samples per panel; at most the batch size of the bucket.")
+    samples: int = setting(4, COUNT, "Samples per panel.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ class DriftMeter:
 
     def needs(self, bucket: str) -> bool:
         """Whether the samples of a bucket must be added before its `scores`."""
-        return not self._kept or bucket not in self._kept
+        return self._kept is None or bucket not in self._kept
 
     def add(self, params: dict, frames: UInt8[Array, "B T H W C"], count: int) -> None:
         """Adds the first `count` samples of a batch, encoded with the model's parameters `params`."""
@@ -54,8 +54,8 @@ class DriftMeter:
         psnr_old_latents: PSNR of the old latents, decoded by the new decoder. If the encoder is frozen, this
           score and psnr_old_decoder are absent.
         """
-        if not self.needs(bucket):
-            return (self._kept or {})[bucket]
+        if self._kept is not None and bucket in self._kept:
+            return self._kept[bucket]
         means = {
             name: np.concatenate(parts).astype(np.float64).mean(0) for name, parts in self._values.items()
         }

@@ -166,13 +166,17 @@ class TrainingEvaluation:
           Stopped: if `stopping` returns True.
         """
         for bucket in self._buckets:
+            shown, pairs = self._config.panels.samples, []
             for batch, frames in self._batches(bucket):
-                original = batch.frames[: self._config.panels.samples]
-                _, _, reconstruction = self._score(average, self._lpips, frames)
+                decoded = np.asarray(self._score(average, self._lpips, frames)[2])
+                pairs += zip(batch.frames, decoded, strict=False)
+                if len(pairs) >= shown:
+                    break
+            if pairs:
+                original, reconstruction = map(np.stack, zip(*pairs[:shown], strict=True))
                 codec = self._linear.get(bucket.name)
                 linear = to_uint8(codec.reconstruct(original)) if codec else None
-                yield bucket.name, original, np.asarray(reconstruction)[: len(original)], linear
-                break
+                yield bucket.name, original, reconstruction, linear
 
     def _rows(self, bucket: str, scores: Mapping[str, float], change: str) -> list[str]:
         def get(name: str) -> float:
@@ -212,11 +216,8 @@ class TrainingEvaluation:
         values: dict[str, list[np.ndarray]] = {}
         spreads: dict[str, float] = {}
         linear, samples, files = [], 0, set()
-        for batch, frames in self._with_bar(
-            self._batches(bucket),
-            f"evaluating {bucket.name}",
-            -(-self._config.eval.samples // bucket.at_once),
-        ):
+        total = -(-self._config.eval.samples // bucket.at_once)
+        for batch, frames in self._with_bar(self._batches(bucket), f"evaluating {bucket.name}", total):
             count = len(batch.frames)
             for suffix, params in (("", average), ("_raw", raw)):
                 networks = {} if suffix else self._lpips

@@ -248,7 +248,7 @@ class Adversary:
             if module.temporal and x.shape[1] == 1:
                 continue
             frames = None if module.temporal else random_frames(key, x.shape[1], self.frames)
-            # By default a TPU would multiply float32 numbers as bfloat16.
+            # By default a TPU multiplies float32 numbers as bfloat16.
             with jax.default_matmul_precision("tensorfloat32"):
                 of_one = self._gradients_of_one(module, states[name], x, x_hat, frames)
             dx_hat, gradients[name], stats[name], losses = of_one

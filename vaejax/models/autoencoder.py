@@ -159,9 +159,9 @@ class Autoencoder(nn.Module):
     def _applied(self, half: nn.Module, x: jax.Array, is_video: bool) -> jax.Array:
         """Applies a half to a clip or chunk.
 
-        On TPUs a clip passes as its first frame, and then all others. Both are chunks of a stream, so the
-        result is that of the whole clip. TPUs store frames in tiles of 8, so 1 + 16 frames would take as much
-        memory and time as 24.
+        On TPUs a clip is processed as two chunks of a stream, its first frame and then the rest, unless
+        activations are recorded. TPUs store frames in tiles of 8, so 1 + 16 frames would take as much memory
+        and time as 24.
         """
         recorded = map(self.is_mutable_collection, ("params", "cache", "features", "activations"))
         if x.shape[1] == 1 or not on_tpu() or "cache" in self.variables or any(recorded):

@@ -1,4 +1,4 @@
-"""What the devices ask of a model, mostly sharding: models ask here, `runtime.mesh` answers for a mesh."""
+"""Device-specific hooks, mostly sharding: models call them, `runtime.mesh` implements them for a mesh."""
 
 import contextlib
 import contextvars
@@ -16,7 +16,7 @@ class Strips(NamedTuple):
     Attributes:
       split: function of (frames, above, below) that returns strips. Each has `above` rows of the strip above
         it and `below` rows of the strip below it; beyond the frame these rows are zeros.
-      join: the inverse for strips without further rows.
+      join: the inverse for strips without the rows of others.
     """
 
     split: Callable[[jax.Array, int, int], jax.Array]
@@ -84,7 +84,7 @@ def summed(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 def strips(x: Num[Array, "B T H W C"], rows: int) -> Strips | None:
     """How to divide frames (B, T, H, W, C) among the devices that share their height.
 
-    Returns None if the devices do not share the height, or if a strip would have less than `rows` rows.
+    Returns None if the devices do not share the height, or if a strip would have fewer than `rows` rows.
     """
     return _placement.get().strips(x, rows)
 

@@ -39,6 +39,7 @@ def convolve(
     same: bool = True,
     lead: int = 0,
     before: Float[Array, "B T_before H W C"] | None = None,
+    in_strips: bool = False,
 ) -> Float[Array, "B T_out H_out W_out features"]:
     """Convolves a clip, with padding in time only in front.
 
@@ -61,6 +62,8 @@ def convolve(
       lead: number of zero frames in front of the clip.
       before: frames (B, T', H, W, C) in front of the clip, instead of zeros. They count as part of it. This
         saves accelerators a copy of all frames.
+      in_strips: whether the frames are placed by `constraints.place`. Devices that share their height then
+        exchange rows of frames. XLA would exchange rows of all frames that the kernel covers, as channels.
 
     Returns:
       (B, 1 + (lead + T' + T - kt) // st, H', W', C'): H' = H // sh if `same`, else 1 + (H - kh) // sh; W'
@@ -68,9 +71,8 @@ def convolve(
     """
     before = x[:, :0] if before is None else before
     pads = padding(kernel.shape[:3], strides, same, lead)
-    shared = strips(x, max(pads[1])) if max(pads[1]) and strides[1] == 1 else None
+    shared = strips(x, max(pads[1])) if in_strips and max(pads[1]) and strides[1] == 1 else None
     if shared:
-        # XLA would exchange the rows of all frames that the kernel covers, as channels.
         before, x = (shared.split(frames, *pads[1]) for frames in (before, x))
         return shared.join(_convolve(before, x, kernel, strides, (pads[0], (0, 0), pads[2])))
     return _convolve(before, x, kernel, strides, pads)
@@ -155,7 +157,7 @@ def _as_channels(
 
     XLA's 3D convolutions with a kernel of three frames are slower. In bfloat16 on an H100, they and their
     gradients take 1.1 to 1.8 times as long. On a TPU v5e, libtpu estimates 1.4 times as many cycles, because
-    frames fill a tile badly.
+    frames leave tiles partly empty.
 
     A TPU also pads channels to 128, so an input of 3 channels would occupy 43 times its size. If there are
     fewer than 128 channels, and strides above 1 divide the height and width of the kernel, blocks of pixels
@@ -182,7 +184,7 @@ def _as_channels(
 def _frames_from(before: jax.Array, x: jax.Array, start: int, step: int, count: int) -> jax.Array:
     """Frames start, start + step, ... of the clip (before, x), without joining the two.
 
-    The joined clip would be a copy. On a TPU it would also fill its tiles badly, e.g. with 2 + 16 frames.
+    The joined clip would be a copy. On a TPU it would also leave tiles partly empty, e.g. with 2 + 16 frames.
     """
     early = min(count, max(0, -((start - before.shape[1]) // step)))  # the frames that `before` has
     first = start + early * step - before.shape[1]
@@ -251,18 +253,18 @@ def causal_convolve(
         if padding == "zeros":
             before = jnp.zeros((len(x), kt - 1, *x.shape[2:]), x.dtype)
     given = before.shape[1] + x.shape[1]
-    if given < kt:  # so short a first chunk gives no output yet
+    if given < kt:  # the first chunk is too short to produce output
         b, _, h, w, _ = x.shape
         y = jnp.zeros((b, 0, h // strides[1], w // strides[2], kernel.shape[-1]), x.dtype)
     elif image and padding == "first":
         summed_kernel: Any = sum(kernel)  # over time, as all frames under the kernel are equal
-        y = convolve(x, summed_kernel[None], (1, *strides[1:]))
+        y = convolve(x, summed_kernel[None], (1, *strides[1:]), in_strips=True)
     elif image and padding == "zeros":
-        y = convolve(x, kernel[-1:], (1, *strides[1:]))  # the rest of the kernel is on zeros
+        y = convolve(x, kernel[-1:], (1, *strides[1:]), in_strips=True)  # the rest of the kernel is on zeros
     elif padding == "zeros" and not continues and _image_path.get():
-        y = convolve(x, kernel, strides, lead=kt - 1)
+        y = convolve(x, kernel, strides, lead=kt - 1, in_strips=True)
     else:
-        y = convolve(x, kernel, strides, before=before)
+        y = convolve(x, kernel, strides, before=before, in_strips=True)
     if _is_streaming(module):
         past = jnp.concatenate([before, x], axis=1)[:, given - (kt - st) :]
         module.put_variable("cache", "past", past)

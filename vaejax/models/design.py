@@ -13,6 +13,7 @@ class Design(abc.ABC):
     maps pixels (B, T, H, W, C) in [-1, 1] and the flag is_video to float32 moments (b, t, h, w, 2c): means,
     then log-variances. Its decoder maps latents (b, t, h, w, c) and is_video to float32 pixels. Both are
     causal, and both continue a stream if the Flax collection "cache" is mutable, see `conv.causal_convolve`.
+    On TPUs clips are processed as streams, so the cache holds floating-point arrays, which have gradients.
     They call `constraints.place` on activations, which splits these among devices, and `monitor.record` on
     the output of every level.
 

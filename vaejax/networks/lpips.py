@@ -128,7 +128,7 @@ def load_for(loss: Any, buckets: Sequence[Any]) -> dict:
 def for_scores(loss: Any, params: dict) -> dict[str, dict]:
     """Returns the parameters of the networks that score a run, by name.
 
-    These are the published AlexNet, even if the loss uses another file, and the network of the loss.
+    Always the published AlexNet, even if the loss has another file for it, plus the network of the loss.
 
     Args:
       loss: section `loss` of the configuration.

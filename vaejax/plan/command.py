@@ -84,8 +84,8 @@ def plan(
     phase = programs.phase(config.steps - 1)
     everything = json.loads(json.dumps(config.to_dict()))
     made_from = {key: everything[key] for key in ("model", "loss", "optim", "ema", "mesh", "steps")}
-    models = [programs.model] + ([programs.reference.model] if programs.reference else [])
-    made_from["architectures"] = [families.to_json(model.architecture) for model in models]
+    architectures = [programs.model.architecture] + ([known.architecture] if known else [])
+    made_from["architectures"] = [families.to_json(one) for one in architectures]
     made_from["buckets"] = sorted(b.name for b in buckets)  # the buckets decide which discriminators exist
     pool, submitted = concurrent.futures.ThreadPoolExecutor(jobs), {}
     try:
@@ -113,7 +113,8 @@ def plan(
     discriminators = [one.params for one in programs.state.discriminators.values()]
     networks = [programs.state.params, programs.state.frozen, discriminators]
     state = sharding.device_bytes([programs.state, programs.accumulated(phase)])
-    state += sum(leaf.nbytes for leaf in jax.tree.leaves([programs.lpips_params, programs.reference_params]))
+    held = [programs.lpips_params, programs.reference_params, known.params if known else {}]
+    state += sum(leaf.nbytes for leaf in jax.tree.leaves(held))
     parameters = sharding.device_bytes(networks)
     return Prediction(buckets, costs_by_name, parameters, state, mesh.size, topology.chip, topology.shape)
 

@@ -17,7 +17,7 @@ from jax.stages import Traced
 
 import vaejax
 from vaejax import files
-from vaejax.plan import collectives, gpu_target, hlo
+from vaejax.plan import collectives, evaluation, gpu_target, hlo
 from vaejax.plan.topology import Topology
 from vaejax.runtime import cache, flops
 
@@ -191,8 +191,9 @@ def _sources() -> str:
 
 @functools.cache
 def _reader() -> str:
-    """A digest of the modules that describe GPUs and read compiled programs; both decide the numbers."""
-    sources = (pathlib.Path(str(module.__file__)).read_bytes() for module in (collectives, gpu_target, hlo))
+    """A digest of the plan's own modules that decide the numbers."""
+    modules = (collectives, evaluation, gpu_target, hlo)
+    sources = (pathlib.Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(b"".join(sources)).hexdigest()
 
 

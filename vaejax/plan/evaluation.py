@@ -58,7 +58,7 @@ def _drift(config: Config, programs: Programs, bucket: Bucket, known: TrainedVAE
 def _probe(config: Config, programs: Programs, bucket: Bucket) -> Traced:
     """The program that fits the probe's transformer, on one device; see `probe.fit`."""
     preset = PRESETS[config.probe.preset]
-    classes = 1  # more classes would add one row of a table each
+    classes = 1  # each further class adds one row of an embedding
     model = score.transformer(preset, classes)
     size = bucket.frames, bucket.height, bucket.width
     place = SingleDeviceSharding(programs.mesh.devices.flat[0])

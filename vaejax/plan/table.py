@@ -65,7 +65,7 @@ def numbers(
         },
         "programs": programs,
     }
-    if prediction.is_timed and all(cost.fits for cost in prediction.costs.values()):
+    if prediction.is_timed and all(prediction.costs[name].fits for name in timed):
         samples = samples or config.steps * sum(b.batch / b.every for b in prediction.buckets)
         hours = samples / prediction.samples_per_second / 3600
         plan["update"] = {

@@ -2,8 +2,7 @@
 
 The mesh has three axes. `data` splits the batch. `fsdp` splits the batch, parameters, optimizer state and EMA
 (ZeRO-3). `space` splits the batch too if the batch size is a multiple of the number of devices. Otherwise
-`space` splits the height of frames and activations, and XLA exchanges the rows that convolutions need from
-neighboring parts.
+`space` splits the height of frames and activations, and convolutions exchange rows with neighboring parts.
 """
 
 import bisect
@@ -142,12 +141,14 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
     def strips(x: jax.Array, rows: int) -> Strips | None:
         parts = height_parts(mesh)
-        shares = parts > 1 and frames_sharding(mesh, len(x)).spec == HEIGHT
+        shares = parts > 1 and len(x) % batch_parts(mesh) == 0 and len(x) % mesh.size
         height, rest = divmod(x.shape[2], parts)
         return _strips(mesh) if shares and height >= rows and not rest else None
 
     on_tpu = mesh.devices.flat[0].platform == "tpu"
-    return placing(Placement(frames, images, whole, summed, strips, on_tpu))
+    return placing(
+        Placement(frames=frames, images=images, whole=whole, summed=summed, strips=strips, on_tpu=on_tpu)
+    )
 
 
 def _strips(mesh: Mesh) -> Strips:

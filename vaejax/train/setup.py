@@ -76,8 +76,8 @@ class Setup:
                 print(line, file=sys.stderr)
             if config.loss.weights.anchor and known and known.std is None:
                 print(
-                    f"note: {known.name} has no latent statistics; loss.weights.anchor takes 1 for the"
-                    " standard deviation of every channel",
+                    f"note: {known.name} has no latent statistics; loss.weights.anchor assumes a standard"
+                    " deviation of 1 in every channel",
                     file=sys.stderr,
                 )
         if config.data.latents and known:

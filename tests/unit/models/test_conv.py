@@ -299,7 +299,7 @@ def test_sharding_changes_nothing():
         shares = NamedSharding(mesh, sharding.P(None, None, None, None, "fsdp"))
         with sharding.placing_frames(mesh):
             parts = (jax.device_put(a, there) for a, there in ((x, frames), (kernel, shares), (dy, frames)))
-            eight = with_gradients(lambda x, kernel: place(convolve(place(x), kernel)), *parts)
+            eight = with_gradients(lambda x, k: place(convolve(place(x), k, in_strips=True)), *parts)
         for actual, desired in zip(eight, one, strict=True):
             close(actual, desired, 2e-6)
 
@@ -311,5 +311,5 @@ def test_devices_that_share_the_height_exchange_rows_of_frames():
     x = jax.ShapeDtypeStruct((1, 9, 16, 8, 6), jnp.float32, sharding=frames)
     kernel = jax.ShapeDtypeStruct((3, 3, 3, 6, 4), jnp.float32, sharding=whole)
     with sharding.placing_frames(mesh):
-        program = jax.jit(lambda x, kernel: place(convolve(x, kernel))).lower(x, kernel).compile()
+        program = jax.jit(lambda x, k: place(convolve(x, k, in_strips=True))).lower(x, kernel).compile()
     assert hlo.traffic(program.as_text()).collectives == {"collective-permute": 2 * 9 * 8 * 6 * 4}
