@@ -17,14 +17,31 @@ import torch
 Frames = Mapping[str, np.ndarray]
 KL = 1e-6  # weight per pixel value, the default of vaejax
 CLIP = 1.0  # largest norm of the gradients
+BETAS = 0.9, 0.99  # of Adam, as in vaejax
 LOG_SCALE_RATE = 10.0  # learning rate of the likelihood's log-scale, relative to the others
 
 
 def wan() -> torch.nn.Module:
-    """Wan 2.1's autoencoder with a quarter of its channels."""
-    from diffusers import AutoencoderKLWan
+    """Wan 2.1's autoencoder with a quarter of its channels.
 
-    return AutoencoderKLWan(base_dim=22, z_dim=16)
+    Training needs its output before diffusers limits it to [-1, 1], where it would have no gradient.
+    """
+    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
+    class Unlimited(AutoencoderKLWan):
+        def _decode(self, z: torch.Tensor, return_dict: bool = True) -> DecoderOutput:
+            self.clear_cache()
+            latents, frames = self.post_quant_conv(z), []
+            for i in range(z.shape[2]):
+                self._conv_idx = [0]
+                more = {"first_chunk": True} if i == 0 else {}
+                cache = {"feat_cache": self._feat_map, "feat_idx": self._conv_idx}
+                frames.append(self.decoder(latents[:, :, i : i + 1], **cache, **more))
+            self.clear_cache()
+            return DecoderOutput(sample=torch.cat(frames, 2))
+
+    return Unlimited(base_dim=22, z_dim=16)
 
 
 def cogvideox() -> torch.nn.Module:
@@ -83,7 +100,7 @@ class Trainer:
             {"params": list(self.model.parameters()), "lr": learning_rate},
             {"params": [self.log_scale], "lr": LOG_SCALE_RATE * learning_rate},
         ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = torch.optim.Adam(groups, betas=BETAS, fused=True)
 
         def rate(step: int) -> float:
             if step < warmup:

@@ -157,6 +157,8 @@ def peer_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, 
         trial = out / f"{name.replace(' ', '_')}_trial"
         timed = _trained(name, trial, out, rate, TRIAL)
         steps = _steps(seconds, timed["seconds"][TRIAL // 2 :], sum(timed["seconds"][:2]))
+        if steps > KEPT:
+            print(f"note: {name} sees the batches of the first {KEPT} updates again", file=sys.stderr)
         times = np.cumsum(_trained(name, folder, out, rate, steps)["seconds"])
         rows = []
         for file in sorted(folder.glob("*.npz"), key=lambda f: int(f.stem)):
@@ -249,7 +251,7 @@ def print_table(results: dict[str, Any]) -> None:
     if VAEJAX not in curves:
         return
     print()
-    for name in curves.keys() - {VAEJAX}:
+    for name in (name for name in curves if name != VAEJAX):
         for bucket in buckets:
             level = max(row[f"{bucket}/psnr"] for row in curves[name])
             theirs = reached(curves[name], bucket, level)

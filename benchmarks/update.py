@@ -49,12 +49,14 @@ def of_vaejax(task: str) -> Callable[[], None]:
     mesh, buckets = sharding.make_mesh(config.mesh), buckets_of(config)
     programs = Programs.of(config, buckets, mesh)
     phase, frames, key = programs.phase(0), batches(task), jax.random.key(0)
-    zeros = programs.zeros(phase).lower().compile()
-    gradients = {b.name: programs.gradients(phase, b).lower().compile() for b in buckets}
-    apply = programs.apply(phase).lower().compile()
-    current = [states.create(programs.model, programs.optimizer, None, mesh, config.seed)]
+    current, compiled = [states.create(programs.model, programs.optimizer, None, mesh, config.seed)], []
 
     def update() -> None:
+        if not compiled:  # here, so that the first update includes it, as in PyTorch
+            zeros = programs.zeros(phase).lower().compile()
+            gradients = {b.name: programs.gradients(phase, b).lower().compile() for b in buckets}
+            compiled[:] = zeros, gradients, programs.apply(phase).lower().compile()
+        zeros, gradients, apply = compiled
         gathered = zeros(current[0])
         for bucket in buckets:
             batch = sharding.shard_batch(mesh, frames[bucket.name])
