@@ -79,7 +79,7 @@ class Trainer:
 
     Args:
       name: one of PEERS.
-      learning_rate: peak learning rate; it falls by a cosine to 2% of it.
+      learning_rate: peak learning rate; a cosine lowers it to 2% of the peak.
       steps: updates of the whole run.
       warmup: updates in which the learning rate rises.
       ema_decay: decay of the average of the parameters.

@@ -158,7 +158,7 @@ def peer_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, 
         timed = _trained(name, trial, out, rate, TRIAL)
         steps = _steps(seconds, timed["seconds"][TRIAL // 2 :], sum(timed["seconds"][:2]))
         if steps > KEPT:
-            print(f"note: {name} sees the batches of the first {KEPT} updates again", file=sys.stderr)
+            print(f"note: {name} repeats the batches of its first {KEPT} updates", file=sys.stderr)
         times = np.cumsum(_trained(name, folder, out, rate, steps)["seconds"])
         rows = []
         for file in sorted(folder.glob("*.npz"), key=lambda f: int(f.stem)):

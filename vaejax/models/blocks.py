@@ -66,7 +66,8 @@ class Film(nn.Module):
         """Maps (B, T, H, W, C) to the same shape."""
         table = self.param("modality", nn.initializers.zeros, (2, 2, x.shape[-1]))
         scale, shift = table[int(is_video)]
-        return (x * (1 + scale) + shift).astype(self.dtype)  # in float32, as their gradients are long sums
+        # In float32, because the gradients of scale and shift are sums over all pixels.
+        return (x * (1 + scale) + shift).astype(self.dtype)
 
 
 class FrameAttention(nn.Module):

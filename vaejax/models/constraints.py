@@ -11,12 +11,12 @@ from jaxtyping import Array, Num
 
 
 class Strips(NamedTuple):
-    """Frames whose height the devices share, as strips: one sample per frame and device.
+    """Splits frames whose height the devices share into strips, one sample per device, and joins them again.
 
     Attributes:
       split: function of (frames, above, below) that returns strips. Each has `above` rows of the strip above
         it and `below` rows of the strip below it; beyond the frame these rows are zeros.
-      join: the inverse for strips without the rows of others.
+      join: function of strips without rows of their neighbors that returns frames.
     """
 
     split: Callable[[jax.Array, int, int], jax.Array]

@@ -141,7 +141,7 @@ def placing_frames(mesh: Mesh) -> contextlib.AbstractContextManager:
 
     def strips(x: jax.Array, rows: int) -> Strips | None:
         parts = height_parts(mesh)
-        shares = parts > 1 and len(x) % batch_parts(mesh) == 0 and len(x) % mesh.size
+        shares = parts > 1 and frames_sharding(mesh, len(x)).spec == HEIGHT
         height, rest = divmod(x.shape[2], parts)
         return _strips(mesh) if shares and height >= rows and not rest else None
 

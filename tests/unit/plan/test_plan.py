@@ -13,17 +13,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.support.plans import CHIP, cost
 from tests.support.processes import ROOT
 from vaejax.config import check
 from vaejax.configs import demo
-from vaejax.data.bucket import Bucket, buckets_of, parse_buckets
-from vaejax.errors import InputError
+from vaejax.data.bucket import Bucket, parse_buckets
 from vaejax.plan import command as planning
-from vaejax.plan import hlo, suggestion, table
-from vaejax.plan.cost import Cost, needed_by
+from vaejax.plan import hlo, table
+from vaejax.plan.cost import needed_by
 from vaejax.plan.prediction import Prediction
 from vaejax.plan.topology import Topology
-from vaejax.runtime import chips as hardware
 from vaejax.runtime import flops
 from vaejax.runtime import mesh as sharding
 from vaejax.train.programs import Programs
@@ -98,30 +97,7 @@ def test_a_collective_spread_over_fusions_is_counted_once():
     assert hlo.traffic(SPREAD).collectives == {"all-gather": 3 * 8 * 32 * 2}
 
 
-CHIP = hardware.Tpu(
-    flops=100.0, memory=1000.0, bandwidth=10.0, interconnect=10.0, dimensions=2, ring=4, clock=4.0
-)
 TOPOLOGY = Topology("v5e:2x2", [], "tpu", CHIP)
-
-
-def cost(**more):
-    return Cost(
-        **{
-            "flops": 800,
-            "model_flops": 600,
-            "memory_traffic": 10.0,
-            "collectives": {"all-reduce": 5.0},
-            "crossing": 0.0,
-            "cycles": 0.0,
-            "output": 50,
-            "aliased": 50,
-            "temporary": 400,
-            "code": 10,
-            "fits": True,
-            "seconds": 1.0,
-        }
-        | more
-    )
 
 
 def predicted(**more):
@@ -266,85 +242,6 @@ def test_the_memory_that_a_program_lacks_is_read_from_libtpus_message():
     assert needed_by("INTERNAL: something else") == 0
     found = predicted(temporary=1500, fits=False, code=0)
     assert found.needed("image_64x64") == 1500 + 10 and not found.all_fit  # and the update's code
-
-
-def suggested(config, chips, memory, capsys, really=lambda batch, needed: needed):
-    """The suggestion's console output and the compiled plans, if a sample takes one byte of its chip.
-
-    `really` maps the images computed at once and a program's estimated memory to the memory that it needs.
-    """
-    topology = Topology("v5e", [None] * chips, "tpu", dataclasses.replace(CHIP, memory=memory))
-    plans = []
-
-    def plan(config):
-        plans.append(config)
-        buckets = buckets_of(config, chips // config.mesh.space, config.mesh.space)
-        costs = {}
-        for b in buckets:
-            images = next(b for b in buckets if b.kind == "image").at_once
-            needed = round(really(images, b.at_once / chips))
-            costs[b.name] = cost(temporary=needed, flops=100 * b.batch)
-            if needed > memory:
-                unknown = {"collectives": {}, "memory_traffic": 0.0, "code": 0, "fits": False}
-                costs[b.name] = dataclasses.replace(costs[b.name], **unknown)
-        costs["update"] = cost(flops=0, temporary=0, memory_traffic=1000.0)
-        return Prediction(buckets, costs, 0, 0, chips, topology.chip)
-
-    suggestion.best(check(config), topology, plan)
-    return capsys.readouterr().out, plans
-
-
-def test_the_largest_batches_that_fit_are_suggested_for_a_mesh_that_does_not_suit_yet(capsys):
-    config = demo.get_config()
-    for bucket, batch in (("image_64x64", 8), ("video_9x64x64", 2)):
-        config.data.buckets[bucket].batch = batch
-    config.mesh.update({"fsdp": 16, "space": 8})  # of 16 chips
-    out, plans = suggested(config, 16, memory=40 * 4 + 20.0, capsys=capsys)
-    assert plans[0].mesh.fsdp * plans[0].mesh.space <= 16
-    assert "--config.data.buckets.image_64x64.batch=256" in out  # 16 a chip, at 24 there is no room
-    assert "--config.data.buckets.video_9x64x64.batch=64" in out
-
-
-def of_sixteen(images, clips):
-    config = demo.get_config()
-    config.mesh.update({"fsdp": 4, "space": 1})
-    config.data.buckets.image_64x64.batch, config.data.buckets.video_9x64x64.batch = images, clips
-    return config
-
-
-def test_an_estimate_that_was_too_low_leads_to_the_largest_batch_below_it(capsys):
-    def really(batch, needed):
-        return needed * (1.5 if batch >= 256 else 1)
-
-    out, plans = suggested(of_sixteen(64, 16), 16, 30 + 16.0, capsys, really)
-    assert [config.data.buckets["image_64x64"]["batch"] for config in plans] == [64, 256, 128, 192]
-    assert "--config.data.buckets.image_64x64.batch=192" in out
-
-
-def test_if_nothing_else_fits_the_configuration_itself_is_suggested(capsys):
-    def really(batch, needed):
-        return needed * (20 if batch > 64 else 1)
-
-    out, plans = suggested(of_sixteen(64, 16), 16, 30 + 16.0, capsys, really)
-    assert len(plans) > 1 and "--config.data.buckets.image_64x64.batch=64" in out
-
-
-def test_for_a_configuration_that_does_not_fit_pieces_are_suggested(capsys):
-    out, plans = suggested(of_sixteen(1024, 256), 16, 30 + 32.0, capsys)
-    assert plans[0].data.buckets["image_64x64"] == {"batch": 1024, "weight": 1.0}
-    assert "--config.data.buckets.image_64x64.batch=1024" in out and len(plans) <= 3
-    assert "--config.data.buckets.image_64x64.micro=512" in out
-    assert "--config.data.buckets.video_9x64x64.micro=128" in out
-    with pytest.raises(InputError, match="none of the 1 compiled plans fits"):
-        suggested(of_sixteen(1024, 256), 16, 1.0, capsys)
-
-
-def test_one_chip_gets_a_suggestion_too_and_batches_that_suit_no_mesh_are_refused(capsys):
-    config = demo.get_config()
-    assert "suggested" in suggested(config, 1, memory=1e6, capsys=capsys)[0]
-    config.data.buckets.image_64x64.batch = 7
-    with pytest.raises(InputError, match="the mesh cannot split these batch sizes over 1009 chips"):
-        suggested(config, 1009, memory=1e6, capsys=capsys)
 
 
 def test_the_key_of_a_cost_depends_on_the_buckets_of_the_run():
