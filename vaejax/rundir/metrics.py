@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +131,19 @@ class TensorboardWriter:
 
     def flush(self) -> None:
         """Waits until everything is written, unless the writing thread is dead."""
-        if self._is_alive():
-            try:
-                self._writer.flush()
-            except OSError:
-                self._give_up()
+        self._attempt(self._writer.flush)
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self.flush()
+        self._attempt(self._writer.close)
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        """Calls it unless the writing thread is dead; gives up if the disk is full."""
         if self._is_alive():
-            self._writer.close()
+            try:
+                call()
+            except OSError:
+                self._give_up()
 
     def _is_alive(self) -> bool:
         if not self._gave_up and not self._thread.is_alive():
