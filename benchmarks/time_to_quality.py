@@ -5,17 +5,18 @@
 All train on the demo's samples, the same batches in the same order, by the same likelihood alone, in the same
 minutes on all cores of this machine; see peers.py for the networks and their trainer. Each contestant first
 runs for some updates, to learn how many fit into the minutes; its learning rate falls to the end of these.
-Minutes count updates and compilation, not evaluation. Each takes the best of three learning rates. Prints a
-table; DIR/time_to_quality.json has all numbers, DIR/time_to_quality.png shows the curves. Rerun the same
-command to continue. Requires torch, diffusers and matplotlib.
+Minutes count updates and compilation, for which nothing is cached, but not evaluation. Each takes the best of
+three learning rates. Prints scores by minute, interpolated between evaluations; DIR/time_to_quality.json has
+all numbers, DIR/time_to_quality.png shows the curves. Rerun the same command to continue. Requires torch,
+diffusers and matplotlib.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -108,9 +109,11 @@ def vaejax_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float
     """Trains vaejax; returns a row per evaluation: seconds and scores by 'BUCKET/SCORE'."""
     del name
     settings = SETTINGS | {"optim.learning_rate": rate, "eval.linear_samples": 0, "eval.latent_samples": 0}
-    trial = runs.train("demo", out / "trial", settings | {"steps": TRIAL} | _logged(TRIAL))
-    steps = _steps(seconds, [row["train/all/step_seconds"] for row in _logs(trial)], _compilation(trial))
-    metrics = runs.train("demo", folder, settings | {"steps": steps} | _logged(steps))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
+    trial = runs.train("demo", out / "trial", settings | _evaluated(TRIAL))
+    times = [row["train/all/step_seconds"] for row in trial.values() if "train/all/step_seconds" in row]
+    steps = _steps(seconds, times, _compilation(trial))
+    metrics = runs.train("demo", folder, settings | _evaluated(steps))
     rows, before, passed = [], 0, _compilation(metrics)
     for at, row in metrics.items():
         if "train/all/step_seconds" in row:
@@ -125,24 +128,21 @@ def vaejax_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float
     return rows
 
 
-def _logged(steps: int) -> dict[str, int]:
-    """Settings that log, evaluate and save at the same updates."""
+def _evaluated(steps: int) -> dict[str, int]:
+    """Settings of a run that logs and evaluates at the same updates, and saves at the end."""
     every = max(1, steps // EVALUATIONS)
     return {
-        "log_every": max(1, every // 5),
+        "steps": steps,
+        "log_every": every,
         "eval.every": every,
         "checkpoint.every": steps,
         "panels.every": steps,
     }
 
 
-def _logs(metrics: dict[int, dict[str, float]]) -> Iterator[dict[str, float]]:
-    return (row for row in metrics.values() if "train/all/step_seconds" in row)
-
-
 def _compilation(metrics: dict[int, dict[str, float]]) -> float:
-    """Seconds of compilation before the first update."""
-    return sum(v for row in metrics.values() for key, v in row.items() if key.endswith("/compile_seconds"))
+    """Seconds of compilation."""
+    return sum(row.get("train/all/compile_seconds", 0.0) for row in metrics.values())
 
 
 def _steps(seconds: float, update_seconds: list[float], compilation: float) -> int:
@@ -172,6 +172,7 @@ def _trained(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, st
     """Trains a peer unless that was done; returns the seconds of its updates."""
     if not (folder / "updates.json").exists():
         cli.made_folder(folder)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
         command = [sys.executable, __file__, f"--out={folder}", f"--train={name}", f"--steps={steps}"]
         runs.run([*command, "--rates", str(rate)])
     return files.read_json(folder / "updates.json")
@@ -224,6 +225,11 @@ def score(folder: pathlib.Path, file: pathlib.Path) -> dict[str, float]:
     return found
 
 
+def at_minute(curve: list[dict[str, Any]], minute: float, score: str) -> float:
+    """A score after some minutes, interpolated; the first or last one outside the evaluations."""
+    return float(np.interp(60 * minute, [row["seconds"] for row in curve], [row[score] for row in curve]))
+
+
 def reached(curve: list[dict[str, Any]], bucket: str, level: float) -> float:
     """Seconds after which a curve first has a PSNR, interpolated; infinite if never."""
     before = None
@@ -239,15 +245,19 @@ def reached(curve: list[dict[str, Any]], bucket: str, level: float) -> float:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Prints the final scores, and when vaejax reaches the best PSNR of each peer."""
+    """Prints the scores by minute, and when vaejax reaches the best PSNR of each peer."""
     curves = {name: results["curves"][name][rate] for name, rate in results["best"].items()}
     buckets = sorted({key.split("/")[0] for key in next(iter(curves.values()))[-1] if "/" in key})
-    print(f"held-out scores after {results['minutes']:g} minutes")
-    print("| network | rate | updates | " + " | ".join(f"{b}, PSNR | LPIPS" for b in buckets) + " |")
-    print("|---|---|---|" + "---|---|" * len(buckets))
-    for name, curve in curves.items():
-        cells = [f"{curve[-1][f'{b}/psnr']:.2f} | {curve[-1][f'{b}/lpips']:.3f}" for b in buckets]
-        print(f"| {name} | {results['best'][name]} | {curve[-1]['step']} | {' | '.join(cells)} |")
+    minutes = range(1, round(results["minutes"]) + 1)
+    for bucket in buckets:
+        for score in SCORES:
+            print(f"\n{bucket}, held-out {score}, by minute")
+            print(f"| network | rate | updates | {' | '.join(map(str, minutes))} |")
+            print("|---|---|---|" + "---|" * len(minutes))
+            for name, curve in curves.items():
+                values = [at_minute(curve, minute, f"{bucket}/{score}") for minute in minutes]
+                cells = [f"{value:.2f}" if score == "psnr" else f"{value:.3f}" for value in values]
+                print(f"| {name} | {results['best'][name]} | {curve[-1]['step']} | {' | '.join(cells)} |")
     if VAEJAX not in curves:
         return
     print()

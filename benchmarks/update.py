@@ -12,7 +12,8 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import turns
@@ -30,15 +31,12 @@ def batches(task: str) -> dict[str, np.ndarray]:
     return {bucket: rng.integers(0, 256, SHAPES[bucket], np.uint8) for bucket in TASKS[task]}
 
 
-def of_vaejax(task: str) -> Callable[[], None]:
-    """Returns an update by the programs that a run compiles."""
-    import jax
-
+def vaejax_programs(task: str) -> tuple[Any, Sequence[Any]]:
+    """Returns the programs that a run compiles, and its buckets."""
     from vaejax.config import check
     from vaejax.configs import demo
     from vaejax.data.bucket import buckets_of
     from vaejax.runtime import mesh as sharding
-    from vaejax.train import state as states
     from vaejax.train.programs import Programs
 
     config = demo.get_config()
@@ -46,10 +44,20 @@ def of_vaejax(task: str) -> Callable[[], None]:
     for bucket in SHAPES.keys() - set(TASKS[task]):
         config.data.buckets[bucket].batch = 0
     config = check(config)
-    mesh, buckets = sharding.make_mesh(config.mesh), buckets_of(config)
-    programs = Programs.of(config, buckets, mesh)
-    phase, frames, key = programs.phase(0), batches(task), jax.random.key(0)
-    current, compiled = [states.create(programs.model, programs.optimizer, None, mesh, config.seed)], []
+    buckets = buckets_of(config)
+    return Programs.of(config, buckets, sharding.make_mesh(config.mesh)), buckets
+
+
+def of_vaejax(task: str) -> Callable[[], None]:
+    """Returns an update by the programs that a run compiles."""
+    import jax
+
+    from vaejax.runtime import mesh as sharding
+    from vaejax.train import state as states
+
+    programs, buckets = vaejax_programs(task)
+    mesh, phase, frames, key = programs.mesh, programs.phase(0), batches(task), jax.random.key(0)
+    current, compiled = [states.create(programs.model, programs.optimizer, None, mesh, 0)], []
 
     def update() -> None:
         if not compiled:  # here, so that the first update includes it, as in PyTorch
@@ -77,6 +85,16 @@ def of_peer(name: str, task: str) -> Callable[[], None]:
     return lambda: trainer.update(frames)
 
 
+def flops(name: str, task: str) -> int:
+    """FLOPs of the forward and backward passes, without recomputation."""
+    if name == VAEJAX:
+        programs, buckets = vaejax_programs(task)
+        return sum(programs.model_flops(programs.phase(0), bucket) for bucket in buckets)
+    import peers
+
+    return peers.Trainer(name, 1e-3, 1000).flops(batches(task))
+
+
 def main() -> None:
     """Runs the comparison and prints a table."""
     parser = argparse.ArgumentParser(
@@ -92,7 +110,10 @@ def main() -> None:
         turns.serve(of_vaejax(task) if args.work == VAEJAX else of_peer(args.work, task))
         return
     report = {}
-    print("| task | network | samples/s | time | CPU time | peak memory | first update |\n|" + "---|" * 7)
+    print(
+        "| task | network | GFLOP | samples/s | time | CPU time | peak memory | first update |\n|"
+        + "---|" * 8
+    )
     for task in args.tasks:
         contestants = {
             name: turns.Contestant([sys.executable, __file__, f"--work={name}", "--tasks", task])
@@ -105,9 +126,10 @@ def main() -> None:
         for name, found in report[task].items():
             contestants[name].end()
             rate = SAMPLES[task] / found["seconds"]["median"]
+            report[task][name]["flops"] = count = flops(name, task)
             cells = [f"{found[what]['ratio']:.2f}x" for what in ("seconds", "cpu_seconds")]
             cells += [f"{found['peak_gib']:.2f} GiB", f"{first[name]:.1f} s"]
-            print(f"| {task} | {name} | {rate:.1f} | {' | '.join(cells)} |", flush=True)
+            print(f"| {task} | {name} | {count / 1e9:.0f} | {rate:.1f} | {' | '.join(cells)} |", flush=True)
     if args.out:
         pathlib.Path(args.out).write_text(json.dumps(report, indent=1))
 

@@ -56,7 +56,8 @@ class Update:
       steps: length of the run in updates; programs that it never reaches are not compiled ahead.
 
     Attributes:
-      compile_seconds: compilation time of each bucket's program, by bucket name; callers may clear it.
+      compile_seconds: compilation time of each bucket's program, by bucket name, and of all programs, as
+        'all'; callers may clear it.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Update:
             seconds[name] = time.monotonic() - start
             if self._counts_flops:
                 flops[name] = programs.model_flops(phase, bucket)
-        self._took = time.monotonic() - begin
+        seconds["all"] = self._took = time.monotonic() - begin
         return PhasePrograms(phase, zeros, apply, gradients, flops, seconds)
 
     def __call__(
