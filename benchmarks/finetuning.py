@@ -63,13 +63,13 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "wan": Family(photos=4, clips=2, learning_rate=5e-4, base_steps=3000, steps=1900),
+    "wan": Family(photos=4, clips=2, learning_rate=1e-3, base_steps=1500, steps=1500),
     "vaejax": Family(photos=8, clips=1, learning_rate=1e-3, base_steps=2500, steps=2500),
 }
 TUNED = {
     "model.dtype": "float32",
     "model.remat": "()",
-    "optim.learning_rate": 3e-4,
+    "optim.learning_rate": 5e-4,
     "optim.warmup": 20,
     "checkpoint.best": "mean/psnr",
     "data.holdout": 0.1,
@@ -97,10 +97,10 @@ def main() -> int:
     parser.add_argument(
         "--base-steps",
         type=cli.at_least(1),
-        help="updates from random weights (default: wan 3000, vaejax 2500)",
+        help="updates from random weights (default: wan 1500, vaejax 2500)",
     )
     parser.add_argument(
-        "--steps", type=cli.at_least(1), help="updates of fine-tuning (default: wan 1900, vaejax 2500)"
+        "--steps", type=cli.at_least(1), help="updates of fine-tuning (default: wan 1500, vaejax 2500)"
     )
     args, more = parser.parse_known_args()
     return cli.run(lambda: measure(args, more))
