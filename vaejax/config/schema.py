@@ -75,7 +75,7 @@ class DataConfig:
     hdr: str = setting("convert", one_of("convert", "skip"), "HDR media: converted to SDR, or left out.")
     holdout: float = setting(0.05, SHARE, "Share of a media folder that is held out for evaluation.")
     workers: int = setting(4, NATURAL, "Processes that decode media; 0 decodes in threads.")
-    prefetch: int = setting(2, COUNT, "Decoded samples that each worker keeps ready.")
+    prefetch: int = setting(1, COUNT, "Updates whose samples are decoded ahead.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,14 +92,26 @@ class _SampleSequence:
         turn = zlib.crc32(f"{self._seed}/{step}".encode()) % len(elements)
         return elements[turn:] + elements[:turn]
 
+    @property
+    def most(self) -> int:
+        """The largest number of samples that this host reads for a step."""
+        return sum(map(self._local_batch, self._buckets))
+
+    def most_bytes(self, steps: int, workers: int) -> int:
+        """Bytes of the samples that exist at once if workers decode so many steps ahead.
+
+        These are in the workers' queues, in the parent's, and in work.
+        """
+        sizes = [(self._local_batch(b), b.pixels * b.channels) for b in self._buckets]
+        return 2 * steps * sum(n * size for n, size in sizes) + 4 * workers * max(size for _, size in sizes)
+
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Sample:
         # These bound the search: a step draws at most all buckets, and at least those with every = 1.
-        most = sum(map(self._local_batch, self._buckets))
         least = sum(self._local_batch(bucket) for bucket in self._buckets if bucket.every == 1)
-        steps = range(self._start + index // most, self._start + index // least + 1)
+        steps = range(self._start + index // self.most, self._start + index // least + 1)
         step = steps[bisect.bisect_right(steps, index, key=self._before) - 1]
         bucket, i = self.plan(step)[index - self._before(step)]
         first = self._positions[bucket.name] + self._drawn(bucket, step) * bucket.batch
@@ -123,13 +135,12 @@ class _SampleSequence:
 class TrainStream:
     """An endless iterator of `StepBatches`; `close` or the end of its context ends the worker processes."""
 
-    def __init__(self, sequence: _SampleSequence, start_step: int, sample_bytes: int, data: "DataConfig"):
+    def __init__(self, sequence: _SampleSequence, start_step: int, data: "DataConfig"):
         """Prepares the stream; the workers start when the first step is requested.
 
         Args:
           sequence: the samples of this host.
           start_step: the first step.
-          sample_bytes: size of the largest sample in bytes.
           data: config.data.
         """
         self._sequence, self._step = sequence, start_step
@@ -139,12 +150,16 @@ class TrainStream:
                 flags.FLAGS.mark_as_parsed()  # Grain requires parsed flags, which only absl.app provides
             parent.announce()
             dataset = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
-            dataset = _fit_shared_memory(dataset, data, sample_bytes).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch),
+            # Fewer than an update's samples would leave workers idle while the update is computed.
+            ahead = -(-data.prefetch * sequence.most // data.workers)
+            dataset = _fit_shared_memory(
+                dataset, sequence.most_bytes(data.prefetch, data.workers)
+            ).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=ahead),
                 worker_init_fn=_start_worker,
             )
         else:
-            dataset = dataset.to_iter_dataset(_threads(data))
+            dataset = dataset.to_iter_dataset(_threads(data.prefetch * sequence.most))
         self._samples = iter(dataset)
 
     def __iter__(self) -> "TrainStream":
@@ -220,8 +235,7 @@ def train_stream(
     samplers = {bucket.name: Sampler(sources, bucket, "train", data, seed) for bucket in buckets}
     rows = rows or {bucket.name: range(bucket.batch) for bucket in buckets}
     sequence = _SampleSequence(samplers, tuple(buckets), seed, start_step, drawn, rows)
-    sample_bytes = max(bucket.pixels * bucket.channels for bucket in buckets)
-    return TrainStream(sequence, start_step, sample_bytes, data)
+    return TrainStream(sequence, start_step, data)
 
 
 def read_batches(sampler: Sampler, count: int, batch: int) -> Iterator[Batch]:
@@ -240,7 +254,7 @@ def read_batches(sampler: Sampler, count: int, batch: int) -> Iterator[Batch]:
     """
     if sampler.empty:
         return
-    samples = iter(grain.MapDataset.source(sampler)[:count].to_iter_dataset(_threads(sampler.data)))
+    samples = iter(grain.MapDataset.source(sampler)[:count].to_iter_dataset(_threads(batch)))
     first = 0
     while part := list(itertools.islice(samples, batch)):
         yield _stack(part, range(first, first + len(part)))
@@ -272,9 +286,10 @@ def train_samples(
         yield batch.frames
 
 
-def _threads(data: "DataConfig") -> grain.ReadOptions:
+def _threads(ahead: int) -> grain.ReadOptions:
+    """Threads that decode so many samples ahead, or one each."""
     threads = min(4, cores())  # threads suffice, because decoders release the GIL most of the time
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * data.prefetch)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
 
 
 def _stack(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
@@ -284,15 +299,13 @@ def _stack(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
     return Batch(frames, rows, names, skipped, np.stack(latents) if latents else None)
 
 
-def _fit_shared_memory(dataset: Any, data: "DataConfig", sample_bytes: int) -> Any:
-    """Passes samples through pipes if shared memory is too small; containers often have only 64 MB of it."""
-    # Samples that exist at once: in each worker's queue, in the parent's queue, and being processed.
-    ahead = data.workers * (2 * data.prefetch + 2)
+def _fit_shared_memory(dataset: Any, size: int) -> Any:
+    """Passes samples through pipes if /dev/shm has less than `size` bytes; containers often have 64 MB."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:  # not Linux
         return dataset
-    if free >= ahead * sample_bytes:
+    if free >= size:
         return dataset
     options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
     return grain.experimental.WithOptionsIterDataset(dataset, options)

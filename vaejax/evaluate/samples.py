@@ -109,7 +109,7 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     Args:
       name: FOLDER: every photo and clip that fits is used once, cropped from the middle. Or 'tfds:NAME': the
         validation or test split of a prepared data set; if it has neither, its held-out share.
-      data: config.data; only fps, prefetch and, for TFDS, holdout are used.
+      data: config.data; only fps and, for TFDS, holdout are used.
       limit: maximum number of samples per bucket; 0 means all.
 
     Raises:

@@ -97,6 +97,37 @@ def test_the_number_of_workers_changes_nothing(folder, workers):
     assert not multiprocessing.active_children()
 
 
+class Noted:
+    """A source that notes what is read from it."""
+
+    def __init__(self, source, notes):
+        self.source, self.notes = source, notes
+        self.label, self.weight, self.table, self.cache = source.label, 1.0, source.table, None
+
+    def record(self, index):
+        return self.source.record(index)
+
+    def read(self, record, *asked):
+        with open(self.notes, "a") as file:
+            print(record.path, file=file)
+        return self.source.read(record, *asked)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_whole_update_is_decoded_ahead(folder, tmp_path, workers):
+    """Otherwise workers are idle while the update is computed."""
+    sources, data = opened(folder)
+    data.workers, notes, batch = workers, tmp_path / "notes", 12
+    with pipeline.train_stream(
+        [Noted(sources[0], notes)], [Bucket(1, 32, 32, batch)], data, seed=3
+    ) as stream:
+        next(stream)
+        deadline = time.time() + 30
+        while len(notes.read_text().splitlines()) < 2 * batch and time.time() < deadline:
+            time.sleep(0.1)
+        assert len(notes.read_text().splitlines()) >= 2 * batch
+
+
 def test_little_shared_memory_changes_nothing(folder, monkeypatch):
     sources, data = opened(folder)
     expected = take(sources, data, 2)
