@@ -104,7 +104,7 @@ class AdversarialConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LatentConfig:
-    """The loss terms on latents, and masking of latents."""
+    """The loss terms on latents, and the corruptions of the latent that is decoded."""
 
     outlier_radius: float = setting(
         3.0, POSITIVE, "Standard deviations from the mean beyond which `outliers` penalizes a latent pixel."
@@ -122,6 +122,21 @@ class LatentConfig:
     rotate: bool = setting(False, FLAG, "Include quarter turns in `equivariance`.")
     mask: float = setting(
         0.0, UNIT, "Probability that a sample keeps only a random number of its first latent channels."
+    )
+    noise: float = setting(
+        0.0, UNIT, "Largest share of noise in the latent that is decoded; each sample draws its own."
+    )
+    noise_std: float = setting(
+        3.0, POSITIVE, "Standard deviation of this noise, in standard deviations of each channel."
+    )
+    blocks: float = setting(
+        0.0,
+        UNIT,
+        "Probability that 25, 50 or 75% of a sample's latent blocks are replaced by a learned token.",
+    )
+    block: int = setting(1, COUNT, "Side of these blocks, in latent frames and latent pixels.")
+    future: float = setting(
+        0.0, UNIT, "Probability that a clip's last latent frames are replaced by a learned token."
     )
 
 

@@ -1,4 +1,4 @@
-"""Loss terms and masking that make latents easier for a diffusion model to learn."""
+"""Loss terms that make latents easier for a diffusion model to learn; see also `corruption`."""
 
 import dataclasses
 import functools
@@ -21,14 +21,12 @@ class LatentSettings:
       scales: scale factors of the equivariance term; each batch draws one.
       rotate: whether the equivariance term also rotates frames by a random multiple of 90 degrees; frames
         that are not square rotate by 0 or 180.
-      mask: probability that `masked` zeroes the last latent channels of a sample.
     """
 
     outlier_radius: float
     correlation: float
     scales: tuple[float, ...]
     rotate: bool
-    mask: float
 
     @classmethod
     def of(cls, settings: Any) -> "LatentSettings":
@@ -74,27 +72,6 @@ def roughness(z: Float[Array, "b t h w c"], correlation: float) -> Float[Array, 
             there = jax.lax.slice_in_dim(centered, 1, size, axis=axis)
             penalties.append(jax.nn.relu(correlation - (here * there).mean((1, 2, 3)) / variance))
     return jnp.stack(penalties).mean() if penalties else jnp.zeros(())
-
-
-def masked(key: PRNGKeyArray, z: Float[Array, "b t h w c"], probability: float) -> Float[Array, "b t h w c"]:
-    """Zeroes the last channels of random samples; a random number of first channels, 1 to c - 1, is kept.
-
-    Training with masking moves the most important content into the first channels, as in DC-AE 1.5 (arXiv
-    2508.00413) and SSVAE (arXiv 2512.05394).
-
-    Args:
-      key: random key of the choice of samples and channels.
-      z: latents (b, t, h, w, c).
-      probability: probability that a sample is masked.
-
-    Returns:
-      Latents of the same shape.
-    """
-    key_which, key_kept = jax.random.split(key)
-    b, c = z.shape[0], z.shape[-1]
-    kept = jax.random.randint(key_kept, (b, 1), 1, c)
-    kept = jnp.where(jax.random.bernoulli(key_which, probability, (b, 1)), kept, c)
-    return z * (jnp.arange(c) < kept)[:, None, None, None]
 
 
 def equivariance(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vaejax.losses import latent as latent_terms
+from vaejax.losses.corruption import Corruption
 from vaejax.losses.crops import random_windows
 from vaejax.losses.latent import LatentSettings
 from vaejax.models.posterior import DiagonalGaussian
@@ -152,6 +153,7 @@ class Objective:
       perceptual_side: maximum side of the compared window in pixels; 0 compares whole frames.
       perceptual_dtype: compute dtype of the LPIPS convolutions.
       latent: settings of the latent terms.
+      corruption: corruptions of the latent before the decoder.
     """
 
     weights: Mapping[str, float]
@@ -163,6 +165,7 @@ class Objective:
     perceptual_side: int
     perceptual_dtype: str
     latent: LatentSettings
+    corruption: Corruption
 
     @classmethod
     def of(cls, config: Any) -> "Objective":
@@ -178,6 +181,7 @@ class Objective:
             perceptual_side=perceptual.side,
             perceptual_dtype=config.model.dtype,
             latent=LatentSettings.of(loss.latent),
+            corruption=Corruption.of(loss.latent),
         )
 
     def scale(self, shape: tuple[int, ...]) -> float:

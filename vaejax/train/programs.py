@@ -57,7 +57,7 @@ class Programs:
       trained: halves of the autoencoder that train.
       reference: the model that the run started from or learns from; None if no term needs it.
       reference_params: parameters of the reference, see `distillation.Reference`.
-      projections: shapes of the projections of distilled features, by level.
+      auxiliary: shapes of the parameters that only loss terms need.
       cached: whether batches come with their latents.
     """
 
@@ -75,7 +75,7 @@ class Programs:
     trained: tuple[str, ...] = states.HALVES
     reference: Reference | None = None
     reference_params: dict = dataclasses.field(default_factory=dict)
-    projections: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    auxiliary: states.Auxiliary = dataclasses.field(default_factory=dict)
     cached: bool = False
 
     @classmethod
@@ -104,15 +104,15 @@ class Programs:
         adversary = Adversary.of(config, buckets)
         optimizer = optim.optimizer(config.optim, config.steps)
         lpips_params = load_for(config.loss, buckets)
-        trained, (reference, reference_params, projections) = (
-            config.optim.train,
-            _reference(config, model, known),
-        )
+        trained, objective = config.optim.train, Objective.of(config)
+        reference, reference_params, auxiliary = _reference(config, model, known)
+        if objective.corruption.hides:
+            auxiliary["corruption"] = {"token": (model.architecture.latent_channels,)}
         return cls(
-            states.shapes(model, optimizer, adversary, mesh, trained, projections),
+            states.shapes(model, optimizer, adversary, mesh, trained, auxiliary),
             mesh,
             model,
-            Objective.of(config),
+            objective,
             adversary,
             optimizer,
             optim.clipping(config.optim),
@@ -123,7 +123,7 @@ class Programs:
             trained,
             reference,
             reference_params,
-            projections,
+            auxiliary,
             bool(config.data.latents),
         )
 
@@ -217,9 +217,9 @@ class Programs:
 
 def _reference(
     config: Config, model: Autoencoder, known: TrainedVAE | None
-) -> tuple[Reference | None, dict, dict[str, tuple[int, int]]]:
-    """The reference, its parameters and the shapes of the projections, as far as the loss needs them."""
-    weights, params, pairs, projections = config.loss.weights, {}, (), {}
+) -> tuple[Reference | None, dict, dict]:
+    """The reference, its parameters and the shapes of projections, as far as the loss needs them."""
+    weights, params, pairs, auxiliary = config.loss.weights, {}, (), {}
     if known and weights.anchor:
         params["encoder"] = known.params["encoder"]
     if known and (weights.teacher or weights.features):
@@ -229,5 +229,6 @@ def _reference(
     std = np.ones(known.architecture.latent_channels) if known.std is None else known.std
     judge = Autoencoder(known.architecture.replace(remat=(), dtype=model.architecture.dtype))
     if weights.features:
-        pairs, projections = matching_levels(model, judge)
-    return Reference(judge, pairs), params | {"std": np.asarray(std, np.float32)}, projections
+        pairs, shapes = matching_levels(model, judge)
+        auxiliary["projections"] = {level: {"kernel": shape} for level, shape in shapes.items()}
+    return Reference(judge, pairs), params | {"std": np.asarray(std, np.float32)}, auxiliary

@@ -15,6 +15,11 @@ from vaejax.train.state import TrainState
 
 # Keys of config.loss.adversarial on which parameters depend.
 DESIGN = ("discriminators", "kind", "width", "spectral_norm")
+# Keys of config.loss whose terms have parameters of their own, and words for a run with and without them.
+PARAMETERS = (
+    ((("weights", "features"),), "projections", "no projections"),
+    ((("latent", "blocks"), ("latent", "future")), "a learned token", "no learned token"),
+)
 
 
 def check_networks(checkpoints: Checkpoints, start: int, config: Config) -> None:
@@ -79,13 +84,14 @@ def _check_same(saved: Mapping[str, Any], config: Config) -> None:
         design = {name: game[name] for name in DESIGN if name in game}
         sections.append(("loss.adversarial", design, now["loss"]["adversarial"]))
     losses = saved["loss"], now["loss"]
-    had, has = (bool(loss["weights"].get("features")) for loss in losses)
-    if had != has:
-        raise InputError(
-            f"loss.weights.features = {now['loss']['weights']['features']}, but the run in this workdir"
-            f" {'has' if had else 'has no'} projections; accepted: {'a weight above 0' if had else '0'}, or"
-            " another --workdir"
-        )
+    for keys, has_parameters, has_none in PARAMETERS:
+        had, has = (any(loss[part].get(name) for part, name in keys) for loss in losses)
+        if had != has:
+            settings = ", ".join(f"loss.{part}.{name} = {now['loss'][part][name]}" for part, name in keys)
+            raise InputError(
+                f"{settings}, but the run in this workdir has {has_parameters if had else has_none};"
+                f" accepted: {'a value above 0' if had else '0'}, or another --workdir"
+            )
     for section, was, is_now in sections:
         for key, value in was.items():
             value = tuple(value) if isinstance(value, list) else value

@@ -94,7 +94,7 @@ class Setup:
         """The function that initializes the train state; compiled once, for the start and all rollbacks."""
         p = self.programs
         return states.initializer(
-            p.model, p.optimizer, p.adversary, self.mesh, self.config.seed, p.trained, p.projections
+            p.model, p.optimizer, p.adversary, self.mesh, self.config.seed, p.trained, p.auxiliary
         )
 
     @contextlib.contextmanager

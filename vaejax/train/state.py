@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from vaejax.losses.adversarial import Adversary, DiscriminatorState
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import mesh as sharding
 
 HALVES = ("encoder", "decoder")
+# Shapes of the parameters that only loss terms need, as a tree of tuples: {'projections': {level: {'kernel':
+# (C, C')}}} if decoder features are distilled, and {'corruption': {'token': (c,)}} if latents are hidden.
+Auxiliary = Mapping[str, Any]
 
 
 @flax.struct.dataclass
@@ -26,8 +29,8 @@ class TrainState:
     Attributes:
       step: number () of updates, int32, including skipped ones.
       params: float32 parameters that train: {'autoencoder': {'encoder': ..., 'decoder': ...}, 'likelihood':
-        {'log_scale': ()}}. A half that is frozen is missing. If decoder features are distilled, 'projections'
-        holds a kernel (C, C') per level.
+        {'log_scale': ()}}. A half that is frozen is missing. Some loss terms add parameters of their own, see
+        `Auxiliary`.
       ema: exponential moving average of params, with the same structure.
       optimizer: optax state of the optimizer of params.
       discriminators: state of each discriminator by name; {} without an adversarial term.
@@ -65,7 +68,7 @@ def initializer(
     mesh: Mesh,
     seed: int,
     trained: Sequence[str] = HALVES,
-    projections: Mapping[str, tuple[int, int]] | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> Callable[[], TrainState]:
     """The jitted function behind `create`, for callers that initialize more than once.
 
@@ -76,9 +79,9 @@ def initializer(
       mesh: mesh of the run.
       seed: seed of the parameters.
       trained: halves of the autoencoder that train.
-      projections: shapes of the projections of distilled features, by level.
+      auxiliary: shapes of the parameters that only loss terms need.
     """
-    init = _init(model, optimizer, adversary, seed, trained, projections)
+    init = _init(model, optimizer, adversary, seed, trained, auxiliary)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(init))
     return jax.jit(init, out_shardings=shardings)
 
@@ -89,10 +92,10 @@ def shapes(
     adversary: Adversary | None,
     mesh: Mesh,
     trained: Sequence[str] = HALVES,
-    projections: Mapping[str, tuple[int, int]] | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> TrainState:
     """The shape and sharding of every array of a state; the mesh may describe devices that are absent."""
-    state = jax.eval_shape(_init(model, optimizer, adversary, 0, trained, projections))
+    state = jax.eval_shape(_init(model, optimizer, adversary, 0, trained, auxiliary))
     return sharding.with_shardings(state, sharding.state_shardings(mesh, state))
 
 
@@ -119,19 +122,14 @@ def _item(discriminator: str) -> str:
     return f"discriminator_{discriminator}"
 
 
-def _init(model, optimizer, adversary, seed: int, trained, projections) -> Callable[[], TrainState]:
+def _init(model, optimizer, adversary, seed: int, trained, auxiliary) -> Callable[[], TrainState]:
     def init() -> TrainState:
         key = jax.random.key(seed)
         clip = jnp.zeros(model.architecture.example_shape)
         halves = model.init(key, clip, key)["params"]
         frozen = {half: halves.pop(half) for half in HALVES if half not in trained}
         params = {"autoencoder": halves, "likelihood": {"log_scale": jnp.zeros(())}}
-        if projections:
-            draw = nn.initializers.lecun_normal()
-            params["projections"] = {
-                level: {"kernel": draw(jax.random.fold_in(key, i), shape)}
-                for i, (level, shape) in enumerate(projections.items())
-            }
+        params |= _drawn(key, auxiliary or {})
         # A copy, because donating one buffer twice is an error.
         average = jax.tree.map(jnp.copy, params)
         discriminators = adversary.init(jax.random.fold_in(key, 1)) if adversary else {}
@@ -139,3 +137,14 @@ def _init(model, optimizer, adversary, seed: int, trained, projections) -> Calla
         return TrainState(step, params, average, optimizer_state, discriminators, frozen)
 
     return init
+
+
+def _drawn(key: PRNGKeyArray, shapes: Auxiliary) -> dict:
+    """Draws kernels, and sets tokens to 0."""
+    leaves, tree = jax.tree.flatten(dict(shapes), is_leaf=lambda shape: isinstance(shape, tuple))
+    draw = nn.initializers.lecun_normal()
+    arrays = [
+        draw(jax.random.fold_in(key, i), shape) if len(shape) > 1 else jnp.zeros(shape)
+        for i, shape in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(tree, arrays)

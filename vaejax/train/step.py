@@ -64,14 +64,14 @@ def reconstruct(
     reference_params: dict | None = None,
     latents: Float[Array, "b t h w c"] | None = None,
 ) -> Outputs:
-    """Encodes a batch, samples its posterior and decodes the sample.
+    """Encodes a batch, samples its posterior and decodes the sample, which may be corrupted.
 
     Args:
       model: the autoencoder.
-      objective: objective, whose settings decide on masking and on the terms that need further passes.
+      objective: objective, whose settings decide on corruptions and on the terms that need further passes.
       params: parameters, structured as `TrainState.params`.
       x: pixels (B, T, H, W, C) in [-1, 1].
-      key: random key of the sample, the mask and the equivariance term.
+      key: random key of the sample, its corruption and the equivariance term.
       frozen: parameters of the half that does not train, see `TrainState.frozen`.
       reference: the model of the terms 'anchor', 'teacher' and 'features'.
       reference_params: parameters of the reference.
@@ -80,7 +80,7 @@ def reconstruct(
     Returns:
       The outputs from which the objective computes the loss.
     """
-    key_z, key_mask, key_equivariance = jax.random.split(key, 3)
+    key_z, key_corruption, key_equivariance = jax.random.split(key, 3)
     halves, is_video = params["autoencoder"] | (frozen or {}), x.shape[1] > 1
 
     def decode(z: Array) -> Any:
@@ -92,12 +92,13 @@ def reconstruct(
         posterior = DiagonalGaussian(latents, jnp.full_like(latents, LOG_VARIANCE_RANGE[0]))
     z = posterior.sample(key_z)
     settings, terms, features = objective.latent, {}, {}
+    token = params["corruption"]["token"] if objective.corruption.hides else None
     log_scale, nll = params["likelihood"]["log_scale"], LIKELIHOODS[objective.likelihood]
-    kept = latent_terms.masked(key_mask, z, settings.mask) if settings.mask else z
+    seen = objective.corruption(key_corruption, z, token)
     if objective.uses("features"):
-        x_hat, features = distillation.decode_with_features(model, halves, kept)
+        x_hat, features = distillation.decode_with_features(model, halves, seen)
     else:
-        x_hat = decode(kept)
+        x_hat = decode(seen)
     if objective.uses("equivariance"):
         terms["equivariance"] = latent_terms.equivariance(decode, z, x, key_equivariance, settings)
     if reference and reference_params:

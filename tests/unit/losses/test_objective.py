@@ -215,13 +215,6 @@ def test_rough_latents_cost_and_smooth_ones_do_not():
     np.testing.assert_allclose(latent_terms.roughness(jnp.array(x), 0.5), expected, rtol=1e-4)
 
 
-def test_masking_keeps_a_prefix_of_the_channels_of_some_samples():
-    kept = latent_terms.masked(jax.random.key(0), jnp.ones((400, 1, 1, 1, 8)), 0.5)[:, 0, 0, 0]
-    counts = np.asarray(kept.sum(-1)).astype(int)
-    np.testing.assert_array_equal(kept, np.arange(8) < counts[:, None])
-    assert abs((counts < 8).mean() - 0.5) < 0.1 and set(counts) == set(range(1, 9))
-
-
 @pytest.mark.parametrize(("scales", "rotate"), [((0.5, 0.25), False), ((1.0,), True)])
 def test_a_decoder_that_is_equivariant_costs_nothing(scales, rotate):
     """Nearest-neighbour upsampling commutes with rotation, and with scaling of what is linear in place."""

@@ -176,7 +176,10 @@ def test_distance_to_the_teacher_is_zero_only_for_the_teacher_itself(setup):
         },
     )
     programs = reference_setup.programs
-    identity = {level: {"kernel": jnp.eye(shape[0])} for level, shape in programs.projections.items()}
+    identity = {
+        level: {"kernel": jnp.eye(one["kernel"][0])}
+        for level, one in programs.auxiliary["projections"].items()
+    }
     params = {
         "autoencoder": {"decoder": known.params["decoder"]},
         "likelihood": {"log_scale": jnp.float32(-1.0)},

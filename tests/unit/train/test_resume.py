@@ -68,6 +68,17 @@ def test_projections_neither_join_nor_leave_a_run(had, has, tmp_path):
             resume.check_networks(checkpoints, 4, now)
 
 
+@pytest.mark.parametrize(("had", "has"), [(0.5, 0.0), (0.0, 0.5)])
+def test_a_learned_token_neither_joins_nor_leaves_a_run(had, has, tmp_path):
+    saved, now = (small_config("photos", **{"loss.latent.future": share}) for share in (had, has))
+    other = small_config("photos", **{"loss.latent.blocks": 0.2})
+    message = rf"^loss\.latent\.blocks = 0.0, loss\.latent\.future = {has}, but the run in this workdir has"
+    with saved_run(tmp_path, as_saved(saved)) as checkpoints:
+        resume.check_networks(checkpoints, 4, other if had else saved)
+        with pytest.raises(InputError, match=message):
+            resume.check_networks(checkpoints, 4, now)
+
+
 def test_the_position_of_a_removed_bucket_is_kept_and_a_new_one_starts_at_its_first_sample(setup, tmp_path):
     guard = StepGuard(RunFolder(tmp_path), setup.config.recovery, 0)
     with Checkpoints(tmp_path) as checkpoints:

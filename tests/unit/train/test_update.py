@@ -11,11 +11,13 @@ from tests.support.models import SMALLEST, architecture
 from vaejax.config import schema as config
 from vaejax.data.bucket import Bucket
 from vaejax.data.pipeline import Batch
+from vaejax.losses.corruption import Corruption
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.runtime import mesh as sharding
 from vaejax.runtime.watchdog import Watchdog
 from vaejax.train import optimizer as optim
 from vaejax.train import state as train_state
+from vaejax.train import step as steps
 from vaejax.train.programs import Phase, Programs
 from vaejax.train.update import Update, reason
 
@@ -92,3 +94,26 @@ def test_a_phase_leaves_no_program_on_the_device_and_can_come_back():
     assert judged == [False, False, True, True, False]
     begun = there["compiling the update"]
     assert len(begun) == 3 and len(set(begun)) == 1, there
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_the_token_learns_from_hidden_latents_only(frames):
+    model = Autoencoder(architecture(**SMALLEST))
+    x = np.random.default_rng(0).uniform(-1, 1, (2, frames, 16, 16, 3)).astype(np.float32)
+    key = jax.random.key(0)
+    params = {
+        "autoencoder": model.init(key, x, key)["params"],
+        "likelihood": {"log_scale": jax.numpy.zeros(())},
+    }
+    params["corruption"] = {"token": jax.numpy.ones(model.architecture.latent_channels)}
+
+    def error(params, seed, **corruption):
+        objective = losses.objective(corruption=Corruption(**corruption))
+        out = steps.reconstruct(model, objective, params, x, jax.random.key(seed))
+        return ((out.x_hat - x) ** 2).mean()
+
+    gradient = jax.jit(jax.grad(error), static_argnames=("blocks", "future"))
+    for corruption in ({"blocks": 1.0}, {"future": 1.0}):
+        learned = gradient(params, 1, **corruption)["corruption"]["token"]
+        assert (np.abs(learned).max() > 0) == ("blocks" in corruption or frames > 1)
+        np.testing.assert_array_equal(learned, gradient(params, 1, **corruption)["corruption"]["token"])
