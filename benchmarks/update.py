@@ -69,7 +69,7 @@ def of_vaejax(task: str) -> Callable[[], None]:
         for bucket in buckets:
             batch = sharding.shard_batch(mesh, frames[bucket.name])
             gathered, _ = gradients[bucket.name](
-                current[0], gathered, batch, key, programs.lpips_params, reference_params={}, latents=None
+                current[0], gathered, batch, key, programs.networks, latents=None
             )
         current[0], _ = apply(current[0], gathered)
         jax.block_until_ready(current[0])

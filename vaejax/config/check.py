@@ -189,6 +189,15 @@ def _check_start(config: Config) -> None:
             f"loss.weights.anchor = {weights.anchor} with optim.train = {halves}; accepted: 0, because a"
             " frozen encoder cannot drift"
         )
+    if weights.alignment and "encoder" not in halves:
+        raise InputError(
+            f"loss.weights.alignment = {weights.alignment} with optim.train = {halves}; accepted: 0, because"
+            " only an encoder that trains can align its latents"
+        )
+    if weights.alignment and config.loss.alignment.network == "dinov2" and not config.loss.alignment.weights:
+        raise InputError(
+            "loss.alignment.weights = ''; accepted: a file of DINOv2's weights, which no package ships"
+        )
     if config.data.latents and (not config.data.media or halves != ("decoder",)):
         raise InputError(
             f"data.latents = {config.data.latents!r}; accepted: with data.media and optim.train ="

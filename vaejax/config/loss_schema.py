@@ -34,6 +34,12 @@ class WeightsConfig:
     outliers: float = setting(0.0, FROM_0, "Movie Gen's outlier penalty on the latent.")
     roughness: float = setting(0.0, FROM_0, "Penalty on a low correlation of neighboring latent pixels.")
     equivariance: float = setting(0.0, FROM_0, "Scale and rotation equivariance of the decoder.")
+    alignment: float = setting(
+        0.0,
+        FROM_0,
+        "Distance of projected latents to features of `alignment.network`, relative to the other terms'"
+        " gradient.",
+    )
     anchor: float = setting(
         0.0,
         FROM_0,
@@ -141,6 +147,24 @@ class LatentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AlignmentConfig:
+    """The term `alignment` with features of a pretrained image network (VA-VAE)."""
+
+    network: str = setting("efficientnet", one_of("efficientnet", "dinov2"), "Network of the features.")
+    weights: str = setting(
+        "", TEXT, "Weight file: of DINOv2, or of EfficientNet-Lite0; '' takes the latter's from its package."
+    )
+    point_margin: float = setting(
+        0.5, UNIT, "Cosine distance of a latent pixel to its feature that costs nothing."
+    )
+    pair_margin: float = setting(
+        0.25,
+        UNIT,
+        "Difference between the cosines of two latent pixels and of their features that costs nothing.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class LossConfig:
     """The training objective."""
 
@@ -164,3 +188,4 @@ class LossConfig:
     perceptual: PerceptualConfig = section(PerceptualConfig)
     adversarial: AdversarialConfig = section(AdversarialConfig)
     latent: LatentConfig = section(LatentConfig)
+    alignment: AlignmentConfig = section(AlignmentConfig)

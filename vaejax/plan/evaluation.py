@@ -42,7 +42,7 @@ def programs_of(
 def _scores(config: Config, programs: Programs, bucket: Bucket) -> Traced:
     """The program that scores a batch; see `during_training.score`."""
     program = during_training.scoring(config, programs.model, programs.objective, programs.mesh)
-    networks = _replicated(programs, lpips.for_scores(config.loss, programs.lpips_params))
+    networks = _replicated(programs, lpips.for_scores(config.loss, programs.networks.get("lpips", {})))
     state = programs.state
     return program.trace(state.whole(state.ema), networks, programs.frames(bucket, bucket.at_once))
 

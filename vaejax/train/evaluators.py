@@ -49,7 +49,7 @@ class Evaluators:
             programs.model,
             programs.objective,
             setup.mesh,
-            lpips.for_scores(config.loss, programs.lpips_params),
+            lpips.for_scores(config.loss, programs.networks.get("lpips", {})),
             self._stopping("evaluating", last_finishes=True),
             setup.known,
         )

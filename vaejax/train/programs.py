@@ -17,10 +17,10 @@ from vaejax.config import Config
 from vaejax.data.bucket import Bucket
 from vaejax.losses.adversarial import Adversary
 from vaejax.losses.distillation import Reference, matching_levels
-from vaejax.losses.objective import Objective
+from vaejax.losses.objective import Networks, Objective
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.families import architecture_of_run
-from vaejax.networks.lpips import load_for
+from vaejax.networks import grid_features, lpips
 from vaejax.runtime import flops
 from vaejax.runtime import mesh as sharding
 from vaejax.train import optimizer as optim
@@ -51,12 +51,11 @@ class Programs:
       state: shape and sharding of every array of the train state.
       mesh: device mesh of the run.
       model, objective, adversary, optimizer, clipping, ema_decay: see train/step.py.
-      lpips_params: parameters of the perceptual network, or their shapes; {} if the term is off.
+      networks: parameters of the frozen networks, or their shapes, see `Networks` in losses/objective.py.
       perceptual_start: first step with the perceptual term.
       inject: test hook that corrupts values, see `Inject` in train/step.py.
       trained: halves of the autoencoder that train.
       reference: the model that the run started from or learns from; None if no term needs it.
-      reference_params: parameters of the reference, see `distillation.Reference`.
       auxiliary: shapes of the parameters that only loss terms need.
       cached: whether batches come with their latents.
     """
@@ -69,12 +68,11 @@ class Programs:
     optimizer: optax.GradientTransformation
     clipping: optax.GradientTransformation
     ema_decay: float
-    lpips_params: dict
+    networks: Networks
     perceptual_start: int = 0
     inject: steps.Inject | None = None
     trained: tuple[str, ...] = states.HALVES
     reference: Reference | None = None
-    reference_params: dict = dataclasses.field(default_factory=dict)
     auxiliary: states.Auxiliary = dataclasses.field(default_factory=dict)
     cached: bool = False
 
@@ -103,9 +101,17 @@ class Programs:
         model = Autoencoder(architecture_of_run(config, known.architecture if known else None))
         adversary = Adversary.of(config, buckets)
         optimizer = optim.optimizer(config.optim, config.steps)
-        lpips_params = load_for(config.loss, buckets)
         trained, objective = config.optim.train, Objective.of(config)
         reference, reference_params, auxiliary = _reference(config, model, known)
+        networks = {
+            "lpips": lpips.load_for(config.loss, buckets),
+            "alignment": grid_features.load_for(config.loss),
+            "reference": reference_params,
+        }
+        networks = {name: params for name, params in networks.items() if params}
+        if objective.uses("alignment"):
+            width = grid_features.width(config.loss.alignment.network, networks["alignment"])
+            auxiliary["alignment"] = {"kernel": (model.architecture.latent_channels, width)}
         if objective.corruption.hides:
             auxiliary["corruption"] = {"token": (model.architecture.latent_channels,)}
         return cls(
@@ -117,12 +123,11 @@ class Programs:
             optimizer,
             optim.clipping(config.optim),
             config.ema.decay,
-            lpips_params,
-            config.loss.perceptual.start if lpips_params else 0,
+            networks,
+            config.loss.perceptual.start if "lpips" in networks else 0,
             inject,
             trained,
             reference,
-            reference_params,
             auxiliary,
             bool(config.data.latents),
         )
@@ -160,9 +165,9 @@ class Programs:
             inject=functools.partial(self.inject, bucket.name) if self.inject else None,
         )
         frames, whole = self.frames(bucket, bucket.batch), sharding.replicated(self.mesh)
-        key, lpips_params, reference_params = jax.tree.map(
+        key, networks = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-            (jax.eval_shape(lambda: jax.random.key(0)), self.lpips_params, self.reference_params),
+            (jax.eval_shape(lambda: jax.random.key(0)), self.networks),
         )
         places = jax.tree.map(lambda x: x.sharding, accumulated)
         latents = None
@@ -171,8 +176,7 @@ class Programs:
             latents = jax.ShapeDtypeStruct((bucket.batch, *shape), jnp.float32, sharding=frames.sharding)
         step = jax.jit(step, donate_argnums=1, out_shardings=(places, None))
         with sharding.placing_frames(self.mesh):
-            arguments = self.state, accumulated, frames, key, lpips_params
-            return step.trace(*arguments, reference_params=reference_params, latents=latents)
+            return step.trace(self.state, accumulated, frames, key, networks, latents=latents)
 
     def frames(self, bucket: Bucket, batch: int) -> jax.ShapeDtypeStruct:
         """Shape and sharding of uint8 samples of this bucket."""

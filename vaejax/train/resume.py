@@ -18,6 +18,7 @@ DESIGN = ("discriminators", "kind", "width", "spectral_norm")
 # Keys of config.loss whose terms have parameters of their own, and words for a run with and without them.
 PARAMETERS = (
     ((("weights", "features"),), "projections", "no projections"),
+    ((("weights", "alignment"),), "a projection of its latents", "no projection of its latents"),
     ((("latent", "blocks"), ("latent", "future")), "a learned token", "no learned token"),
 )
 

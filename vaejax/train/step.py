@@ -4,6 +4,7 @@ The autoencoder and the discriminators step together.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,8 +17,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 from vaejax.losses import distillation
 from vaejax.losses import latent as latent_terms
 from vaejax.losses.adversarial import Adversary, LogitStats, adaptive_weight
+from vaejax.losses.alignment import pulled
 from vaejax.losses.distillation import Reference
-from vaejax.losses.objective import LIKELIHOODS, Objective, Outputs, Terms
+from vaejax.losses.objective import LIKELIHOODS, Networks, Objective, Outputs, Terms
 from vaejax.models.autoencoder import Autoencoder
 from vaejax.models.ema import ema
 from vaejax.models.pixels import from_uint8
@@ -61,7 +63,7 @@ def reconstruct(
     key: PRNGKeyArray,
     frozen: dict | None = None,
     reference: Reference | None = None,
-    reference_params: dict | None = None,
+    networks: Networks | None = None,
     latents: Float[Array, "b t h w c"] | None = None,
 ) -> Outputs:
     """Encodes a batch, samples its posterior and decodes the sample, which may be corrupted.
@@ -74,13 +76,13 @@ def reconstruct(
       key: random key of the sample, its corruption and the equivariance term.
       frozen: parameters of the half that does not train, see `TrainState.frozen`.
       reference: the model of the terms 'anchor', 'teacher' and 'features'.
-      reference_params: parameters of the reference.
+      networks: parameters of the frozen networks, see `Networks`.
       latents: means of the posterior, read from files; None encodes x.
 
     Returns:
       The outputs from which the objective computes the loss.
     """
-    key_z, key_corruption, key_equivariance = jax.random.split(key, 3)
+    key_z, key_corruption, key_equivariance, key_pairs = jax.random.split(key, 4)
     halves, is_video = params["autoencoder"] | (frozen or {}), x.shape[1] > 1
 
     def decode(z: Array) -> Any:
@@ -94,6 +96,13 @@ def reconstruct(
     settings, terms, features = objective.latent, {}, {}
     token = params["corruption"]["token"] if objective.corruption.hides else None
     log_scale, nll = params["likelihood"]["log_scale"], LIKELIHOODS[objective.likelihood]
+    if objective.uses("alignment") and networks:
+        targets = objective.alignment.features(networks["alignment"], x, z.shape[1:4])
+        distance = functools.partial(objective.alignment, key_pairs, features=targets)
+        kernel = params["alignment"]["kernel"]
+        # The term itself trains the projection, and `pulled` the encoder.
+        terms["alignment"] = distance(jax.lax.stop_gradient(z), kernel)
+        z = pulled(z, jax.grad(distance)(z, kernel), jnp.float32(objective.weights["alignment"]))
     seen = objective.corruption(key_corruption, z, token)
     if objective.uses("features"):
         x_hat, features = distillation.decode_with_features(model, halves, seen)
@@ -101,12 +110,12 @@ def reconstruct(
         x_hat = decode(seen)
     if objective.uses("equivariance"):
         terms["equivariance"] = latent_terms.equivariance(decode, z, x, key_equivariance, settings)
-    if reference and reference_params:
+    if reference and networks:
+        known = networks["reference"]
         if objective.uses("anchor"):
-            mean, std = reference.mean(reference_params, x), reference_params["std"]
-            terms["anchor"] = distillation.anchor(posterior.mean, mean, std)
+            terms["anchor"] = distillation.anchor(posterior.mean, reference.mean(known, x), known["std"])
         if objective.uses("teacher") or objective.uses("features"):
-            target, targets = jax.lax.stop_gradient(reference.decode(reference_params, z))
+            target, targets = jax.lax.stop_gradient(reference.decode(known, z))
             if objective.uses("teacher"):
                 terms["teacher"] = distillation.agreement(x_hat, target, log_scale, nll)
             if objective.uses("features"):
@@ -120,9 +129,8 @@ def batch_gradients(
     accumulated: Accumulated,
     frames: UInt8[Array, "B T H W C"],
     key: PRNGKeyArray,
-    lpips_params: dict,
+    networks: Networks,
     weight: float,
-    reference_params: dict | None = None,
     latents: Float[Array, "b t h w c"] | None = None,
     *,
     pieces: int = 1,
@@ -135,8 +143,7 @@ def batch_gradients(
     """
 
     def gradients(accumulated, frames, latents, key, weight):
-        constants = lpips_params, weight, reference_params, latents
-        return bucket_gradients(state, accumulated, frames, key, *constants, **fixed)
+        return bucket_gradients(state, accumulated, frames, key, networks, weight, latents, **fixed)
 
     def split(x: Array) -> Array:  # strided, so that every device has its share of each piece
         return x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
@@ -160,9 +167,8 @@ def bucket_gradients(
     accumulated: Accumulated,
     frames: UInt8[Array, "B T H W C"],
     key: PRNGKeyArray,
-    lpips_params: dict,
+    networks: Networks,
     weight: float,
-    reference_params: dict | None = None,
     latents: Float[Array, "b t h w c"] | None = None,
     *,
     model: Autoencoder,
@@ -182,9 +188,8 @@ def bucket_gradients(
       accumulated: gradients of the update's earlier buckets.
       frames: uint8 pixels (B, T, H, W, C) of the batch over all devices.
       key: random key of the run; step and shape are folded in here, so each step and shape has its own noise.
-      lpips_params: parameters of the perceptual network; {} if the perceptual term is off.
+      networks: parameters of the frozen networks, see `Networks`.
       weight: weight of the bucket.
-      reference_params: parameters of `reference`.
       latents: latents of the batch, read from files; None encodes the batch.
       model: the autoencoder.
       objective: loss without its adversarial term.
@@ -204,14 +209,14 @@ def bucket_gradients(
     x = inject("data", state.step, clean, clean)
 
     def forward(params):
-        constants = state.frozen, reference, reference_params, latents
+        constants = state.frozen, reference, networks, latents
         return reconstruct(model, objective, params, x, key, *constants)
 
     out, pull = jax.vjp(forward, state.params)
     out = dataclasses.replace(out, x_hat=inject("generator", state.step, clean, out.x_hat))
 
     def loss(out):
-        return objective(x, out, lpips_params, key_crop)
+        return objective(x, out, networks, key_crop)
 
     cotangents, terms = jax.grad(loss, has_aux=True)(out)
     discriminator_gradients, seen, logits = {}, {}, accumulated.logits

@@ -70,8 +70,8 @@ class Update:
     ):
         self._programs, self._counts_flops, self._steps = programs, counts_flops, steps
         self._buckets = {b.name: b for b in buckets}
-        self._key, self._lpips, self._reference = sharding.replicate(
-            programs.mesh, (jax.random.key(seed), programs.lpips_params, programs.reference_params)
+        self._key, self._networks = sharding.replicate(
+            programs.mesh, (jax.random.key(seed), dict(programs.networks))
         )
         self._now: PhasePrograms | None = None
         self._ahead: _Ahead | None = None
@@ -152,15 +152,8 @@ class Update:
                 None if x is None else sharding.global_frames(mesh, x, batch.rows, *size)
                 for x in (batch.frames, batch.latents)
             )
-            accumulated, terms[name] = now.gradients[name](
-                state,
-                accumulated,
-                frames,
-                self._key,
-                self._lpips,
-                reference_params=self._reference,
-                latents=latents,
-            )
+            arguments = state, accumulated, frames, self._key, self._networks
+            accumulated, terms[name] = now.gradients[name](*arguments, latents=latents)
         state, terms["all"] = now.apply(state, accumulated)
         return state, terms
 

@@ -155,7 +155,7 @@ def test_every_term_means_the_same_at_every_shape(alexnet, frames, size):
     latent = (2, 1 + (frames - 1) // 4, h // 8, w // 8, 16)
     posterior = DiagonalGaussian(jnp.full(latent, 0.5), jnp.full(latent, -1.0))
     costs = jax.jit(lambda x_hat, net: objective(x, outputs(x_hat, posterior), net, jax.random.key(3)))
-    loss, terms = costs(x + 0.1, alexnet)
+    loss, terms = costs(x + 0.1, {"lpips": alexnet})
 
     np.testing.assert_allclose(terms["nll"], 0.1 + np.log(2), rtol=1e-5)
     kl = 0.5 * (0.25 + np.exp(-1) - 1 + 1) * 16 / (3 * 8 * 8)  # of an element, times elements a pixel value

@@ -116,7 +116,7 @@ def test_the_anchor_is_a_squared_distance_in_standard_deviations_of_the_channels
 
     def outputs(halves):
         params = {"autoencoder": halves, "likelihood": {"log_scale": jnp.zeros(())}}
-        args = (params, x, jax.random.key(0), {}, programs.reference, programs.reference_params)
+        args = (params, x, jax.random.key(0), {}, programs.reference, programs.networks)
         return reconstruct(programs.model, programs.objective, *args)
 
     there = outputs(known.params)
@@ -189,7 +189,7 @@ def test_distance_to_the_teacher_is_zero_only_for_the_teacher_itself(setup):
     frozen = {"encoder": known.params["encoder"]}
 
     def outputs(params):
-        args = (params, x, jax.random.key(0), frozen, programs.reference, programs.reference_params)
+        args = (params, x, jax.random.key(0), frozen, programs.reference, programs.networks)
         return reconstruct(programs.model, programs.objective, *args)
 
     same = outputs(params)
@@ -270,7 +270,7 @@ def test_the_anchor_of_a_widened_model_is_the_widened_start(setup):
     programs = dataclasses.replace(setup, config=config, known=known).programs
     x = jax.random.uniform(jax.random.key(1), (2, 1, 32, 32, 4), minval=-1)
     params = {"autoencoder": known.params, "likelihood": {"log_scale": jnp.zeros(())}}
-    args = (params, x, jax.random.key(0), {}, programs.reference, programs.reference_params)
+    args = (params, x, jax.random.key(0), {}, programs.reference, programs.networks)
     assert reconstruct(programs.model, programs.objective, *args).terms["anchor"] == 0
 
 

@@ -37,7 +37,7 @@ def gradients(pieces: int, frames: int, devices: int = 1):
     x = np.random.default_rng(0).integers(256, size=(8, frames, 16, 16, 3), dtype=np.uint8)
     step = functools.partial(
         steps.batch_gradients,
-        lpips_params={},
+        networks={},
         weight=0.7,
         pieces=pieces,
         model=model,
