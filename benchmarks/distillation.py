@@ -2,12 +2,12 @@
 
     python benchmarks/distillation.py --out=DIR [--teacher=RUN] [--steps=3000] [--config.KEY=VALUE ...]
 
-Unless RUN is given, trains a teacher on screens (see screens.py), which no linear codec suits. Then distills
-a decoder of at most a quarter of the parameters, and trains the same decoder on pixels alone for as long: its
-number of updates makes up for its shorter ones. All are scored on screens that no run has seen, and decoding
-is timed in turns. Prints a table; DIR/distillation.json has all numbers, DIR/distillation.png shows curves
-and samples. The flags --config.KEY=VALUE apply to both students. Rerun the same command to continue. Requires
-matplotlib.
+Unless RUN is given, trains a teacher on moving shapes (see shapes.py), which no linear codec suits. Then
+distills a decoder of at most a quarter of the parameters, and trains the same decoder on pixels alone for as
+long: its number of updates makes up for its shorter ones. All are scored on shapes that no run has seen, and
+decoding is timed in turns. Prints a table; DIR/distillation.json has all numbers, DIR/distillation.png shows
+curves and samples. The flags --config.KEY=VALUE apply to both students. Rerun the same command to continue.
+Requires matplotlib.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import runs
 import screens
+import shapes
 from PIL import Image
 
 import vaejax
@@ -44,7 +45,8 @@ COMMON = {
     "loss.likelihood": "gaussian",  # squared error, which PSNR measures
     "loss.weights.perceptual": 0.0,
     "loss.weights.adversarial": 0.0,
-    "optim.learning_rate": 4e-4,
+    "optim.learning_rate": 3e-3,
+    "optim.fan_in": 256,
     "optim.warmup": 50,
     "ema.decay": 0.98,
 }
@@ -83,9 +85,9 @@ def measure(args: argparse.Namespace, more: list[str]) -> None:
     """Makes the media, trains, scores, times, and writes the results."""
     out = cli.made_folder(args.out)
     media = out / "media"
-    screens.write(media / "screens", photos=400, clips=48, seed=0)
-    screens.write(media / "test", photos=64, clips=24, seed=1, frames=24)
-    common = COMMON | {"data.media": media / "screens"}
+    shapes.write(media / "train", photos=400, clips=48, seed=0)
+    shapes.write(media / "test", photos=64, clips=24, seed=1, length=24)
+    common = COMMON | {"data.media": media / "train"}
 
     teacher = pathlib.Path(args.teacher or out / "teacher")
     if not args.teacher:
