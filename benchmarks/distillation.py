@@ -31,6 +31,7 @@ from vaejax import cli, files
 from vaejax.codec.load import load_vae
 from vaejax.models.autoencoder import Autoencoder
 
+CHANNELS = 8  # of the latents; a network's advantage over a linear codec grows with the compression
 MOST_PARAMETERS = 0.25  # of the teacher's decoder
 LEAST_SPEED = 3.0  # times that of the teacher's decoder
 MOST_LOSS = 1.5  # dB below the teacher
@@ -92,10 +93,8 @@ def measure(args: argparse.Namespace, more: list[str]) -> None:
     teacher = pathlib.Path(args.teacher or out / "teacher")
     if not args.teacher:
         print(f"training {teacher} ...", file=sys.stderr)
-        settings = {"model.family": args.family, "model.size": "tiny"} | runs.every(
-            args.teacher_steps, evaluations=10
-        )
-        runs.train("demo", teacher, common | settings)
+        settings = {"model.family": args.family, "model.size": "tiny", "model.latent_channels": CHANNELS}
+        runs.train("demo", teacher, common | settings | runs.every(args.teacher_steps, evaluations=10))
     common |= STUDENT | {"teacher": teacher}
     seconds = update_seconds(out / "trials", common, more)
     ratio = seconds["student"] / seconds["pixels alone"]
