@@ -119,6 +119,7 @@ class ModelConfig:
         False, FLAG, "RMS normalization of each pixel, over its channels, in every block."
     )
     attention: bool = setting(False, FLAG, "Self-attention within each frame at the lowest resolution.")
+    qk_norm: bool = setting(True, FLAG, "RMS normalization of the attention's queries and keys.")
     remat: tuple[int, ...] = setting(
         (),
         Accepts(
@@ -156,6 +157,9 @@ class OptimConfig:
         "Kernels with a larger fan-in get a proportionally lower learning rate; 0 disables this.",
     )
     agc: float = setting(0.1, FROM_0, "λ of adaptive gradient clipping; 0 turns it off.")
+    clip_norm: float = setting(
+        0.0, FROM_0, "Largest norm of all gradients together, instead of `agc`; 0 turns it off."
+    )
     agc_scales: bool = setting(False, FLAG, "Clip the scales and gains of modulated kernels as well.")
 
 

@@ -123,6 +123,7 @@ def _half(design: VaejaxDesign, blocks: int) -> dict[str, Any]:
         "film": design.film,
         "pixel_norm": design.pixel_norm,
         "attention": design.attention,
+        "qk_norm": design.qk_norm,
         "blocks": blocks,
     }
 

@@ -160,11 +160,12 @@ class ResidualBlock(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Single-head self-attention within each frame, with RMS-normalized queries and keys."""
+    """Single-head self-attention within each frame, whose queries and keys may be RMS-normalized."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, qk_norm: bool):
         super().__init__()
-        self.norm, self.query_norm, self.key_norm = (PixelNorm(channels) for _ in range(3))
+        self.norm = PixelNorm(channels)
+        self.query_norm, self.key_norm = (PixelNorm(channels) if qk_norm else nn.Identity() for _ in range(2))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
@@ -263,6 +264,7 @@ class Design:
       conv: 'smc' (self-modulated convolutions) or 'groupnorm'.
       film, pixel_norm, attention: whether blocks have `Film` and `PixelNorm`, and the lowest resolution
         `FrameAttention`.
+      qk_norm: whether `FrameAttention` normalizes queries and keys.
     """
 
     pixel_channels: int
@@ -276,6 +278,7 @@ class Design:
     film: bool
     pixel_norm: bool
     attention: bool
+    qk_norm: bool
 
     @property
     def factors(self) -> Triple:
@@ -306,7 +309,7 @@ class Encoder(nn.Module):
         self.linear = Downsample(d.pixel_channels, d.latent_channels, d.factors, shortcut=False)
         self.conv_in = CausalConv(d.pixel_channels * d.stem_factor**2, d.widths[0])
         self.levels = d.levels(is_encoder=True)
-        self.attention = FrameAttention(d.widths[-1]) if d.attention else nn.Identity()
+        self.attention = FrameAttention(d.widths[-1], d.qk_norm) if d.attention else nn.Identity()
         self.conv_out = CausalConv(d.widths[-1], 2 * d.latent_channels)
 
     def forward(self, x: Tensor, is_video: bool, cache: Cache | None = None) -> Tensor:
@@ -330,7 +333,7 @@ class Decoder(nn.Module):
         d = self.design = design
         self.linear = Upsample(d.latent_channels, d.pixel_channels, d.factors, shortcut=False)
         self.conv_in = CausalConv(d.latent_channels, d.widths[-1])
-        self.attention = FrameAttention(d.widths[-1]) if d.attention else nn.Identity()
+        self.attention = FrameAttention(d.widths[-1], d.qk_norm) if d.attention else nn.Identity()
         self.levels = d.levels(is_encoder=False)
         self.conv_out = CausalConv(d.widths[0], d.pixel_channels * d.stem_factor**2)
 

@@ -71,15 +71,16 @@ class Film(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Single-head self-attention within each frame, with RMS-normalized queries and keys (arXiv 2302.05442).
-
-    It never attends across time. Without the normalization, attention logits can grow until a few pixels
-    receive all attention and decoded frames have black dots (see the field notes in docs/training.md).
+    """Single-head self-attention within each frame; it never attends across time.
 
     Attributes:
+      qk_norm: whether to RMS-normalize queries and keys (arXiv 2302.05442). Without this, attention logits
+        can grow until a few pixels receive all attention and decoded frames have black dots (see the field
+        notes in docs/training.md).
       dtype: compute dtype.
     """
 
+    qk_norm: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -88,8 +89,9 @@ class FrameAttention(nn.Module):
         b, t, h, w, c = x.shape
         y = PixelNorm(dtype=self.dtype, name="norm")(x)
         query, key, value = jnp.split(nn.Dense(3 * c, dtype=self.dtype, name="qkv")(y), 3, axis=-1)
-        query = PixelNorm(dtype=self.dtype, name="query_norm")(query)
-        key = PixelNorm(dtype=self.dtype, name="key_norm")(key)
+        if self.qk_norm:
+            query = PixelNorm(dtype=self.dtype, name="query_norm")(query)
+            key = PixelNorm(dtype=self.dtype, name="key_norm")(key)
         tokens = (b * t, h * w, 1, c)
         y = jax.nn.dot_product_attention(query.reshape(tokens), key.reshape(tokens), value.reshape(tokens))
         zeros = nn.initializers.zeros

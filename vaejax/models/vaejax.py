@@ -50,6 +50,7 @@ class VaejaxDesign(Design):
       film: whether images and videos get different scales and shifts of activations, see `blocks.Film`.
       pixel_norm: whether every block first RMS-normalizes each pixel over its channels.
       attention: whether the lowest resolution has self-attention within each frame.
+      qk_norm: whether this attention RMS-normalizes its queries and keys.
       remat: levels (0 is the highest resolution) whose blocks are recomputed in the backward pass.
       dtype: compute dtype, 'float32' or 'bfloat16'; parameters are float32.
     """
@@ -67,6 +68,7 @@ class VaejaxDesign(Design):
     film: bool
     pixel_norm: bool
     attention: bool
+    qk_norm: bool
     remat: tuple[int, ...]
     dtype: str
 
@@ -188,7 +190,7 @@ class Encoder(nn.Module):
                 x = place(down(x))
             x = _blocks(self, x, level, a.encoder_blocks, is_video)
         if a.attention:
-            x = FrameAttention(x.dtype, name="attention")(x)
+            x = FrameAttention(a.qk_norm, x.dtype, name="attention")(x)
         x = plain(2 * a.latent_channels, kernel_init=nn.initializers.zeros, name="conv_out")(x)
         mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         return place(jnp.concatenate([linear + mean, log_variance + LOG_VARIANCE_INIT], axis=-1))
@@ -216,7 +218,7 @@ class Decoder(nn.Module):
         lowest = len(a.strides)
         x = place(plain(a.width(lowest), name="conv_in")(place(z)))
         if a.attention:
-            x = FrameAttention(x.dtype, name="attention")(x)
+            x = FrameAttention(a.qk_norm, x.dtype, name="attention")(x)
         for level in range(lowest, -1, -1):
             x = _blocks(self, x, level, a.decoder_blocks, is_video)
             if level:

@@ -66,7 +66,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 }
 # Settings of other families, and their values if unset.
 UNUSED = {"widths": (), "encoder_blocks": 0, "decoder_blocks": 0, "stem_factor": 0}
-UNUSED |= dict.fromkeys(("film", "pixel_norm", "attention"), False)
+UNUSED |= dict.fromkeys(("film", "pixel_norm", "attention"), False) | {"qk_norm": True}
 UNUSED |= {"conv": "smc", "stem": "haar"}
 
 

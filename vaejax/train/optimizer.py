@@ -34,7 +34,12 @@ def clipping(config: OptimConfig) -> optax.GradientTransformation:
     The gradient g of a unit with weights w is scaled by min(1, λ·max(|w|, 1e-3) / |g|), with norms over the
     fan-in and λ = config.agc; λ = 0 turns clipping off. The decoder's last convolution and the likelihood's
     log-scale are exempt. So are the scales and gains of modulated kernels, unless config.agc_scales is set.
+    With config.clip_norm, the norm of all gradients is clipped instead.
     """
+    if config.clip_norm:
+        return optax.masked(
+            optax.clip_by_global_norm(config.clip_norm), lambda params: jax.tree.map(lambda _: True, params)
+        )
 
     def mask(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: _is_clipped(_names(path), config), params)

@@ -42,7 +42,14 @@ MIXED = {
     "widths": (6, 12, 8),
     "encoder_blocks": 2,
 }
-OTHER = {"conv": "groupnorm", "pixel_norm": True, "stem": "patch", "stem_factor": 4, "temporal_factor": 2}
+OTHER = {
+    "conv": "groupnorm",
+    "attention": True,
+    "qk_norm": False,
+    "stem": "patch",
+    "stem_factor": 4,
+    "temporal_factor": 2,
+}
 MORE = {
     "film": {"film": True},
     "stem of 1": {"stem_factor": 1},

@@ -82,6 +82,20 @@ def test_the_chain_is_clipping_then_adam_then_the_rate(tree):
             np.testing.assert_allclose(leaf(updates, path), -rate * expected, rtol=1e-3, atol=1e-7)
 
 
+def test_clipping_by_the_norm_scales_all_gradients_together(tree):
+    params, gradients = tree
+    norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
+    for largest in (0.5 * norm, 2 * norm):
+        clipping = optim.clipping(settings(clip_norm=float(largest)))
+        clipped, _ = jax.jit(clipping.update)(gradients, clipping.init(params), params)
+        for one, other in zip(jax.tree.leaves(clipped), jax.tree.leaves(gradients), strict=True):
+            np.testing.assert_allclose(one, other * min(1, largest / norm), rtol=1e-5)
+    states = [optim.optimizer(settings(clip_norm=c), 10).init(params) for c in (0.0, 1.0)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(
+        states[1]
+    )  # so that runs resume with the other
+
+
 def test_kernels_with_many_inputs_learn_more_slowly(tree):
     params, gradients = tree
     names = []
