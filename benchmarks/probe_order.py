@@ -9,6 +9,7 @@ than both others by more than twice the spread between seeds.
 """
 
 import argparse
+import dataclasses
 import math
 import sys
 import time
@@ -90,6 +91,8 @@ def measure(args: argparse.Namespace) -> int:
     cache.keep_compiled()
     begin = time.monotonic()
     preset = PRESETS[args.preset]
+    if args.bucket:
+        preset = dataclasses.replace(preset, bucket=args.bucket)
     codec = open_codec(args.checkpoint)
     probe = Probe(open_media(args.data, preset), preset, Features(), progress=True)
     latents = probe.latents(codec)
@@ -123,8 +126,9 @@ def main() -> int:
     """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="a run's --workdir, or another codec")
-    parser.add_argument("--data", required=True, help="a folder of photos")
+    parser.add_argument("--data", required=True, help="a folder of photos or clips")
     parser.add_argument("--out", required=True, help="the output folder")
+    parser.add_argument("--bucket", default="", help="image_HxW or video_TxHxW (default: the preset's)")
     parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the budget (default: cpu)")
     parser.add_argument(
         "--seeds", type=cli.at_least(2), default=3, help="models trained per form of latents (default: 3)"

@@ -59,7 +59,7 @@ def _probe(config: Config, programs: Programs, bucket: Bucket) -> Traced:
     """The program that fits the probe's transformer, on one device; see `probe.fit`."""
     preset = PRESETS[config.probe.preset]
     classes = 1  # each further class adds one row of an embedding
-    model = score.transformer(preset, classes)
+    model = score.transformer(preset, bucket.frames > 1, classes)
     size = bucket.frames, bucket.height, bucket.width
     place = SingleDeviceSharding(programs.mesh.devices.flat[0])
     return fit.traced(model, preset, programs.model.architecture.latent_shape(*size), place)

@@ -35,7 +35,10 @@ class Preset:
     depth: int = _setting("number of transformer blocks", 4)
     heads: int = _setting("number of attention heads", 4)
     patch: int = _setting("side of a token in latent pixels: 1 or 2", 1)
-    attention: str = _setting("full, or factorised: over space and over time in alternate blocks", "full")
+    attention: str = _setting(
+        "full, factorised (over space and over time in alternate blocks), or auto: factorised for clips",
+        "auto",
+    )
     dtype: str = _setting("compute dtype of the transformer, float32 or bfloat16", "float32")
     steps: int = _setting("number of updates", 600)
     batch: int = _setting("samples per update", 16)
@@ -54,7 +57,7 @@ class Preset:
                 not self.width % 4 and not self.width % self.heads,
                 f"a multiple of 4 and of heads = {self.heads}",
             ),
-            "attention": (self.attention in ATTENTION, ", ".join(ATTENTION)),
+            "attention": (self.attention in ("auto", *ATTENTION), ", ".join(("auto", *ATTENTION))),
             "dtype": (self.dtype in DTYPES, ", ".join(DTYPES)),
             "ema": (self.ema < 1, "a number below 1"),
         }

@@ -80,7 +80,7 @@ class Probe:
     ):
         self.media, self._preset, self._features, self._fid = media, preset, features, fid
         self._progress, self._stopping = progress, stopping
-        self._model = transformer(preset, len(media.classes))
+        self._model = transformer(preset, media.bucket.frames > 1, len(media.classes))
         self.network = "i3d" if media.bucket.frames >= SHORTEST_CLIP else "efficientnet"
         features.load(self.network, *(["inception"] if fid else []))
 
@@ -240,10 +240,12 @@ class Probe:
             bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
 
 
-def transformer(preset: Preset, classes: int) -> DiT:
-    """The transformer of a preset, for samples of this number of classes."""
-    p = preset
-    return DiT(p.width, p.depth, p.heads, p.patch, p.attention, classes, p.dtype)
+def transformer(preset: Preset, clips: bool, classes: int) -> DiT:
+    """The transformer of a preset, for images or clips of this number of classes."""
+    p, attention = preset, preset.attention
+    if attention == "auto":
+        attention = "factorised" if clips else "full"
+    return DiT(p.width, p.depth, p.heads, p.patch, attention, classes, p.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="model")

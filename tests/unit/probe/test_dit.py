@@ -1,5 +1,7 @@
 """The probe's transformer, against NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 
 from tests.support.models import random_parameters
 from vaejax.probe import dit
-from vaejax.probe.presets import ATTENTION
+from vaejax.probe.presets import ATTENTION, PRESETS
+from vaejax.probe.score import transformer
 
 
 def randomized(module, *inputs):
@@ -18,6 +21,13 @@ def randomized(module, *inputs):
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_the_transformer_of_clips_attends_over_space_and_time_by_turns():
+    found = [transformer(PRESETS["cpu"], clips, 0).attention for clips in (False, True)]
+    assert found == ["full", "factorised"]
+    full = dataclasses.replace(PRESETS["cpu"], attention="full")
+    assert transformer(full, True, 0).attention == "full"
 
 
 @pytest.mark.parametrize("attention", ATTENTION)

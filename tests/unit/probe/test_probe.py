@@ -263,7 +263,7 @@ def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, c
         (["--bucket=image_60x64"], "linear: a clip is 1x60x64 (T, H, W)"),
         (["--patch=3"], "patch = 3: latents are 8x8"),
         (["--width=30"], "width = 30"),
-        (["--attention=none"], "attention = none; accepted: full, factorised"),
+        (["--attention=none"], "attention = none; accepted: auto, full, factorised"),
         (["--checkpoint=identity"], "identity: no latents to learn"),
         (["--checkpoint=nowhere"], "nowhere"),
         (["--inception=nowhere.pth"], "Inception weights: nowhere.pth"),
