@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vaejax import files
+from vaejax.errors import FAILED
 
 SIGNED = ("nll", "adversarial")  # terms that may be negative; see `unit`
 
@@ -18,6 +19,7 @@ def train(
     settings: Mapping[str, object],
     more: Sequence[str] = (),
     last: Mapping[str, object] | None = None,
+    may_fail: bool = False,
 ) -> dict[int, dict[str, float]]:
     """Runs vaejax.main.
 
@@ -27,6 +29,7 @@ def train(
       settings: values by key, for --config.KEY=VALUE.
       more: flags that override them.
       last: values by key that override both.
+      may_fail: whether the training may diverge.
 
     Returns:
       The metrics, see `read`.
@@ -35,13 +38,13 @@ def train(
     first, then = (
         [f"--config.{key}={value}" for key, value in (values or {}).items()] for values in (settings, last)
     )
-    run([*command, *first, *more, *then])
+    run([*command, *first, *more, *then], (0, FAILED) if may_fail else (0,))
     return read(workdir / "metrics.jsonl")
 
 
-def run(command: Sequence[str]) -> None:
-    """Runs a command; if it fails or is stopped, which it has then reported, exits with its code."""
-    if code := subprocess.run(command).returncode:
+def run(command: Sequence[str], codes: Sequence[int] = (0,)) -> None:
+    """Runs a command; if its exit code is none of `codes`, exits with it. The command has reported why."""
+    if (code := subprocess.run(command).returncode) not in codes:
         sys.exit(code)
 
 

@@ -58,6 +58,11 @@ class DemoSource(Source):
         return cls(label, weight, pa.concat_tables(tables).combine_chunks())
 
 
+def names() -> list[str]:
+    """The names of the demo's files."""
+    return [name for _, files in _FILES.values() for name in files]
+
+
 def path(name: str) -> str:
     """The path of the demo's file `name`, for example 'bikes.mp4'.
 

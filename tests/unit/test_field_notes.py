@@ -1,0 +1,40 @@
+"""The verdicts of the field notes follow from paired t-intervals."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.field_notes.verdict import CONTRADICTED, OPEN, SHOWN, overall, paired
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    a, b = np.random.default_rng(0).normal(size=(2, 5))
+    found = paired("a minus b", "dB", a, b, expected=1)
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose([found.mean - found.half_width, found.mean + found.half_width], [low, high])
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, 4) * found.spread / np.sqrt(5))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "margin", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], +1, 0.0, SHOWN),
+        ([1.0, 1.1, 0.9], -1, 0.0, CONTRADICTED),
+        ([1.0, -1.1, 0.9], +1, 0.0, OPEN),
+        ([0.01, -0.01, 0.0], 0, 0.1, SHOWN),
+        ([1.0, 1.1, 0.9], 0, 0.1, CONTRADICTED),
+        ([0.3, -0.3, 0.0], 0, 0.1, OPEN),
+        ([5.0], +1, 0.0, OPEN),  # one seed shows nothing
+    ],
+)
+def test_the_interval_decides(values, expected, margin, verdict):
+    assert paired("x", "dB", values, [0.0] * len(values), expected, margin).verdict == verdict
+
+
+def test_a_lesson_is_as_good_as_its_worst_difference():
+    good, bad, unclear = (
+        paired("x", "", v, [0.0] * 3, 1) for v in ([1, 1.1, 0.9], [-1, -1.1, -0.9], [1, -1, 0])
+    )
+    assert overall([good, good]) == SHOWN
+    assert overall([good, unclear]) == OPEN
+    assert overall([unclear, bad]) == CONTRADICTED
