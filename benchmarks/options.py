@@ -3,7 +3,7 @@
     python -m benchmarks.options --out=DIR [OPTION ...]
 
 Run it in a checkout. Every option is compared with the same training without it, paired by seed: differences
-with 95% intervals by Student's t, and their size in spreads of the seeds. All options take about three hours
+with 95% intervals by Student's t. All options take about three hours
 on two cores. DIR/options.json has all numbers, DIR/options.md the table. Rerun the same command to continue.
 Requires scipy.
 """

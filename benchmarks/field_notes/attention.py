@@ -105,13 +105,11 @@ LESSON = Lesson(
     title="Black dots of attention",
     claim=(
         "Attention at the lowest resolution left black dots, at resolutions above those of training."
-        " Normalized"
-        " queries and keys, and a normalization of pixels, cured them."
+        " Normalized queries and keys, and a normalization of pixels, cured them."
     ),
     setup=(
-        "Networks without attention, with it, with normalized queries and keys, and with PixelNorm besides,"
-        " trained"
-        f" on images and scored on photos of {TIMES} times their side."
+        "Networks without attention, with it, with normalized queries and keys, and with PixelNorm"
+        f" besides, trained on images and scored on photos of {TIMES} times their side."
     ),
     run=run,
 )

@@ -83,9 +83,8 @@ LESSON = Lesson(
     name="forgetting",
     title="Forgetting low resolutions",
     claim=(
-        "Trained on 180p, 360p and 720p in turn, the VAE was good at 720p and neglected the others. Training"
-        " on all"
-        " resolutions at once, with weights 1.1, 0.1 and 0.01, cured that."
+        "Trained on 180p, 360p and 720p in turn, the VAE was good at 720p and neglected the others."
+        " Training on all resolutions at once, with weights 1.1, 0.1 and 0.01, cured that."
     ),
     setup="Images of three sizes: one after the other, all in every update, and all with the notes' weights.",
     run=run,

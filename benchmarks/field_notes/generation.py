@@ -1,6 +1,7 @@
 """Lesson 8: better reconstruction is not better generation."""
 
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ MOST_LOSS = 0.5  # dB of PSNR that a recommended recipe may cost
 
 def run(lab: Lab) -> Outcome:
     """Trains and probes every variant, and the best generator and the default with more seeds."""
-    media = lab.out / "tiles"
+    media = pathlib.Path(lab.media or lab.out / "tiles")
     if not lab.media:
         tiles.write(media)
     side, batch, steps = lab.pick((64, 8, 300), (256, 32, 20_000))
@@ -55,7 +56,7 @@ def run(lab: Lab) -> Outcome:
         "eval.every": steps,
         "eval.samples": 128,
     }
-    common |= {"data.media": lab.media or media, "data.sources": "{}"}
+    common |= {"data.media": media, "data.sources": "{}"}
     probes: list[Any] = []
 
     def trained(name: str, seed: int) -> Trained:
@@ -109,9 +110,8 @@ def run(lab: Lab) -> Outcome:
     ]
     gain = paired(f"kernel distance, {winner} minus {DEFAULT}", "", repeated[winner], repeated[DEFAULT], -1)
     remarks = [
-        f"The best recipe within {MOST_LOSS} dB of the default's PSNR, with {len(TRAINING_SEEDS)} training"
-        f" seeds:"
-        f" {gain.sentence()}.",
+        f"The best recipe within {MOST_LOSS} dB of the default's PSNR, with {len(TRAINING_SEEDS)}"
+        f" training seeds: {gain.sentence()}.",
         "Rank correlation with generation (1 - kernel distance), with 95% intervals: "
         + "; ".join(
             f"{label} {correlation(values, kernels, names)}"
@@ -169,10 +169,9 @@ LESSON = Lesson(
     title="Reconstruction is not generation",
     claim="VAEs that reconstruct better may make diffusion models that generate worse.",
     setup=(
-        f"{len(VARIANTS) + len(CORRUPTED)} VAEs that differ in one setting. A small diffusion transformer"
-        f" learns the"
-        f" latents of each, with {len(PROBE_SEEDS)} seeds; its decoded samples are compared with held-out"
-        f" photos."
+        f"{len(VARIANTS) + len(CORRUPTED)} VAEs that differ in one setting. A small diffusion"
+        f" transformer learns the latents of each, with {len(PROBE_SEEDS)} seeds; its decoded samples"
+        " are compared with held-out photos."
     ),
     run=run,
 )

@@ -41,7 +41,7 @@ def run(lab: Lab) -> Outcome:
 
     def scores() -> dict[str, Any]:
         found: dict[str, Any] = {}
-        judge = generators.judge(clean, side)
+        judge = generators.judge(clean, side, lab.preset)
         for arm, runs in trained.items():
             rows = []
             for one in runs:
@@ -102,8 +102,9 @@ LESSON = Lesson(
         " reconstruct them fills its latents with noise."
     ),
     setup=(
-        f"The same photos, clean, with half of them at JPEG quality {QUALITY}, and with that half kept out by"
-        " data.min_quality. Scored on clean photos that no run has seen, and by the diffusion probe."
+        f"The same photos, clean, with half of them at JPEG quality {QUALITY}, and with that half kept"
+        " out by data.min_quality. Scored on clean photos that no run has seen, and by the diffusion"
+        " probe."
     ),
     run=run,
 )

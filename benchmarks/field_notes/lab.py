@@ -1,6 +1,7 @@
 """Runs the trainings of a lesson, each once, and remembers how long they took."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import sys
@@ -103,6 +104,7 @@ class Lab:
         )
 
     def _once(self, done: pathlib.Path, record: dict[str, Any], work: Callable[[], None]) -> None:
+        record = json.loads(json.dumps(record))  # as it is read again: tuples become lists
         if done.exists() and {**files.read_json(done), "seconds": 0} == {**record, "seconds": 0}:
             return
         begin = time.monotonic()

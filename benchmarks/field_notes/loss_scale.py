@@ -69,14 +69,13 @@ LESSON = Lesson(
     name="loss_scale",
     title="The scale of the loss",
     claim=(
-        "A loss summed over pixels gives clips the larger gradient, and images get worse. A mean per sample"
-        " favors"
-        " images. A reference shape keeps the scale, and weights of resolutions and modalities decide."
+        "A loss summed over pixels gives clips the larger gradient, and images get worse. A mean per"
+        " sample favors images. A reference shape keeps the scale, and weights of resolutions and"
+        " modalities decide."
     ),
     setup=(
         "The demo's networks, trained on equal batches of images and clips for equal numbers of updates."
-        " Only the"
-        " normalization of the loss differs, or the weight of clips."
+        " Only the normalization of the loss differs, or the weight of clips."
     ),
     run=run,
 )

@@ -92,16 +92,14 @@ LESSON = Lesson(
     name="nan",
     title="NaN",
     claim=(
-        "With equal weights for images and clips, training ended in NaN. Adaptive gradient clipping (AGC)"
-        " made it"
-        " stable."
+        "With equal weights for images and clips, training ended in NaN. Adaptive gradient clipping"
+        " (AGC) made it stable."
     ),
     setup=(
         "Short runs on images and clips of equal weight, at three constant learning rates, with group"
-        " normalization or"
-        " self-modulated convolutions, without clipping, with clipping by the global norm, and with AGC. A"
-        " run fails if"
-        f" an update is not finite, or if PSNR ends more than {FALL:g} dB below its start."
+        " normalization or self-modulated convolutions, without clipping, with clipping by the global"
+        " norm, and with AGC. A run fails if an update is not finite, or if PSNR ends more than"
+        f" {FALL:g} dB below its start."
     ),
     run=run,
 )

@@ -9,13 +9,10 @@ from pathlib import Path
 from benchmarks.field_notes.lesson import Lesson, Outcome
 
 INTRODUCTION = (
-    "Linum's field notes tell of eight lessons from four months with a VAE for images and videos. Each is"
-    " repeated"
-    " here as a small experiment. A verdict follows from its numbers by a rule that was fixed beforehand:"
-    " the mean"
-    " difference of runs with equal seeds, with a 95% interval, lies on the expected side of 0 (shown), on"
-    " the other"
-    " (contradicted), or around it (not shown at this scale)."
+    "Linum's field notes have eight lessons from four months with a VAE for images and videos. Each is"
+    " repeated here as a small experiment. A verdict follows from its numbers by a rule that was fixed"
+    " beforehand: the mean difference of runs with equal seeds, with a 95% interval, lies on the expected"
+    " side of 0 (shown), on the other (contradicted), or around it (not shown at this scale)."
 )
 
 

@@ -80,13 +80,12 @@ LESSON = Lesson(
     title="Spots",
     claim=(
         "With AGC training was stable, but discolored spots appeared, as others had seen with normalized"
-        " activations."
-        " Self-modulated convolutions, which normalize kernels instead, removed them."
+        " activations. Self-modulated convolutions, which normalize kernels instead, removed them."
     ),
     setup=(
-        "Networks with group normalization or self-modulated convolutions, both with AGC, at three times the"
-        " demo's"
-        " learning rate. The activation spread is the largest norm of a pixel's channels over the median one."
+        "Networks with group normalization or self-modulated convolutions, both with AGC, at three times"
+        " the demo's learning rate. The activation spread is the largest norm of a pixel's channels over"
+        " the median one."
     ),
     run=run,
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.field_notes.lab import Lab
 from benchmarks.field_notes.verdict import CONTRADICTED, OPEN, SHOWN, overall, paired
 
 
@@ -38,3 +39,15 @@ def test_a_lesson_is_as_good_as_its_worst_difference():
     assert overall([good, good]) == SHOWN
     assert overall([good, unclear]) == OPEN
     assert overall([unclear, bad]) == CONTRADICTED
+
+
+def test_work_that_is_done_is_not_repeated_unless_it_is_asked_for_otherwise(tmp_path):
+    calls = []
+
+    def work():
+        calls.append(1)
+        return {"score": len(calls)}
+
+    for seeds in ((0, 1), (0, 1), (0, 1, 2)):  # a tuple, which a JSON file keeps as a list
+        found = Lab(tmp_path, "cpu", "").compute("scores", {"seeds": seeds}, work)
+    assert found == {"score": 2} and len(calls) == 2

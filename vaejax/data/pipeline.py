@@ -98,7 +98,7 @@ class _SampleSequence:
         return sum(map(self._local_batch, self._buckets))
 
     def most_bytes(self, steps: int, workers: int) -> int:
-        """Bytes of the samples that exist at once if workers decode so many steps ahead.
+        """Bytes of the samples that exist at once if workers decode `steps` steps ahead.
 
         These are in the workers' queues, in the parent's, and in work.
         """
@@ -287,7 +287,7 @@ def train_samples(
 
 
 def _threads(ahead: int) -> grain.ReadOptions:
-    """Threads that decode so many samples ahead, or one each."""
+    """Threads that decode `ahead` samples in advance, at least one each."""
     threads = min(4, cores())  # threads suffice, because decoders release the GIL most of the time
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
 

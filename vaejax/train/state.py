@@ -18,7 +18,8 @@ from vaejax.runtime import mesh as sharding
 
 HALVES = ("encoder", "decoder")
 # Shapes of the parameters that only loss terms need, as a tree of tuples: {'projections': {level: {'kernel':
-# (C, C')}}} if decoder features are distilled, and {'corruption': {'token': (c,)}} if latents are hidden.
+# (C, C')}}} if decoder features are distilled, {'alignment': {'kernel': (c, d)}} if latents are aligned, and
+# {'corruption': {'token': (c,)}} if latents are hidden.
 Auxiliary = Mapping[str, Any]
 
 
