@@ -5,12 +5,10 @@ which a notebook never does, and its prefix takes half the width of a terminal.
 """
 
 import collections
-import contextlib
 import dataclasses
 import statistics
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +23,7 @@ from vaejax.losses.objective import TERMS
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.step_line import Part, fitted
 from vaejax.runtime import distributed
+from vaejax.runtime.stopwatch import Stopwatch
 
 
 class Cost(NamedTuple):
@@ -143,13 +142,14 @@ def parameter_table(params: Mapping[str, Any]) -> tuple[str, str]:
 class Progress:
     """Times the updates of a run and prints its progress.
 
-    Call `tick` after every update and `log` whenever a line is due. The first update is not timed, because it
-    compiles, and neither is time inside `paused()` (evaluation, checkpoints). The remaining time is estimated
-    from the median speed of the recent intervals between log lines, so that a few slow intervals, for example
-    with a compilation, do not distort it.
+    Call `tick` after every update and `log` whenever a line is due. Of the stopwatch, the causes 'updates'
+    and 'data' count. The first update is not timed, because devices and pipeline warm up. The remaining time
+    is estimated from the median speed of the recent intervals between log lines, so that a few slow intervals
+    do not distort it.
 
     Args:
       total_steps: step at which the run ends.
+      stopwatch: measures the time by its cause.
       start_step: step at which the run starts or resumes.
       is_main: whether to print; True only on process 0.
       peak_flops: peak operations per second of all devices together; 0 if unknown.
@@ -158,22 +158,23 @@ class Progress:
     def __init__(
         self,
         total_steps: int,
+        stopwatch: Stopwatch,
         start_step: int = 0,
         is_main: bool = True,
         peak_flops: float = 0.0,
     ):
         self._total, self._start, self._is_main = total_steps, start_step, is_main
+        self._stopwatch = stopwatch
         self._first, self._peak_flops = True, peak_flops
         self._recent = collections.deque(maxlen=21)  # seconds per update in the latest intervals
         self._begin_interval()
 
-    def tick(self, samples: int, pixels: int, waited: float = 0.0, flops: float = 0.0) -> None:
+    def tick(self, samples: int, pixels: int, flops: float = 0.0) -> None:
         """Counts one update.
 
         Args:
           samples: number of images and clips in the update, over all processes.
           pixels: sum of B·T·H·W, over all processes and buckets.
-          waited: seconds spent waiting for data.
           flops: floating-point operations of the networks, without rematerialization, over all processes.
         """
         if self._first:
@@ -183,17 +184,7 @@ class Progress:
         self._steps += 1
         self._samples += samples
         self._pixels += pixels
-        self._waited += waited
         self._flops += flops
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context in which time does not count as training time."""
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self._begin += time.monotonic() - begin
 
     def log(self, step: int, parts: Sequence[Part] = (), later: Later | None = None) -> dict[str, float]:
         """Prints one line of at most `step_line.WIDTH` characters and begins the next interval.
@@ -214,13 +205,14 @@ class Progress:
         line.append((5, f"{100 * step / self._total:.1f}%"))
         speeds = {}
         if self._steps:
-            seconds = max(time.monotonic() - self._begin, 1e-9)
+            seconds = max(self._stopwatch.seconds("updates", "data") - self._begin, 1e-9)
+            waited = self._stopwatch.seconds("data") - self._begin_data
             self._recent.append(seconds / self._steps)
             speeds = {
                 "train/all/step_seconds": seconds / self._steps,
                 "train/all/samples_per_second": self._samples / seconds,
                 "train/all/megapixels_per_second": self._pixels / 1e6 / seconds,
-                "train/all/data_wait": min(self._waited / seconds, 1.0),
+                "train/all/data_wait": waited / seconds,
             }
             # The lower median: of a fast and a slow interval it takes the fast one.
             left = statistics.median_low(self._recent) * (self._total - step) + later.seconds
@@ -240,8 +232,10 @@ class Progress:
         return speeds
 
     def _begin_interval(self) -> None:
-        self._begin, self._steps, self._samples, self._pixels = time.monotonic(), 0, 0, 0
-        self._waited = self._flops = 0.0
+        self._steps = self._samples = self._pixels = 0
+        self._flops = 0.0
+        self._begin = self._stopwatch.seconds("updates", "data")
+        self._begin_data = self._stopwatch.seconds("data")
 
 
 def _compact(number: float) -> str:

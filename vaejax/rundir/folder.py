@@ -54,6 +54,16 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def panels(self) -> pathlib.Path:
+        """Pictures and clips by step; written by rundir/panels.py."""
+        return self.path / "panels"
+
+    @property
+    def goodput(self) -> pathlib.Path:
+        """The time of the run by cause; written by rundir/goodput.py."""
+        return self.path / "goodput.json"
+
+    @property
     def parameters(self) -> pathlib.Path:
         """The table of all parameters."""
         return self.path / "parameters.txt"

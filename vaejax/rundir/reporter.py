@@ -1,6 +1,5 @@
 """Writes the metrics, TensorBoard files, panels and console lines of a run, on process 0 only."""
 
-import contextlib
 import math
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,6 +14,7 @@ from vaejax.losses.objective import Terms
 from vaejax.rundir import panels
 from vaejax.rundir.console import Cost, Later, Progress
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.goodput import Goodput
 from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
 from vaejax.rundir.step_line import Readable
 from vaejax.rundir.verdict import History, Verdict
@@ -33,12 +33,20 @@ class Reporter:
       config: configuration of the run.
       start: number of updates done when the run starts or resumes.
       peak_flops: peak operations per second of all devices together; 0 if unknown.
+      goodput: measures the time of the run by cause; default: a new one.
 
     Attributes:
       progress: measures speed, waiting time and remaining time.
     """
 
-    def __init__(self, folder: RunFolder, config: Config, start: int, peak_flops: float = 0.0):
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        start: int,
+        peak_flops: float = 0.0,
+        goodput: Goodput | None = None,
+    ):
         self._folder, self._config, self._is_main = folder, config, jax.process_index() == 0
         self._sinks: list[JsonlWriter | TensorboardWriter] = []
         self._history = History(config.steps, config.model.latent_channels, "encoder" in config.optim.train)
@@ -47,7 +55,9 @@ class Reporter:
             self._tensorboard.write_hparams(config.to_dict())
             self._sinks = [JsonlWriter(folder.metrics, start), self._tensorboard]
             self._history.read(folder.metrics)  # after JsonlWriter has dropped the lines of later steps
-        self.progress = Progress(config.steps, start, is_main=self._is_main, peak_flops=peak_flops)
+        self._goodput = goodput or Goodput(folder.goodput, self._is_main)
+        stopwatch = self._goodput.stopwatch
+        self.progress = Progress(config.steps, stopwatch, start, self._is_main, peak_flops)
         self._readable = Readable(config, buckets_of(config))
         self._terms: dict[str, Terms] = {}
         self._alarms: dict[str, str | None] = {}
@@ -61,25 +71,20 @@ class Reporter:
         for sink in self._sinks:
             sink.close()
 
-    def paused(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which time does not count as training time."""
-        return self.progress.paused()
-
     def say(self, line: str) -> None:
         """Prints a line to stderr, on process 0."""
         distributed.say(line)
 
-    def update(self, terms: Mapping[str, Terms], cost: Cost, waited: float) -> None:
+    def update(self, terms: Mapping[str, Terms], cost: Cost) -> None:
         """Counts an update, and keeps its metrics on the devices until the next log line.
 
         Args:
           terms: {bucket name: metrics}; the key 'all' has the metrics of the whole update.
           cost: size of the update.
-          waited: seconds spent waiting for samples.
         """
         self._terms |= terms
         self._readable.update(terms)
-        self.progress.tick(cost.samples, cost.pixels, waited, cost.flops)
+        self.progress.tick(cost.samples, cost.pixels, cost.flops)
 
     def log(self, step: int, extra: Mapping[str, float], later: Later | None = None) -> None:
         """Logs the latest metrics of every bucket, and prints a line with some of them.
@@ -95,9 +100,12 @@ class Reporter:
             f"train/{b}/{k}": v for b, terms in latest.items() for k, v in terms.items() if k != "finite"
         }
         scalars |= extra
-        speeds = self.progress.log(step, self._readable.parts(scalars), later)
+        goodput = self._goodput.scalars()
+        parts = [*self._readable.parts(scalars), (5, f"goodput {100 * goodput['train/all/goodput']:.0f}%")]
+        speeds = self.progress.log(step, parts, later)
         self._history.waited(speeds.get("train/all/data_wait", math.nan))
-        self._write_scalars(step, scalars | speeds)
+        self._write_scalars(step, scalars | speeds | goodput)
+        self._goodput.write()
         self._check_discriminators(step, scalars)
 
     def judge(self, step: int, scores: Mapping[str, float]) -> Verdict:

@@ -86,11 +86,11 @@ class Evaluators:
         try:
             with self._remaining.timing("score"):
                 scores = self._held_out.evaluate(state.whole(state.ema), state.whole(state.params))
+                self.verdict = report.judge(step, scores)
+                table = self._held_out.table(step, scores, self.verdict.changes)
+                report.scores(step, scores, table, self.verdict)
         except Stopped:
             return {}
-        self.verdict = report.judge(step, scores)
-        table = self._held_out.table(step, scores, self.verdict.changes)
-        report.scores(step, scores, table, self.verdict)
         self._check_drift(step, scores)
         return scores
 
@@ -111,10 +111,10 @@ class Evaluators:
         report.say(f"probing the latents of {probe.bucket.name} ...")
         with self._remaining.timing("probe"):
             scores, picture = probe.evaluate(state.whole(state.ema))
-        if scores:
-            report.scores(step, scores, probe.line(step, scores))
-        if picture is not None:
-            report.picture(step, probe.bucket.name, "generated", picture)
+            if scores:
+                report.scores(step, scores, probe.line(step, scores))
+            if picture is not None:
+                report.picture(step, probe.bucket.name, "generated", picture)
         return scores
 
     def _show(self, step: int, state: TrainState, report: Reporter) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 
 from vaejax.config import check
-from vaejax.data.pipeline import Batch, TrainStream
+from vaejax.data.pipeline import Batch
 from vaejax.data.sources import training_files
 from vaejax.rundir import console
 from vaejax.rundir.checkpoint import Checkpoints, SavedCheckpoints
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.goodput import Goodput
 from vaejax.rundir.lock import locked
 from vaejax.rundir.reporter import Reporter
 from vaejax.rundir.skipped_samples import SkippedSamples
@@ -58,18 +59,26 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
     """
     checked = check(config)
     with Watchdog(checked.recovery.stall) as watchdog, locked(RunFolder.create(workdir)) as folder:
+        goodput = Goodput(folder.goodput, writes=jax.process_index() == 0)
         resumes = SavedCheckpoints(folder.path).latest_on_all_hosts() is not None
-        known = initial.keep(checked, folder, resumes)  # before the media are scanned
+        known = initial.keep(checked, folder, resumes)
         setup = Setup.of(initial.with_latents_of(checked, known), inject, folder, known)
         watchdog.begin("starting", 0, patient=True)
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
             # If a checkpoint proves to be damaged, the run starts again from an earlier one.
             return checkpoints.newest_whole(
-                lambda step: _fit(setup, folder, checkpoints, watchdog, step or 0)
+                lambda step: _fit(setup, folder, checkpoints, watchdog, step or 0, goodput)
             )
 
 
-def _fit(setup: Setup, folder: RunFolder, checkpoints: Checkpoints, watchdog: Watchdog, start: int) -> bool:
+def _fit(
+    setup: Setup,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    watchdog: Watchdog,
+    start: int,
+    goodput: Goodput,
+) -> bool:
     """Trains from step 0 or checkpoint `start` to config.steps; see `fit`."""
     config = setup.config
     resume.check_networks(checkpoints, start, config)
@@ -79,18 +88,22 @@ def _fit(setup: Setup, folder: RunFolder, checkpoints: Checkpoints, watchdog: Wa
         finish.complete(setup, folder, start)
         return True
     with Preemption() as preemption:
-        run = Run(setup, folder, checkpoints, watchdog, preemption, start)
+        run = Run(setup, folder, checkpoints, watchdog, preemption, start, goodput)
         outcome = run.train_from(start)
         while outcome is Outcome.ROLLED_BACK:  # continues like a resumed run
             outcome = run.train_from(run.guard.restart_step)
     if outcome is Outcome.STOPPED:
         saved = checkpoints.latest()
         where = "before the first checkpoint" if saved is None else f"saved at step {saved}"
+        distributed.say(goodput.summary())
         distributed.say(f"stopped by a signal, {where}; run the same command to continue")
         return False
     watchdog.begin("computing latent statistics", config.steps, patient=True)
-    finish.keep_latent_statistics(setup, folder, run.ema)
+    with goodput.stopwatch.on("evaluation"):
+        finish.keep_latent_statistics(setup, folder, run.ema)
+    goodput.write()
     verdict = run.evaluators.verdict
+    distributed.say(goodput.summary())
     distributed.say(finish.last_words(folder, config, start, run.scores, verdict, run.seconds))
     return True
 
@@ -114,10 +127,12 @@ class Run:
         watchdog: Watchdog,
         preemption: Preemption,
         start: int,
+        goodput: Goodput,
     ):
         config, programs = setup.config, setup.programs
         self.setup, self.folder, self.checkpoints = setup, folder, checkpoints
         self.watchdog, self.preemption = watchdog, preemption
+        self.goodput = goodput
         self.guard = StepGuard(folder, config.recovery, start)
         self.schedule = Schedule(config)
         self.skipped = SkippedSamples(folder.bad_samples, writes=jax.process_index() == 0)
@@ -130,7 +145,7 @@ class Run:
             counts_flops=bool(self.peak_flops),
             steps=config.steps,
         )
-        self.remaining = Remaining(config)
+        self.remaining = Remaining(config, goodput.stopwatch)
         self.evaluators = Evaluators(setup, watchdog, preemption, self.remaining)
         self.learning_rate = learning_rate(config.optim, config.steps)
         self.ema: dict = {}
@@ -143,11 +158,13 @@ class Run:
 
     def train_from(self, start: int) -> Outcome:
         """Trains from step 0 or checkpoint `start` until the run is done, stopped or rolled back."""
-        config, guard, watchdog = self.setup.config, self.guard, self.watchdog
+        config, guard, watchdog, clock = self.setup.config, self.guard, self.watchdog, self.goodput.stopwatch
+        clock.begin("startup")
+        self.goodput.back_to(start)
         state, positions = resume.restore(self.setup, self.checkpoints, guard, start)
         self.preemption.listen()  # only now, so that Ctrl-C interrupts the start-up at once
         with (
-            Reporter(self.folder, config, start, self.peak_flops) as report,
+            Reporter(self.folder, config, start, self.peak_flops, self.goodput) as report,
             self.checkpoints.completing(),
             self.setup.batches(start, positions) as stream,
             Profile(self.folder.profile, config.profile) as profile,
@@ -155,18 +172,20 @@ class Run:
             pending = None
             if not start:
                 self.evaluators.score(0, state, report)  # the baseline: parameters before training
+            clock.begin("updates")
             for step in range(start, config.steps):
-                with report.paused():
+                with clock.on("compilation"):
                     self.update.prepare(step, watchdog)  # compiles at first, and ahead of later loss terms
                 with profile.update(step):
                     watchdog.begin("waiting for samples", step)
-                    batches, waited = _next(stream)
+                    with clock.on("data"):
+                        batches = next(stream).batches
                     watchdog.begin(WAITING_FOR_DEVICES, step)
                     state, terms = self.update(state, batches)
                     guard.check(pending)  # ORDER MATTERS: reads update N-1 while the devices run update N
                 profile.done(step, terms)
                 pending = Pending(step, batches, terms)
-                report.update(terms, self.update.cost(batches), waited)
+                report.update(terms, self.update.cost(batches))
                 self._count(batches, positions)
 
                 due = self.schedule.due(step + 1)
@@ -178,25 +197,26 @@ class Run:
                     self.skipped.write()
                 if due.log:
                     report.log(step + 1, self._numbers(step), self.remaining.after(step + 1))
-                with report.paused():
-                    scores = {}
-                    if due.evaluates and (due.last or not stopping):
-                        scores = self.evaluators.run(due, step + 1, state, report)
-                        self.scores = scores or self.scores
-                        stopping = stopping or self.preemption.received()
-                    # If the latest update was skipped, the state may be the cause. Such a state is saved only
-                    # at the end of the run.
-                    if due.last or ((stopping or due.save) and not guard.in_row):
-                        self._save(step + 1, state, positions, scores, report)
+                scores = {}
+                if due.evaluates and (due.last or not stopping):
+                    scores = self.evaluators.run(due, step + 1, state, report)
+                    self.scores = scores or self.scores
+                    stopping = stopping or self.preemption.received()
+                # If the latest update was skipped, the state may be the cause. Such a state is saved only at
+                # the end of the run.
+                if due.last or ((stopping or due.save) and not guard.in_row):
+                    self._save(step + 1, state, positions, scores, report)
                 if due.last:
                     self.ema = state.whole(state.ema)["autoencoder"]
                 elif stopping:
+                    clock.begin("checkpoints")
                     return Outcome.STOPPED
                 elif guard.must_roll_back:
                     guard.roll_back(step + 1, self.checkpoints.latest_on_all_hosts() or 0, positions)
                     back = guard.restart_step
                     report.say(f"step {step + 1}: rolled back to step {back}; continuing with new samples")
                     return Outcome.ROLLED_BACK
+            clock.begin("checkpoints")
             watchdog.begin("writing the last checkpoint", config.steps, patient=True)
         return Outcome.DONE
 
@@ -229,13 +249,8 @@ class Run:
         report: Reporter,
     ) -> None:
         self.watchdog.begin("saving a checkpoint", step, patient=True)
-        report.flush()
         config = json.loads(json.dumps(self.setup.config.to_dict()))
         with self.remaining.timing("save"):
+            report.flush()
             self.checkpoints.save(step, to_items(state), positions, config, scores)
-
-
-def _next(stream: TrainStream) -> tuple[dict[str, Batch], float]:
-    """The batches of the next update by bucket, and the seconds spent waiting for them."""
-    asked = time.monotonic()
-    return next(stream).batches, time.monotonic() - asked
+            self.goodput.saved(step)

@@ -1,16 +1,17 @@
 """The time that a run will still spend on evaluations, checkpoints and latent statistics."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 
 from vaejax.config import Config
 from vaejax.rundir.console import Later
+from vaejax.runtime.stopwatch import Stopwatch
 from vaejax.train.schedule import Schedule
 
 # Time of the latent statistics per training sample, divided by an evaluation's time per held-out sample: the
 # statistics encode a sample once; an evaluation encodes and decodes it twice and computes its scores.
 STATISTICS = 0.2
+CAUSES = {"score": "evaluation", "probe": "evaluation", "show": "evaluation", "save": "checkpoints"}
 NAMES = {"score": "evaluation", "probe": "probe"}  # tasks that take long, as the console names them
 
 
@@ -19,9 +20,11 @@ class Remaining:
 
     Args:
       config: configuration of the run.
+      stopwatch: measures the tasks by their cause; default: a new one.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, stopwatch: Stopwatch | None = None):
+        self._stopwatch = stopwatch or Stopwatch("updates")
         self._schedule = Schedule(config)
         self._steps = config.steps
         self._statistics = STATISTICS * config.eval.latent_samples / config.eval.samples
@@ -30,9 +33,11 @@ class Remaining:
     @contextlib.contextmanager
     def timing(self, task: str) -> Iterator[None]:
         """A context that runs a task: 'score', 'probe', 'show' or 'save'."""
-        begin = time.monotonic()
-        yield
-        self._seconds[task] = time.monotonic() - begin
+        cause = CAUSES[task]
+        begin = self._stopwatch.seconds(cause)
+        with self._stopwatch.on(cause):
+            yield
+        self._seconds[task] = self._stopwatch.seconds(cause) - begin
 
     def after(self, step: int) -> Later:
         """The time of the tasks that are due after `step` updates or later, and of the latent statistics.

@@ -9,25 +9,29 @@ from vaejax.config import check, defaults
 from vaejax.data.bucket import Bucket
 from vaejax.rundir import console
 from vaejax.rundir.folder import RunFolder
+from vaejax.runtime import stopwatch
 
 
 class Clock:
-    """A clock that advances only by assignment."""
+    """A clock that advances only by assignment, and the stopwatch that reads it."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(console.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(stopwatch.time, "monotonic", lambda: self.now)
+        self.stopwatch = stopwatch.Stopwatch("updates")
 
 
 def run(clock, progress, first, last, seconds, waited=0.0):
     for _ in range(first, last + 1):
-        clock.now += seconds
-        progress.tick(samples=6, pixels=3_000_000, waited=waited)
+        clock.now += seconds - waited
+        with clock.stopwatch.on("data"):
+            clock.now += waited
+        progress.tick(samples=6, pixels=3_000_000)
 
 
 def test_progress_reports_speed_and_waiting_time(monkeypatch, capsys):
     clock = Clock(monkeypatch)
-    progress = console.Progress(total_steps=1000)
+    progress = console.Progress(1000, clock.stopwatch)
     run(clock, progress, 1, 1, seconds=90)  # compiles
     run(clock, progress, 2, 11, seconds=2, waited=0.5)
     speeds = progress.log(11, {})
@@ -45,11 +49,12 @@ def test_progress_reports_speed_and_waiting_time(monkeypatch, capsys):
 
 def test_neither_compilation_nor_evaluation_distorts_the_remaining_time(monkeypatch, capsys):
     clock = Clock(monkeypatch)
-    progress = console.Progress(total_steps=1000, start_step=500)
+    progress = console.Progress(1000, clock.stopwatch, start_step=500)
     for first, compilation in ((501, 90), (511, 40), (521, 0), (531, 0)):  # 511: a new phase of the loss
-        clock.now += compilation
+        with clock.stopwatch.on("compilation"):
+            clock.now += compilation
         run(clock, progress, first, first + 9, seconds=1)
-        with progress.paused():
+        with clock.stopwatch.on("evaluation"):
             clock.now += 300
         progress.log(first + 9, {})
     lines = capsys.readouterr().err.splitlines()
@@ -58,7 +63,7 @@ def test_neither_compilation_nor_evaluation_distorts_the_remaining_time(monkeypa
 
 def test_the_remaining_time_includes_other_tasks_and_names_those_of_unknown_length(monkeypatch, capsys):
     clock = Clock(monkeypatch)
-    progress = console.Progress(total_steps=100)
+    progress = console.Progress(100, clock.stopwatch)
     run(clock, progress, 1, 11, seconds=2)
     progress.log(11, later=console.Later(60))
     run(clock, progress, 12, 21, seconds=2)
@@ -70,7 +75,7 @@ def test_the_remaining_time_includes_other_tasks_and_names_those_of_unknown_leng
 
 
 def test_other_processes_print_nothing(capsys):
-    console.Progress(10, is_main=False).log(1, {})
+    console.Progress(10, stopwatch.Stopwatch("updates"), is_main=False).log(1, {})
     assert capsys.readouterr().err == ""
 
 

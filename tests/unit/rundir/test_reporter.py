@@ -26,11 +26,10 @@ def lines(folder):
 
 def report_everything(report):
     frames = np.zeros((2, 1, 8, 8, 3), np.uint8)
-    report.update({"image_32x32": {"nll": jnp.float32(0.5)}}, Cost(8, 8192, 0), waited=0.0)
+    report.update({"image_32x32": {"nll": jnp.float32(0.5)}}, Cost(8, 8192, 0))
     report.update(
         {"image_32x32": {"nll": jnp.float32(0.25)}, "all": {"grad_norm": 2.0, "finite": True}},
         Cost(8, 8192, 0),
-        waited=0.0,
     )
     report.log(2, {"train/all/learning_rate": 1e-3})
     report.scores(2, {"image_32x32/psnr": 30.0}, "the table of scores")
@@ -75,7 +74,7 @@ def test_a_resumed_run_drops_later_lines(tmp_path, config):
 
 def test_an_alarm_is_raised_once_until_it_changes(tmp_path, config, capsys):
     def alarms(report, step, accuracy):
-        report.update({"all": {"accuracy_image": accuracy}}, Cost(8, 8192, 0), waited=0.0)
+        report.update({"all": {"accuracy_image": accuracy}}, Cost(8, 8192, 0))
         report.log(step, {})
         return [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"step {step}: ")]
 

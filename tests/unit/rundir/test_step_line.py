@@ -14,6 +14,7 @@ from vaejax.losses.objective import LIKELIHOODS, implied_error
 from vaejax.rundir import reporter
 from vaejax.rundir.console import Cost, Later
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.goodput import Goodput
 from vaejax.rundir.step_line import WIDTH, Readable, fitted
 
 
@@ -115,10 +116,12 @@ def test_no_line_of_a_shipped_configuration_is_too_long(module, variant, tmp_pat
     latest = {name: of_bucket for name in shipped.data.buckets} | {"all": of_all}
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with reporter.Reporter(RunFolder(tmp_path), shipped, 0, peak_flops=1e12) as report:
+    goodput = Goodput(tmp_path / "goodput.json")
+    goodput.stopwatch.begin("updates")
+    with reporter.Reporter(RunFolder(tmp_path), shipped, 0, 1e12, goodput) as report:
         for step in range(1, 4):
             now[0] += 123.4
-            report.update(latest, Cost(12_345, 10**9, 10**14), waited=20.0)
+            report.update(latest, Cost(12_345, 10**9, 10**14))
             numbers = {"train/all/learning_rate": 0.00098765, "train/all/bad_steps": 123}
             report.log(999_000 + step, numbers, Later(3e5, ("evaluation", "probe")))
     lines = capsys.readouterr().err.splitlines()

@@ -3,13 +3,13 @@
 from vaejax.config import check
 from vaejax.configs import demo
 from vaejax.rundir.console import Later
-from vaejax.train import remaining
+from vaejax.runtime import stopwatch
 from vaejax.train.remaining import STATISTICS, Remaining
 
 
 def test_each_task_is_expected_to_take_as_long_as_the_last_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(remaining.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
     config = demo.get_config()
     config.steps, config.probe.every = 900, 450
     config.eval.every = config.panels.every = config.checkpoint.every = 300
