@@ -48,7 +48,7 @@ def requirements(lines):
 
 DEPENDENCIES = requirements(PROJECT["dependencies"])
 OPTIONAL = requirements(
-    line for name in ("diffusers", "heic", "plan") for line in PROJECT["optional-dependencies"][name]
+    line for name in ("diffusers", "heic", "plan", "wandb") for line in PROJECT["optional-dependencies"][name]
 )
 
 

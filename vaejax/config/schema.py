@@ -253,6 +253,15 @@ class PanelsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Where a run reports to, besides the files in its folder."""
+
+    wandb: str = setting(
+        "", TEXT, "Project of Weights & Biases, PROJECT or ENTITY/PROJECT, that shows the run; '' for none."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A checked configuration of a run."""
 
@@ -283,6 +292,7 @@ class Config:
     eval: EvalConfig = section(EvalConfig)
     probe: ProbeConfig = section(ProbeConfig)
     panels: PanelsConfig = section(PanelsConfig)
+    report: ReportConfig = section(ReportConfig)
     profile: tuple[int, int] = setting(
         (0, 0),
         Accepts(

@@ -64,6 +64,16 @@ class RunFolder:
         return self.path / "goodput.json"
 
     @property
+    def wandb(self) -> pathlib.Path:
+        """The files of Weights & Biases."""
+        return self.path / "wandb"
+
+    @property
+    def wandb_id(self) -> pathlib.Path:
+        """The run of Weights & Biases and its last step; written by rundir/wandb_sink.py."""
+        return self.path / "wandb.json"
+
+    @property
     def parameters(self) -> pathlib.Path:
         """The table of all parameters."""
         return self.path / "parameters.txt"

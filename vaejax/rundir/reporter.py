@@ -1,4 +1,7 @@
-"""Writes the metrics, TensorBoard files, panels and console lines of a run, on process 0 only."""
+"""Writes the metrics, TensorBoard files, panels and console lines of a run, on process 0 only.
+
+Weights & Biases gets what metrics.jsonl and panels/ hold, see vaejax.rundir.wandb_sink.
+"""
 
 import math
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from vaejax.rundir.goodput import Goodput
 from vaejax.rundir.metrics import JsonlWriter, TensorboardWriter
 from vaejax.rundir.step_line import Readable
 from vaejax.rundir.verdict import History, Verdict
+from vaejax.rundir.wandb_sink import WandbSink
 from vaejax.runtime import distributed
 
 SETTLING = 100  # updates for which a discriminator must have trained before its accuracy causes warnings
@@ -34,6 +38,7 @@ class Reporter:
       start: number of updates done when the run starts or resumes.
       peak_flops: peak operations per second of all devices together; 0 if unknown.
       goodput: measures the time of the run by cause; default: a new one.
+      wandb: sink for Weights & Biases, which the caller closes; None without.
 
     Attributes:
       progress: measures speed, waiting time and remaining time.
@@ -46,6 +51,7 @@ class Reporter:
         start: int,
         peak_flops: float = 0.0,
         goodput: Goodput | None = None,
+        wandb: WandbSink | None = None,
     ):
         self._folder, self._config, self._is_main = folder, config, jax.process_index() == 0
         self._sinks: list[JsonlWriter | TensorboardWriter] = []
@@ -55,7 +61,7 @@ class Reporter:
             self._tensorboard.write_hparams(config.to_dict())
             self._sinks = [JsonlWriter(folder.metrics, start), self._tensorboard]
             self._history.read(folder.metrics)  # after JsonlWriter has dropped the lines of later steps
-        self._goodput = goodput or Goodput(folder.goodput, self._is_main)
+        self._goodput, self._wandb = goodput or Goodput(folder.goodput, self._is_main), wandb
         stopwatch = self._goodput.stopwatch
         self.progress = Progress(config.steps, stopwatch, start, self._is_main, peak_flops)
         self._readable = Readable(config, buckets_of(config))
@@ -107,6 +113,9 @@ class Reporter:
         self._write_scalars(step, scalars | speeds | goodput)
         self._goodput.write()
         self._check_discriminators(step, scalars)
+        if self._wandb:
+            with self._goodput.stopwatch.on("checkpoints"):
+                self._wandb.send()
 
     def judge(self, step: int, scores: Mapping[str, float]) -> Verdict:
         """The verdict on evaluation scores, with keys 'BUCKET/NAME', in view of the run so far."""

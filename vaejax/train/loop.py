@@ -11,13 +11,14 @@ import jax
 from vaejax.config import check
 from vaejax.data.pipeline import Batch
 from vaejax.data.sources import training_files
-from vaejax.rundir import console
+from vaejax.rundir import console, wandb_sink
 from vaejax.rundir.checkpoint import Checkpoints, SavedCheckpoints
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.goodput import Goodput
 from vaejax.rundir.lock import locked
 from vaejax.rundir.reporter import Reporter
 from vaejax.rundir.skipped_samples import SkippedSamples
+from vaejax.rundir.wandb_sink import WandbSink
 from vaejax.runtime import chips, distributed
 from vaejax.runtime.preemption import Preemption
 from vaejax.runtime.profiler import Profile
@@ -58,7 +59,11 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
       TrainingFailed: if updates stay non-finite after all rollbacks, or if hosts see different media.
     """
     checked = check(config)
-    with Watchdog(checked.recovery.stall) as watchdog, locked(RunFolder.create(workdir)) as folder:
+    with (
+        Watchdog(checked.recovery.stall) as watchdog,
+        locked(RunFolder.create(workdir)) as folder,
+        wandb_sink.opened(folder, checked) as wandb,  # before the media are scanned
+    ):
         goodput = Goodput(folder.goodput, writes=jax.process_index() == 0)
         resumes = SavedCheckpoints(folder.path).latest_on_all_hosts() is not None
         known = initial.keep(checked, folder, resumes)
@@ -67,7 +72,7 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
         with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
             # If a checkpoint proves to be damaged, the run starts again from an earlier one.
             return checkpoints.newest_whole(
-                lambda step: _fit(setup, folder, checkpoints, watchdog, step or 0, goodput)
+                lambda step: _fit(setup, folder, checkpoints, watchdog, step or 0, goodput, wandb)
             )
 
 
@@ -78,6 +83,7 @@ def _fit(
     watchdog: Watchdog,
     start: int,
     goodput: Goodput,
+    wandb: WandbSink | None,
 ) -> bool:
     """Trains from step 0 or checkpoint `start` to config.steps; see `fit`."""
     config = setup.config
@@ -88,7 +94,7 @@ def _fit(
         finish.complete(setup, folder, start)
         return True
     with Preemption() as preemption:
-        run = Run(setup, folder, checkpoints, watchdog, preemption, start, goodput)
+        run = Run(setup, folder, checkpoints, watchdog, preemption, start, goodput, wandb)
         outcome = run.train_from(start)
         while outcome is Outcome.ROLLED_BACK:  # continues like a resumed run
             outcome = run.train_from(run.guard.restart_step)
@@ -128,11 +134,12 @@ class Run:
         preemption: Preemption,
         start: int,
         goodput: Goodput,
+        wandb: WandbSink | None = None,
     ):
         config, programs = setup.config, setup.programs
         self.setup, self.folder, self.checkpoints = setup, folder, checkpoints
         self.watchdog, self.preemption = watchdog, preemption
-        self.goodput = goodput
+        self.goodput, self.wandb = goodput, wandb
         self.guard = StepGuard(folder, config.recovery, start)
         self.schedule = Schedule(config)
         self.skipped = SkippedSamples(folder.bad_samples, writes=jax.process_index() == 0)
@@ -164,7 +171,7 @@ class Run:
         state, positions = resume.restore(self.setup, self.checkpoints, guard, start)
         self.preemption.listen()  # only now, so that Ctrl-C interrupts the start-up at once
         with (
-            Reporter(self.folder, config, start, self.peak_flops, self.goodput) as report,
+            Reporter(self.folder, config, start, self.peak_flops, self.goodput, self.wandb) as report,
             self.checkpoints.completing(),
             self.setup.batches(start, positions) as stream,
             Profile(self.folder.profile, config.profile) as profile,

@@ -36,6 +36,10 @@ def test_the_files_have_the_documented_names(tmp_path):
         run.bad_samples,
         run.profile,
         run.splits,
+        run.panels,
+        run.goodput,
+        run.wandb,
+        run.wandb_id,
     )
     names = (
         "metrics.jsonl",
@@ -45,6 +49,10 @@ def test_the_files_have_the_documented_names(tmp_path):
         "bad_samples.jsonl",
         "profile",
         "splits.parquet",
+        "panels",
+        "goodput.json",
+        "wandb",
+        "wandb.json",
     )
     assert files == tuple(tmp_path / name for name in names)
 
