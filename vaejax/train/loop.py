@@ -59,21 +59,18 @@ def fit(config: Mapping[str, Any], workdir: str, inject: Inject | None = None) -
       TrainingFailed: if updates stay non-finite after all rollbacks, or if hosts see different media.
     """
     checked = check(config)
-    with (
-        Watchdog(checked.recovery.stall) as watchdog,
-        locked(RunFolder.create(workdir)) as folder,
-        wandb_sink.opened(folder, checked) as wandb,  # before the media are scanned
-    ):
+    with Watchdog(checked.recovery.stall) as watchdog, locked(RunFolder.create(workdir)) as folder:
         goodput = Goodput(folder.goodput, writes=jax.process_index() == 0)
-        resumes = SavedCheckpoints(folder.path).latest_on_all_hosts() is not None
-        known = initial.keep(checked, folder, resumes)
-        setup = Setup.of(initial.with_latents_of(checked, known), inject, folder, known)
-        watchdog.begin("starting", 0, patient=True)
-        with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
-            # If a checkpoint proves to be damaged, the run starts again from an earlier one.
-            return checkpoints.newest_whole(
-                lambda step: _fit(setup, folder, checkpoints, watchdog, step or 0, goodput, wandb)
-            )
+        with wandb_sink.opened(folder, checked) as wandb:  # it and the model before the media are scanned
+            resumes = SavedCheckpoints(folder.path).latest_on_all_hosts() is not None
+            known = initial.keep(checked, folder, resumes)
+            setup = Setup.of(initial.with_latents_of(checked, known), inject, folder, known)
+            watchdog.begin("starting", 0, patient=True)
+            with Checkpoints(folder.path, checked.checkpoint.keep, checked.checkpoint.best) as checkpoints:
+                # If a checkpoint proves to be damaged, the run starts again from an earlier one.
+                return checkpoints.newest_whole(
+                    lambda step: _fit(setup, folder, checkpoints, watchdog, step or 0, goodput, wandb)
+                )
 
 
 def _fit(
