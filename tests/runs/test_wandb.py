@@ -7,12 +7,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from tests.support import media_files, wandb_log
+from tests.support.faults import Fault, injecting
 from tests.support.models import SMALLEST
 from tests.support.processes import ROOT
+from tests.support.small_run import BUCKET, small_config
+from vaejax.errors import TrainingFailed
+from vaejax.train.loop import fit
 
 STEPS, SAVED = 24, 5
 SETTINGS = {
@@ -95,3 +100,26 @@ def test_a_killed_and_resumed_run_sends_every_number_and_panel_once(tmp_path, me
     shares = {key.removeprefix("train/all/"): value for key, value in found[STEPS].items() if "put" in key}
     assert 0 < shares["badput_lost"] < 1 and 0 < shares["goodput"] < shares.pop("goodput_session")
     assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.runs
+def test_a_rollback_sends_no_step_twice_and_counts_as_lost(tmp_path, media, monkeypatch):
+    """Updates 6 and 7 fail: the run returns to step 4 once and gives up; the next start has no fault."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = {"checkpoint.every": 4, "eval.every": 4, "panels.every": 3, "log_every": 1}
+    settings |= {"recovery.bad_steps": 2, "recovery.rollbacks": 1, "report.wandb": "project"}
+    tried = []
+
+    def fails(step, x):
+        jax.debug.callback(lambda s: tried.append(int(s)), step)
+        return (step == 6) | (step == 7)
+
+    config = small_config(media, **settings).to_dict()
+    with pytest.raises(TrainingFailed, match="after 1 rollbacks"):
+        fit(config, str(tmp_path), injecting(Fault("generator", BUCKET, fails)))
+    assert wandb_log.together(tmp_path) == wandb_log.expected(tmp_path, 4)
+    assert fit(config, str(tmp_path))
+    found = wandb_log.together(tmp_path)
+    assert found == wandb_log.expected(tmp_path, 12) and sorted(found) == list(range(13))
+    assert found[5]["train/all/badput_lost"] > 0
+    assert tried.count(5) == 2
