@@ -73,6 +73,17 @@ class DataConfig:
         "Lowest estimated JPEG quality of photos to use; 0 takes all.",
     )
     hdr: str = setting("convert", one_of("convert", "skip"), "HDR media: converted to SDR, or left out.")
+    scan: str = setting(
+        "full",
+        one_of("full", "headers"),
+        "How new files are scanned: decoded whole, or by their headers alone, which leaves damage to be found"
+        " in training.",
+    )
+    cuts: bool = setting(
+        False,
+        FLAG,
+        "Whether the scan finds cuts in clips, which no sample then crosses; needs the extra scenes.",
+    )
     holdout: float = setting(0.05, SHARE, "Share of a media folder that is held out for evaluation.")
     workers: int = setting(4, NATURAL, "Processes that decode media; 0 decodes in threads.")
     prefetch: int = setting(1, COUNT, "Updates whose samples are decoded ahead.")

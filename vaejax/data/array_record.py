@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vaejax.data.split import Split
@@ -56,12 +57,25 @@ class ArrayRecordSource(Source):
             )
         files = index.select(["path", "error"]).to_pylist()
         unreadable = tuple((os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"])
-        table = from_index(index, split.divide(folder, index, data.holdout), folder)
+        if data.cuts:
+            _check_cuts(index, f"{key} = {folder}")
+        table = from_index(index, split.divide(folder, index, data.holdout), folder, data.cuts)
         return cls(label, weight, table, unreadable, folder)
 
     def fetch(self, record: Record) -> bytes:
         """The bytes of the original file."""
         return _reader(os.path.join(self.folder, record.shard)).read([record.position])[0]
+
+
+def _check_cuts(index: pa.Table, name: str) -> None:
+    """Raises InputError if the cuts of a clip are unknown."""
+    names = [column for column in ("kind", "error", "cuts") if column in index.column_names]
+    files = index.select(names).to_pylist()
+    if any(f["kind"] == "video" and not f["error"] and f.get("cuts") is None for f in files):
+        raise InputError(
+            f"{name}: the cuts of its clips are unknown, but data.cuts = True; accepted: shards made by"
+            " python -m vaejax.data.prepare --cuts, or data.cuts = False"
+        )
 
 
 @functools.lru_cache(maxsize=256)  # one open file per shard and process

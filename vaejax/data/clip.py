@@ -20,6 +20,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from vaejax.data import alpha, color
 from vaejax.data.crop import Crop, Unreadable
+from vaejax.data.cuts import CutFinder
+from vaejax.data.extent import extent
 from vaejax.data.frames import TOLERANCE, Frame, decode, filter_graph, frames_from, open_clip
 
 EXTENSIONS = frozenset(
@@ -270,31 +272,48 @@ def _color_tags(picture: av.VideoFrame) -> dict[str, Any]:
     return {"src_colorspace": matrix, "src_color_range": _FULL if full else _LIMITED}
 
 
-def probe(file: str | os.PathLike | bytes) -> dict:
+def probe(file: str | os.PathLike | bytes, cuts: bool = False) -> dict:
     """Decodes a whole clip; returns the result of media.probe without 'bits_per_pixel'."""
+    finder = CutFinder() if cuts else None
     count, lost, first, last = 0, 0.0, None, None
     try:
         with contextlib.closing(frames_from(file, 0.0)) as frames:
             for frame in frames:
                 if last is not None and frame.gap:
                     lost += frame.time - last.time - last.period
+                if finder:
+                    finder.add(frame.time, frame.picture)
                 first, last, count = first or frame, frame, count + 1
     except FFmpegError as error:
         if last is None or (isinstance(error, OSError) and not _reads(file)):
             raise
     if first is None or last is None:
         raise Unreadable("no frame can be decoded")
+    return _content(first, count, last.time - lost, last.period) | {
+        "duration": last.time + last.period,
+        "cuts": finder.finish() if finder else None,
+    }
+
+
+def headers(file: str | os.PathLike | bytes) -> dict:
+    """Reads the container and the first frame; returns media.headers without 'bits_per_pixel'."""
+    return _content(*extent(file))
+
+
+def _content(first: Frame, count: int, last: float, period: float) -> dict:
+    """The result of `probe` for a clip of `count` frames, the last of which appears at `last` seconds."""
     width, height = _shown_size(first)
     return {
         "width": width,
         "height": height,
         "frames": count,
-        "fps": (count - 1) / (last.time - lost) if count > 1 else 1 / last.period,
-        "duration": last.time + last.period,
+        "fps": (count - 1) / last if count > 1 else 1 / period,
+        "duration": last + period,
         "rotation": -90 * _orientation(first.picture)[0] % 360,
-        "codec": last.codec,
+        "codec": first.codec,
         "quality": None,
         "hdr": int(first.picture.color_trc) in (color.PQ, color.HLG),
+        "cuts": None,
     }
 
 

@@ -22,7 +22,7 @@ from vaejax.data.crop import Unreadable
 # Seconds. In formats whose clock may jump, FFmpeg treats a longer step as a jump.
 JUMP = 10.0
 # FFmpeg seeks in this format by byte position; in a test, the frames after a seek were off by 10.
-_NO_CLOCK_AFTER_SEEK = {"mpegvideo"}
+NO_CLOCK_AFTER_SEEK = {"mpegvideo"}
 _THUMBNAILS = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 # A title that is not UTF-8 must not make a clip unreadable; PyAV 19 and later replace such text by default.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -102,7 +102,7 @@ def decode(container, stream, packets: Iterable | None = None, offset: float = 0
       packets: the packets to decode; None decodes the whole stream.
       offset: seconds to add to the file's clock, for discontinuities before the first of `packets`.
     """
-    nominal = _nominal_period(stream)
+    nominal = nominal_period(stream)
     ratio = float(stream.sample_aspect_ratio or 1)
     ratio = ratio if 0.1 < ratio < 10 else 1.0  # a header with a ratio outside this range is wrong
     jumps, last = has_jumps(container), None
@@ -118,7 +118,7 @@ def decode(container, stream, packets: Iterable | None = None, offset: float = 0
         yield Frame(time, period, ratio, stream.codec_context.name, picture, gap)
 
 
-def _nominal_period(stream) -> float:
+def nominal_period(stream) -> float:
     """Seconds per frame according to the header; 1/25 if it has no frame rate."""
     return float(1 / (stream.average_rate or Fraction(25)))
 
@@ -214,15 +214,21 @@ def frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[Fram
         elif not jumps:
             found = _seek(container, stream, first, start)
         if found is not None:
-            yield from _shown(found, first.time, file, container, stream)
+            yield from _since(first.time, cropped(found, file, container, stream))
             return
     with open_clip(file) as (container, stream):
         frames = _skip(container, stream, first.time + start) if jumps else decode(container, stream)
-        yield from _shown(frames, first.time, file, container, stream)
+        yield from _since(first.time, cropped(frames, file, container, stream))
 
 
-def _shown(frames: Iterator[Frame], start: float, file: Any, container, stream) -> Iterator[Frame]:
-    """The frames at their times after the first, with the crop of a Matroska file applied."""
+def _since(start: float, frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames at their times after `start`, in seconds."""
+    for frame in frames:
+        yield frame._replace(time=frame.time - start)
+
+
+def cropped(frames: Iterator[Frame], file: Any, container, stream) -> Iterator[Frame]:
+    """The frames with the crop of a Matroska file applied; those of other files are unchanged."""
     margins, crop = matroska.Margins(), None
     if container.format.name.startswith("matroska"):
         margins = dict(enumerate(matroska.crops(file))).get(stream.index, margins)
@@ -232,7 +238,7 @@ def _shown(frames: Iterator[Frame], start: float, file: Any, container, stream) 
             crop = crop or _crop_filter(picture, margins)
             crop.push(picture)
             picture = crop.pull()
-        yield frame._replace(time=frame.time - start, picture=picture)
+        yield frame._replace(picture=picture)
 
 
 def _crop_filter(picture: Any, margins: matroska.Margins) -> Graph:
@@ -259,7 +265,7 @@ def _skip(container, stream, until: float) -> Iterator[Frame]:
 
     Reads all packets before it, but does not decode them: after a jump, a seek would land elsewhere.
     """
-    nominal = _nominal_period(stream)
+    nominal = nominal_period(stream)
     packets, group, offset, group_offset, latest, previous = container.demux(stream), [], 0.0, 0.0, None, None
     for packet in packets:
         if packet.pts is not None and packet.size:
@@ -280,7 +286,7 @@ def _skip(container, stream, until: float) -> Iterator[Frame]:
 def _seek(container, stream, first: Frame, start: float) -> Iterator[Frame] | None:
     """The frames, beginning with a keyframe at or before `start`; None if seeking fails or lands later."""
     tick = first.picture.time_base
-    if first.picture.pts is None or tick is None or container.format.name in _NO_CLOCK_AFTER_SEEK:
+    if first.picture.pts is None or tick is None or container.format.name in NO_CLOCK_AFTER_SEEK:
         return None
     try:
         container.seek(int((first.time + start) / tick), stream=stream)

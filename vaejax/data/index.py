@@ -1,12 +1,17 @@
 """The media index: a Parquet table of the photos and clips in a folder, unreadable ones included.
 
-A scan decodes every file completely, so damage is known before training. A later scan decodes only files that
-are new, or whose size or modification time changed. Unreadable files are decoded again if the decoders'
-versions changed, or if the reason was not the file's content. Deleted files are dropped.
+A full scan decodes every file completely, so damage is known before training. A scan of the headers is much
+faster, but leaves damage to be found in training.
+
+A later scan reads only files that are new, or whose size or modification time changed. A full scan also
+decodes those of which only the headers were read, and a scan with cuts those clips whose cuts are unknown.
+Unreadable files are read again if the decoders' versions changed, or if the reason was not the file's content.
+Deleted files are dropped.
 
     python -m vaejax.data.index FOLDER
 """
 
+import argparse
 import hashlib
 import os
 import shlex
@@ -22,7 +27,7 @@ import pyarrow.parquet as pq
 
 from vaejax import cli
 from vaejax.config.schema import DataConfig
-from vaejax.data import media
+from vaejax.data import cuts, media
 from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
@@ -51,10 +56,16 @@ SCHEMA = pa.schema(
         "mtime_ns": pa.int64(),
         "error": pa.string(),  # the reason in one line; null for readable files
         "reader": pa.string(),  # the versions of the decoders; null if `error` is not about the content
+        "scan": pa.string(),  # how the file was read: 'full' | 'headers'
+        # Times of the first frame after each cut, in seconds after the first frame; null if not looked for.
+        "cuts": pa.list_(pa.field("element", pa.float64())),
     },
-    metadata={"vaejax.index": "3"},
+    metadata={"vaejax.index": "4"},
 )
-_VERSION_2 = pa.schema([field for field in SCHEMA if field.name != "reader"], {"vaejax.index": "2"})
+_LATER_COLUMNS = {
+    "2": ("reader", "scan", "cuts"),
+    "3": ("scan", "cuts"),
+}  # by the earlier version without them
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 _ACCEPTED = "accepted: a folder with photos or clips"
 
@@ -65,6 +76,8 @@ def load_or_build(
     progress: bool = True,
     out: str | None = None,
     name: str = "data.media",
+    scan: str = "full",
+    with_cuts: bool = False,
 ) -> pa.Table:
     """Brings the index of a folder up to date and returns it.
 
@@ -76,6 +89,8 @@ def load_or_build(
       progress: whether to show a progress bar and a summary on stderr.
       out: file in which to store the index instead; None stores it as described above.
       name: setting or argument that named the folder, for error messages.
+      scan: 'full' decodes whole files; 'headers' reads headers, and clips' first frames.
+      with_cuts: whether to find the cuts in clips; needs PySceneDetect and a full scan, see `cuts.check`.
 
     Returns:
       A table with the columns of `SCHEMA`, one row per photo and clip, sorted by path.
@@ -93,13 +108,14 @@ def load_or_build(
         raise InputError(f"{name} = {folder}: {'; '.join(reasons)}; {_ACCEPTED}")
     places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
     stored = [table for table in map(_load, places) if table is not None]
-    known = {_identity(entry): entry for table in reversed(stored) for entry in table.to_pylist()}
-    reader = media.reader()
-    known = {key: entry for key, entry in known.items() if not entry["error"] or entry["reader"] == reader}
+    known: dict[tuple, dict] = {}
+    for entry in (entry for table in reversed(stored) for entry in table.to_pylist()):
+        if _suffices(entry, scan, with_cuts) or _identity(entry) not in known:
+            known[_identity(entry)] = entry
     entries = {file["path"]: known.get(_identity(file)) for file in files}
-    unknown = [file for file in files if entries[file["path"]] is None]
+    unknown = [file for file in files if not _suffices(entries[file["path"]], scan, with_cuts)]
     try:
-        for entry in probe_files(folder, unknown, workers, progress):
+        for entry in probe_files(folder, unknown, workers, progress, scan, with_cuts):
             entries[entry["path"]] = entry
     finally:  # an interrupted scan saves its results, and the next one continues from them
         table = pa.Table.from_pylist([entry for entry in entries.values() if entry], SCHEMA)
@@ -169,6 +185,17 @@ def _identity(entry: dict) -> tuple:
     return entry["path"], entry["size"], entry["mtime_ns"]
 
 
+def _suffices(entry: dict | None, scan: str, with_cuts: bool) -> bool:
+    """Whether an entry of an earlier scan, or None, holds what a scan would find."""
+    if entry is None:
+        return False
+    if entry["error"]:
+        return entry["reader"] == media.reader()
+    if with_cuts and entry["kind"] == "video" and entry["cuts"] is None:
+        return False
+    return entry["scan"] in ("full", scan)
+
+
 # Storage of the index ---------------------------------------------------------------------------------------
 
 
@@ -186,9 +213,12 @@ def _load(path: str) -> pa.Table | None:
         table.validate(full=True)
     except (OSError, pa.ArrowException):
         return None
-    if table.schema.equals(_VERSION_2, check_metadata=True):
-        table = table.append_column(SCHEMA.field("reader"), pa.nulls(len(table), pa.string()))
-        table = table.replace_schema_metadata(SCHEMA.metadata)
+    for version, later in _LATER_COLUMNS.items():
+        earlier = pa.schema([field for field in SCHEMA if field.name not in later], {"vaejax.index": version})
+        if table.schema.equals(earlier, check_metadata=True):
+            rows = [row | {"scan": None if row["error"] else "full"} for row in table.to_pylist()]
+            table = pa.Table.from_pylist(rows, SCHEMA)
+            break
     return table if table.schema.equals(SCHEMA, check_metadata=True) else None
 
 
@@ -227,6 +257,19 @@ def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
     yield f"next: {TRAIN} {flag}"
 
 
+def add_scan_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that choose what a scan finds out."""
+    parser.add_argument(
+        "--scan",
+        choices=("full", "headers"),
+        default="full",
+        help="full decodes whole files; headers is much faster, but does not notice damage (default: full)",
+    )
+    parser.add_argument(
+        "--cuts", action="store_true", help="find cuts, which no sample of data.cuts = True crosses"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = cli.parser(
@@ -240,14 +283,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", metavar="N", type=cli.at_least(1), help="decoding processes (default: one per core)"
     )
+    add_scan_flags(parser)
     chosen = parser.parse_args(arguments)
 
     def work():
         start = time.monotonic()
         if chosen.out and os.path.isdir(chosen.out):
             raise InputError(f"--out={chosen.out}: is a folder; accepted: a file to write")
-        table = load_or_build(chosen.folder, chosen.workers, out=chosen.out, name="FOLDER")
+        cuts.check(chosen.cuts, chosen.scan, command=True)
+        table = load_or_build(
+            chosen.folder,
+            chosen.workers,
+            out=chosen.out,
+            name="FOLDER",
+            scan=chosen.scan,
+            with_cuts=chosen.cuts,
+        )
         flag = f"--config.data.media={shlex.quote(chosen.folder)}"
+        flag += " --config.data.cuts=True" * chosen.cuts
+        flag += " --config.data.scan=headers" * (chosen.scan == "headers")
         print("\n".join(next_steps(table, flag, time.monotonic() - start)))
 
     return cli.run(work, "stopped; the results so far are saved; run the same command to continue")

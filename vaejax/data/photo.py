@@ -68,16 +68,16 @@ def _note_codes(photo: Any) -> None:
         photo.info["cicp"] = heic.color_codes(photo.info)
 
 
-def _shown_size(photo: Image.Image) -> tuple[int, int]:
+def _shown_size(photo: Image.Image, exif: Image.Exif) -> tuple[int, int]:
     """Width and height after the EXIF orientation is applied; for TIFF, Pillow has already applied it."""
-    sideways = photo.format != "TIFF" and photo.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    sideways = photo.format != "TIFF" and exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (photo.height, photo.width) if sideways else photo.size
 
 
 def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
     """Reads a crop of a photo as uint8 (H, W, C)."""
     with _open(file) as photo:
-        shown = _shown_size(photo)
+        shown = _shown_size(photo, photo.getexif())
         left, top, right, bottom = crop.box(shown)
         # A JPEG much larger than the crop is decoded at 1/2, 1/4 or 1/8 of its size: several times faster.
         scale = _REDUCING_GAP * max(crop.width / (right - left), crop.height / (bottom - top))
@@ -226,15 +226,17 @@ def _eight_bits(photo: Image.Image, inverted: bool) -> Image.Image:
     return Image.fromarray(255 - levels if inverted else levels)
 
 
-def probe(file: str | os.PathLike | bytes) -> dict:
-    """Decodes a whole photo; returns the result of media.probe without 'bits_per_pixel'."""
+def probe(file: str | os.PathLike | bytes, decode: bool = True) -> dict:
+    """Decodes a whole photo, or reads its header; returns media.probe without 'bits_per_pixel'."""
     with _open(file) as photo:
         codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)
-        turns = 0 if photo.format == "TIFF" else photo.getexif().get(_ORIENTATION, 1)
+        # Of a PNG, getexif decodes the pixels, in case its EXIF data come after them.
+        exif = photo.getexif() if decode else Image.Image.getexif(photo)
+        turns = 0 if photo.format == "TIFF" else exif.get(_ORIENTATION, 1)
         turns = photo.info.get("original_orientation") or turns  # pillow-heif has already turned the photo
         codes = photo.info.get("cicp")
         hdr = codes is not None and codes[1] in (color.PQ, color.HLG)
-        width, height = _decoded(photo, channels=3).size
+        width, height = _decoded(photo, channels=3).size if decode else _shown_size(photo, exif)
     return {
         "width": width,
         "height": height,
@@ -245,6 +247,7 @@ def probe(file: str | os.PathLike | bytes) -> dict:
         "codec": codec,
         "quality": jpeg_quality(tables) if tables else None,
         "hdr": hdr,
+        "cuts": None,
     }
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from vaejax import cli
-from vaejax.data import index
+from vaejax.data import cuts, index
 from vaejax.data.array_record import INDEX_FILE
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
@@ -28,7 +28,12 @@ from vaejax.files import atomic_folder, expand_home
 
 
 def pack(
-    folder: str | os.PathLike, out: str | os.PathLike, shard_mb: float = 256.0, progress: bool = True
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    shard_mb: float = 256.0,
+    progress: bool = True,
+    scan: str = "full",
+    with_cuts: bool = False,
 ) -> pa.Table:
     """Packs the readable files of a folder tree into shards; `out` appears only once it is complete.
 
@@ -37,6 +42,8 @@ def pack(
       out: a new or empty folder, or an earlier result, which stays in place until the new one is complete.
       shard_mb: size in megabytes (10^6 bytes) after which the next shard begins.
       progress: whether to show progress bars, and a summary of the media, on stderr.
+      scan: 'full' or 'headers', see `index.load_or_build`.
+      with_cuts: whether to find the cuts in clips.
 
     Returns:
       The folder's media index with two more columns: 'shard' and 'record' locate each file, and are null for
@@ -52,7 +59,8 @@ def pack(
         raise InputError(f"--out={out}: a file, not a folder; {accepted}")
     if os.path.isdir(out) and os.listdir(out) and not os.path.isfile(os.path.join(out, INDEX_FILE)):
         raise InputError(f"--out={out}: not empty, but has no {INDEX_FILE}; {accepted}")
-    files = index.load_or_build(folder, progress=progress, name="--media").to_pylist()
+    listed = index.load_or_build(folder, progress=progress, name="--media", scan=scan, with_cuts=with_cuts)
+    files = listed.to_pylist()
     with contextlib.ExitStack() as stack:
         with cli.writing(out):
             unfinished = stack.enter_context(atomic_folder(out))
@@ -134,6 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--shard-mb", metavar="MB", type=float, default=256.0, help="megabytes per shard (default: 256)"
     )
+    index.add_scan_flags(parser)
     chosen = parser.parse_args(arguments)
 
     def work():
@@ -148,7 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError("--out is missing; accepted: --out=DIR, a folder for the shards of --media")
         if not chosen.shard_mb > 0:
             raise InputError(f"--shard-mb={chosen.shard_mb:g}; accepted: a number above 0")
-        table = pack(chosen.media, chosen.out, chosen.shard_mb)
+        cuts.check(chosen.cuts, chosen.scan, command=True)
+        table = pack(chosen.media, chosen.out, chosen.shard_mb, scan=chosen.scan, with_cuts=chosen.cuts)
         packed = table.filter(table["shard"].is_valid())
         size = sum(packed["size"].to_pylist())
         print(
@@ -157,6 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
             f" unreadable files left out: {len(table) - len(packed)}"
         )
         flag = _sources_flag({"kind": "array_record", "path": chosen.out})
+        flag += " --config.data.cuts=True" * chosen.cuts
         print("\n".join(index.next_steps(table, flag, time.monotonic() - start)))
 
     return cli.run(work, "stopped; no unfinished files remain; run the same command again")

@@ -2,12 +2,14 @@
 
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
 import numpy as np
+import pyarrow as pa
 
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, Unreadable
@@ -47,7 +49,8 @@ class Sampler:
     Sources alternate in proportion to their weights. For training, each source is shuffled anew in every
     epoch, and the crop of sample i is drawn from (seed, bucket, i). For evaluation the order is fixed, by a
     hash of each file's path relative to its folder: the first epoch crops the middle of every held-out file
-    (if `middle_first`), and later epochs crop the same files elsewhere in space and time.
+    (if `middle_first`), and later epochs crop the same files elsewhere in space and time. Of clips divided at
+    their cuts, the first scene of every clip comes first, then the second of every clip.
     """
 
     def __init__(
@@ -78,10 +81,7 @@ class Sampler:
         self.empty = not used
         if split == "eval":
             for number in used:
-                paths = sources[number].table["relative_path"]
-                self._candidates[number] = np.array(
-                    sorted(self._candidates[number], key=lambda i, p=paths: path_hash(p[i].as_py()))
-                )
+                self._candidates[number] = _eval_order(sources[number], self._candidates[number])
         if used:
             weights = [sources[number].weight for number in used]
             self._mixture: Any = grain.MapDataset.mix([self._places(number) for number in used], weights)
@@ -167,6 +167,17 @@ class Sampler:
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((*self._key, *key))
+
+
+def _eval_order(source: Source, rows: np.ndarray) -> np.ndarray:
+    """The rows of a source's table in the order of evaluation."""
+    paths = source.table["relative_path"].take(pa.array(rows)).to_pylist()
+    scenes: Counter[str] = Counter()
+    keys = []
+    for path in paths:
+        keys.append((scenes[path], path_hash(path)))
+        scenes[path] += 1
+    return rows[sorted(range(len(rows)), key=keys.__getitem__)]
 
 
 def _train_place(number: int, place: int) -> tuple[int, int, int]:

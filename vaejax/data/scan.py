@@ -15,8 +15,24 @@ from vaejax.data import parent
 from vaejax.runtime.host import cores
 
 
-def probe_files(folder: str, files: list[dict], workers: int | None, progress: bool) -> Iterator[dict]:
-    """Probes the files in worker processes; yields their index entries in order of completion."""
+def probe_files(
+    folder: str,
+    files: list[dict],
+    workers: int | None,
+    progress: bool,
+    scan: str = "full",
+    cuts: bool = False,
+) -> Iterator[dict]:
+    """Probes the files in worker processes; yields their index entries in order of completion.
+
+    Args:
+      folder: the folder that contains the files.
+      files: path, kind, size and mtime_ns of each.
+      workers: number of processes; None starts one per core.
+      progress: whether to show a progress bar.
+      scan: 'full' or 'headers'.
+      cuts: whether to find the cuts in clips.
+    """
     if not files:
         return
     count = min(len(files), max(1, workers or cores()))
@@ -28,7 +44,7 @@ def probe_files(folder: str, files: list[dict], workers: int | None, progress: b
     def probe(file: dict) -> dict:
         worker = idle.get()
         try:
-            return file | worker.probe(os.path.join(folder, file["path"]), file["kind"])
+            return file | worker.probe(os.path.join(folder, file["path"]), file["kind"], scan, cuts)
         finally:
             idle.put(worker)
 
@@ -53,8 +69,10 @@ class _Worker:
     def __init__(self):
         self._process: subprocess.Popen[str] | None = None
 
-    def probe(self, path: str, kind: str) -> dict:
-        """Returns the result of `media.probe`, plus 'error' and 'reader' as in a media index.
+    def probe(self, path: str, kind: str, scan: str, cuts: bool) -> dict:
+        """Returns the result of `media.probe` or `media.headers`, plus 'error', 'reader' and 'scan'.
+
+        These are those of a media index.
 
         If probing failed, 'error' is the reason; if that is not the file's content, 'reader' is missing.
         """
@@ -63,7 +81,7 @@ class _Worker:
         process = self._process or self._start()
         assert process.stdin and process.stdout
         try:
-            print(json.dumps([path, kind]), file=process.stdin, flush=True)
+            print(json.dumps([path, kind, scan, cuts]), file=process.stdin, flush=True)
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""

@@ -7,12 +7,13 @@ from vaejax.data import media
 
 
 def serve() -> None:
-    """The worker's loop: reads [path, kind] lines from stdin and writes a JSON object for each."""
+    """The worker's loop: for each line [path, kind, scan, cuts] of stdin, it writes a JSON object."""
     reader = media.reader()
     for line in sys.stdin:
-        path, kind = json.loads(line)
+        path, kind, scan, cuts = json.loads(line)
         try:
-            answer = media.probe(path, kind) | {"error": None, "reader": reader}
+            content = media.headers(path, kind) if scan == "headers" else media.probe(path, kind, cuts)
+            answer = content | {"error": None, "reader": reader, "scan": scan}
         except media.Unavailable as error:
             answer = {"error": f"{error}"}
         except media.Unreadable as error:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from vaejax.config.accepts import FOLDERS
 from vaejax.config.folders import folder_list
-from vaejax.data import index
+from vaejax.data import cuts, index
 from vaejax.data.array_record import ArrayRecordSource
 from vaejax.data.bucket import Bucket
 from vaejax.data.demo import DemoSource
@@ -52,7 +52,7 @@ class MediaSource(Source):
     ) -> Self:
         """Opens the folders `fields["path"]` as one source; see vaejax.config.folders.
 
-        Every file has the same weight, whatever its folder.
+        Every photo and every span of a clip has the same weight, whatever its folder.
         """
         folders = cls.folders(fields)
         if not folders:
@@ -63,11 +63,11 @@ class MediaSource(Source):
         for folder in folders:
             if not os.path.isdir(folder):
                 raise InputError(f"{key} = {folder}: no such folder; accepted: a folder of photos and clips")
-            table = index.load_or_build(folder, name=key)
+            table = index.load_or_build(folder, name=key, scan=data.scan, with_cuts=data.cuts)
             files = table.select(["path", "error"]).to_pylist()
             broken = [(os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"]]
             unreadable += broken
-            tables.append(from_index(table, split.divide(folder, table, data.holdout), folder))
+            tables.append(from_index(table, split.divide(folder, table, data.holdout), folder, data.cuts))
             if len(broken) == len(files):
                 raise InputError(
                     f"{key} = {folder}: none of its {len(broken)} files can be read; accepted: a folder of"
@@ -108,6 +108,7 @@ def open_sources(data: "DataConfig", split: Split | None = None) -> tuple[Source
     listed = [source for source in listed if source.weight]
     if not listed:
         raise InputError("data.sources: every weight is 0 (off); accepted: at least one weight above 0")
+    cuts.check(data.cuts, data.scan)
     split = split or Split()
     split.locate([folder for source in listed for folder in source.kind.folders(source.fields)])
     return tuple(s.kind.open(s.label, s.weight, s.fields, data, s.key, split) for s in listed)
@@ -240,10 +241,10 @@ def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig
     """
     files: dict[str, bool] = {}
     for source in sources:
-        fitting = source.table.select(["path", "start"]).take(
-            pa.array(candidates(source, bucket, "eval", data))
-        )
-        files |= {row["path"]: row["start"] > 0 for row in fitting.to_pylist()}
+        rows = source.table.select(["path", "held_out"])
+        trained = {row["path"] for row in rows.to_pylist() if not row["held_out"]}
+        fitting = rows["path"].take(pa.array(candidates(source, bucket, "eval", data)))
+        files |= {path: path in trained for path in fitting.to_pylist()}
     return files
 
 

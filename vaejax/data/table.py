@@ -12,6 +12,7 @@ import pyarrow as pa
 from vaejax.data import media
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, covers
+from vaejax.data.cuts import scenes
 from vaejax.data.latent_cache import LatentCache
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # Lowest frame rate of a clip, relative to data.fps: at data.fps = 48, a film at 24 fps is still used. A clip
 # with a lower frame rate would repeat its frames too often.
 MIN_FPS_RATIO = 0.5
+# Seconds. A span must be this much longer than a sample, because timestamps are rounded by up to that much.
+TIME_MARGIN = 2e-3
 
 SCHEMA = pa.schema(
     {
@@ -55,6 +58,7 @@ INDEX_COLUMNS = pa.schema(
         "quality": pa.float32(),
         "hdr": pa.bool_(),  # missing in array_record shards of earlier versions
         "error": pa.string(),
+        "cuts": pa.list_(pa.float64()),  # as is this
     }
 )
 
@@ -212,8 +216,7 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
     if bucket.kind == "image":
         fits &= still
     else:
-        # The span must be 2 ms longer than a sample, because timestamps are rounded by up to that much.
-        fits &= ~still & (span_seconds(c) > sample_seconds(bucket, data.fps) + 2e-3)
+        fits &= ~still & (span_seconds(c) > sample_seconds(bucket, data.fps) + TIME_MARGIN)
         fits &= c["fps"] >= MIN_FPS_RATIO * data.fps
     return np.flatnonzero(fits)
 
@@ -233,24 +236,31 @@ def span_seconds(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return columns["stop"] - columns["start"] + 1 / np.maximum(columns["fps"], 1e-6)
 
 
-def from_index(index: pa.Table, split: Mapping[str, float], folder: str = "") -> pa.Table:
+def from_index(index: pa.Table, split: Mapping[str, float], folder: str = "", cuts: bool = False) -> pa.Table:
     """The table of the readable files of a media index that are in `split`.
 
     A clip that is held out from a time after its start has two rows: a training span, and a held-out span
-    after a gap of one frame period.
+    after a gap of one frame period. If `cuts` is set, each scene of a span has a row of its own.
 
     Args:
       index: a table with INDEX_COLUMNS; also 'shard' and 'record' if the files are in shards.
       split: time in seconds from which a file is held out, by its path; see vaejax.data.split.
       folder: the folder to which the paths of `index` and `split` are relative.
+      cuts: whether to divide clips at the cuts in the index, if they are known.
     """
     files = index.filter(index["error"].is_null()).sort_by("path").to_pylist()
     listed = [(file, split[file["path"]]) for file in files if file["path"] in split]
-    return pa.Table.from_pylist([row for file, seam in listed for row in _rows(file, folder, seam)], SCHEMA)
+    spans = (row for file, seam in listed for row in _rows(file, folder, seam))
+    return pa.Table.from_pylist(
+        [row for span in spans for row in (_scenes(span) if cuts else [span])], SCHEMA
+    )
 
 
 def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]]:
-    """The table rows of a file held out from the time `seam`: two if a clip is cut there, else one."""
+    """The table rows of a file held out from the time `seam`: two if it is a clip divided there, else one.
+
+    Each has the cuts of the file too.
+    """
     fps = file["fps"] or 0.0
     quality = file.get("quality")
     row = {
@@ -268,6 +278,7 @@ def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]
         "held_out": seam <= 0,
         "shard": file.get("shard") or "",
         "position": -1 if file.get("record") is None else file["record"],
+        "cuts": file.get("cuts") or [],
     }
     if file["frames"] <= 1 or not fps:
         return [row]
@@ -281,6 +292,16 @@ def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]
         row | {"stop": min(max(0.0, seam - 2 * frame), row["stop"]), "held_out": False},
         row | {"start": min(seam, row["stop"]), "held_out": True},
     ]
+
+
+def _scenes(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table rows of the scenes in a span."""
+    if not row["cuts"]:
+        return [row]
+    # A sample ends at least TIME_MARGIN before the end of its span, which is the time of the cut.
+    period = max(1 / row["fps"], TIME_MARGIN)
+    spans = scenes(row["start"], row["stop"], row["cuts"], period)
+    return [row | {"start": start, "stop": stop} for start, stop in spans]
 
 
 def describe_held_out(table: pa.Table) -> str:

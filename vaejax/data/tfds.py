@@ -58,6 +58,11 @@ class TfdsSource(Source):
         feature = fields.get("feature") or next(iter(kinds))
         if feature not in kinds:
             raise InputError(f"{key}.feature = {feature!r}; accepted: {', '.join(kinds)}")
+        if data.cuts and kinds[feature] == "video":
+            raise InputError(
+                f"data.cuts = True: the clips of {key}.name = {name!r} are not searched for cuts; accepted:"
+                " data.cuts = False, or a source of another kind"
+            )
         train_split, eval_split = fields.get("split") or "train", fields.get("eval_split")
         if not eval_split:
             eval_split = next(

@@ -115,7 +115,7 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     Raises:
       InputError: if there is nothing to read.
     """
-    data = dataclasses.replace(data, zoom=1.0, max_upscale=1.0, min_quality=0, hdr="convert")
+    data = dataclasses.replace(data, zoom=1.0, max_upscale=1.0, min_quality=0, hdr="convert", cuts=False)
     if name.startswith("tfds:"):
         try:
             source = TfdsSource.open(
