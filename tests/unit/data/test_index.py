@@ -331,6 +331,65 @@ def test_an_index_of_an_earlier_version_keeps_its_sound_files(folder, probed, ve
     assert pq.read_table(folder / index.INDEX_FILE).schema.equals(index.SCHEMA, check_metadata=True)
 
 
+def test_a_full_scan_reads_again_what_only_the_headers_told(folder, probed):
+    readable = ["deep/er/three_frames.mp4", "deep/quality_5.jpg", "photo.webp"]
+    assert {build(folder, scan="headers")[path]["scan"] for path in readable} == {"headers"}
+    probed.clear()
+    build(folder, scan="headers")
+    assert probed == []
+    full = build(folder)
+    assert probed == readable and {full[path]["scan"] for path in readable} == {"full"}
+    probed.clear()
+    assert build(folder, scan="headers") == full and probed == []
+
+
+def test_a_full_scan_that_is_interrupted_keeps_what_the_headers_told(folder, probed, monkeypatch):
+    build(folder, scan="headers")
+    probe_files = index.probe_files
+
+    def interrupted(*arguments):
+        yield from list(probe_files(*arguments))[:1]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "probe_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(folder)
+    monkeypatch.setattr(index, "probe_files", probe_files)
+    probed.clear()
+    scans = [row["scan"] for row in build(folder, scan="headers").values()]
+    assert probed == [] and sorted(scan or "" for scan in scans) == ["", "full", "headers", "headers"]
+
+
+def test_only_clips_whose_cuts_are_unknown_are_scanned_for_them(folder, probed):
+    without = build(folder)
+    assert {row["cuts"] for row in without.values()} == {None}
+    probed.clear()
+    rows = build(folder, with_cuts=True)
+    assert probed == ["deep/er/three_frames.mp4"] and rows["deep/er/three_frames.mp4"]["cuts"] is not None
+    assert rows["photo.webp"]["cuts"] is None and rows["text.mp4"] == without["text.mp4"]
+    probed.clear()
+    assert build(folder, with_cuts=True) == build(folder) == rows and probed == []
+    assert pq.read_table(folder / index.INDEX_FILE).schema.equals(index.SCHEMA, check_metadata=True)
+
+
+def test_a_better_index_in_the_cache_replaces_that_of_a_folder_that_cannot_be_written(
+    folder, probed, monkeypatch
+):
+    build(folder, scan="headers")
+    stored = (folder / index.INDEX_FILE).read_bytes()
+    full = build(folder)
+    shutil.copy(folder / index.INDEX_FILE, made_folder(index._cache_path(str(folder))))
+    (folder / index.INDEX_FILE).write_bytes(stored)
+    probed.clear()
+    assert build(folder) == full and probed == []
+
+
+def made_folder(path):
+    """Creates the folder of a file, and returns its path."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return path
+
+
 def test_nothing_to_index_is_an_input_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no such folder; accepted: a folder with photos or clips"):

@@ -192,6 +192,7 @@ def test_the_crop_of_a_matroska_file_is_applied(tmp_path):
     add_crop(path, left=16, top=8, right=4, bottom=2)
     content = media.probe(path, "video")
     assert (content["height"], content["width"], content["frames"]) == (54, 76, 30)
+    assert media.headers(path, "video") == pytest.approx(content)
     for file in (path, path.read_bytes()):
         frames = media.read(file, "video", frames=2, height=54, width=76, start=0.4, fps=25)
         assert np.abs(frames[:, 1:, 1:].astype(int) - 60).max() <= 4
