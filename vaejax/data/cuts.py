@@ -42,8 +42,8 @@ def check(cuts: bool, scan: str, command: bool = False) -> None:
 class CutFinder:
     """Finds the cuts of one clip, frame by frame.
 
-    It is the adaptive form of the content detector. The plain form compares with one threshold, and no
-    threshold separates cuts from fast pans.
+    It is the adaptive form of the content detector. The plain form has one threshold, and none separates cuts
+    from fast pans: see docs/data.md.
     """
 
     def __init__(self):

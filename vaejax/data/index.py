@@ -5,8 +5,8 @@ faster, but leaves damage to be found in training.
 
 A later scan reads only files that are new, or whose size or modification time changed. A full scan also
 decodes those of which only the headers were read, and a scan with cuts those clips whose cuts are unknown.
-Unreadable files are read again if the decoders' versions changed, or if the reason was not the file's content.
-Deleted files are dropped.
+Unreadable files are read again if the decoders' versions changed, or if the reason was not the file's
+content. Deleted files are dropped.
 
     python -m vaejax.data.index FOLDER
 """
