@@ -3,8 +3,8 @@
     python benchmarks/scan.py [--megabytes=200]
 
 The clips are the demo's bigbuckbunny.mp4 at 1080p with film grain, at a bit rate of about 8 Mb/s. The photos
-are the demo's at 12 megapixels with grain, at JPEG quality 90. Copies make up the megabytes, and are in the page
-cache. The times are those of the CPU alone, in this process, without its start.
+are the demo's at 12 megapixels with grain, at JPEG quality 90. Copies make up the megabytes. They are in the
+page cache, so the times are those of the CPU alone. The start of the process does not count.
 """
 
 import argparse

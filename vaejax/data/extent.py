@@ -1,5 +1,6 @@
 """Measures a clip by its container: it decodes the first frame, and reads packets at the end."""
 
+import contextlib
 import os
 from itertools import dropwhile
 from typing import Any, NamedTuple
@@ -70,23 +71,24 @@ def _last_packet(container, stream) -> Any:
     try:
         end = (container.start_time or 0) + container.duration  # microseconds
         container.seek(int(end / 1_000_000 / stream.time_base), stream=stream)
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None and _shows(packet)]
-    except FFmpegError:
+        packets = (packet for packet in container.demux(stream) if packet.pts is not None and _shows(packet))
+        return max(packets, key=lambda packet: packet.pts, default=None)
+    except (FFmpegError, OverflowError):  # damage, or a header with an impossible duration
         return None
-    return max(packets, key=lambda packet: packet.pts, default=None)
 
 
 def _counted(first: Frame, container, stream) -> Extent:
     """Counts all packets from the first keyframe on; a jump of the clock lasts one frame."""
     packets = dropwhile(lambda packet: not packet.is_keyframe, filter(_shows, container.demux(stream)))
     nominal, count, last, before = nominal_period(stream), 0, 0.0, None
-    for packet in packets:
-        if before is not None:
-            step = nominal
-            if before.dts is not None and packet.dts is not None:
-                step = float((packet.dts - before.dts) * packet.time_base)
-            last += step if 0 < step <= JUMP else nominal
-        count, before = count + 1, packet
+    with contextlib.suppress(FFmpegError):  # damage ends the clip
+        for packet in packets:
+            if before is not None:
+                step = nominal
+                if before.dts is not None and packet.dts is not None:
+                    step = float((packet.dts - before.dts) * packet.time_base)
+                last += step if 0 < step <= JUMP else nominal
+            count, before = count + 1, packet
     return Extent(first, max(1, count), last, first.period if before is None else _period(before, stream))
 
 

@@ -62,10 +62,8 @@ SCHEMA = pa.schema(
     },
     metadata={"vaejax.index": "4"},
 )
-_LATER_COLUMNS = {
-    "2": ("reader", "scan", "cuts"),
-    "3": ("scan", "cuts"),
-}  # by the earlier version without them
+# The columns that earlier versions lack.
+_LATER_COLUMNS = {"2": ("reader", "scan", "cuts"), "3": ("scan", "cuts")}
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 _ACCEPTED = "accepted: a folder with photos or clips"
 
@@ -266,7 +264,9 @@ def add_scan_flags(parser: argparse.ArgumentParser) -> None:
         help="full decodes whole files; headers is much faster, but does not notice damage (default: full)",
     )
     parser.add_argument(
-        "--cuts", action="store_true", help="find cuts, which no sample of data.cuts = True crosses"
+        "--cuts",
+        action="store_true",
+        help="find the cuts in clips, for data.cuts = True (default: do not look)",
     )
 
 

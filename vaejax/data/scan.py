@@ -69,10 +69,8 @@ class _Worker:
     def __init__(self):
         self._process: subprocess.Popen[str] | None = None
 
-    def probe(self, path: str, kind: str, scan: str, cuts: bool) -> dict:
-        """Returns the result of `media.probe` or `media.headers`, plus 'error', 'reader' and 'scan'.
-
-        These are those of a media index.
+    def probe(self, path: str, kind: str, scan: str = "full", cuts: bool = False) -> dict:
+        """Returns what `media.probe` or `media.headers` does, plus 'error', 'reader' and 'scan' of an index.
 
         If probing failed, 'error' is the reason; if that is not the file's content, 'reader' is missing.
         """
