@@ -72,6 +72,8 @@ class Difference:
         """The difference with its interval and verdict, in one line."""
         unit = f" {self.unit}" if self.unit else ""
         text = f"{self.what}: {self.mean:+.2f} ± {self.half_width:.2f}{unit} over {len(self.values)} seeds"
+        if self.spread > 0:  # not for a single seed, whose spread is NaN
+            text += f", {abs(self.mean) / self.spread:.1f} times their spread"
         if not self.expected:
             text += f", none expected (within {self.margin:g}{unit})"
         return f"{text}: {self.verdict}"

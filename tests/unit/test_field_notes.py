@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.field_notes.lab import Lab
-from benchmarks.field_notes.verdict import CONTRADICTED, OPEN, SHOWN, overall, paired
+from benchmarks.field_notes.verdict import CONTRADICTED, OPEN, SHOWN, Difference, overall, paired
 
 
 def test_the_interval_is_that_of_a_paired_t_test():
@@ -51,3 +51,11 @@ def test_work_that_is_done_is_not_repeated_unless_it_is_asked_for_otherwise(tmp_
     for seeds in ((0, 1), (0, 1), (0, 1, 2)):  # a tuple, which a JSON file keeps as a list
         found = Lab(tmp_path, "cpu", "").compute("scores", {"seeds": seeds}, work)
     assert found == {"score": 2} and len(calls) == 2
+
+
+def test_a_sentence_has_the_effect_in_units_of_the_spread_between_seeds():
+    found = Difference("PSNR", "dB", (1.0, 2.0, 3.0), 1)  # Student's t: 4.303 / sqrt(3) = 2.48
+    assert found.sentence() == (
+        "PSNR: +2.00 ± 2.48 dB over 3 seeds, 2.0 times their spread: not shown at this scale"
+    )
+    assert "spread" not in Difference("PSNR", "dB", (1.0,), 1).sentence()
