@@ -58,7 +58,7 @@ STUDENT = {
     "model.dtype": "float32",
     "checkpoint.best": "mean/psnr",
 }
-PIXELS = {"loss.weights.teacher": 0.0, "loss.weights.features": 0.0}
+PIXELS = {"loss.weights.reconstruction": 1.0, "loss.weights.teacher": 0.0, "loss.weights.features": 0.0}
 STUDENTS = {"student": {}, "pixels alone": PIXELS}  # settings, which come after those of the command line
 TRIAL, TRIALS = 24, 3  # updates of a trial that times updates, and its repetitions
 BUCKETS = {"image_64x64": (8, 1, 64, 64, 3), "video_9x64x64": (1, 9, 64, 64, 3)}  # and shapes that are timed

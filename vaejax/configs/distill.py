@@ -8,7 +8,7 @@ encoder and the new decoder.
 To distill an encoder, decoded by the teacher's decoder:
 
     --config.optim.train="('encoder',)" --config.loss.weights.anchor=1 --config.loss.weights.teacher=0
-    --config.loss.weights.features=0
+    --config.loss.weights.features=0 --config.loss.weights.reconstruction=1
 
 Hardware: the device count divides 16. Scores: see docs/finetuning.md.
 """
@@ -26,6 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.size = "tiny_decoder"
     config.model.dtype = "bfloat16"
     config.optim.train = ("decoder",)
+    # The teacher's pixels instead of the media's: what the latents do not determine would only be noise.
+    config.loss.weights.reconstruction = 0.0
     config.loss.weights.teacher = 1.0
     config.loss.weights.features = 1.0
     config.loss.weights.perceptual = 1.0
