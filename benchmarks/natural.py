@@ -10,7 +10,8 @@ import screens
 from PIL import Image
 
 from vaejax import files
-from vaejax.data import demo, media
+from vaejax.data import media
+from vaejax.data.kinds import demo
 from vaejax.data.split import HELD_OUT_TAIL
 
 PHOTOS = ("coffee.png", "flower.jpg")

@@ -17,7 +17,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from vaejax.data import demo, media
+from vaejax.data import media
+from vaejax.data.kinds import demo
 
 BIT_RATE = 8_000_000
 SIZES = {"clips": (1920, 1080), "photos": (4000, 3000)}

@@ -7,7 +7,7 @@ from PIL import Image
 
 import vaejax
 from benchmarks.field_notes.lab import Trained
-from vaejax.data import demo
+from vaejax.data.kinds import demo
 
 PHOTOS = ("coffee.png", "flower.jpg")  # those that the demo holds out
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from benchmarks.field_notes.pictures import PHOTOS as HELD_OUT
 from vaejax import files
-from vaejax.data import demo, media
+from vaejax.data import media
+from vaejax.data.kinds import demo
 
 SIDE = 96
 PER_PHOTO = 60

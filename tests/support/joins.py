@@ -8,7 +8,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from vaejax.data import demo, frames
+from vaejax.data import frames
+from vaejax.data.kinds import demo
 
 HEIGHT, WIDTH = 108, 192
 BIKES = (0, 30, 76, 137, 187, 242)  # the first frames of the scenes in bikes.mp4, found by eye

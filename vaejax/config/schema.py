@@ -43,8 +43,8 @@ class DataConfig:
     sources: Mapping[str, Mapping[str, Any]] = setting(
         {},
         ENTRIES,
-        "Data sources by label: {kind: media, tfds, array_record or demo; weight: relative share of samples;"
-        " path, or for tfds: name, split, eval_split, data_dir, feature}.",
+        "Data sources by label: {kind: media, webdataset, parquet, manifest, huggingface, array_record, tfds,"
+        " demo or synthetic; weight: relative share of samples; and the fields of that kind}.",
     )
     latents: str | tuple[str, ...] = setting(
         "",
@@ -83,6 +83,9 @@ class DataConfig:
         False,
         FLAG,
         "Whether the scan finds cuts in clips, which no sample then crosses; needs the extra scenes.",
+    )
+    filter: str = setting(
+        "", TEXT, "SQL expression over the columns of a source that its files must match; '' takes all."
     )
     holdout: float = setting(0.05, SHARE, "Share of a media folder that is held out for evaluation.")
     workers: int = setting(4, NATURAL, "Processes that decode media; 0 decodes in threads.")

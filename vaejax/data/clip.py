@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from fractions import Fraction
@@ -23,6 +22,7 @@ from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.cuts import CutFinder
 from vaejax.data.extent import extent
 from vaejax.data.frames import TOLERANCE, Frame, decode, filter_graph, frames_from, open_clip
+from vaejax.runtime.storage import Content, opened
 
 EXTENSIONS = frozenset(
     {
@@ -101,9 +101,7 @@ def _intervals(frames: Iterator[Frame]) -> Generator[tuple[float, float, Frame]]
         raise damage
 
 
-def read(
-    file: str | os.PathLike | bytes, count: int, fps: float | None, start: float, crop: Crop
-) -> np.ndarray:
+def read(file: Content, count: int, fps: float | None, start: float, crop: Crop) -> np.ndarray:
     """Reads `count` frames, uint8 (count, H, W, C), from `start` seconds on; see media.read."""
     out = np.empty((count, crop.height, crop.width, crop.channels), np.uint8)
     done, scale = 0, _Scaler(crop)
@@ -136,7 +134,7 @@ class Clock(NamedTuple):
     rates: tuple[Fraction, ...]
 
 
-def clock(file: str | os.PathLike | bytes) -> Clock:
+def clock(file: Content) -> Clock:
     """Reads the timing of a clip; see media.clock."""
     with open_clip(file) as (container, stream):
         first = next(decode(container, stream), None)
@@ -146,7 +144,7 @@ def clock(file: str | os.PathLike | bytes) -> Clock:
         return Clock(first.time, tuple(Fraction(rate) for rate in rates if rate))
 
 
-def stream(file: str | os.PathLike | bytes, channels: int = 3) -> Iterator[tuple[float, float, np.ndarray]]:
+def stream(file: Content, channels: int = 3) -> Iterator[tuple[float, float, np.ndarray]]:
     """Reads every frame at the clip's own size; see media.stream."""
     damage: list[FFmpegError] = []
     scale: _Scaler | None = None
@@ -272,7 +270,7 @@ def _color_tags(picture: av.VideoFrame) -> dict[str, Any]:
     return {"src_colorspace": matrix, "src_color_range": _FULL if full else _LIMITED}
 
 
-def probe(file: str | os.PathLike | bytes, cuts: bool = False) -> dict:
+def probe(file: Content, cuts: bool = False) -> dict:
     """Decodes a whole clip; returns the result of media.probe without 'bits_per_pixel'."""
     finder = CutFinder() if cuts else None
     count, lost, first, last = 0, 0.0, None, None
@@ -295,7 +293,7 @@ def probe(file: str | os.PathLike | bytes, cuts: bool = False) -> dict:
     }
 
 
-def headers(file: str | os.PathLike | bytes) -> dict:
+def headers(file: Content) -> dict:
     """Reads the container and the first frame; returns media.headers without 'bits_per_pixel'."""
     return _content(*extent(file))
 
@@ -317,12 +315,10 @@ def _content(first: Frame, count: int, last: float, period: float) -> dict:
     }
 
 
-def _reads(file: str | os.PathLike | bytes) -> bool:
+def _reads(file: Content) -> bool:
     """Whether the file system can read the whole file. FFmpeg reports some damage as an input error too."""
-    if isinstance(file, bytes):
-        return True
     try:
-        with open(file, "rb") as content:
+        with opened(file) as content:
             while content.read(2**20):
                 pass
     except OSError:

@@ -1,7 +1,6 @@
 """Measures a clip by its container: it decodes the first frame, and reads packets at the end."""
 
 import contextlib
-import os
 from itertools import dropwhile
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from vaejax.data.frames import (
     nominal_period,
     open_clip,
 )
+from vaejax.runtime.storage import Content
 
 
 class Extent(NamedTuple):
@@ -36,7 +36,7 @@ class Extent(NamedTuple):
     period: float
 
 
-def extent(file: str | os.PathLike | bytes) -> Extent:
+def extent(file: Content) -> Extent:
     """Measures a clip.
 
     It seeks to the end of the clip. If the format has no index, rate or clock for that, it reads all packets.

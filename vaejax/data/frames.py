@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import os
 from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
@@ -18,6 +17,7 @@ from av.format import Flags
 
 from vaejax.data import heic, matroska
 from vaejax.data.crop import Unreadable
+from vaejax.runtime.storage import Content, opened
 
 # Seconds. In formats whose clock may jump, FFmpeg treats a longer step as a jump.
 JUMP = 10.0
@@ -32,12 +32,12 @@ TOLERANCE = 1e-3  # seconds; a file whose clock ticks in 1/600 s rounds times by
 
 
 @contextlib.contextmanager
-def open_clip(file: str | os.PathLike | bytes) -> Iterator[tuple]:
+def open_clip(file: Content) -> Iterator[tuple]:
     """Opens a clip; yields the container and the video stream that a player shows."""
     # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
     # The whitelist is not in `options`: PyAV also passes those to the streams, and versions before 18 then
     # crash on .mpg files.
-    target = io.BytesIO(file) if isinstance(file, bytes) else f"file:{os.fspath(file)}"
+    target = f"file:{os.fspath(file)}" if isinstance(file, str | os.PathLike) else opened(file)
     local = {"protocol_whitelist": "file"}
     with av.open(target, container_options=local, **_METADATA) as container:
         brands = (container.metadata.get(name, "") for name in ("major_brand", "compatible_brands"))
@@ -200,7 +200,7 @@ def _damaged() -> FFmpegError:
     return InvalidDataError(errno.EINVAL, "damaged frames")
 
 
-def frames_from(file: str | os.PathLike | bytes, start: float) -> Generator[Frame]:
+def frames_from(file: Content, start: float) -> Generator[Frame]:
     """Yields frames, beginning with a keyframe at or before `start`, or with the first if seeking fails."""
     with open_clip(file) as (container, stream):
         frames = decode(container, stream)

@@ -1,11 +1,11 @@
 """HEIC photos, which pillow-heif reads; without it they are refused, with an error that names it."""
 
 import io
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from vaejax.data.crop import Unreadable
+from vaejax.runtime.storage import Content, opened
 
 try:
     import pillow_heif  # pyright: ignore[reportMissingImports]
@@ -33,9 +33,10 @@ def refuse(brands: Sequence[str]) -> None:
         raise Unreadable(f"a HEIC photo; accepted: {accepted}")
 
 
-def brands(file: str | os.PathLike | bytes) -> list[str]:
+def brands(file: Content) -> list[str]:
     """The brands in the ftyp box of a file; [] if it does not begin with one."""
-    head = file[:512] if isinstance(file, bytes) else _head(file)
+    with opened(file) as stream:
+        head = stream.read(512)
     if head[4:8] != b"ftyp":
         return []
     return split_brands((head[8:12] + head[16 : int.from_bytes(head[:4], "big")]).decode("latin-1"))
@@ -44,11 +45,6 @@ def brands(file: str | os.PathLike | bytes) -> list[str]:
 def split_brands(text: str) -> list[str]:
     """Splits a text into brands of four characters each."""
     return [text[i : i + 4] for i in range(0, len(text), 4)]
-
-
-def _head(file: str | os.PathLike) -> bytes:
-    with open(file, "rb") as stream:
-        return stream.read(512)
 
 
 def check_whole(stream: Any) -> None:

@@ -13,14 +13,13 @@ content. Deleted files are dropped.
 
 import argparse
 import hashlib
+import io
 import os
 import shlex
-import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,19 +27,19 @@ import pyarrow.parquet as pq
 from vaejax import cli
 from vaejax.config.schema import DataConfig
 from vaejax.data import cuts, media
+from vaejax.data.kinds.collection import Collection, Folder
 from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
-from vaejax.files import atomic_file, expand_home, sweep
-from vaejax.runtime import cache
+from vaejax.runtime import cache, storage
 
 INDEX_FILE = ".vaejax-index.parquet"
 # Unreadable files have only path, kind, size, mtime_ns, error and reader; their other columns are null.
 # Increase the version in the metadata if the columns or the scan change: `_load` converts or drops others.
 SCHEMA = pa.schema(
     {
-        "path": pa.string(),  # relative to the folder, with forward slashes
+        "path": pa.string(),  # relative to the folder, with forward slashes; unique
         "kind": pa.string(),  # 'image' | 'video'
         "width": pa.int32(),  # as displayed: after rotation, in square pixels
         "height": pa.int32(),
@@ -56,20 +55,26 @@ SCHEMA = pa.schema(
         "mtime_ns": pa.int64(),
         "error": pa.string(),  # the reason in one line; null for readable files
         "reader": pa.string(),  # the versions of the decoders; null if `error` is not about the content
-        "scan": pa.string(),  # how the file was read: 'full' | 'headers'
+        "scan": pa.string(),  # how the file was read: 'full' | 'headers'; null if the collection knows it
         # Times of the first frame after each cut, in seconds after the first frame; null if not looked for.
         "cuts": pa.list_(pa.field("element", pa.float64())),
+        # Only for a file within a file, such as a member of a tar:
+        "name": pa.string(),  # its path without the shard's, which orders samples; null if it is `path`
+        "shard": pa.string(),  # path of the file that holds it
+        "position": pa.int64(),  # its first byte, or its row
+        "length": pa.int64(),  # bytes, also of an object in a bucket
+        "labels": pa.string(),  # JSON object of columns that do not describe the file's content, or null
     },
     metadata={"vaejax.index": "4"},
 )
 # The columns that earlier versions lack.
-_LATER_COLUMNS = {"2": ("reader", "scan", "cuts"), "3": ("scan", "cuts")}
+_LATER = ("scan", "cuts", "name", "shard", "position", "length", "labels")
+_LATER_COLUMNS = {"2": ("reader", *_LATER), "3": _LATER}
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
-_ACCEPTED = "accepted: a folder with photos or clips"
 
 
 def load_or_build(
-    folder: str | os.PathLike,
+    place: Collection | str | os.PathLike,
     workers: int | None = None,
     progress: bool = True,
     out: str | None = None,
@@ -77,12 +82,12 @@ def load_or_build(
     scan: str = "full",
     with_cuts: bool = False,
 ) -> pa.Table:
-    """Brings the index of a folder up to date and returns it.
+    """Brings the index of a collection up to date and returns it.
 
     The index is stored in the folder, or in vaejax's cache (`cache.folder`) if the folder is read-only.
 
     Args:
-      folder: a folder tree of photos and clips; hidden files are ignored, and files of other kinds counted.
+      place: photos and clips, or the path of a folder tree of them; files of other kinds are counted.
       workers: number of decoding processes; None starts one per core.
       progress: whether to show a progress bar and a summary on stderr.
       out: file in which to store the index instead; None stores it as described above.
@@ -96,31 +101,32 @@ def load_or_build(
     Raises:
       InputError: if the folder does not exist or has no photos or clips, or `out` cannot be written.
     """
-    folder = os.path.abspath(expand_home(folder))
-    if not os.path.isdir(folder):
-        raise InputError(f"{name} = {folder}: no such folder; {_ACCEPTED}")
-    others: Counter[str] = Counter()
-    files = sorted(_files(folder, others), key=lambda file: file["path"])
-    if not files:
-        reasons = ["no photos or clips in it", *media.passed_over(others)]
-        raise InputError(f"{name} = {folder}: {'; '.join(reasons)}; {_ACCEPTED}")
-    places = [out] if out else [os.path.join(folder, INDEX_FILE), _cache_path(folder)]
+    collection = place if isinstance(place, Collection) else Folder(storage.located(place))
+    collection.check(name)
+    places = [out] if out else _places(collection)
     stored = [table for table in map(_load, places) if table is not None]
     known: dict[tuple, dict] = {}
     for entry in (entry for table in reversed(stored) for entry in table.to_pylist()):
         if _suffices(entry, scan, with_cuts) or _identity(entry) not in known:
             known[_identity(entry)] = entry
-    entries = {file["path"]: known.get(_identity(file)) for file in files}
+    others: Counter[str] = Counter()
+    files = sorted(collection.files(name, known.values(), others), key=lambda file: file["path"])
+    if not files:
+        reasons = ["no photos or clips in it", *media.passed_over(others)]
+        raise InputError(
+            f"{name} = {collection.location}: {'; '.join(reasons)}; accepted: {collection.NEEDED}"
+        )
+    entries = {file["path"]: _described(file, known.get(_identity(file))) for file in files}
     unknown = [file for file in files if not _suffices(entries[file["path"]], scan, with_cuts)]
     try:
-        for entry in probe_files(folder, unknown, workers, progress, scan, with_cuts):
+        for entry in probe_files(collection, unknown, workers, progress, scan, with_cuts):
             entries[entry["path"]] = entry
     finally:  # an interrupted scan saves its results, and the next one continues from them
         table = pa.Table.from_pylist([entry for entry in entries.values() if entry], SCHEMA)
         if not any(table.equals(other) for other in stored):
             _save(table, places)
     if progress:
-        print("\n".join([summary(folder, table), *media.passed_over(others)]), file=sys.stderr)
+        print("\n".join([summary(collection.location, table), *media.passed_over(others)]), file=sys.stderr)
     return table
 
 
@@ -148,35 +154,11 @@ def duration_of(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _files(folder: str, others: Counter[str]) -> Iterator[dict]:
-    """Yields path, kind, size and mtime_ns of photos and clips; follows links, but enters no folder twice.
-
-    Counts all other files that are not hidden in `others`, by their endings.
-    """
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith("."):
-                continue
-            kind, path = media.kind_of(name), os.path.join(root, name)
-            try:
-                status = os.stat(path)
-            except OSError:  # a dangling link
-                continue
-            if not stat.S_ISREG(status.st_mode):
-                continue
-            if kind is None:
-                others[os.path.splitext(name)[1].lower()] += 1
-            else:
-                relative = os.path.relpath(path, folder).replace(os.sep, "/")
-                relative = os.fsencode(relative).decode("utf-8", "replace")
-                yield {"path": relative, "kind": kind, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+def _described(file: dict, known: dict | None) -> dict | None:
+    """The row of a file: what its collection knows about it, or else an earlier index; None if unknown."""
+    if file.get("width") or file.get("error"):
+        return {"error": None, "reader": media.reader(), "scan": "full", "cuts": None} | file
+    return known and known | file
 
 
 def _identity(entry: dict) -> tuple:
@@ -197,17 +179,22 @@ def _suffices(entry: dict | None, scan: str, with_cuts: bool) -> bool:
 # Storage of the index ---------------------------------------------------------------------------------------
 
 
-def _cache_path(folder: str) -> str:
-    name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-    return str(cache.folder() / "index" / f"{name}.parquet")
+def _places(collection: Collection) -> list[str]:
+    """The files in which the index of a collection may be stored: in its folder, and in the cache."""
+    folder, variant = collection.location, collection.variant
+    real = folder if storage.is_url(folder) else os.path.realpath(folder)
+    name = hashlib.sha256(os.fsencode(real) + variant.encode()).hexdigest()[:32]
+    of_folder, ending = os.path.splitext(INDEX_FILE)
+    beside = storage.join(folder, f"{of_folder}{variant and '-'}{variant}{ending}")
+    return [beside] * collection.is_folder + [str(cache.folder() / "index" / f"{name}.parquet")]
 
 
 def _load(path: str) -> pa.Table | None:
     """The table in a file; None if it is missing, damaged or has a different version."""
-    if not os.path.isfile(path):  # reading a named pipe would wait for a writer
+    if not storage.is_url(path) and not os.path.isfile(path):  # a named pipe would wait for a writer
         return None
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(io.BytesIO(storage.read(path)), page_checksum_verification=True)
         table.validate(full=True)
     except (OSError, pa.ArrowException):
         return None
@@ -225,9 +212,7 @@ def _save(table: pa.Table, places: list[str]) -> None:
     reason = OSError()
     for place in places:
         try:
-            os.makedirs(os.path.dirname(os.path.abspath(place)), exist_ok=True)
-            sweep([Path(place)])
-            with atomic_file(place) as file:
+            with storage.new_file(place) as file:
                 pq.write_table(table, file, write_page_checksum=True)
             return
         except OSError as error:

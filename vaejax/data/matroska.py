@@ -1,8 +1,9 @@
 """Reads the crop of Matroska's video tracks, which FFmpeg's decoders do not apply."""
 
 import io
-import os
 from typing import BinaryIO, NamedTuple
+
+from vaejax.runtime.storage import Content, opened
 
 # Identifiers of the elements to enter, and of those to read.
 _SEGMENT, _TRACKS, _TRACK, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
@@ -20,10 +21,10 @@ class Margins(NamedTuple):
     bottom: int = 0
 
 
-def crops(file: str | os.PathLike | bytes) -> list[Margins]:
+def crops(file: Content) -> list[Margins]:
     """Returns the crop of every track in the order of FFmpeg's streams; [] if the file is damaged."""
     tracks: list[dict[str, int]] = []
-    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
+    with opened(file) as stream:
         header = io.BytesIO(stream.read(_LONGEST))
     try:
         _read(header, len(header.getbuffer()), tracks)

@@ -18,6 +18,7 @@ from PIL import Image
 from vaejax import __version__
 from vaejax.data import clip, heic, photo
 from vaejax.data.crop import Crop, Unavailable, Unreadable
+from vaejax.runtime.storage import Content, size_of
 
 ENDINGS = 8  # number of different endings that `passed_over` lists
 
@@ -49,7 +50,7 @@ def passed_over(endings: Counter[str]) -> list[str]:
 
 
 def read(
-    file: str | os.PathLike | bytes,
+    file: Content,
     kind: str,
     *,
     frames: int,
@@ -65,7 +66,7 @@ def read(
     """Reads a photo or part of a clip at the requested size.
 
     Args:
-      file: a path, or the bytes of a file.
+      file: a path, the bytes of a file, or a part of a larger file.
       kind: 'image' or 'video'.
       frames: number of frames T; 1 for a photo.
       height: H of the result, pixels.
@@ -138,7 +139,7 @@ def pictures(file: str | os.PathLike) -> int:
         return 1
 
 
-def probe(file: str | os.PathLike | bytes, kind: str, cuts: bool = False) -> dict:
+def probe(file: Content, kind: str, cuts: bool = False) -> dict:
     """Decodes a whole file and describes its content.
 
     Args:
@@ -168,7 +169,7 @@ def probe(file: str | os.PathLike | bytes, kind: str, cuts: bool = False) -> dic
     return _with_rate(file, content)
 
 
-def headers(file: str | os.PathLike | bytes, kind: str) -> dict:
+def headers(file: Content, kind: str) -> dict:
     """Describes a file by its header, and a clip also by its first frame and its last packets.
 
     This is much faster than `probe`, whose result it returns. But damage is not noticed, and a clip's numbers
@@ -182,10 +183,9 @@ def headers(file: str | os.PathLike | bytes, kind: str) -> dict:
     return _with_rate(file, content)
 
 
-def _with_rate(file: str | os.PathLike | bytes, content: dict) -> dict:
+def _with_rate(file: Content, content: dict) -> dict:
     """Adds 'bits_per_pixel' to the description of a file."""
-    size = len(file) if isinstance(file, bytes) else os.stat(file).st_size
-    content["bits_per_pixel"] = 8 * size / (content["width"] * content["height"] * content["frames"])
+    content["bits_per_pixel"] = 8 * size_of(file) / (content["width"] * content["height"] * content["frames"])
     return content
 
 

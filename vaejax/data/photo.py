@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from vaejax.data import alpha, color, heic
 from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.jpeg_quality import jpeg_quality
+from vaejax.runtime.storage import Content, opened
 
 EXTENSIONS = heic.EXTENSIONS | frozenset(
     {
@@ -46,9 +47,9 @@ _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _AVIF_HEADER = 2**16  # bytes of an AVIF file in which its colr box is searched
 
 
-def _open(file: str | os.PathLike | bytes) -> Image.Image:
+def _open(file: Content) -> Image.Image:
     try:
-        photo: Any = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        photo: Any = Image.open(file if isinstance(file, str | os.PathLike) else opened(file))
     except Image.UnidentifiedImageError:
         heic.refuse(heic.brands(file))
         raise
@@ -74,7 +75,7 @@ def _shown_size(photo: Image.Image, exif: Image.Exif) -> tuple[int, int]:
     return (photo.height, photo.width) if sideways else photo.size
 
 
-def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
+def read(file: Content, crop: Crop) -> np.ndarray:
     """Reads a crop of a photo as uint8 (H, W, C)."""
     with _open(file) as photo:
         shown = _shown_size(photo, photo.getexif())
@@ -86,7 +87,7 @@ def read(file: str | os.PathLike | bytes, crop: Crop) -> np.ndarray:
         return _resize(_decoded(photo, crop.channels), shown, crop)
 
 
-def read_whole(file: str | os.PathLike | bytes, channels: int = 3) -> np.ndarray:
+def read_whole(file: Content, channels: int = 3) -> np.ndarray:
     """Reads a whole photo at its own size as uint8 (H, W, C); C is 3 or 4, see media.read."""
     with _open(file) as photo:
         return _pixels(_decoded(photo, channels))
@@ -99,7 +100,7 @@ def read_image(image: Image.Image, channels: int = 3) -> np.ndarray:
     return _pixels(_decoded(image, channels))
 
 
-def pictures(file: str | os.PathLike | bytes) -> int:
+def pictures(file: Content) -> int:
     """Counts the pictures of a file; previews that a camera appends to a JPEG (MPO) do not count."""
     with _open(file) as photo:
         return 1 if photo.format == "MPO" else getattr(photo, "n_frames", 1)
@@ -226,7 +227,7 @@ def _eight_bits(photo: Image.Image, inverted: bool) -> Image.Image:
     return Image.fromarray(255 - levels if inverted else levels)
 
 
-def probe(file: str | os.PathLike | bytes, decode: bool = True) -> dict:
+def probe(file: Content, decode: bool = True) -> dict:
     """Decodes a whole photo, or reads its header; returns media.probe without 'bits_per_pixel'."""
     with _open(file) as photo:
         codec, tables = (photo.format or "").lower(), getattr(photo, "quantization", None)

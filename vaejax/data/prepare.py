@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vaejax import cli
 from vaejax.data import cuts, index
-from vaejax.data.array_record import INDEX_FILE
+from vaejax.data.kinds.array_record import INDEX_FILE
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.files import atomic_folder, expand_home
@@ -46,8 +46,8 @@ def pack(
       with_cuts: whether to find the cuts in clips.
 
     Returns:
-      The folder's media index with two more columns: 'shard' and 'record' locate each file, and are null for
-      unreadable files.
+      The folder's media index, in which 'shard' and 'position' locate each file, and are null for unreadable
+      files.
 
     Raises:
       InputError: if `folder` has no media, or `out` is not writable, or `out` is neither empty nor an earlier
@@ -67,20 +67,19 @@ def pack(
         total = sum(file["size"] for file in files if not file["error"])
         with tqdm(total=total, unit="B", unit_scale=True, desc="packing", disable=not progress) as bar:
             _write_shards(files, folder, unfinished, shard_mb * 1e6, bar)
-        schema = pa.schema([*index.SCHEMA, ("shard", pa.string()), ("record", pa.int64())])
-        table = pa.Table.from_pylist(files, schema)
+        table = pa.Table.from_pylist(files, index.SCHEMA)
         pq.write_table(table, unfinished / INDEX_FILE)
     return table
 
 
 def _write_shards(files: list[dict], folder: str, out: Path, shard_bytes: float, bar: tqdm) -> None:
-    """Writes the readable files in order; sets 'shard' and 'record' of each, and None for unreadable ones."""
+    """Writes the readable files in order; sets the shard and position of each, None for unreadable ones."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer, name, count, record, written = None, "", 0, 0, 0
     with contextlib.ExitStack() as shard:
         for file in files:
-            file["shard"] = file["record"] = None
+            file["shard"] = file["position"] = None
             if file["error"]:
                 continue
             if writer is None or written >= shard_bytes:
@@ -93,7 +92,7 @@ def _write_shards(files: list[dict], folder: str, out: Path, shard_bytes: float,
                 count, record, written = count + 1, 0, 0
             content = Path(folder, file["path"]).read_bytes()
             writer.write(content)
-            file["shard"], file["record"] = name, record
+            file["shard"], file["position"], file["length"] = name, record, len(content)
             record, written = record + 1, written + len(content)
             bar.update(len(content))
 

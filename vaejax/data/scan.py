@@ -1,5 +1,6 @@
 """Probes files in worker processes, so that a decoder that crashes costs one file and not the scan."""
 
+import base64
 import contextlib
 import json
 import os
@@ -12,22 +13,25 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from tqdm import tqdm
 
 from vaejax.data import parent
+from vaejax.data.kinds.collection import Collection
+from vaejax.runtime import storage
 from vaejax.runtime.host import cores
+from vaejax.runtime.storage import Content
 
 
 def probe_files(
-    folder: str,
+    collection: Collection,
     files: list[dict],
     workers: int | None,
     progress: bool,
     scan: str = "full",
     cuts: bool = False,
 ) -> Iterator[dict]:
-    """Probes the files in worker processes; yields their index entries in order of completion.
+    """Probes files of a collection in worker processes; yields their index entries in order of completion.
 
     Args:
-      folder: the folder that contains the files.
-      files: path, kind, size and mtime_ns of each.
+      collection: the collection that contains the files.
+      files: path, kind, size and mtime_ns of each, and where it is; see `Collection.files`.
       workers: number of processes; None starts one per core.
       progress: whether to show a progress bar.
       scan: 'full' or 'headers'.
@@ -44,7 +48,7 @@ def probe_files(
     def probe(file: dict) -> dict:
         worker = idle.get()
         try:
-            return file | worker.probe(os.path.join(folder, file["path"]), file["kind"], scan, cuts)
+            return file | worker.probe(_content(collection, file), file["kind"], scan, cuts)
         finally:
             idle.put(worker)
 
@@ -59,6 +63,12 @@ def probe_files(
             worker.close()
 
 
+def _content(collection: Collection, file: dict) -> Content:
+    path, shard = (storage.join(collection.root, file.get(key) or "") for key in ("path", "shard"))
+    position, length = (file.get(key) or 0 for key in ("position", "length"))
+    return collection.content(path, shard if file.get("shard") else "", position, length)
+
+
 class _Worker:
     """A process that probes one file at a time.
 
@@ -69,17 +79,19 @@ class _Worker:
     def __init__(self):
         self._process: subprocess.Popen[str] | None = None
 
-    def probe(self, path: str, kind: str, scan: str = "full", cuts: bool = False) -> dict:
+    def probe(self, content: Content, kind: str, scan: str = "full", cuts: bool = False) -> dict:
         """Returns what `media.probe` or `media.headers` does, plus 'error', 'reader' and 'scan' of an index.
 
         If probing failed, 'error' is the reason; if that is not the file's content, 'reader' is missing.
         """
-        if "\ufffd" in path and not os.path.exists(path):
+        if isinstance(content, str) and "\ufffd" in content and not os.path.exists(content):
             return {"error": "the file's name is not UTF-8"}
         process = self._process or self._start()
         assert process.stdin and process.stdout
         try:
-            print(json.dumps([path, kind, scan, cuts]), file=process.stdin, flush=True)
+            where = base64.b64encode(content).decode() if isinstance(content, bytes) else content
+            request = [type(content).__name__, where, kind, scan, cuts]
+            print(json.dumps(request), file=process.stdin, flush=True)
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""

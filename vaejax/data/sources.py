@@ -4,17 +4,24 @@ import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from vaejax.config.accepts import FOLDERS
-from vaejax.config.folders import folder_list
-from vaejax.data import cuts, index
-from vaejax.data.array_record import ArrayRecordSource
+from vaejax.data import cuts
 from vaejax.data.bucket import Bucket
-from vaejax.data.demo import DemoSource
+from vaejax.data.kinds.demo import DemoSource
+from vaejax.data.kinds.indexed import (
+    ArrayRecordSource,
+    HuggingFaceSource,
+    ManifestSource,
+    MediaSource,
+    ParquetSource,
+    WebdatasetSource,
+)
+from vaejax.data.kinds.synthetic import SyntheticSource
+from vaejax.data.kinds.tfds import TfdsSource
 from vaejax.data.split import Split
 from vaejax.data.table import (
     MIN_FPS_RATIO,
@@ -22,11 +29,9 @@ from vaejax.data.table import (
     candidates,
     columns,
     count_of,
-    from_index,
     sample_seconds,
     span_seconds,
 )
-from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,51 +41,16 @@ FEW_FILES = 10  # scores on fewer held-out files than this are noisy
 _NOUNS = {"image": "photo", "video": "clip"}
 
 
-class MediaSource(Source):
-    """Folder trees of photos and clips, listed by their media indices; see vaejax.data.index."""
-
-    FIELDS: ClassVar[tuple[str, ...]] = ("path",)
-
-    @classmethod
-    def folders(cls, fields: Mapping[str, Any]) -> list[str]:
-        """The folders in `fields["path"]`."""
-        return folder_list(fields.get("path", ""))
-
-    @classmethod
-    def open(
-        cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str, split: Split
-    ) -> Self:
-        """Opens the folders `fields["path"]` as one source; see vaejax.config.folders.
-
-        Every photo and every span of a clip has the same weight, whatever its folder.
-        """
-        folders = cls.folders(fields)
-        if not folders:
-            raise InputError(
-                f"{key} = {fields.get('path', '')!r}; accepted: {FOLDERS.text} of photos and clips"
-            )
-        tables, unreadable = [], []
-        for folder in folders:
-            if not os.path.isdir(folder):
-                raise InputError(f"{key} = {folder}: no such folder; accepted: a folder of photos and clips")
-            table = index.load_or_build(folder, name=key, scan=data.scan, with_cuts=data.cuts)
-            files = table.select(["path", "error"]).to_pylist()
-            broken = [(os.path.join(folder, f["path"]), f["error"]) for f in files if f["error"]]
-            unreadable += broken
-            tables.append(from_index(table, split.divide(folder, table, data.holdout), folder, data.cuts))
-            if len(broken) == len(files):
-                raise InputError(
-                    f"{key} = {folder}: none of its {len(broken)} files can be read; accepted: a folder of"
-                    " photos and clips"
-                )
-        return cls(label, weight, pa.concat_tables(tables).combine_chunks(), tuple(unreadable))
-
-
 KINDS: Mapping[str, type[Source]] = {
     "media": MediaSource,
-    "tfds": TfdsSource,
+    "webdataset": WebdatasetSource,
+    "parquet": ParquetSource,
+    "manifest": ManifestSource,
+    "huggingface": HuggingFaceSource,
     "array_record": ArrayRecordSource,
+    "tfds": TfdsSource,
     "demo": DemoSource,
+    "synthetic": SyntheticSource,
 }
 
 

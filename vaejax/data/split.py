@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.files import atomic_file
+from vaejax.runtime import storage
 
 MANY_CLIPS = 10  # with at least this many clips, whole clips are held out; with fewer, the end of each
 HELD_OUT_TAIL = 0.2  # with fewer than MANY_CLIPS clips, this last fraction of each clip is held out
@@ -63,30 +64,33 @@ def split_files(
     held out. Clips that are added later are treated like those that were split first.
 
     Args:
-      files: path, frames and duration of each file, as in a media index.
+      files: path, name, frames and duration of each file, as in a media index. The name, if there is one,
+        decides on its side.
       holdout: held-out fraction of the photos, and of at least MANY_CLIPS clips; 0 holds out nothing.
       known: the split of files that were split earlier.
     """
     known = known or {}
-    photos: dict[str, float] = {}
-    clips: dict[str, float] = {}
+    photos: dict[str, str] = {}
+    clips: dict[str, str] = {}
+    durations: dict[str, float] = {}
     for file in files:
-        (clips if file["frames"] > 1 else photos)[file["path"]] = file["duration"]
+        (clips if file["frames"] > 1 else photos)[file["path"]] = file.get("name") or file["path"]
+        durations[file["path"]] = file["duration"]
     earlier = [known[path] for path in clips if path in known]
     cut = any(WHOLE < time < NOTHING for time in earlier) if earlier else len(clips) < MANY_CLIPS
     split = _split_whole(photos, holdout, known)
     if cut and holdout > 0:
-        seams = {path: (1 - HELD_OUT_TAIL) * duration for path, duration in clips.items()}
+        seams = {path: (1 - HELD_OUT_TAIL) * durations[path] for path in clips}
         return split | {path: known.get(path, seam) for path, seam in seams.items()}
     return split | _split_whole(clips, holdout, known)
 
 
-def _split_whole(paths: Iterable[str], holdout: float, known: Mapping[str, float]) -> dict[str, float]:
-    """Splits files of one kind, holding out whole files."""
-    new = [path for path in paths if path not in known]
-    kept = {path: known[path] for path in paths if path in known}
-    chosen = held_out(new, holdout, list(kept.values()))
-    return kept | {path: WHOLE if path in chosen else NOTHING for path in new}
+def _split_whole(names: Mapping[str, str], holdout: float, known: Mapping[str, float]) -> dict[str, float]:
+    """Splits files of one kind, {path: name}, holding out whole files by their names."""
+    new = [path for path in names if path not in known]
+    kept = {path: known[path] for path in names if path in known}
+    chosen = held_out([names[path] for path in new], holdout, list(kept.values()))
+    return kept | {path: WHOLE if names[path] in chosen else NOTHING for path in new}
 
 
 class Split:
@@ -132,7 +136,7 @@ class Split:
         A folder may have been moved or copied. Each earlier folder that is no longer listed is therefore
         taken for the first remaining new folder that does not overlap it.
         """
-        folders = [os.path.abspath(folder) for folder in folders]
+        folders = [storage.located(folder) for folder in folders]
         earlier = list(dict.fromkeys(folder for folder, _ in self._kept))
         new = [folder for folder in folders if folder not in earlier]
         unlisted = [folder for folder in earlier if folder not in folders] if self._resumed else []
@@ -159,7 +163,7 @@ class Split:
         Returns:
           The time from which each file is held out, by its path in the folder.
         """
-        folder = os.path.abspath(folder)
+        folder = storage.located(folder)
         files, known = [], {}
         for file in readable(index):
             real = self._real(folder, file["path"])
@@ -225,6 +229,8 @@ class Split:
 
     def _real(self, folder: str, path: str) -> str:
         """The path of a file with its links resolved."""
+        if storage.is_url(folder) or storage.is_url(path):
+            return storage.join(folder, path)
         parent, name = os.path.split(os.path.join(folder, path))
         if parent not in self._real_folders:
             self._real_folders[parent] = os.path.realpath(parent)
@@ -233,11 +239,12 @@ class Split:
 
 
 def readable(index: pa.Table) -> list[dict[str, Any]]:
-    """Path, frames and duration of the files of a media index that can be read, sorted by path."""
+    """Path, name, frames and duration of the files of a media index that can be read, sorted by path."""
     sound = index.filter(index["error"].is_null()).sort_by("path")
-    return sound.select(["path", "frames", "duration"]).to_pylist()
+    wanted = [name for name in ("path", "name", "frames", "duration") if name in index.column_names]
+    return sound.select(wanted).to_pylist()
 
 
 def _overlap(folder: str, other: str) -> bool:
     """Whether one folder contains the other."""
-    return os.path.commonpath([folder, other]) in (folder, other)
+    return f"{folder}/".startswith(f"{other}/") or f"{other}/".startswith(f"{folder}/")

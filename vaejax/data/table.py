@@ -1,7 +1,6 @@
 """The table of a data source: its photos and spans of clips, and the buckets they fit."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +13,8 @@ from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, covers
 from vaejax.data.cuts import scenes
 from vaejax.data.latent_cache import LatentCache
+from vaejax.runtime import storage
+from vaejax.runtime.storage import Content
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
@@ -41,6 +42,7 @@ SCHEMA = pa.schema(
         "held_out": pa.bool_(),
         "shard": pa.string(),
         "position": pa.int64(),
+        "length": pa.int64(),
     }
 )
 _NUMBERS = ("width", "height", "frames", "fps", "quality", "hdr", "start", "stop", "held_out")
@@ -69,8 +71,8 @@ class Record:
 
     Attributes:
       path: path of the file; for a TFDS record, a name for messages.
-      relative_path: path relative to a folder of the source, which stays the same if the folder is moved; for
-        a TFDS record, its name. Whatever selects or orders records uses this path.
+      relative_path: path relative to a folder of the source, which stays the same if the folder is moved or
+        packed into shards; for a TFDS record, its name. Whatever selects or orders records uses this path.
       kind: 'image' or 'video'.
       width: displayed width in pixels; 0 if unknown until the file is read.
       height: displayed height in pixels; 0 if unknown until the file is read.
@@ -81,8 +83,10 @@ class Record:
       start: start of the span, in seconds after the file's first frame.
       stop: time of the span's last frame, in seconds after the file's first frame; infinite if unknown.
       held_out: whether the record is held out for evaluation.
-      shard: name of the shard that contains the file, or of the TFDS split; '' for a file in a folder.
-      position: index of the record in the shard or split; -1 for a file in a folder.
+      shard: path or URL of the shard that contains the file, or name of the TFDS split; '' for a file in a
+        folder.
+      position: index of the record in the shard or split, or its first byte; -1 for a file in a folder.
+      length: bytes of the file; 0 if unknown.
     """
 
     path: str
@@ -99,6 +103,7 @@ class Record:
     held_out: bool
     shard: str
     position: int
+    length: int
 
 
 class Unfit(Exception):
@@ -159,8 +164,8 @@ class Source:
         """The record in row `index` of the table."""
         return Record(*(column[index].as_py() for column in self.table.columns))
 
-    def fetch(self, record: Record) -> str | bytes:
-        """The path of a record's file, or its bytes."""
+    def fetch(self, record: Record) -> Content:
+        """The content of a record's file."""
         return record.path
 
     def read(
@@ -243,12 +248,14 @@ def from_index(index: pa.Table, split: Mapping[str, float], folder: str = "", cu
     after a gap of one frame period. If `cuts` is set, each scene of a span has a row of its own.
 
     Args:
-      index: a table with INDEX_COLUMNS; also 'shard' and 'record' if the files are in shards.
+      index: a table with INDEX_COLUMNS; also 'name', 'shard', 'position' and 'length' if the files are in
+        shards.
       split: time in seconds from which a file is held out, by its path; see vaejax.data.split.
       folder: the folder to which the paths of `index` and `split` are relative.
       cuts: whether to divide clips at the cuts in the index, if they are known.
     """
-    files = index.filter(index["error"].is_null()).sort_by("path").to_pylist()
+    files = index.filter(index["error"].is_null()).to_pylist()
+    files.sort(key=lambda file: (file.get("name") or file["path"], file["path"]))
     listed = [(file, split[file["path"]]) for file in files if file["path"] in split]
     spans = (row for file, seam in listed for row in _rows(file, folder, seam))
     return pa.Table.from_pylist(
@@ -264,8 +271,8 @@ def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]
     fps = file["fps"] or 0.0
     quality = file.get("quality")
     row = {
-        "path": os.path.join(folder, file["path"]),
-        "relative_path": file["path"],
+        "path": storage.join(folder, file["path"]),
+        "relative_path": file.get("name") or file["path"],
         "kind": file["kind"],
         "width": file["width"],
         "height": file["height"],
@@ -276,8 +283,9 @@ def _rows(file: dict[str, Any], folder: str, seam: float) -> list[dict[str, Any]
         "start": 0.0,
         "stop": 0.0,
         "held_out": seam <= 0,
-        "shard": file.get("shard") or "",
-        "position": -1 if file.get("record") is None else file["record"],
+        "shard": storage.join(folder, file["shard"]) if file.get("shard") else "",
+        "position": -1 if file.get("position") is None else file["position"],
+        "length": file.get("length") or 0,
         "cuts": file.get("cuts") or [],
     }
     if file["frames"] <= 1 or not fps:
@@ -302,6 +310,40 @@ def _scenes(row: dict[str, Any]) -> list[dict[str, Any]]:
     period = max(1 / row["fps"], TIME_MARGIN)
     spans = scenes(row["start"], row["stop"], row["cuts"], period)
     return [row | {"start": start, "stop": stop} for start, stop in spans]
+
+
+def unmeasured(name: str, shard: str, kind: str, held_out: np.ndarray, seconds: float = math.inf) -> pa.Table:
+    """A table of records NAME/0, NAME/1, ... of unknown size, which fit every bucket of their kind.
+
+    Args:
+      name: name of the records in messages, and in whatever orders them.
+      shard: name of their shard.
+      kind: 'image' or 'video'.
+      held_out: bool (n,), whether each record is held out.
+      seconds: duration of a clip; infinite if unknown.
+    """
+    image, count = kind == "image", len(held_out)
+    constant = {
+        "kind": kind,
+        "width": 0,
+        "height": 0,
+        "frames": int(image),
+        "fps": 0.0 if image else np.inf,
+        "quality": np.nan,
+        "hdr": False,
+        "start": 0.0,
+        "stop": 0.0 if image else seconds,
+        "shard": shard,
+        "length": 0,
+    }
+    columns = {
+        field: pa.repeat(pa.scalar(value, SCHEMA.field(field).type), count)
+        for field, value in constant.items()
+    }
+    columns |= {"held_out": pa.array(held_out), "position": pa.array(np.arange(count))}
+    names = pa.array([f"{name}/{i}" for i in range(count)], pa.string())
+    columns |= {"path": names, "relative_path": names}
+    return pa.table([columns[field] for field in SCHEMA.names], SCHEMA)
 
 
 def describe_held_out(table: pa.Table) -> str:

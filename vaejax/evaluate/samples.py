@@ -10,12 +10,13 @@ import numpy as np
 
 from vaejax.data import index, sources
 from vaejax.data.bucket import Bucket
+from vaejax.data.kinds.collection import Folder
+from vaejax.data.kinds.indexed import MediaSource
+from vaejax.data.kinds.tfds import TfdsSource
 from vaejax.data.pipeline import read_batches
 from vaejax.data.sampler import Sampler
-from vaejax.data.sources import MediaSource
 from vaejax.data.split import WHOLE, Split
 from vaejax.data.table import Source, candidates, from_index
-from vaejax.data.tfds import TfdsSource
 from vaejax.errors import InputError
 from vaejax.files import expand_home
 
@@ -130,4 +131,4 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
     readable = from_index(table, dict.fromkeys(table["path"].to_pylist(), WHOLE), folder)
     if not len(readable):
         raise InputError(f"--data = {name}: no readable files; accepted: a folder of photos or clips")
-    return Samples([MediaSource("data", 1.0, readable)], data, folder, limit)
+    return Samples([MediaSource("data", 1.0, readable, reader=Folder(folder))], data, folder, limit)

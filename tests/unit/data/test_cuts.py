@@ -12,9 +12,9 @@ import pytest
 from tests.support import joins
 from vaejax.config.schema import DataConfig
 from vaejax.data import index, media, prepare
-from vaejax.data.array_record import INDEX_FILE
 from vaejax.data.bucket import Bucket
 from vaejax.data.clip import TOLERANCE
+from vaejax.data.kinds.array_record import INDEX_FILE
 from vaejax.data.sampler import Sampler
 from vaejax.data.sources import check_buckets, held_out_report, open_sources
 from vaejax.data.table import INDEX_COLUMNS, Source, candidates, from_index

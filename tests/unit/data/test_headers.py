@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.support import media_files
 from vaejax.config.schema import DataConfig
-from vaejax.data import demo, index, media
+from vaejax.data import index, media
 from vaejax.data.bucket import Bucket
+from vaejax.data.kinds import demo
 from vaejax.data.sampler import Sampler
 from vaejax.data.sources import open_sources
 

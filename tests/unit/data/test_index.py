@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.support import media_files
 from vaejax.data import clip, index, media, scan
+from vaejax.data.kinds.collection import Folder
 from vaejax.errors import InputError
 from vaejax.runtime import cache as caches
 
@@ -314,7 +315,10 @@ def test_damage_is_remembered_until_the_decoders_change(folder, probed):
     assert probed == ["text.mp4"] and second["text.mp4"] == first["text.mp4"]
 
 
-@pytest.mark.parametrize("version, later", [("2", ("reader", "scan", "cuts")), ("3", ("scan", "cuts"))])
+SINCE_3 = ("scan", "cuts", "name", "shard", "position", "length", "labels")
+
+
+@pytest.mark.parametrize("version, later", [("2", ("reader", *SINCE_3)), ("3", SINCE_3)])
 def test_an_index_of_an_earlier_version_keeps_its_sound_files(folder, probed, version, later):
     """Their numbers are changed here, to show that they are not measured again."""
     build(folder)
@@ -378,7 +382,7 @@ def test_a_better_index_in_the_cache_replaces_that_of_a_folder_that_cannot_be_wr
     build(folder, scan="headers")
     stored = (folder / index.INDEX_FILE).read_bytes()
     full = build(folder)
-    shutil.copy(folder / index.INDEX_FILE, made_folder(index._cache_path(str(folder))))
+    shutil.copy(folder / index.INDEX_FILE, made_folder(index._places(Folder(str(folder)))[-1]))
     (folder / index.INDEX_FILE).write_bytes(stored)
     probed.clear()
     assert build(folder) == full and probed == []

@@ -17,9 +17,9 @@ from tests.support import media_files
 from vaejax.config.schema import defaults
 from vaejax.data import pipeline, prepare
 from vaejax.data.bucket import Bucket
+from vaejax.data.kinds.tfds import import_tfds
 from vaejax.data.sources import open_sources
 from vaejax.data.table import candidates
-from vaejax.data.tfds import import_tfds
 from vaejax.errors import InputError
 
 PHOTOS, CLIPS = Bucket(1, 32, 32, 4), Bucket(5, 32, 32, 2)

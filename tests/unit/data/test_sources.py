@@ -217,7 +217,7 @@ def test_demo_holds_out_two_photos_and_the_ends_of_three_clips():
         ({}, ["data.sources is empty", "data.media"]),
         (
             {"sources": {"mine": {"kind": "jpeg"}}},
-            ["data.sources.mine.kind = 'jpeg'", "media, tfds, array_record, demo"],
+            ["data.sources.mine.kind = 'jpeg'", "media, webdataset, parquet, manifest"],
         ),
         ({"sources": {"mine": 3}}, ["data.sources.mine = 3", "kind"]),
         ({"sources": {"mine": {"kind": "media", "folder": "x"}}}, ["data.sources.mine.folder", "path"]),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from vaejax.data import media
 from vaejax.data.crop import Crop, covers
 from vaejax.data.split import Split
-from vaejax.data.table import SCHEMA, Record, Source, Unfit
+from vaejax.data.table import Record, Source, Unfit, unmeasured
 from vaejax.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class TfdsSource(Source):
             if not eval_split and data.holdout and count > 1:
                 # The last records are a random choice, because TFDS shuffles nearly every data set.
                 held_out[-max(1, round(count * data.holdout)) :] = True
-            tables.append(_table(name, part, held_out, kinds[feature]))
+            tables.append(unmeasured(f"{name}/{part}", part, kinds[feature], held_out))
         table = pa.concat_tables(tables).combine_chunks()
         return cls(label, weight, table, (), name, data_dir, feature)
 
@@ -157,28 +157,3 @@ def _records(name: str, split: str, data_dir: str | None):
     tfds = import_tfds()
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     return builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-
-
-def _table(name: str, split: str, held_out: np.ndarray, kind: str) -> pa.Table:
-    """A table of records of unknown size, which are therefore candidates for every bucket of their kind."""
-    image, count = kind == "image", len(held_out)
-    constant = {
-        "kind": kind,
-        "width": 0,
-        "height": 0,
-        "frames": int(image),
-        "fps": 0.0 if image else np.inf,
-        "quality": np.nan,
-        "hdr": False,
-        "start": 0.0,
-        "stop": 0.0 if image else np.inf,
-        "shard": split,
-    }
-    columns = {
-        field: pa.repeat(pa.scalar(value, SCHEMA.field(field).type), count)
-        for field, value in constant.items()
-    }
-    columns |= {"held_out": pa.array(held_out), "position": pa.array(np.arange(count))}
-    names = pa.array([f"{name}/{split}/{i}" for i in range(count)], pa.string())
-    columns |= {"path": names, "relative_path": names}
-    return pa.table([columns[field] for field in SCHEMA.names], SCHEMA)

@@ -1,0 +1,241 @@
+"""The same files give the same samples in the same order: loose, packed, or in a bucket."""
+
+import io
+import json
+import os
+import pathlib
+import tarfile
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.support import media_files
+from tests.support.object_stores import gcs, s3  # noqa: F401 - fixtures
+from vaejax.config.schema import defaults
+from vaejax.data import pipeline, prepare
+from vaejax.data.bucket import Bucket
+from vaejax.data.kinds import parquet
+from vaejax.data.sources import open_sources
+from vaejax.errors import InputError
+
+PHOTOS, CLIPS = Bucket(1, 32, 32, 4), Bucket(5, 32, 32, 2)
+NAMES = "abcdefghij"
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """Ten photos and four clips in a tree, and a broken file."""
+    folder = tmp_path_factory.mktemp("collections") / "media"
+    (folder / "deep" / "er").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+
+    def picture():
+        return Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((64, 48))
+
+    for i, name in enumerate(NAMES):
+        picture().save(folder / ("deep/" * (i % 2)) / f"{name}.jpg")
+    for i in range(4):
+        pictures = [np.asarray(picture()) for _ in range(12)]
+        media_files.write_clip(folder / "deep" / "er" / f"clip{i}.mp4", pictures, rate=24)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def listed(folder):
+    return sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if not p.name.startswith(".") and p.is_file()
+    )
+
+
+def labels_of(name):
+    return {"aesthetic": len(name) + ord(pathlib.Path(name).stem[-1]) / 1000, "source": name}
+
+
+def as_tars(folder, out, count=3):
+    out.mkdir()
+    names = listed(folder)
+    for number in range(count):
+        with tarfile.open(out / f"{number:05}.tar", "w") as tar:
+            for name in names[number::count]:
+                key = name.rsplit(".", 1)[0]
+                parts = {
+                    name: (folder / name).read_bytes(),
+                    f"{key}.json": json.dumps(labels_of(name)).encode(),
+                    f"{key}.txt": f"a picture of {name}".encode(),
+                }
+                for member, content in parts.items():
+                    header = tarfile.TarInfo(member)
+                    header.size = len(content)
+                    tar.addfile(header, io.BytesIO(content))
+
+
+def as_parquet(folder, out, group=3):
+    out.mkdir()
+    names = listed(folder)
+    for number in range(2):
+        rows = [
+            {"media": {"bytes": (folder / name).read_bytes(), "path": name}} | labels_of(name)
+            for name in names[number::2]
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), out / f"{number}.parquet", row_group_size=group)
+
+
+def as_manifest(folder, path):
+    rows = [{"path": name} | labels_of(name) for name in listed(folder)]
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    elif path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def places(media):
+    """Every packing of the files: {name: fields of a source}."""
+    parent = media.parent
+    as_tars(media, parent / "tars")
+    as_parquet(media, parent / "parquet")
+    prepare.pack(media, parent / "shards", shard_mb=0.005, progress=False)
+    fields = {
+        "media": {"kind": "media", "path": str(media)},
+        "webdataset": {"kind": "webdataset", "path": str(parent / "tars")},
+        "parquet": {"kind": "parquet", "path": str(parent / "parquet")},
+        "array_record": {"kind": "array_record", "path": str(parent / "shards")},
+    }
+    for ending in ("csv", "jsonl", "parquet"):
+        as_manifest(media, media / f"manifest.{ending}")
+        fields[f"manifest.{ending}"] = {"kind": "manifest", "path": str(media / f"manifest.{ending}")}
+    return fields
+
+
+def settings(fields, **changes):
+    data = defaults().data
+    data.update(workers=0, zoom=1.3, holdout=0.3, sources={"mine": fields}, **changes)
+    return data
+
+
+def samples(fields, **changes):
+    """The frames of training samples, and of held-out ones, photos and clips."""
+    data = settings(fields, **changes)
+    sources = open_sources(data)
+    frames = []
+    for bucket in (PHOTOS, CLIPS):
+        frames += list(pipeline.train_samples(sources, bucket, data, 6, seed=3))
+        frames += [batch.frames for batch in pipeline.eval_batches(sources, bucket, data, 4)]
+    return frames
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_every_packing_gives_the_samples_of_the_folder(places):
+    expected = samples(places["media"])
+    assert len({frame.tobytes() for frame in expected[:6]}) > 3  # so the order matters
+    for fields in places.values():
+        assert_same(samples(fields), expected)
+
+
+def test_a_filter_selects_by_labels_and_by_content(places):
+    wanted = {f"{name}.jpg" for name in "abcd"}
+    for name in ("webdataset", "parquet", "manifest.csv", "manifest.jsonl", "manifest.parquet"):
+        expression = "parse_filename(source) < 'e' and kind = 'image' and width = 64 and aesthetic > 0"
+        (source,) = open_sources(settings(places[name], filter=expression))
+        assert {os.path.basename(path) for path in source.table["relative_path"].to_pylist()} == wanted, name
+    (source,) = open_sources(settings(places["media"] | {"filter": "frames > 1"}, filter="no_such > 1"))
+    assert set(source.table["kind"].to_pylist()) == {"video"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expression", "parts"),
+    [
+        ("webdataset", "aesthtic > 1", ["aesthtic", "accepted: SQL over path, kind, width", "aesthetic"]),
+        ("media", "width >", ["syntax error", "accepted: SQL over"]),
+        ("parquet", "width > 100", ["files match; accepted"]),
+        ("media", "path in (select content from read_text('/etc/hosts'))", ["disabled"]),
+    ],
+)
+def test_a_wrong_filter_gets_one_line(places, kind, expression, parts):
+    with pytest.raises(InputError) as error:
+        open_sources(settings(places[kind], filter=expression))
+    message = str(error.value)
+    assert message.startswith(
+        f"data.filter = {expression!r}: data.sources.mine.path = {places[kind]['path']}"
+    )
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("store", ["gcs", "s3"])
+def test_buckets_give_the_samples_of_the_folder(places, media, store, request):
+    root = request.getfixturevalue(store)
+    system = fsspec.filesystem(root.partition("://")[0], skip_instance_cache=True)
+    system.put(str(media.parent), f"{root}/all", recursive=True)
+    expected = samples(places["media"])
+    for name, fields in places.items():
+        away = f"{root}/all/" + os.path.relpath(fields["path"], media.parent)
+        assert_same(samples(fields | {"path": away}), expected), name
+
+
+def test_large_row_groups_are_copied_once(media, places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(parquet, "LARGEST_GROUP", 10_000)
+    as_parquet(media, tmp_path / "large", group=100)
+    fields = {"kind": "parquet", "path": str(tmp_path / "large")}
+    assert_same(samples(fields), samples(places["media"]))
+    copies = list((tmp_path / "vaejax" / "parquet").iterdir())
+    assert len(copies) == 2 and capsys.readouterr().err.count("copying 0.parquet") >= 1
+    written = [copy.stat().st_mtime_ns for copy in copies]
+    parquet._column_of.cache_clear()
+    samples(fields)
+    assert [copy.stat().st_mtime_ns for copy in copies] == written
+
+
+def test_a_torn_tar_gives_the_files_before_the_damage(places, tmp_path, capsys):
+    whole = pathlib.Path(places["webdataset"]["path"], "00000.tar").read_bytes()
+    (tmp_path / "torn.tar").write_bytes(whole[: len(whole) // 2])
+    (source,) = open_sources(settings({"kind": "webdataset", "path": str(tmp_path)}))
+    assert 0 < len(source.table) < 5
+    ((path, reason),) = source.unreadable
+    assert path == str(tmp_path / "torn.tar") and reason.startswith("damaged tar: ")
+    assert "torn.tar: damaged tar: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"kind": "parquet", "path": "PARQUET", "column": "no"}, "no column 'no'; accepted: column = media"),
+        ({"kind": "webdataset", "path": "MEDIA"}, "accepted: a folder with .tar files"),
+        ({"kind": "manifest", "path": "MEDIA"}, "accepted: a .csv, .jsonl, .json, .parquet file"),
+        ({"kind": "manifest", "path": "no.csv"}, "no.csv: no such file"),
+        ({"kind": "media", "path": "ftp://x/y"}, "unknown scheme ftp://; accepted: gs://, s3://, or a path"),
+    ],
+)
+def test_a_wrong_source_gets_one_line(places, fields, part):
+    path = {"PARQUET": places["parquet"]["path"], "MEDIA": places["media"]["path"]}.get(fields["path"])
+    with pytest.raises(InputError) as error:
+        open_sources(settings(fields | ({"path": path} if path else {})))
+    message = str(error.value)
+    assert message.startswith("data.sources.mine.path = ") and "\n" not in message and part in message, (
+        message
+    )
+
+
+@pytest.mark.parametrize("store", ["gcs", "s3"])
+def test_a_missing_bucket_gets_one_line(store, request):
+    scheme = request.getfixturevalue(store).partition("://")[0]
+    url = f"{scheme}://nowhere/media"
+    with pytest.raises(InputError) as error:
+        open_sources(settings({"kind": "media", "path": url}))
+    message = str(error.value)
+    assert message.startswith(f"data.sources.mine.path = {url}: no such") and "\n" not in message, message

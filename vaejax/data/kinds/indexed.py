@@ -1,0 +1,141 @@
+"""Sources whose files an index describes: folders, tars, Parquet files, manifests, array_record shards."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import pyarrow as pa
+
+from vaejax.config.accepts import FOLDERS
+from vaejax.config.folders import folder_list
+from vaejax.data import filter, index
+from vaejax.data.kinds.array_record import Shards
+from vaejax.data.kinds.collection import Collection, Folder
+from vaejax.data.kinds.huggingface import SCHEME, HuggingFaceRows
+from vaejax.data.kinds.manifest import Manifest
+from vaejax.data.kinds.parquet import ParquetFiles
+from vaejax.data.kinds.webdataset import Tars
+from vaejax.data.split import Split
+from vaejax.data.table import Record, Source, from_index
+from vaejax.errors import InputError
+from vaejax.runtime import storage
+from vaejax.runtime.storage import Content
+
+if TYPE_CHECKING:
+    from vaejax.config.schema import DataConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IndexedSource(Source):
+    """The files of one or more collections of the same kind. Photos and spans of clips have equal weights.
+
+    Attributes:
+      reader: one of the collections, which reads the files of all.
+    """
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("path", "filter")
+    COLLECTION: ClassVar[type[Collection]] = Folder
+    ACCEPTED: ClassVar[str] = f"{FOLDERS.text} of photos and clips"
+    reader: Collection = dataclasses.field(kw_only=True)
+
+    @classmethod
+    def collections(cls, fields: Mapping[str, Any]) -> list[Collection]:
+        """The collections at the paths `fields["path"]`; the other fields are arguments of each."""
+        more = {name: value for name, value in fields.items() if name not in IndexedSource.FIELDS}
+        make = functools.partial(cls.COLLECTION, **more)
+        return [make(storage.located(path)) for path in folder_list(fields.get("path", ""))]
+
+    @classmethod
+    def folders(cls, fields: Mapping[str, Any]) -> list[str]:
+        """The folders to which the files' paths are relative."""
+        return [collection.root for collection in cls.collections(fields)]
+
+    @classmethod
+    def open(
+        cls, label: str, weight: float, fields: Mapping[str, Any], data: "DataConfig", key: str, split: Split
+    ) -> Self:
+        """Opens the collections at `fields["path"]`; see vaejax.config.folders."""
+        collections = cls.collections(fields)
+        if not collections:
+            raise InputError(f"{key} = {fields.get('path', '')!r}; accepted: {cls.ACCEPTED}")
+        expression = fields.get("filter", data.filter)
+        tables, unreadable = [], []
+        for collection in collections:
+            listed = cls.index(collection, data, key)
+            if expression:
+                listed = listed.take(filter.matching(listed, expression, f"{key} = {collection.location}"))
+            files = listed.select(["path", "error"]).to_pylist()
+            broken = [(storage.join(collection.root, f["path"]), f["error"]) for f in files if f["error"]]
+            if len(broken) == len(files):
+                raise InputError(
+                    f"{key} = {collection.location}: none of its {len(broken)} files can be read; accepted:"
+                    f" {cls.COLLECTION.NEEDED}"
+                )
+            unreadable += broken
+            sides = split.divide(collection.root, listed, data.holdout)
+            tables.append(from_index(listed, sides, collection.root, data.cuts))
+        table = pa.concat_tables(tables).combine_chunks()
+        return cls(label, weight, table, tuple(unreadable), reader=collections[0])
+
+    @classmethod
+    def index(cls, collection: Collection, data: "DataConfig", key: str) -> pa.Table:
+        """The media index of a collection."""
+        return index.load_or_build(collection, name=key, scan=data.scan, with_cuts=data.cuts)
+
+    def fetch(self, record: Record) -> Content:
+        """The content of a record's file."""
+        return self.reader.content(record.path, record.shard, record.position, record.length)
+
+
+class MediaSource(IndexedSource):
+    """Folder trees of photos and clips, on disk or in buckets."""
+
+
+class WebdatasetSource(IndexedSource):
+    """Folder trees of tars."""
+
+    COLLECTION = Tars
+    ACCEPTED = f"{FOLDERS.text} with tars"
+
+
+class ParquetSource(IndexedSource):
+    """Folder trees of Parquet files."""
+
+    FIELDS = (*IndexedSource.FIELDS, "column", "media_kind")
+    COLLECTION = ParquetFiles
+    ACCEPTED = f"{FOLDERS.text} with Parquet files"
+
+
+class ManifestSource(IndexedSource):
+    """Files that tables list."""
+
+    COLLECTION = Manifest
+    ACCEPTED = Manifest.NEEDED
+
+
+class HuggingFaceSource(IndexedSource):
+    """A split of a data set of the library `datasets`."""
+
+    FIELDS = ("name", "filter", "config", "split", "column")
+    COLLECTION = HuggingFaceRows
+    ACCEPTED = "name = a data set of Hugging Face, or its folder"
+
+    @classmethod
+    def collections(cls, fields: Mapping[str, Any]) -> list[Collection]:
+        """The data set `fields["name"]`."""
+        more = {name: value for name, value in fields.items() if name not in ("name", "filter")}
+        name = fields.get("name", "")
+        return [HuggingFaceRows(f"{SCHEME}{name}", **more)] if name else []
+
+
+class ArrayRecordSource(IndexedSource):
+    """Folders of array_record shards, with the same samples and held-out files as the folders packed."""
+
+    COLLECTION = Shards
+    ACCEPTED = Shards.NEEDED
+
+    @classmethod
+    def index(cls, collection: Collection, data: "DataConfig", key: str) -> pa.Table:  # noqa: D102
+        assert isinstance(collection, Shards)
+        return collection.packed(key, data.cuts)

@@ -1,0 +1,98 @@
+"""The source manifest: photos and clips that a CSV, JSON Lines or Parquet file lists, with further columns.
+
+The column `path` has paths or URLs, relative to the manifest's folder. If the manifest also has the columns
+that describe a file's content, the file is not scanned: width and height, and for clips fps and frames or
+duration.
+"""
+
+import json
+import math
+import os
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from vaejax.data import media
+from vaejax.data.kinds.collection import Collection
+from vaejax.errors import InputError, one_line
+from vaejax.runtime import storage
+from vaejax.runtime.storage import Part
+
+PATH = "path"
+_READERS = {
+    ".csv": pa_csv.read_csv,
+    ".jsonl": pa_json.read_json,
+    ".json": pa_json.read_json,
+    ".parquet": pq.read_table,
+}
+_FACTS = ("width", "height", "fps", "frames", "duration", "quality", "hdr", "codec", "rotation")
+
+
+class Manifest(Collection):
+    """The files that a table lists. `location` is the table's file."""
+
+    NEEDED: ClassVar[str] = f"a {', '.join(_READERS)} file with a column {PATH}"
+
+    is_folder = False
+
+    @property
+    def root(self) -> str:  # noqa: D102
+        return self.location.rpartition("/")[0]
+
+    def check(self, name: str) -> None:  # noqa: D102
+        if os.path.splitext(self.location)[1].lower() not in _READERS:
+            raise InputError(f"{name} = {self.location}; accepted: {self.NEEDED}")
+        if not storage.is_url(self.location) and not os.path.isfile(self.location):
+            raise InputError(f"{name} = {self.location}: no such file; accepted: {self.NEEDED}")
+
+    def files(self, name, known, others):  # noqa: D102
+        for row in self._table(name).to_pylist():
+            path = row.pop(PATH)
+            kind = media.kind_of(path or "")
+            if kind is None:
+                others[os.path.splitext(path or "")[1].lower()] += 1
+                continue
+            entry = self._identified({"path": path, "kind": kind})
+            yield entry | _described(kind, row) | {"labels": json.dumps(row, default=str) if row else None}
+
+    def _table(self, name: str) -> pa.Table:
+        """The manifest; raises InputError if it cannot be read or has no paths."""
+        read = _READERS[os.path.splitext(self.location)[1].lower()]
+        with storage.answering(self.location, name):
+            size = storage.entry(self.location).size
+            try:
+                table = read(Part(self.location, 0, size).open())
+            except pa.ArrowException as error:
+                reason = f"{name} = {self.location}: {one_line(error)}"
+                raise InputError(f"{reason}; accepted: {self.NEEDED}") from error
+        if PATH not in table.column_names:
+            found = ", ".join(table.column_names)
+            raise InputError(f"{name} = {self.location}: its columns are {found}; accepted: {self.NEEDED}")
+        return table
+
+    def _identified(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Adds the size and version of a file; an error if it does not exist."""
+        try:
+            _, size, version = storage.entry(storage.join(self.root, entry["path"]))
+        except Exception as error:  # a store's own errors
+            return entry | {"size": 0, "mtime_ns": 0, "error": one_line(error)}
+        return entry | {"size": size, "mtime_ns": version, "length": size}
+
+
+def _described(kind: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The facts about a file that a scan would find, if the manifest has them all; {} otherwise."""
+    facts = {key: row[key] for key in _FACTS if row.get(key) is not None}
+    if not {"width", "height"} <= facts.keys():
+        return {}
+    if kind == "image":
+        return facts | {"frames": 1, "fps": None, "duration": 0.0}
+    fps, frames, seconds = (facts.get(key) for key in ("fps", "frames", "duration"))
+    if not fps or not (frames or seconds):
+        return {}
+    return facts | {
+        "frames": int(frames or math.floor(seconds * fps)),
+        "duration": float(seconds or frames / fps),
+    }

@@ -1,0 +1,342 @@
+"""Files wherever they are: on disk, or as objects at gs://BUCKET/... and s3://BUCKET/...
+
+Objects are read and listed by fsspec's gcsfs and s3fs, which retry failed requests. Both find credentials as
+their cloud's own tools do.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import pathlib
+import shutil
+import stat
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from vaejax import files
+from vaejax.errors import InputError, one_line
+from vaejax.runtime import cache
+
+# Scheme of a URL -> the package that reads it, vaejax's extra, and how to get credentials.
+SCHEMES = {
+    "gs": ("gcsfs", "gcs", "gcloud auth application-default login"),
+    "s3": ("s3fs", "s3", "aws configure, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+}
+
+
+# Otherwise gcsfs asks for the kind of a bucket before every request.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised too, and become one line
+
+
+class Entry(NamedTuple):
+    """A file of a folder tree.
+
+    Attributes:
+      path: path relative to the folder, with forward slashes.
+      size: bytes.
+      version: changes with the content: modification time in ns on disk, a hash of the object's version in a
+        bucket.
+    """
+
+    path: str
+    size: int
+    version: int
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Whether a path is a URL, such as gs://BUCKET/FOLDER."""
+    return "://" in os.fspath(path)
+
+
+def located(path: str | os.PathLike) -> str:
+    """The absolute path of a folder or file, or its URL, without a final '/'."""
+    return str(path).rstrip("/") if is_url(path) else os.path.abspath(files.expand_home(path))
+
+
+def join(folder: str, path: str) -> str:
+    """The path or URL of a file in a folder; `path` itself if it is absolute or a URL."""
+    if is_url(path) or not path:
+        return path
+    return f"{folder.rstrip('/')}/{path}" if is_url(folder) else os.path.join(folder, path)
+
+
+def is_folder(path: str, name: str) -> bool:
+    """Whether a folder exists; in a bucket, whether any object's name begins with PATH/.
+
+    Args:
+      path: path or URL.
+      name: setting or argument with this path, for error messages.
+
+    Raises:
+      InputError: if the store refuses to answer.
+    """
+    if not is_url(path):
+        return os.path.isdir(path)
+    with answering(path, name):
+        return file_system(path, name).isdir(path)
+
+
+def exists(path: str, name: str) -> bool:
+    """Whether a file exists; `name` is the setting with its path.
+
+    Raises:
+      InputError: if the store refuses to answer.
+    """
+    if not is_url(path):
+        return os.path.isfile(path)
+    with answering(path, name):
+        return file_system(path, name).exists(path)
+
+
+def on_disk(path: str) -> str:
+    """The path of a file on disk: its own, or that of a copy of the object in vaejax's cache."""
+    if not is_url(path):
+        return path
+    identity = f"{path} {entry(path).version}"
+    copy = cache.folder() / "objects" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    if not copy.exists():
+        with new_file(str(copy)) as file, file_system(path).open(path, "rb", block_size=2**24) as source:
+            shutil.copyfileobj(source, file, 2**24)
+    return str(copy)
+
+
+class Part(NamedTuple):
+    """A file within a file, such as a member of a tar; or an object in a bucket.
+
+    Attributes:
+      path: path or URL of the whole file.
+      start: position of the part's first byte.
+      length: bytes of the part.
+    """
+
+    path: str
+    start: int
+    length: int
+
+    def open(self) -> BinaryIO:
+        """Opens the part; seeking reads nothing, so a span of a long clip costs few bytes."""
+        ahead = 2**20 if is_url(self.path) else 2**17
+        return io.BufferedReader(_Window(self), ahead)
+
+    def read(self) -> bytes:
+        """Reads the whole part."""
+        return read(self.path, self.start, self.length)
+
+
+Content = str | os.PathLike | bytes | Part  # a file that is read: its path, its bytes, or a part
+
+
+def opened(content: Content) -> BinaryIO:
+    """Opens a file of any kind for reading."""
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    return content.open() if isinstance(content, Part) else open(content, "rb")
+
+
+def size_of(content: Content) -> int:
+    """The size of a file in bytes."""
+    if isinstance(content, bytes):
+        return len(content)
+    return content.length if isinstance(content, Part) else os.stat(content).st_size
+
+
+class _Window(io.RawIOBase):
+    """The bytes of a part, read when they are asked for."""
+
+    def __init__(self, part: Part):
+        self._part, self._at = part, 0
+        # The file stays open, because a clip is read in many pieces.
+        self._file = None if is_url(part.path) else open(part.path, "rb", buffering=0)  # noqa: SIM115
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._part.length}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._part.length - self._at)
+        if count <= 0:
+            return 0
+        start = self._part.start + self._at
+        if self._file:
+            self._file.seek(start)
+            content = self._file.read(count)
+        else:
+            content = read(self._part.path, start, count)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+        super().close()
+
+
+def read(path: str, start: int = 0, length: int | None = None) -> bytes:
+    """Reads a file, or `length` bytes of it from `start`; fewer if it ends before.
+
+    Raises:
+      OSError: if it cannot be read.
+    """
+    end = None if length is None else start + length
+    if not is_url(path):
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(-1 if length is None else length)
+    try:
+        return file_system(path).cat_file(path, start=start, end=end)
+    except OSError:
+        raise
+    except Exception as error:  # gcsfs, s3fs, aiohttp and botocore raise many types
+        raise OSError(errno.EIO, reason(error, path)) from error
+
+
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[BinaryIO]:
+    """Opens a file to write; it replaces the one at `path` if the block succeeds. Folders are created.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    if is_url(path):
+        content = io.BytesIO()
+        yield content
+        try:
+            file_system(path).pipe_file(path, content.getvalue())
+        except Exception as error:  # gcsfs, s3fs, aiohttp and botocore raise many types
+            raise OSError(errno.EIO, reason(error, path)) from error
+        return
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    files.sweep([pathlib.Path(path)])
+    with files.atomic_file(path) as file:
+        yield file
+
+
+def walk(folder: str, name: str) -> Iterator[Entry]:
+    """Lists the files of a folder tree, or the objects below a URL.
+
+    Hidden files, and those in hidden folders, are left out; their names begin with '.'. On disk, links are
+    followed, but no folder is entered twice. In a bucket, the order is that of the paths.
+
+    Args:
+      folder: path or URL of the folder.
+      name: setting or argument with this path, for error messages.
+
+    Raises:
+      InputError: if a store refuses, or has no such bucket.
+    """
+    if not is_url(folder):
+        yield from _walk_disk(folder)
+        return
+    with answering(folder, name):
+        system = file_system(folder, name)
+        root = folder.partition("://")[2].rstrip("/") + "/"
+        for path, info in sorted(system.find(folder, detail=True).items()):
+            relative = path.removeprefix(root)
+            if not any(part.startswith(".") for part in relative.split("/")):
+                yield Entry(relative, info["size"], _version(info))
+
+
+def _walk_disk(folder: str) -> Iterator[Entry]:
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = os.path.join(root, name)
+            if name.startswith("."):
+                continue
+            try:
+                status = os.stat(path)
+            except OSError:  # a dangling link
+                continue
+            if stat.S_ISREG(status.st_mode):
+                relative = os.path.relpath(path, folder).replace(os.sep, "/")
+                relative = os.fsencode(relative).decode("utf-8", "replace")
+                yield Entry(relative, status.st_size, status.st_mtime_ns)
+
+
+def entry(path: str) -> Entry:
+    """The size and version of one file; its path is empty.
+
+    Raises:
+      OSError: if it does not exist.
+    """
+    if is_url(path):
+        info = file_system(path).info(path)
+        return Entry("", info["size"], _version(info))
+    status = os.stat(path)
+    return Entry("", status.st_size, status.st_mtime_ns)
+
+
+def _version(info: dict[str, Any]) -> int:
+    """A number that differs for other contents of an object."""
+    tag = info.get("etag") or info.get("ETag") or info.get("md5Hash") or info.get("mtime")
+    return zlib.crc32(str(tag).encode())
+
+
+def file_system(url: str, name: str = "") -> Any:
+    """The file system of a URL, by fsspec.
+
+    Raises:
+      InputError: if its scheme is unknown, or its package is not installed.
+    """
+    import fsspec
+
+    scheme, label = url.partition("://")[0], f"{name} = " if name else ""
+    if scheme not in SCHEMES:
+        accepted = ", ".join(f"{known}://" for known in SCHEMES)
+        raise InputError(f"{label}{url}: unknown scheme {scheme}://; accepted: {accepted}, or a path")
+    package, extra, _ = SCHEMES[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"{label}{url}: {package} is not installed; accepted: pip install 'vaejax[{extra}]', or a path"
+        )
+    return fsspec.filesystem(scheme, use_listings_cache=False)  # other processes write to the same buckets
+
+
+@contextlib.contextmanager
+def answering(url: str, name: str) -> Iterator[None]:
+    """A context that turns the errors of a store into an InputError that names the setting and the reason."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # gcsfs, s3fs, aiohttp and botocore raise many types
+        raise InputError(f"{name} = {url}: {reason(error, url)}") from error
+
+
+def reason(error: BaseException, url: str) -> str:
+    """Why a store refused, in one line, with what to do."""
+    scheme, _, rest = url.partition("://")
+    bucket, login = rest.split("/")[0], SCHEMES[scheme][2]
+    text = one_line(error)
+    if isinstance(error, FileNotFoundError):
+        return "no such bucket or object; accepted: an existing folder in a bucket"
+    if (
+        type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError")
+        or "Anonymous caller" in text
+    ):
+        return f"no credentials found; accepted: {login}"
+    if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
+        return f"permission denied ({text}); accepted: credentials that may read {bucket} ({login})"
+    if "region" in text.lower() or "PermanentRedirect" in text or "endpoint" in text.lower():
+        return f"wrong region or endpoint ({text}); accepted: AWS_DEFAULT_REGION of the bucket {bucket}"
+    return f"{text}; accepted: a bucket that answers"
