@@ -29,7 +29,7 @@ from vaejax.config.schema import DataConfig
 from vaejax.data import cuts, media
 from vaejax.data.kinds.collection import Collection, Folder
 from vaejax.data.scan import probe_files
-from vaejax.data.split import readable, split_files
+from vaejax.data.split import readable, seams, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
 from vaejax.runtime import cache, storage
@@ -234,7 +234,7 @@ def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
       seconds: duration of the command so far.
     """
     data = DataConfig()
-    files = from_index(table, split_files(readable(table), data.holdout))
+    files = from_index(table, seams(split_files(readable(table), data.holdout), table))
     yield f"held out for evaluation (data.holdout = {data.holdout:g}): {describe_held_out(files)}"
     yield f"done in {duration_of(seconds)}"
     yield f"next: {TRAIN} {flag}"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -236,6 +237,11 @@ class Split:
             self._real_folders[parent] = os.path.realpath(parent)
         real = os.path.join(self._real_folders[parent], name)
         return os.path.realpath(real) if os.path.islink(real) else real
+
+
+def seams(split: Mapping[str, float], index: pa.Table) -> np.ndarray:
+    """The times of a split along the rows of a media index, float64 (n,); NaN where it has none."""
+    return np.array([split.get(path, math.nan) for path in index["path"].to_pylist()], np.float64)
 
 
 def readable(index: pa.Table) -> list[dict[str, Any]]:

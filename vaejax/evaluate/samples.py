@@ -128,7 +128,7 @@ def open_samples(name: str, data: "DataConfig", limit: int = 0) -> Samples:
         return Samples([source], data, limit=limit)
     folder = os.path.abspath(expand_home(name))
     table = index.load_or_build(folder, name="--data")
-    readable = from_index(table, dict.fromkeys(table["path"].to_pylist(), WHOLE), folder)
+    readable = from_index(table, np.full(len(table), WHOLE), folder)
     if not len(readable):
         raise InputError(f"--data = {name}: no readable files; accepted: a folder of photos or clips")
     return Samples([MediaSource("data", 1.0, readable, reader=Folder(folder))], data, folder, limit)

@@ -99,7 +99,7 @@ def test_the_first_and_the_last_possible_sample_of_a_span_stay_in_their_scene(se
     scene = np.searchsorted(firsts, np.arange(len(times)), side="right")
     seam = rng.choice([0.0, math.inf, rng.uniform(0, times[-1])])
     row = clip_row("a", times, steps[-1], times[firsts].tolist())
-    table = from_index(pa.Table.from_pylist([row], INDEX_COLUMNS), {"a": seam}, cuts=True)
+    table = from_index(pa.Table.from_pylist([row], INDEX_COLUMNS), np.array([seam]), cuts=True)
     bucket, data = (
         Bucket(int(rng.choice([3, 5, 9])), 64, 64, 1),
         DataConfig(fps=float(rng.choice([12, 24, 30]))),
@@ -122,7 +122,7 @@ def test_a_cut_at_a_frame_that_comes_early_ends_the_last_sample():
     """By the mean frame rate the last frame appears at 0.378 s; two frames appear soon after that."""
     times = np.array([0, 0.1, 0.2, 0.3, 0.4, 0.41])
     row = clip_row("a", times, 0.05, [0.4])
-    table = from_index(pa.Table.from_pylist([row], INDEX_COLUMNS), {"a": math.inf}, cuts=True)
+    table = from_index(pa.Table.from_pylist([row], INDEX_COLUMNS), np.array([math.inf]), cuts=True)
     fits = [len(candidates(Source("a", 1.0, table), Bucket(t, 64, 64, 1), "train", CUTS)) for t in (10, 11)]
     assert fits == [1, 0]  # 9/24 s and 10/24 s long
 
@@ -130,18 +130,18 @@ def test_a_cut_at_a_frame_that_comes_early_ends_the_last_sample():
 def test_without_data_cuts_the_cuts_of_an_index_have_no_effect():
     times = np.arange(100) / 25
     table = pa.Table.from_pylist([clip_row("a", times, 0.04, [1.0, 2.0])], INDEX_COLUMNS)
-    assert len(from_index(table, {"a": 0.0})) == 1 and len(from_index(table, {"a": 0.0}, cuts=True)) == 3
+    assert len(from_index(table, np.zeros(1))) == 1 and len(from_index(table, np.zeros(1), cuts=True)) == 3
     unknown = table.drop_columns(["cuts"])  # shards of earlier versions
-    assert from_index(unknown, {"a": 0.0}).to_pylist() == [
+    assert from_index(unknown, np.zeros(1)).to_pylist() == [
         row | {"quality": pytest.approx(math.nan, nan_ok=True)}
-        for row in from_index(table, {"a": 0.0}).to_pylist()
+        for row in from_index(table, np.zeros(1)).to_pylist()
     ]
 
 
 def test_evaluation_takes_a_scene_of_every_clip_before_a_second_of_any():
     times = np.arange(250) / 25
     rows = [clip_row(name, times, 0.04, [2.0, 4.0, 6.0, 8.0]) for name in "abc"]
-    table = from_index(pa.Table.from_pylist(rows, INDEX_COLUMNS), dict.fromkeys("abc", 0.0), cuts=True)
+    table = from_index(pa.Table.from_pylist(rows, INDEX_COLUMNS), np.zeros(3), cuts=True)
     source = Source("s", 1.0, table)
     order = Sampler([source], Bucket(9, 64, 64, 1), "eval", CUTS)._candidates[0].tolist()
     records = [source.record(row) for row in order]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from vaejax.data import media
-from vaejax.data.split import NOTHING, WHOLE, Split, split_files
+from vaejax.data.split import NOTHING, WHOLE, Split, seams, split_files
 from vaejax.data.table import INDEX_COLUMNS, Source, from_index
 from vaejax.errors import InputError
 
@@ -56,7 +56,7 @@ class DemoSource(Source):
                 file = {"path": path, "kind": kind, "error": None, **measured}
                 sides = {True: {path: WHOLE}, False: {path: NOTHING}, None: split_files([file], holdout=1.0)}
                 listed = pa.Table.from_pylist([file], INDEX_COLUMNS)
-                tables.append(from_index(listed, sides[held_out], root, data.cuts))
+                tables.append(from_index(listed, seams(sides[held_out], listed), root, data.cuts))
         return cls(label, weight, pa.concat_tables(tables).combine_chunks())
 
 

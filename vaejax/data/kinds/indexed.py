@@ -16,7 +16,7 @@ from vaejax.data.kinds.huggingface import SCHEME, HuggingFaceRows
 from vaejax.data.kinds.manifest import Manifest
 from vaejax.data.kinds.parquet import ParquetFiles
 from vaejax.data.kinds.webdataset import Tars
-from vaejax.data.split import Split
+from vaejax.data.split import Split, seams
 from vaejax.data.table import Record, Source, from_index
 from vaejax.errors import InputError
 from vaejax.runtime import storage
@@ -74,7 +74,7 @@ class IndexedSource(Source):
                 )
             unreadable += broken
             sides = split.divide(collection.root, listed, data.holdout)
-            tables.append(from_index(listed, sides, collection.root, data.cuts))
+            tables.append(from_index(listed, seams(sides, listed), collection.root, data.cuts))
         table = pa.concat_tables(tables).combine_chunks()
         return cls(label, weight, table, tuple(unreadable), reader=collections[0])
 
