@@ -35,7 +35,7 @@ ALLOWED["__init__"] = {"codec", "errors"}  # vaejax.load
 
 # Modules that import no JAX, so that commands which only read files start at once.
 WITHOUT_JAX = ("vaejax", "vaejax.config", "vaejax.config.flag", "vaejax.cli", "vaejax.errors", "vaejax.files")
-WITH_JAX_IN_DATA = {"sampler", "pipeline"}  # Grain imports it
+WITH_JAX_IN_DATA = {"mixture", "pipeline", "sampler"}  # Grain imports it
 
 
 def room(module: str) -> str:

@@ -20,6 +20,7 @@ from absl import flags
 
 from vaejax.data import parent
 from vaejax.data.bucket import Bucket, draws, scheduled
+from vaejax.data.mixture import Stretch, continued
 from vaejax.data.sampler import Sample, Sampler
 from vaejax.data.sources import check_buckets
 from vaejax.data.table import Source
@@ -80,6 +81,7 @@ class _SampleSequence:
     ):
         self._samplers, self._buckets, self._seed = samplers, buckets, seed
         self._start, self._positions, self.rows = start_step, positions, rows
+        self.histories: Mapping[str, Sequence[Stretch]] = {}
 
     def plan(self, step: int) -> list[tuple[Bucket, int]]:
         """The (bucket, index in the host's batch) of each sample of a step, in order.
@@ -133,7 +135,11 @@ class _SampleSequence:
 
 
 class TrainStream:
-    """An endless iterator of `StepBatches`; `close` or the end of its context ends the worker processes."""
+    """An endless iterator of `StepBatches`; `close` or the end of its context ends the worker processes.
+
+    Attributes:
+      histories: {bucket name: the weights of its sources so far}; see `vaejax.data.mixture`.
+    """
 
     def __init__(self, sequence: _SampleSequence, start_step: int, data: "DataConfig"):
         """Prepares the stream; the workers start when the first step is requested.
@@ -144,6 +150,7 @@ class TrainStream:
           data: config.data.
         """
         self._sequence, self._step = sequence, start_step
+        self.histories = sequence.histories
         dataset: Any = grain.MapDataset.source(sequence)
         if data.workers:
             if not flags.FLAGS.is_parsed():
@@ -212,6 +219,7 @@ def train_stream(
     start_step: int = 0,
     positions: Mapping[str, int] | None = None,
     rows: Mapping[str, Sequence[int]] | None = None,
+    histories: Mapping[str, Sequence[Stretch]] | None = None,
 ) -> TrainStream:
     """Creates the stream of training batches; the samples do not depend on the number of workers or hosts.
 
@@ -225,6 +233,7 @@ def train_stream(
         `start_step`. After a rollback the number is larger, so that training continues with new samples. The
         number need not be a multiple of the batch size, which may have changed.
       rows: {bucket name: indices, in the global batch, of the samples that this host reads}; default: all.
+      histories: {bucket name: the weights of the sources so far}; see `vaejax.data.mixture`.
 
     Raises:
       InputError: if no training sample fits a bucket.
@@ -233,8 +242,13 @@ def train_stream(
     drawn = {bucket.name: draws(bucket, seed, start_step) * bucket.batch for bucket in buckets}
     drawn |= positions or {}
     samplers = {bucket.name: Sampler(sources, bucket, "train", data, seed) for bucket in buckets}
+    mixed = {}
+    for name, sampler in samplers.items():
+        mixed[name] = continued((histories or {}).get(name, ()), drawn[name], sampler.weights)
+        sampler.mix(mixed[name])
     rows = rows or {bucket.name: range(bucket.batch) for bucket in buckets}
     sequence = _SampleSequence(samplers, tuple(buckets), seed, start_step, drawn, rows)
+    sequence.histories = mixed
     return TrainStream(sequence, start_step, data)
 
 

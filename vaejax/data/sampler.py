@@ -4,7 +4,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, Unreadable
+from vaejax.data.mixture import Mixture, Stretch
 from vaejax.data.split import path_hash
 from vaejax.data.table import Source, Unfit, candidates
 from vaejax.errors import InputError, one_line
@@ -82,22 +83,34 @@ class Sampler:
         if split == "eval":
             for number in used:
                 self._candidates[number] = _eval_order(sources[number], self._candidates[number])
+        self.weights = {sources[number].label: sources[number].weight for number in used}
+        self._numbers = {sources[number].label: number for number in used}
+        self._shuffled: dict[int, Any] = {}
+        for number in used if split == "train" else ():
+            if (count := len(self._candidates[number])) >= FEW:
+                seed = self._seed(number)
+                self._shuffled[number] = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
         if used:
-            weights = [sources[number].weight for number in used]
-            self._mixture: Any = grain.MapDataset.mix([self._places(number) for number in used], weights)
+            self.mix([Stretch(0, self.weights)])
 
-    def _places(self, number: int) -> grain.MapDataset:
-        """An endless data set of (source number, index among the records of the source that fit, epoch).
+    def mix(self, history: Sequence[Stretch]) -> None:
+        """Sets the mixture of the sources; without this call their weights hold from the first sample on."""
+        self._mixture = Mixture(history)
+
+    def _place(self, number: int, drawn: int) -> tuple[int, int]:
+        """The index among the records of a source that fit, for its sample `drawn`, and its epoch.
 
         For training the epoch is always 0, because crops do not depend on it.
         """
         count = len(self._candidates[number])
         if self.split == "eval":
-            return grain.MapDataset.range(sys.maxsize).map(partial(_eval_place, number, count))
-        seed = zlib.crc32(f"{self._key}/{number}".encode())
-        if count < FEW:
-            return grain.MapDataset.range(sys.maxsize).map(partial(_few_place, number, count, seed))
-        return grain.MapDataset.range(count).seed(seed).shuffle().repeat().map(partial(_train_place, number))
+            return drawn % count, drawn // count
+        if number in self._shuffled:
+            return int(self._shuffled[number][drawn]), 0
+        return int(_permutation(count, self._seed(number), drawn // count)[drawn % count]), 0
+
+    def _seed(self, number: int) -> int:
+        return zlib.crc32(f"{self._key}/{self._sources[number].label}".encode())
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -109,7 +122,9 @@ class Sampler:
           InputError: if MAX_UNREADABLE files cannot be read or MAX_DRAWS records give no sample.
           RuntimeError: for any other error while reading; its message names the file.
         """
-        number, place, passes = self._mixture[index]
+        label, drawn = self._mixture[index]
+        number = self._numbers[label]
+        place, passes = self._place(number, drawn)
         source, fitting = self._sources[number], self._candidates[number]
         crop, moment = self._drawn(index) if self.split == "train" else self._varied(passes)
         unreadable, unfit, reason = {}, set(), ""
@@ -180,18 +195,6 @@ def _eval_order(source: Source, rows: np.ndarray) -> np.ndarray:
     return rows[sorted(range(len(rows)), key=keys.__getitem__)]
 
 
-def _train_place(number: int, place: int) -> tuple[int, int, int]:
-    return number, place, 0
-
-
-def _few_place(number: int, count: int, seed: int, i: int) -> tuple[int, int, int]:
-    return number, int(_permutation(count, seed, i // count)[i % count]), 0
-
-
 @lru_cache(maxsize=64)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def _eval_place(number: int, count: int, i: int) -> tuple[int, int, int]:
-    return number, i % count, i // count

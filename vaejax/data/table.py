@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from vaejax.data import media
 from vaejax.data.bucket import Bucket
@@ -27,6 +27,7 @@ MIN_FPS_RATIO = 0.5
 # Seconds. A span must be this much longer than a sample, because timestamps are rounded by up to that much.
 TIME_MARGIN = 2e-3
 
+pc: Any = pyarrow.compute  # its functions are made at import
 SCHEMA = pa.schema(
     {
         "path": pa.string(),

@@ -84,6 +84,11 @@ class RunFolder:
         return self.path / "splits.parquet"
 
     @property
+    def mixture(self) -> pathlib.Path:
+        """The weights of the sources since the first sample; written by data/mixture.py."""
+        return self.path / "mixture.json"
+
+    @property
     def init(self) -> pathlib.Path:
         """The model that the run started from, as an export; absent if it started from scratch."""
         return self.path / "init"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from vaejax.config import check
+from vaejax.data import mixture
 from vaejax.data.pipeline import Batch
 from vaejax.data.sources import training_files
 from vaejax.rundir import console, wandb_sink
@@ -170,12 +171,14 @@ class Run:
         with (
             Reporter(self.folder, config, start, self.peak_flops, self.goodput, self.wandb) as report,
             self.checkpoints.completing(),
-            self.setup.batches(start, positions) as stream,
+            self.setup.batches(start, positions, self._histories(start)) as stream,
             Profile(self.folder.profile, config.profile) as profile,
         ):
             pending = None
             if not start:
                 self.evaluators.score(0, state, report)  # the baseline: parameters before training
+            if jax.process_index() == 0:
+                mixture.write(self.folder.mixture, stream.histories)
             clock.begin("updates")
             for step in range(start, config.steps):
                 with clock.on("compilation"):
@@ -228,6 +231,11 @@ class Run:
     def seconds(self) -> float:
         """Seconds since this object was created."""
         return time.monotonic() - self._began
+
+    def _histories(self, start: int) -> dict[str, list[mixture.Stretch]]:
+        """The weights of the sources so far, per bucket; all processes get those that process 0 reads."""
+        saved = self.checkpoints.config(start) if start else None
+        return distributed.main_process_first(lambda: mixture.read(self.folder.mixture, saved))
 
     def _count(self, batches: Mapping[str, Batch], positions: dict[str, int]) -> None:
         """Advances the data positions and records unreadable samples that were replaced."""

@@ -14,6 +14,7 @@ from vaejax.config import Config
 from vaejax.data import pipeline, sources
 from vaejax.data.bucket import Bucket, buckets_of
 from vaejax.data.latent_cache import LatentCache
+from vaejax.data.mixture import Stretch
 from vaejax.data.pipeline import TrainStream
 from vaejax.data.split import Split
 from vaejax.data.table import Source, candidates
@@ -98,12 +99,18 @@ class Setup:
         )
 
     @contextlib.contextmanager
-    def batches(self, start: int, positions: Mapping[str, int]) -> Iterator[TrainStream]:
+    def batches(
+        self,
+        start: int,
+        positions: Mapping[str, int],
+        histories: Mapping[str, Sequence[Stretch]] | None = None,
+    ) -> Iterator[TrainStream]:
         """Yields the stream of batches from update `start` on; worker processes end with the block.
 
         Args:
           start: number of updates already done.
           positions: number of samples already drawn per bucket.
+          histories: the weights of the sources so far, per bucket; see `vaejax.data.mixture`.
         """
         rows = {b.name: sharding.local_rows(self.mesh, b.batch, b.at_once) for b in self.buckets}
         stream = pipeline.train_stream(
@@ -114,6 +121,7 @@ class Setup:
             start_step=start,
             positions=positions,
             rows=rows,
+            histories=histories,
         )
         try:
             yield stream

@@ -214,7 +214,7 @@ def test_sources_are_drawn_by_their_weights(folder):
     twice = [Source("a", 3.0, source.table), Source("b", 1.0, source.table)]
     sampler = Sampler(twice, PHOTOS, "train", data)
     drawn = [sampler._mixture[i][0] for i in range(400)]
-    assert drawn.count(0) == 300 and drawn[:40].count(0) == 30
+    assert drawn.count("a") == 300 and drawn[:40].count("a") == 30
 
 
 def test_the_logarithm_of_the_zoom_is_uniform_and_crops_differ(folder):
