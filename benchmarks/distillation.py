@@ -255,7 +255,7 @@ def draw(
         axes.axhline(
             results["curves"]["student"][-1][1][f"{bucket}/psnr_start"], color="black", label="teacher"
         )
-        axes.set_title(f"PSNR of held-out samples, {bucket}, dB", fontsize=10)
+        axes.set_title(f"PSNR of held-out samples of the students' own media, {bucket}, dB", fontsize=9)
         axes.set_xlabel("minutes of training")
         axes.legend(fontsize=8, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
