@@ -165,9 +165,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     Raises:
       OSError: if the file cannot be written.
     """
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Strict JSON with sorted keys, as `write_json` writes it."""
     text = json.dumps(strict(value), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     # A file name that is not UTF-8 has lone surrogates, which JSON can only escape.
-    write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_json(path: str | os.PathLike) -> Any:

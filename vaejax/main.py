@@ -17,7 +17,7 @@ from vaejax.errors import STOPPED, InputError
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Train on several hosts together; start the same command on each of them."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run already stored there is resumed.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, on disk or gs://BUCKET/RUN; a run already stored there is resumed.")
 PRINT_CONFIG = flags.DEFINE_bool(
     "print-config", False, "Check the configuration, print it as JSON, and do not train."
 )
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> NoReturn:
 def _train(config: Any, workdir: str) -> int:
     import jax
 
-    from vaejax.runtime import cache, distributed
+    from vaejax.runtime import cache, distributed, storage
     from vaejax.train.loop import fit
 
     several_cpus = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -52,7 +52,8 @@ def _train(config: Any, workdir: str) -> int:
         distributed.serialize_cpu_programs()
     if MULTIHOST.value:
         distributed.initialize()
-        cache.share(workdir)
+        if not storage.is_url(workdir):  # a bucket would make the cache slow
+            cache.share(workdir)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax logs every rename and wait
     cache.keep_compiled()

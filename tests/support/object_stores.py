@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 
 import pytest
 
@@ -13,6 +14,8 @@ def gcs():
     from vaejax.runtime import storage
 
     with wrapper.FakeGCSServer() as server, environment(TENSORSTORE_GCS_HTTP_URL=server.url):
+        # It logs to a pipe, and would stop answering once that is full.
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()
         storage.file_system("gs://made").mkdir("made")
         yield "gs://made"
 

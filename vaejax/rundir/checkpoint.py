@@ -1,26 +1,29 @@
-"""Orbax checkpoints of a run: each holds the arrays, data positions, configuration and metadata of a step."""
+"""Orbax checkpoints of a run: each holds the arrays, data positions, configuration and metadata of a step.
+
+Those of a run in a bucket are in the bucket. Paths are epath's, which are pathlib's for files on disk.
+"""
 
 import contextlib
 import functools
 import math
 import os
 import pathlib
-import shutil
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vaejax import __version__
-from vaejax.errors import InputError, TrainingFailed
-from vaejax.files import expand_home
-from vaejax.rundir import wholeness
+from vaejax.errors import InputError, TrainingFailed, one_line
+from vaejax.rundir import mirror, wholeness
 from vaejax.rundir.positions import from_json, to_json
 from vaejax.rundir.wholeness import Contents, DamagedCheckpoint
-from vaejax.runtime import distributed
+from vaejax.runtime import distributed, storage
 
 T = TypeVar("T")
 _say_once = functools.cache(distributed.say)  # one command may read a run several times
@@ -33,24 +36,21 @@ class SavedCheckpoints:
     and 'metadata' are JSON.
 
     Args:
-      workdir: DIR, the folder of the run.
+      workdir: path of DIR, the folder of the run, or of the mirror of one in a bucket.
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        self._workdir = pathlib.Path(expand_home(workdir)).absolute()
+        self._workdir = pathlib.Path(mirror.local(workdir)).absolute()
+        self._parent = mirror.checkpoints(self._workdir)
         self._damaged: set[int] = set()
 
     def folder(self, step: int) -> pathlib.Path:
-        """The folder of a checkpoint."""
-        return self._workdir / "checkpoints" / str(step)
+        """The folder of a checkpoint, an epath.Path."""
+        return self._parent / str(step)
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints that are not known to be damaged, in ascending order."""
-        parent = self._workdir / "checkpoints"
-        if not parent.is_dir():
-            return []
-        steps = {int(path.name) for path in parent.iterdir() if path.name.isdecimal() and path.is_dir()}
-        return sorted(steps - self._damaged)
+        return [step for step in mirror.saved_steps(self._workdir) if step not in self._damaged]
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint that is not known to be damaged; None if there is none."""
@@ -187,8 +187,9 @@ class Checkpoints(SavedCheckpoints):
         self._manager: Any = None
         if jax.process_index() == 0:
             # Partial saves. Orbax would remove them in a thread, which prints a traceback at a quick exit.
-            for path in (self._workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+            for path in mirror.unfinished(self._workdir):
+                with contextlib.suppress(OSError):
+                    path.rmtree()
         for step in reversed(distributed.all_gather(self.steps())[0]):
             try:
                 self._contents(step)
@@ -205,7 +206,7 @@ class Checkpoints(SavedCheckpoints):
                 preservation_policy.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
             )
         self._manager = ocp.CheckpointManager(
-            self._workdir / "checkpoints",
+            self._parent,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 best_fn=goodness if best else None,  # without it, Orbax does not store the scores
@@ -285,18 +286,50 @@ class Checkpoints(SavedCheckpoints):
                 " another --workdir; or delete the folder 'checkpoints' in this one, to start from step 0"
             )
         if jax.process_index() == 0:
-            aside = self._workdir / "damaged" / str(step)
+            aside = self._parent.parent / "damaged" / str(step)
             number = 1
             while aside.exists():
                 aside, number = aside.with_name(f"{step}-{number}"), number + 1
-            aside.parent.mkdir(exist_ok=True)
-            damage.folder.rename(aside)
+            storage.move(str(damage.folder), str(aside))
             distributed.say(f"{damage.folder}: damaged checkpoint ({damage.reason}); moved to {aside}")
         distributed.all_gather("moved")
         while damage.folder.exists():  # a network file system may show it to other hosts for some time
             time.sleep(1)
         if self._manager:
             self._manager.reload()
+
+
+def check_saves(workdir: str | os.PathLike) -> None:
+    """Saves a number, on this process alone, in the bucket of a run without checkpoints, and deletes it.
+
+    Orbax and TensorStore have their own ways to the bucket, which the first checkpoint should not be the
+    first to try.
+
+    Args:
+      workdir: the mirror of the run.
+
+    Raises:
+      InputError: if Orbax cannot save there.
+    """
+    if mirror.saved_steps(workdir):
+        return
+    parent = mirror.checkpoints(workdir).parent
+    trial, process = parent / f"trial-{secrets.token_hex(4)}", jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix="trial"
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    try:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            checkpointer.save(trial, args=ocp.args.StandardSave({"number": np.zeros(1)}))
+    except Exception as error:  # of TensorStore, Orbax, gcsfs or s3fs
+        raise InputError(
+            f"--workdir={parent}: Orbax {ocp.__version__} cannot save checkpoints there ({one_line(error)});"
+            " accepted: gs://BUCKET/RUN with credentials that may write, or a folder on disk"
+        ) from error
+    finally:
+        with contextlib.suppress(Exception):
+            storage.file_system(str(parent)).rm(str(trial), recursive=True)
 
 
 def _abstract(tree: Any) -> Any:

@@ -9,39 +9,71 @@ import jax
 from vaejax import cli, files
 from vaejax.config import Config, from_saved
 from vaejax.errors import InputError
-from vaejax.files import expand_home
-from vaejax.runtime import distributed
+from vaejax.rundir import mirror as mirrors
+from vaejax.rundir.mirror import Mirror
+from vaejax.rundir.uploads import Uploads
+from vaejax.runtime import distributed, storage
 
 
 class RunFolder:
     """The folder of a run, DIR, and the paths of its files.
 
     Args:
-      name: path of the folder, DIR, or of one of its checkpoints, DIR/checkpoints/STEP.
+      name: path or URL of the folder, DIR, or of one of its checkpoints, DIR/checkpoints/STEP.
 
     Attributes:
-      path: absolute path of DIR.
+      path: absolute path of DIR. For a URL, that of a mirror on disk, without checkpoints; see mirror.py.
       step: STEP; None if `name` is DIR.
+      mirror: the mirror of a run that trains in a bucket; None for others.
+      uploads: what keeps the bucket up to date, on process 0 while such a run trains; None otherwise.
     """
 
     def __init__(self, name: str | pathlib.Path):
-        path = pathlib.Path(expand_home(name)).absolute()
+        self.mirror: Mirror | None = None
+        self.uploads: Uploads | None = None
+        path = pathlib.Path(mirrors.local(name)).absolute()
         at_step = path.parent.name == "checkpoints" and path.name.isdigit()
         self.path = path.parent.parent if at_step else path
         self.step = int(path.name) if at_step else None
 
     @classmethod
     def create(cls, workdir: str) -> "RunFolder":
-        """Creates the folder of a run if it is missing.
+        """Creates the folder of a run if it is missing; for a URL, an empty mirror.
 
         Raises:
-          InputError: if `workdir` is a URL, cannot be written, or is not the same folder on all hosts.
+          InputError: if `workdir` cannot be written, or is not the same folder on all hosts.
         """
-        if "://" in workdir:
-            raise InputError(f"--workdir={workdir}; accepted: a folder on a local or mounted file system")
+        if storage.is_url(workdir):
+            return cls._mirrored(workdir.rstrip("/"))
         folder = cls(cli.made_folder(workdir, "--workdir"))
         distributed.check_shared(folder.path)
         return folder
+
+    @classmethod
+    def _mirrored(cls, url: str) -> "RunFolder":
+        if not all(url.partition("://")[2].partition("/")[::2]):
+            raise InputError(f"--workdir={url}; accepted: a folder in a bucket, such as {url}/RUN")
+        mirror = Mirror(url)
+        for process, other in enumerate(distributed.all_gather(url)):
+            if other != url:
+                raise InputError(f"--workdir={url}, but {other} on process {process}; accepted: the same URL")
+        folder = cls(mirror.path)
+        folder.mirror = mirror
+        return folder
+
+    @property
+    def name(self) -> str:
+        """The absolute path or the URL of DIR, for people."""
+        return mirrors.url_of(self.path) or str(self.path)
+
+    def upload(self) -> None:
+        """Uploads what has changed to the bucket of the run; does nothing for a run on disk.
+
+        Raises:
+          TrainingFailed: if the store refuses, or another process has taken over the run.
+        """
+        if self.uploads:
+            self.uploads.flush()
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -119,11 +151,10 @@ class RunFolder:
         Raises:
           InputError: if there is no usable config.json.
         """
-        path = self.path / "config.json"
         try:
-            saved: dict[str, Any] = json.loads(path.read_text())
+            saved: dict[str, Any] = json.loads((self.path / "config.json").read_text())
             saved["model"]  # required; any other section may be missing from an older run
             return from_saved(saved)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = getattr(error, "strerror", None) or "not a run's configuration"
-            raise InputError(f"{path}: {reason}; accepted: the --workdir of a run") from error
+            raise InputError(f"{self.name}/config.json: {reason}; accepted: the --workdir of a run") from error

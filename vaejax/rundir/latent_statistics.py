@@ -1,12 +1,15 @@
 """The statistics of training latents that are stored with a checkpoint: checkpoints/STEP/latents.json."""
 
+import json
 import os
 import pathlib
 from typing import Any
 
 from vaejax import files
 from vaejax.errors import InputError
+from vaejax.rundir import mirror
 from vaejax.rundir.folder import RunFolder
+from vaejax.runtime import storage
 
 FILE = "latents.json"
 
@@ -24,7 +27,11 @@ def store(workdir: str | os.PathLike, step: int, statistics: dict[str, Any]) -> 
     """
     path = _path(workdir, step)
     try:
-        files.write_json(path, statistics)
+        if storage.is_url(path):
+            with storage.new_file(path) as file:
+                file.write(files.json_bytes(statistics))
+        else:
+            files.write_json(path, statistics)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; accepted: a writable checkpoint folder") from error
 
@@ -40,7 +47,7 @@ def load(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
     """
     path = _path(workdir, step)
     try:
-        return files.read_json(path)
+        return json.loads(storage.read(path))
     except (FileNotFoundError, NotADirectoryError):
         return _inherited(RunFolder(pathlib.Path(workdir)), step)
     except (OSError, ValueError) as error:
@@ -62,5 +69,5 @@ def _inherited(run: RunFolder, step: int) -> dict[str, Any] | None:
     return values | {"buckets": {}, "step": step, "inherited": True}
 
 
-def _path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
-    return pathlib.Path(workdir) / "checkpoints" / str(step) / FILE
+def _path(workdir: str | os.PathLike, step: int) -> str:
+    return str(mirror.checkpoints(workdir) / str(step) / FILE)

@@ -60,6 +60,8 @@ class Reporter:
             self._tensorboard = TensorboardWriter(folder.tensorboard, start)
             self._tensorboard.write_hparams(config.to_dict())
             self._sinks = [JsonlWriter(folder.metrics, start), self._tensorboard]
+            if folder.uploads:
+                folder.uploads.restart(start)
             self._history.read(folder.metrics)  # after JsonlWriter has dropped the lines of later steps
         self._goodput, self._wandb = goodput or Goodput(folder.goodput, self._is_main), wandb
         stopwatch = self._goodput.stopwatch
@@ -152,9 +154,10 @@ class Reporter:
             self._tensorboard.write_images(step, {f"eval/{bucket}/panel": panel[None]})
 
     def flush(self) -> None:
-        """Writes buffered metrics to disk."""
+        """Writes buffered metrics to disk, and to the bucket of a run that has one."""
         for sink in self._sinks:
             sink.flush()
+        self._folder.upload()
 
     def _write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         for sink in self._sinks:

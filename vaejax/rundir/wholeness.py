@@ -17,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from vaejax import files
 from vaejax.errors import DISK_ERRORS, InputError, one_line, with_causes
+from vaejax.runtime import storage
 
 # Orbax's file of each item that is JSON; all other items are trees of arrays.
 JSON_FILES = {"config": "metadata", "data": "metadata", "metadata": "metadata", "metrics": "metrics"}
@@ -27,6 +27,7 @@ CHECKSUMS = "checksums"  # key of the item 'metadata'; the first checkpoints do 
 _REFERENCE = re.compile(
     r"(?P<kind>\w+):(?P<folder>[^:]*):(?P<file>[^:]*):(?P<offset>\d+):(?P<length>\d+)", re.ASCII
 )
+_DRIVERS = {"gs:": "gcs", "s3:": "s3"}  # TensorStore's
 # Errors of a checkpoint that may be whole although it cannot be read now.
 _PASSING = (
     *DISK_ERRORS,
@@ -37,6 +38,8 @@ _PASSING = (
     errno.ENOMEM,
     errno.ETIMEDOUT,
 )
+# Of TensorStore, for stores that do not answer or refuse.
+_UNANSWERED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 
 class DamagedCheckpoint(InputError):
@@ -48,7 +51,7 @@ class DamagedCheckpoint(InputError):
     """
 
     def __init__(self, folder: str | os.PathLike, reason: str):
-        self.folder, self.reason = pathlib.Path(folder), reason
+        self.folder, self.reason = cast(pathlib.Path, folder), reason
         super().__init__(f"{folder}: damaged checkpoint ({reason}); accepted: an undamaged checkpoint")
 
 
@@ -78,17 +81,17 @@ def read_contents(folder: pathlib.Path) -> Contents:
     """
     path = folder / "_CHECKPOINT_METADATA"
     try:
-        items, values = list(files.read_json(path)["item_handlers"]), {}
+        items, values = list(_json(path)["item_handlers"]), {}
         for item in [item for item in items if item in JSON_FILES]:
             path = folder / item / JSON_FILES[item]
-            values[item] = files.read_json(path)
+            values[item] = _json(path)
         contents = Contents(values, [item for item in items if item not in JSON_FILES])
         for item in contents.arrays:
             for path in [folder / item / name for name in ARRAY_FILES]:
-                if not path.stat().st_size:
+                if not storage.entry(str(path)).size:
                     raise ValueError("empty")
             for path, size in _data_files(folder / item).items():
-                if path.stat().st_size < size:
+                if storage.entry(str(path)).size < size:
                     raise ValueError("truncated")
         for item, value in values.items():
             path = folder / item / JSON_FILES[item]
@@ -103,13 +106,21 @@ def read_contents(folder: pathlib.Path) -> Contents:
     return contents
 
 
+def _json(path: pathlib.Path) -> Any:
+    return json.loads(storage.read(str(path)))
+
+
 def _data_files(item: pathlib.Path) -> dict[pathlib.Path, int]:
     """The files that hold the arrays of an item, each with its minimum size, as their index states.
 
     The index is the B-tree of TensorStore's OCDBT format, which has checksums. Anything that a later version
     of the format adds is ignored, rather than taken for damage.
     """
-    store = tensorstore.KvStore.open({"driver": "file", "path": f"{item}/"}).result()
+    spec = {"driver": "file", "path": f"{item}/"}
+    if storage.is_url(item):
+        scheme, _, bucket, path = str(item).split("/", 3)
+        spec = {"driver": _DRIVERS[scheme], "bucket": bucket, "path": f"{path}/"}
+    store = tensorstore.KvStore.open(spec).result()
     sizes: dict[pathlib.Path, int] = {}
     versions = tensorstore.ocdbt.dump(store).result().get("versions", [])
     references = [version.get("root", {}).get("location", "") for version in versions[-1:]]
@@ -187,7 +198,11 @@ def verify(folder: pathlib.Path) -> None:
 
 def _disk_failed(error: Exception) -> bool:
     text = with_causes(error)
-    return isinstance(error, MemoryError) or any(os.strerror(number) in text for number in _PASSING)
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return error.errno in (None, *_PASSING)  # gcsfs gives no numbers
+    if isinstance(error, MemoryError) or any(status in text for status in _UNANSWERED):
+        return True
+    return any(os.strerror(number) in text for number in _PASSING)
 
 
 @contextlib.contextmanager

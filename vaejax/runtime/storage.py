@@ -29,6 +29,8 @@ SCHEMES = {
 }
 
 
+# Orbax's paths would use TensorFlow's file systems if TensorFlow is installed, and fsspec's otherwise.
+os.environ.setdefault("EPATH_USE_TF", "0")
 # Otherwise gcsfs asks for the kind of a bucket before every request.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised too, and become one line
@@ -196,8 +198,14 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(-1 if length is None else length)
-    try:
+    with _raising_os_errors(path):
         return file_system(path).cat_file(path, start=start, end=end)
+
+
+@contextlib.contextmanager
+def _raising_os_errors(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError:
         raise
     except Exception as error:  # gcsfs, s3fs, aiohttp and botocore raise many types
@@ -214,15 +222,27 @@ def new_file(path: str) -> Iterator[BinaryIO]:
     if is_url(path):
         content = io.BytesIO()
         yield content
-        try:
+        with _raising_os_errors(path):
             file_system(path).pipe_file(path, content.getvalue())
-        except Exception as error:  # gcsfs, s3fs, aiohttp and botocore raise many types
-            raise OSError(errno.EIO, reason(error, path)) from error
         return
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     files.sweep([pathlib.Path(path)])
     with files.atomic_file(path) as file:
         yield file
+
+
+def move(source: str, target: str) -> None:
+    """Moves a folder; in a bucket, object by object, copied before any is deleted.
+
+    Raises:
+      OSError: if it cannot be moved.
+    """
+    if is_url(source):
+        with _raising_os_errors(source):
+            file_system(source).mv(source, target, recursive=True)
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.rename(source, target)
 
 
 def walk(folder: str, name: str) -> Iterator[Entry]:
@@ -247,7 +267,7 @@ def walk(folder: str, name: str) -> Iterator[Entry]:
         for path, info in sorted(system.find(folder, detail=True).items()):
             relative = path.removeprefix(root)
             if not any(part.startswith(".") for part in relative.split("/")):
-                yield Entry(relative, info["size"], _version(info))
+                yield Entry(relative, info["size"], version(info))
 
 
 def _walk_disk(folder: str) -> Iterator[Entry]:
@@ -280,14 +300,15 @@ def entry(path: str) -> Entry:
       OSError: if it does not exist.
     """
     if is_url(path):
-        info = file_system(path).info(path)
-        return Entry("", info["size"], _version(info))
+        with _raising_os_errors(path):
+            info = file_system(path).info(path)
+        return Entry("", info["size"], version(info))
     status = os.stat(path)
     return Entry("", status.st_size, status.st_mtime_ns)
 
 
-def _version(info: dict[str, Any]) -> int:
-    """A number that differs for other contents of an object."""
+def version(info: dict[str, Any]) -> int:
+    """A number that differs for other contents of an object, whose `info` is fsspec's."""
     tag = info.get("etag") or info.get("ETag") or info.get("md5Hash") or info.get("mtime")
     return zlib.crc32(str(tag).encode())
 
@@ -309,7 +330,9 @@ def file_system(url: str, name: str = "") -> Any:
         raise InputError(
             f"{label}{url}: {package} is not installed; accepted: pip install 'vaejax[{extra}]', or a path"
         )
-    return fsspec.filesystem(scheme, use_listings_cache=False)  # other processes write to the same buckets
+    # Other processes write to the same buckets, so neither we nor Orbax, which takes the default, may cache.
+    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    return fsspec.filesystem(scheme)
 
 
 @contextlib.contextmanager
@@ -328,7 +351,7 @@ def reason(error: BaseException, url: str) -> str:
     scheme, _, rest = url.partition("://")
     bucket, login = rest.split("/")[0], SCHEMES[scheme][2]
     text = one_line(error)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or getattr(error, "code", None) == 404:
         return "no such bucket or object; accepted: an existing folder in a bucket"
     if (
         type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError")
@@ -336,7 +359,7 @@ def reason(error: BaseException, url: str) -> str:
     ):
         return f"no credentials found; accepted: {login}"
     if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
-        return f"permission denied ({text}); accepted: credentials that may read {bucket} ({login})"
+        return f"permission denied ({text}); accepted: credentials for {bucket} ({login})"
     if "region" in text.lower() or "PermanentRedirect" in text or "endpoint" in text.lower():
         return f"wrong region or endpoint ({text}); accepted: AWS_DEFAULT_REGION of the bucket {bucket}"
     return f"{text}; accepted: a bucket that answers"

@@ -69,8 +69,6 @@ def last_words(
             line += f"  lpips {lpips:.3f}"
         lines.append(line)
     lines += verdict.lines() if verdict else []
-    lines.append(f"look at: {folder.path / 'panels' / str(config.steps)}")
-    lines.append(
-        f"next: python -m vaejax.evaluate --checkpoint={folder.path} --out={folder.path / 'evaluation'}"
-    )
+    lines.append(f"look at: {folder.name}/panels/{config.steps}")
+    lines.append(f"next: python -m vaejax.evaluate --checkpoint={folder.name} --out={folder.name}/evaluation")
     return "\n".join(lines)

@@ -59,6 +59,9 @@ def keep(config: Config, folder: RunFolder, resumes: bool) -> TrainedVAE | None:
             vae = widened(vae, config)
             with atomic_folder(folder.init) as unfinished:
                 save_vae(unfinished, vae)
+            folder.upload()
+        elif folder.mirror:
+            folder.mirror.pull()  # process 0 has uploaded it
         known = read_export_config(str(folder.init))
         if known is None:
             raise InputError(f"{folder.init}: damaged; accepted: the folder that the run wrote")
