@@ -28,7 +28,8 @@ def load(
     Within a process, a second model of the same architecture reuses the compiled programs of the first.
 
     Args:
-      path: folder of a run, one of its checkpoints/STEP, or a folder written by vaejax.export.
+      path: folder of a run, one of its checkpoints/STEP, or a folder written by vaejax.export; also at a
+        URL, such as gs://BUCKET/RUN.
       step: training step of the checkpoint; None: the step that `path` names, or else the latest.
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
       tile: side of square tiles in pixels, for frames that do not fit into memory; 0: whole frames.

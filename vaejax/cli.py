@@ -16,6 +16,7 @@ from vaejax.errors import (
     INTERRUPTED,
     InputError,
     TrainingFailed,
+    one_line,
     with_causes,
 )
 
@@ -131,7 +132,9 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{flag}={name}: {error.strerror}; accepted: a writable folder") from error
+        reason = error.strerror or one_line(error)  # stores give no numbers
+        accepted = "" if "accepted:" in reason else "; accepted: a writable folder"
+        raise InputError(f"{flag}={name}: {reason}{accepted}") from error
 
 
 @contextlib.contextmanager

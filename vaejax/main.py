@@ -17,7 +17,9 @@ from vaejax.errors import STOPPED, InputError
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Train on several hosts together; start the same command on each of them."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, on disk or gs://BUCKET/RUN; a run already stored there is resumed.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, on disk or gs://BUCKET/RUN; a run already stored there is resumed."
+)
 PRINT_CONFIG = flags.DEFINE_bool(
     "print-config", False, "Check the configuration, print it as JSON, and do not train."
 )

@@ -30,7 +30,7 @@ ALLOWED["evaluate"] = ALLOWED["codec"] | {"codec"}
 ALLOWED["probe"] = ALLOWED["export"] = ALLOWED["evaluate"] | {"evaluate"}
 ALLOWED["train"] = ALLOWED["probe"] | {"probe"}
 ALLOWED["main"] = ALLOWED["plan"] = ALLOWED["train"] | {"train"}
-ALLOWED["watch"] = BASE | {"cli", "data", "rundir", "evaluate"}
+ALLOWED["watch"] = BASE | {"cli", "runtime", "data", "rundir", "evaluate"}
 ALLOWED["__init__"] = {"codec", "errors"}  # vaejax.load
 
 # Modules that import no JAX, so that commands which only read files start at once.

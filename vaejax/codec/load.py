@@ -18,10 +18,10 @@ from safetensors.flax import load_file
 from vaejax.codec.published import is_published, read_published
 from vaejax.config.schema import Config, ModelConfig
 from vaejax.errors import InputError, one_line
-from vaejax.files import UNFINISHED, expand_home
+from vaejax.files import UNFINISHED
 from vaejax.models import families
 from vaejax.models.autoencoder import Architecture, parameter_shapes
-from vaejax.rundir import latent_statistics, wholeness
+from vaejax.rundir import latent_statistics, mirror, wholeness
 from vaejax.rundir.checkpoint import SavedCheckpoints
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.wholeness import DamagedCheckpoint
@@ -62,7 +62,8 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
     """Reads a run, which may still be training, an export or a published VAE, without changing it.
 
     Args:
-      name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, or a published VAE, see `read_published`.
+      name: 'RUN', 'RUN/checkpoints/STEP', the folder of an export, or a published VAE, see `read_published`;
+        a path or a URL.
       step: step of a completed checkpoint; default: the one in `name`, else the latest.
       dtype: compute dtype, 'float32' or 'bfloat16'; '' keeps the dtype of training.
 
@@ -72,6 +73,7 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
     """
     if dtype and dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; accepted: {' or '.join(DTYPES)}")
+    mirror.refresh(name)
     config = read_export_config(name)
     if config is None and is_published(name):
         vae = _load_published(name)
@@ -79,7 +81,7 @@ def load_vae(name: str, step: int | None = None, dtype: str = "") -> TrainedVAE:
             raise InputError(f"{name}: a published VAE, without step {step}; accepted: no step")
     elif config is None:
         vae = _load_run(name, step)
-    elif pathlib.Path(expand_home(name)).resolve().name.endswith(UNFINISHED):
+    elif pathlib.Path(mirror.local(name)).resolve().name.endswith(UNFINISHED):
         raise InputError(f"{name}: an unfinished export; accepted: {ACCEPTED}")
     else:
         vae = load_export(name, config)
@@ -141,12 +143,12 @@ def _load_run(name: str, step: int | None) -> TrainedVAE:
 def _read_config(run: RunFolder) -> Config:
     """The configuration of a run; raises an InputError that also names the alternatives to a run."""
     if not (run.path / CONFIG).is_file():
-        raise InputError(f"{run.path / CONFIG}: no such file; accepted: {ACCEPTED}")
+        raise InputError(f"{run.name}/{CONFIG}: no such file; accepted: {ACCEPTED}")
     try:
         return run.read_config()
     except InputError:
         if kind := _config_of_export(str(run.path)).get("format"):
-            raise InputError(f"{run.path}: an export of format {kind!r}; accepted: {ACCEPTED}") from None
+            raise InputError(f"{run.name}: an export of format {kind!r}; accepted: {ACCEPTED}") from None
         raise
 
 
@@ -177,7 +179,7 @@ def read_export_config(name: str) -> dict[str, Any] | None:
 def _config_of_export(name: str) -> dict[str, Any]:
     """Reads config.json of an export of any format; {} if there is no readable one."""
     try:
-        config = json.loads((pathlib.Path(expand_home(name)) / CONFIG).read_bytes())
+        config = json.loads((pathlib.Path(mirror.local(name)) / CONFIG).read_bytes())
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -210,7 +212,7 @@ def load_export(name: str, config: Mapping[str, Any]) -> TrainedVAE:
     Raises:
       InputError: if the export is damaged.
     """
-    path = pathlib.Path(expand_home(name)) / WEIGHTS
+    path = pathlib.Path(mirror.local(name)) / WEIGHTS
     try:
         architecture = families.from_json(config["architecture"], ModelConfig())
         step, model = int(config["step"]), str(config["fingerprint"])

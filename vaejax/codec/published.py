@@ -11,13 +11,13 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 
 from vaejax.errors import InputError, one_line
-from vaejax.files import expand_home
 from vaejax.models import wan_files, wan_names
 from vaejax.models.autoencoder import Architecture, parameter_shapes
 from vaejax.models.wan import WanDesign
 from vaejax.models.wan_statistics import published_statistics
 from vaejax.networks import torch_file
 from vaejax.networks.weights import BadWeights
+from vaejax.rundir.mirror import local
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # lists the files of weights that are split
@@ -31,7 +31,7 @@ Tensors = Mapping[str, np.ndarray]
 
 def is_published(name: str) -> bool:
     """Whether a path is a file of weights, or a folder of diffusers: an autoencoder or a whole pipeline."""
-    path = pathlib.Path(expand_home(name))
+    path = pathlib.Path(local(name))
     return (path.is_file() and path.suffix in SUFFIXES) or _folder(path) is not None
 
 
@@ -46,7 +46,7 @@ def read_published(name: str) -> tuple[Architecture, dict[str, Any], dict[str, A
       InputError: if a file is missing, damaged or unsafe, describes another kind of model, or lacks a tensor,
         has one too many, or one of another shape.
     """
-    path = pathlib.Path(expand_home(name))
+    path = pathlib.Path(local(name))
     folder, config = _folder(path), {}
     try:
         if folder:

@@ -18,6 +18,7 @@ from vaejax.codec.latent_file import EXTENSION, LatentFile
 from vaejax.data import media
 from vaejax.errors import InputError
 from vaejax.files import expand_home
+from vaejax.runtime import storage
 
 PIPE = "-"
 ENCODE, DECODE, RECONSTRUCT = "encode", "decode", "reconstruct"
@@ -62,6 +63,11 @@ def open_tasks(
       InputError: if source or target cannot be used.
       BrokenPipeError: if the reader of stdout is gone.
     """
+    for argument, path in (("IN", source), ("OUT", target)):
+        if storage.is_url(path):
+            raise InputError(
+                f"{argument} = {path}: a URL; accepted: a file or folder on disk, or - for a pipe"
+            )
     source, target = (path if path == PIPE else expand_home(path) for path in (source, target))
     with tempfile.TemporaryDirectory() if PIPE in (source, target) else contextlib.nullcontext("") as spool:
         if source != PIPE and os.path.isdir(source):

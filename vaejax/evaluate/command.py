@@ -10,7 +10,7 @@ from vaejax import cli, files
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.evaluate import evaluation, html_report
-from vaejax.runtime import cache
+from vaejax.runtime import cache, storage
 
 # Scores shown on the console: key in results.json, heading with the unit, decimal places.
 _SHOWN = (
@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(
             "--checkpoint and --compare are missing; accepted: --checkpoint=DIR, --compare CODEC, or both"
         )
-    out = cli.made_folder(options.out)
+    if not storage.is_url(options.out):
+        cli.made_folder(options.out)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
     cache.keep_compiled()
     results, shown = evaluation.evaluate(
@@ -48,11 +49,13 @@ def run(options: argparse.Namespace) -> None:
         options.seed,
         options.inception,
     )
-    with cli.writing(options.out):
+    with cli.writing(options.out), storage.staged(options.out) as out:
+        out.mkdir(exist_ok=True)
         files.write_json(out / "results.json", results)
         html_report.write(out / "report.html", results, shown)
     print(summary(results))
-    print(f"report: {out / 'report.html'}\nscores: {out / 'results.json'}")
+    report, scores = (storage.join(options.out, name) for name in ("report.html", "results.json"))
+    print(f"report: {report}\nscores: {scores}")
 
 
 def summary(results: Mapping[str, Any]) -> str:

@@ -27,10 +27,10 @@ from vaejax.evaluate.codecs.registry import NAMES, open_codec, pixel_channels
 from vaejax.evaluate.features import SHORTEST_CLIP, Features
 from vaejax.evaluate.samples import Samples, open_samples
 from vaejax.evaluate.scorer import BucketScores, FrameScorer
-from vaejax.files import expand_home
 from vaejax.models.pixels import from_uint8, to_uint8
 from vaejax.networks import lpips, weights
 from vaejax.rundir.folder import RunFolder
+from vaejax.rundir.mirror import local
 from vaejax.runtime import mesh as sharding
 
 FEATURES = {
@@ -174,7 +174,7 @@ def _is_baseline(name: str) -> bool:
 
 def _is_folder(name: str) -> bool:
     """Whether a name is that of a folder, or of a file with a published autoencoder."""
-    return os.path.isdir(expand_home(name)) or is_published(name)
+    return os.path.isdir(local(name)) or is_published(name)
 
 
 def _samples(names: Sequence[str], data: str, samples: int, fps: float) -> tuple[Samples, str, list[str]]:

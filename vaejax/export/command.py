@@ -2,9 +2,9 @@
 
 import argparse
 import logging
-import pathlib
 import shlex
 
+from vaejax import cli
 from vaejax.errors import InputError
 from vaejax.export import published, pytorch
 from vaejax.export.export import export
@@ -12,7 +12,7 @@ from vaejax.export.folder import CARD, Exported
 from vaejax.export.model_card import SCORES
 from vaejax.export.stablehlo import shape_name
 from vaejax.rundir.console import duration
-from vaejax.runtime import cache
+from vaejax.runtime import cache, storage
 
 
 def run(options: argparse.Namespace) -> None:
@@ -26,13 +26,17 @@ def run(options: argparse.Namespace) -> None:
     shared = {"step": options.step, "dtype": options.dtype, "scores": options.scores}
     if options.stablehlo and options.format != "vaejax":
         raise InputError(f"--stablehlo={options.stablehlo[0]}; accepted: --format=vaejax only")
-    if options.format == "vaejax":
-        exported = export(options.run, options.out, shapes=options.stablehlo, **shared)
-    elif options.format == "torch":
-        exported = pytorch.export(options.run, options.out, **shared)
-    else:
-        exported = published.export(options.run, options.out, options.format, **shared)
-    print(summary(options.run, exported))
+    if storage.is_url(options.out) and next(storage.walk(options.out, "OUT"), None):
+        raise InputError(f"OUT={options.out}: contains other files; accepted: a new folder, or one on disk")
+    with cli.writing(options.out, "OUT"), storage.staged(options.out) as folder:
+        out = str(folder) if storage.is_url(options.out) else options.out
+        if options.format == "vaejax":
+            exported = export(options.run, out, shapes=options.stablehlo, **shared)
+        elif options.format == "torch":
+            exported = pytorch.export(options.run, out, **shared)
+        else:
+            exported = published.export(options.run, out, options.format, **shared)
+    print(summary(options.run, exported._replace(name=options.out)))
 
 
 def summary(source: str, exported: Exported) -> str:
@@ -63,7 +67,7 @@ def summary(source: str, exported: Exported) -> str:
         lines.append(f"  {bucket:20} {'  '.join(shown)}")
     if not config["scores"]:
         lines.append("  no scores: to add them, use --scores=results.json, written by vaejax.evaluate")
-    lines.append(f"look at: {pathlib.Path(out) / CARD}")
+    lines.append(f"look at: {storage.join(out, CARD)}")
     following = f"python -m vaejax.codec encode FOLDER latents {shlex.quote(f'--model={out}')}"
     if "form" in config or "compared" in config:
         following = "run the code in it"

@@ -23,7 +23,7 @@ from vaejax.probe.score import Probe
 from vaejax.rundir.console import duration
 from vaejax.rundir.folder import RunFolder
 from vaejax.rundir.panels import sample_grid
-from vaejax.runtime import cache
+from vaejax.runtime import cache, storage
 
 
 def run(options: argparse.Namespace) -> None:
@@ -32,14 +32,17 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       InputError: if a flag or a file cannot be used.
     """
-    out = cli.made_folder(options.out)
+    if not storage.is_url(options.out):
+        cli.made_folder(options.out)
     cache.keep_compiled()
     results, shown = probe(options)
-    with cli.writing(options.out):
+    with cli.writing(options.out), storage.staged(options.out) as out:
+        out.mkdir(exist_ok=True)
         files.write_json(out / "probe.json", results)
         Image.fromarray(sample_grid(shown)).save(out / "samples.png")
     print(summary(results))
-    print(f"look at: {out / 'samples.png'}\nscores: {out / 'probe.json'}")
+    samples, scores = (storage.join(options.out, name) for name in ("samples.png", "probe.json"))
+    print(f"look at: {samples}\nscores: {scores}")
     print(f"next: {_next_command(options, results['settings'])}")
 
 
@@ -120,6 +123,6 @@ def _next_command(options: argparse.Namespace, settings: dict[str, Any]) -> str:
         out = pathlib.Path("exports") / RunFolder(name).path.name
         step = [f"--step={options.step}"] if options.step is not None else []
         return shlex.join(["python", "-m", "vaejax.export", name, str(out), *step])
-    bucket, out = settings["budget"]["bucket"], str(pathlib.Path(options.out) / "evaluation")
+    bucket, out = settings["budget"]["bucket"], storage.join(options.out, "evaluation")
     command = ["python", "-m", "vaejax.evaluate", "--compare", name, f"--data={options.data}"]
     return shlex.join([*command, "--buckets", bucket, f"--out={out}"])

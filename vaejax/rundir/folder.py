@@ -157,4 +157,6 @@ class RunFolder:
             return from_saved(saved)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = getattr(error, "strerror", None) or "not a run's configuration"
-            raise InputError(f"{self.name}/config.json: {reason}; accepted: the --workdir of a run") from error
+            raise InputError(
+                f"{self.name}/config.json: {reason}; accepted: the --workdir of a run"
+            ) from error

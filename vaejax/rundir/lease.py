@@ -4,6 +4,7 @@ The lease is an object that its holder rewrites every few seconds. Every write n
 replaces, so the store refuses it if another process has written in between.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,14 +20,13 @@ from vaejax.runtime import storage
 
 NAME = ".lease"
 BEAT = 15.0  # seconds between two writes of the holder
-STALE = 3 * BEAT  # seconds without a write after which another process takes the lease over
 
 
 class Lease:
     """Takes the lease of a run, and keeps it until `release`.
 
-    A lease that another process wrote is watched for STALE seconds. If it does not change, its holder is dead.
-    No clocks are compared.
+    A lease that another process wrote is watched for three beats. If it does not change, its holder is dead,
+    and this process takes it over. No clocks are compared.
 
     Args:
       url: gs://BUCKET/RUN.
@@ -75,15 +75,9 @@ class Lease:
 
     def release(self) -> None:
         """Gives the lease up, if it is still this process's."""
-        from google.api_core.exceptions import GoogleAPIError
-        from requests.exceptions import RequestException
-
         self._closed.set()
-        with self._lock:
-            try:
-                self._bucket.blob(self._name).delete(if_generation_match=self._generation)
-            except (GoogleAPIError, RequestException):
-                pass  # it becomes stale
+        with self._lock, contextlib.suppress(Exception):  # otherwise it becomes stale
+            self._bucket.blob(self._name).delete(if_generation_match=self._generation)
 
     def _take(self) -> int:
         """Creates the lease, or takes over one that is stale; returns its generation."""

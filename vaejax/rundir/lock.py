@@ -73,7 +73,9 @@ def _leased(folder: RunFolder, mirror: Mirror) -> Iterator[None]:
         elif token == (holder_of(mirror.url) if token else ""):
             mirror.pull(("init", "metrics"))
         else:
-            raise InputError(f"--workdir={mirror.url}: not the bucket of process 0; accepted: the same bucket")
+            raise InputError(
+                f"--workdir={mirror.url}: not the bucket of process 0; accepted: the same bucket"
+            )
         yield
     finally:
         if folder.uploads:

@@ -94,14 +94,21 @@ class TensorboardWriter:
     """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int = 0):
+        self._directory, self._files, self._gave_up = str(directory), 0, False
+        self._open(resume_step + 1 if resume_step else 0)  # TensorBoard hides steps from this one on
+
+    def _open(self, purge_step: int | None) -> None:
         from tensorboardX import SummaryWriter
 
-        purge_step = resume_step + 1 if resume_step else 0  # TensorBoard hides steps from purge_step on
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step, max_queue=0)
+        self._files += 1
+        suffix = f".{self._files}" if self._files > 1 else ""  # names only differ by the second
+        self._writer = SummaryWriter(
+            self._directory, purge_step=purge_step, max_queue=0, filename_suffix=suffix
+        )
         file_writer: Any = self._writer.file_writer
         events = file_writer.event_writer
         events._event_queue.cancel_join_thread()  # otherwise the process waits for the queue when it exits
-        self._thread, self._gave_up = events._worker, False
+        self._thread = events._worker
 
     def write_scalars(
         self,
@@ -132,6 +139,13 @@ class TensorboardWriter:
     def flush(self) -> None:
         """Waits until everything is written, unless the writing thread is dead."""
         self._attempt(self._writer.flush)
+
+    def roll(self, size: int) -> None:
+        """Continues in a new file once this one has over `size` bytes, because a bucket replaces it whole."""
+        newest = max(Path(self._directory).iterdir(), key=lambda path: path.stat().st_mtime)
+        if newest.stat().st_size > size and self._is_alive():
+            self.close()
+            self._open(None)
 
     def close(self) -> None:
         """Flushes and closes the files."""

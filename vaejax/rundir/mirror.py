@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vaejax.errors import InputError, TrainingFailed
+from vaejax.errors import InputError
 from vaejax.files import expand_home
 from vaejax.rundir import parts
 from vaejax.runtime import storage
@@ -79,9 +79,7 @@ class Mirror:
         entries = self._listed("")
         for folder in folders:
             entries |= {path: info for path, info in self._listed(folder).items() if info["size"] <= largest}
-        changed = [
-            path for path, info in entries.items() if storage.version(info) != self._remote.get(path)
-        ]
+        changed = [path for path, info in entries.items() if storage.version(info) != self._remote.get(path)]
         if changed:
             targets = [str(self.path / path) for path in changed]
             self._files.get([f"{root}/{path}" for path in changed], targets)
@@ -191,8 +189,8 @@ class Mirror:
         text = text[: text.rfind(b"\n") + 1]
         if text:
             self._put(parts.name(self._number, self._first), text)
-            self._number += 1
-            self._first, self._offset = parts.following(text.splitlines(keepends=True)), self._offset + len(text)
+            self._number, self._offset = self._number + 1, self._offset + len(text)
+            self._first = parts.following(text.splitlines(keepends=True))
 
     def _put(self, path: str, content: bytes | pathlib.Path) -> None:
         """Writes an object."""

@@ -24,6 +24,7 @@ from vaejax.rundir.verdict import History, Verdict
 from vaejax.rundir.wandb_sink import WandbSink
 from vaejax.runtime import distributed
 
+EVENTS = 2**22  # bytes of an event file after which a run in a bucket begins another
 SETTLING = 100  # updates for which a discriminator must have trained before its accuracy causes warnings
 
 
@@ -157,7 +158,9 @@ class Reporter:
         """Writes buffered metrics to disk, and to the bucket of a run that has one."""
         for sink in self._sinks:
             sink.flush()
-        self._folder.upload()
+        if self._folder.uploads:
+            self._folder.upload()
+            self._tensorboard.roll(EVENTS)
 
     def _write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         for sink in self._sinks:

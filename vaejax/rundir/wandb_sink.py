@@ -40,6 +40,8 @@ def opened(folder: RunFolder, config: Config) -> Iterator["WandbSink | None"]:
       InputError: on all processes, see `WandbSink`.
     """
     wanted = config.report.wandb and jax.process_index() == 0
+    if wanted and folder.mirror:
+        folder.mirror.pull(("wandb", "panels"))  # what W&B holds, and what it may lack
     sink = distributed.main_process_first(lambda: WandbSink(folder, config) if wanted else None)
     try:
         yield sink
@@ -106,7 +108,9 @@ class WandbSink:
             with contextlib.suppress(Exception, SystemExit):
                 wandb.teardown()  # otherwise the exit hook of wandb fails in the same way, with a traceback
         if self._run.offline:
-            distributed.say(f"wandb: offline; upload with: wandb sync {shlex.quote(str(self._folder.wandb))}")
+            where = shlex.quote(f"{self._folder.name}/wandb")
+            first = "copy it to a disk, then upload" if self._folder.mirror else "upload"
+            distributed.say(f"wandb: offline; {first} with: wandb sync {where}")
         elif not self._run.disabled:
             distributed.say(f"wandb: {self._run.url}")
 

@@ -39,7 +39,13 @@ _PASSING = (
     errno.ETIMEDOUT,
 )
 # Of TensorStore, for stores that do not answer or refuse.
-_UNANSWERED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
+_UNANSWERED = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "RESOURCE_EXHAUSTED",
+)
 
 
 class DamagedCheckpoint(InputError):

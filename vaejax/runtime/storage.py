@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -53,7 +54,8 @@ class Entry(NamedTuple):
 
 def is_url(path: str | os.PathLike) -> bool:
     """Whether a path is a URL, such as gs://BUCKET/FOLDER."""
-    return "://" in os.fspath(path)
+    scheme, separator, _ = os.fspath(path).partition("://")
+    return bool(separator) and scheme.isalnum()
 
 
 def located(path: str | os.PathLike) -> str:
@@ -206,7 +208,7 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
 def _raising_os_errors(path: str) -> Iterator[None]:
     try:
         yield
-    except OSError:
+    except FileNotFoundError:
         raise
     except Exception as error:  # gcsfs, s3fs, aiohttp and botocore raise many types
         raise OSError(errno.EIO, reason(error, path)) from error
@@ -229,6 +231,30 @@ def new_file(path: str) -> Iterator[BinaryIO]:
     files.sweep([pathlib.Path(path)])
     with files.atomic_file(path) as file:
         yield file
+
+
+@contextlib.contextmanager
+def staged(folder: str) -> Iterator[pathlib.Path]:
+    """The path of an output folder; for a URL, a temporary one, uploaded if the block succeeds.
+
+    A file config.json goes up last, because readers take it for the sign of a whole export.
+
+    Args:
+      folder: path or URL, whose last part names the temporary folder too.
+
+    Raises:
+      OSError: if a file cannot be uploaded.
+    """
+    if not is_url(folder):
+        yield pathlib.Path(files.expand_home(folder))
+        return
+    with tempfile.TemporaryDirectory(prefix="vaejax-") as temporary:
+        stage = pathlib.Path(temporary) / folder.rstrip("/").rpartition("/")[2]
+        yield stage
+        paths = [path for path in sorted(stage.rglob("*")) if path.is_file()]
+        for path in sorted(paths, key=lambda path: path == stage / "config.json"):
+            with _raising_os_errors(folder):
+                file_system(folder).put_file(str(path), join(folder, path.relative_to(stage).as_posix()))
 
 
 def move(source: str, target: str) -> None:
@@ -320,6 +346,7 @@ def file_system(url: str, name: str = "") -> Any:
       InputError: if its scheme is unknown, or its package is not installed.
     """
     import fsspec
+    import fsspec.config
 
     scheme, label = url.partition("://")[0], f"{name} = " if name else ""
     if scheme not in SCHEMES:
@@ -358,7 +385,8 @@ def reason(error: BaseException, url: str) -> str:
         or "Anonymous caller" in text
     ):
         return f"no credentials found; accepted: {login}"
-    if isinstance(error, PermissionError) or getattr(error, "code", None) in (401, 403):
+    refused = isinstance(error, PermissionError) or text.startswith("Forbidden")  # the latter of gcsfs
+    if refused or getattr(error, "code", None) in (401, 403):
         return f"permission denied ({text}); accepted: credentials for {bucket} ({login})"
     if "region" in text.lower() or "PermanentRedirect" in text or "endpoint" in text.lower():
         return f"wrong region or endpoint ({text}); accepted: AWS_DEFAULT_REGION of the bucket {bucket}"

@@ -1,14 +1,15 @@
 """Runs python -m vaejax.watch once its arguments are parsed."""
 
 import argparse
-import pathlib
+import os
 import sys
 import time
 from collections.abc import Sequence
 
-from vaejax import cli, files
+from vaejax import cli
 from vaejax.errors import InputError
 from vaejax.rundir.folder import RunFolder
+from vaejax.runtime import storage
 from vaejax.watch import render
 from vaejax.watch.reader import State, read
 
@@ -19,9 +20,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       InputError: if a folder is not a run, or the page cannot be written.
     """
-    default = RunFolder(options.runs[0]).path / "watch.html"
-    out = pathlib.Path(files.expand_home(options.out)).absolute() if options.out else default
-    if out.is_dir():
+    out = storage.located(options.out or storage.join(RunFolder(options.runs[0]).name, "watch.html"))
+    if os.path.isdir(out):
         raise InputError(f"--out={options.out}: a folder; accepted: a file, such as watch.html")
     first = True
     while True:
@@ -35,11 +35,11 @@ def run(options: argparse.Namespace) -> None:
         time.sleep(options.every)
 
 
-def write(out: pathlib.Path, names: Sequence[str], every: float) -> bool:
+def write(out: str, names: Sequence[str], every: float) -> bool:
     """Writes the page atomically; returns whether all runs are done.
 
     Args:
-      out: the file.
+      out: path or URL of the file.
       names: folders of the runs.
       every: seconds after which the page loads itself again while a run is not done; 0: never.
 
@@ -50,6 +50,6 @@ def write(out: pathlib.Path, names: Sequence[str], every: float) -> bool:
     runs = [read(name, now) for name in names]
     done = all(one.state is State.DONE for one in runs)
     text = render.html(runs, now, 0 if done else every)
-    with cli.writing(str(out)):
-        files.write_bytes(out, text.encode("utf-8", "replace"))
+    with cli.writing(out), storage.new_file(out) as file:
+        file.write(text.encode("utf-8", "replace"))
     return done

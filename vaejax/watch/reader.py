@@ -11,6 +11,7 @@ from typing import Any
 
 from vaejax import files
 from vaejax.config import Config
+from vaejax.rundir import mirror
 from vaejax.rundir.folder import RunFolder
 
 Curve = list[tuple[float, float]]  # (step, value), by step
@@ -94,19 +95,20 @@ def read(name: str, now: float) -> Run:
     """Reads the folder of a run; incomplete and damaged lines are skipped.
 
     Args:
-      name: the folder.
+      name: path or URL of the folder.
       now: the time, in seconds since 1970.
 
     Raises:
       InputError: if there is no configuration of a run.
     """
+    mirror.refresh(name, ("metrics", "panels"))
     folder = RunFolder(name)
     config = folder.read_config()
     curves, verdicts, step = _metrics(_objects(folder.metrics))
     written = [_modified(folder.path / part) for part in ("config.json", "panels", "checkpoints")]
     written += [_modified(path) for path in (folder.metrics, folder.bad_steps, folder.bad_samples)]
     age = max(0.0, now - max(written))
-    saved = max(_numbered(folder.path / "checkpoints"), default=-1)
+    saved = max(mirror.saved_steps(folder.path), default=-1)
     return Run(
         folder,
         config,

@@ -50,7 +50,7 @@ def html(runs: Sequence[Run], now: float, every: float) -> str:
       now: the time, in seconds since 1970.
       every: seconds after which the page loads itself again; 0: never.
     """
-    named = dict(zip(_names([str(run.folder.path) for run in runs]), runs, strict=True))
+    named = dict(zip(_names([run.folder.name for run in runs]), runs, strict=True))
     buckets = sorted({bucket for run in runs for bucket in run.buckets})
     title, written = ", ".join(named), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
     head, again = page.head(f"{title} - vaejax", _STYLE), ""
@@ -102,7 +102,7 @@ def _card(position: int, name: str, run: Run) -> str:
         f"<div class=bar><div style='width:{100 * share:.1f}%;background:{page.color(position)}'></div></div>"
         f"{progress}; last output {duration(run.age)} ago"
         f"<br><span class=soft>{text(', '.join(facts))}<br>per update: {text(', '.join(batches))}"
-        f"<br><code>{text(run.folder.path)}</code></span></div>"
+        f"<br><code>{text(run.folder.name)}</code></span></div>"
     )
 
 

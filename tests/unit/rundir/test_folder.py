@@ -57,10 +57,12 @@ def test_the_files_have_the_documented_names(tmp_path):
     assert files == tuple(tmp_path / name for name in names)
 
 
-def test_create_makes_the_folder_and_refuses_a_url(tmp_path):
+def test_create_makes_the_folder_and_refuses_a_url_without_one(tmp_path):
     assert RunFolder.create(str(tmp_path / "a" / "run")).path.is_dir()
-    with pytest.raises(InputError, match=r"--workdir=gs://bucket/run; accepted: "):
-        RunFolder.create("gs://bucket/run")
+    with pytest.raises(InputError, match=r"--workdir=gs://bucket; accepted: .* such as gs://bucket/RUN"):
+        RunFolder.create("gs://bucket")
+    with pytest.raises(InputError, match=r"ftp://host/run: unknown scheme ftp://; accepted: gs://, s3://"):
+        RunFolder.create("ftp://host/run")
 
 
 def test_a_configuration_is_read_as_it_was_written(tmp_path, config):

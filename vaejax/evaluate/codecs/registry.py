@@ -13,7 +13,7 @@ from vaejax.evaluate.codecs import NAMES, baselines
 from vaejax.evaluate.codecs.base import Codec, LatentSize
 from vaejax.evaluate.codecs.diffusers import DiffusersCodec
 from vaejax.evaluate.codecs.vae import VaeCodec
-from vaejax.files import expand_home
+from vaejax.rundir.mirror import local
 
 # The latent size that `linear` and `jpeg:matched` match if `open_codec` gets no codec with latents.
 DEFAULT_SIZE = LatentSize(spatial=8, temporal=4, channels=16)
@@ -64,14 +64,14 @@ def open_codec(
         return baselines.H264(name, _integer(name, rest, 0, 51), fps)
     if kind == "diffusers":
         return DiffusersCodec.open(name, seed)
-    if os.path.isdir(expand_home(name)) or is_published(name):
+    if os.path.isdir(local(name)) or is_published(name):
         return VaeCodec.open(name, step, dtype, mesh)
     raise InputError(f"codec {name!r}: no such name or folder; accepted: {NAMES}")
 
 
 def pixel_channels(name: str) -> int:
     """The pixel channels of a run, an export or a published VAE; 3, RGB, for any other codec."""
-    if name in ("identity", "linear") or not (os.path.isdir(expand_home(name)) or is_published(name)):
+    if name in ("identity", "linear") or not (os.path.isdir(local(name)) or is_published(name)):
         return 3
     return load.pixel_channels(name)
 
