@@ -1,10 +1,15 @@
 """Real servers of the protocols of gs:// and s3://, on this machine."""
 
 import contextlib
+import http.client
+import http.server
 import os
 import threading
 
 import pytest
+
+# Headers of one connection, which a proxy does not pass on.
+HOPS = {"connection", "content-length", "date", "host", "keep-alive", "server", "transfer-encoding"}
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +55,50 @@ def environment(**variables: str):
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def failing_every(count: int, url: str):
+    """The URL of an HTTP proxy in front of a server; it answers 503 to every `count`-th request."""
+    lock, requests = threading.Lock(), 0
+    host = url.removeprefix("http://")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self):
+            nonlocal requests
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with lock:
+                requests += 1
+                fails = requests % count == 0
+            if fails:
+                self.answer(503, [], b"try again")
+                return
+            connection = http.client.HTTPConnection(host)
+            kept = {k: v for k, v in self.headers.items() if k.lower() not in HOPS}
+            connection.request(self.command, self.path, body, kept)
+            response = connection.getresponse()
+            self.answer(response.status, response.getheaders(), response.read())
+            connection.close()
+
+        def answer(self, status, headers, body):
+            self.send_response(status)
+            for key, value in headers:
+                if key.lower() not in HOPS:
+                    self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    for method in ("GET", "PUT", "POST", "DELETE", "PATCH"):
+        setattr(Handler, f"do_{method}", Handler.forward)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{proxy.server_address[1]}"
+        finally:
+            proxy.shutdown()

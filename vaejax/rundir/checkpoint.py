@@ -321,7 +321,7 @@ def check_saves(workdir: str | os.PathLike) -> None:
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     try:
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(trial, args=ocp.args.StandardSave({"number": np.zeros(1)}))
+            checkpointer.save(trial / "0", args=ocp.args.StandardSave({"number": np.zeros(1)}))
     except Exception as error:  # of TensorStore, Orbax, gcsfs or s3fs
         raise InputError(
             f"--workdir={parent}: Orbax {ocp.__version__} cannot save checkpoints there ({one_line(error)});"

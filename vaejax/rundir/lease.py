@@ -60,7 +60,7 @@ class Lease:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         with self._lock:
-            if time.monotonic() - self._written < 1.0:
+            if time.monotonic() - self._written < min(1.0, self._beat / 2):
                 return
             try:
                 self._generation = self._write(self._generation)
@@ -77,7 +77,9 @@ class Lease:
         """Gives the lease up, if it is still this process's."""
         self._closed.set()
         with self._lock, contextlib.suppress(Exception):  # otherwise it becomes stale
-            self._bucket.blob(self._name).delete(if_generation_match=self._generation)
+            generation, holder = self._read()
+            if holder.get("token") == self.token:
+                self._bucket.blob(self._name).delete(if_generation_match=generation)
 
     def _take(self) -> int:
         """Creates the lease, or takes over one that is stale; returns its generation."""

@@ -4,6 +4,7 @@ Everything but a checkpoint is written and read in the mirror, as for a run on d
 folder of this process, so the bucket alone has the run: another machine continues it.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -68,11 +69,10 @@ class Mirror:
           InputError: if the store refuses.
         """
         with storage.answering(self.url, "--workdir"), self._lock:
-            while True:
-                try:
-                    return self._pull(folders, largest)
-                except FileNotFoundError:  # deleted since it was listed, as merged parts are
-                    continue
+            try:
+                return self._pull(folders, largest)
+            except FileNotFoundError:  # deleted since it was listed, as merged parts are
+                return self._pull(folders, largest)
 
     def _pull(self, folders: Sequence[str], largest: int) -> bool:
         root = self.url.partition("://")[2]
@@ -97,13 +97,12 @@ class Mirror:
     def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
         """The objects directly in the run's folder, or all in one of its folders, by relative path."""
         root = self.url.partition("://")[2]
-        if folder:
-            found = self._files.find(f"{root}/{folder}", detail=True)
-        else:
-            try:
+        found: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            if folder:
+                found = self._files.find(f"{root}/{folder}", detail=True)
+            else:
                 found = {info["name"]: info for info in self._files.ls(root, detail=True)}
-            except FileNotFoundError:
-                found = {}
         named = {path.removeprefix(f"{root}/"): info for path, info in found.items()}
         return {
             path: info
