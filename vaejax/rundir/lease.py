@@ -32,7 +32,7 @@ class Lease:
       url: gs://BUCKET/RUN.
       lost: called in a thread, with the reason, if another process has taken the lease over; default: ends
         this process with one line.
-      beat: seconds between two writes.
+      beat: seconds between two writes; 0: BEAT.
 
     Attributes:
       token: identifies this holder.
@@ -42,8 +42,8 @@ class Lease:
       InputError: if another process holds the lease, or the store refuses.
     """
 
-    def __init__(self, url: str, lost: Callable[[str], None] | None = None, beat: float = BEAT):
-        self._url, self._lost, self._beat = url, lost or _end, beat
+    def __init__(self, url: str, lost: Callable[[str], None] | None = None, beat: float = 0.0):
+        self._url, self._lost, self._beat = url, lost or _end, beat or BEAT
         self.token, self.writes = secrets.token_hex(8), 0
         self._closed, self._lock, self._written = threading.Event(), threading.Lock(), 0.0
         with storage.answering(url, "--workdir"):
