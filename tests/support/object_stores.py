@@ -58,8 +58,8 @@ def environment(**variables: str):
 
 
 @contextlib.contextmanager
-def failing_every(count: int, url: str):
-    """The URL of an HTTP proxy in front of a server; it answers 503 to every `count`-th request."""
+def failing_every(count: int, url: str, status: int = 503):
+    """The URL of an HTTP proxy in front of a server; it refuses every `count`-th request with `status`."""
     lock, requests = threading.Lock(), 0
     host = url.removeprefix("http://")
 
@@ -73,7 +73,7 @@ def failing_every(count: int, url: str):
                 requests += 1
                 fails = requests % count == 0
             if fails:
-                self.answer(503, [], b"try again")
+                self.answer(status, [], b"refused")
                 return
             connection = http.client.HTTPConnection(host)
             kept = {k: v for k, v in self.headers.items() if k.lower() not in HOPS}

@@ -68,7 +68,7 @@ class Mirror:
         Raises:
           InputError: if the store refuses.
         """
-        with storage.answering(self.url, "--workdir"), self._lock:
+        with storage.answering(self.url, "run"), self._lock:
             try:
                 return self._pull(folders, largest)
             except FileNotFoundError:  # deleted since it was listed, as merged parts are

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.support import object_stores
 from tests.support.object_stores import gcs  # noqa: F401 - a fixture
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.rundir.lease import Lease, holder_of
@@ -87,6 +88,18 @@ def test_only_one_of_many_takes_over(gcs, tmp_path):  # noqa: F811
     held[0].release()
 
 
-def test_a_missing_bucket_is_one_line(gcs):  # noqa: F811
+def test_a_refusal_is_one_line(gcs, monkeypatch):  # noqa: F811
     with pytest.raises(InputError, match=r"^--workdir = gs://nowhere/run: no such bucket [^\n]*$"):
-        Lease("gs://nowhere/run")
+        take("gs://nowhere/run")
+    with object_stores.failing_every(1, os.environ["STORAGE_EMULATOR_HOST"], status=403) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy)
+        with pytest.raises(InputError, match=r"^--workdir = gs://made/run: permission denied [^\n]*$"):
+            take("gs://made/run")
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # otherwise the library asks whether this is Google's machine
+    monkeypatch.setenv("CLOUDSDK_CONFIG", "/nonexistent")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    with pytest.raises(
+        InputError, match=r"^--workdir = gs://made/run: no credentials found; accepted: gcloud "
+    ):
+        take("gs://made/run")
