@@ -14,6 +14,7 @@ from vaejax.errors import (
     FAILED,
     INPUT_ERROR,
     INTERRUPTED,
+    STORE_ERRORS,
     InputError,
     TrainingFailed,
     one_line,
@@ -139,7 +140,7 @@ def writing(name: str, flag: str = "--out") -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_disk_errors(workdir: str) -> Iterator[None]:
-    """A context that turns errors of a full, read-only or failing disk into a TrainingFailed.
+    """A context that turns errors of a full, read-only or failing disk or bucket into a TrainingFailed.
 
     The message names `workdir`, the folder of the run.
     """
@@ -147,15 +148,28 @@ def naming_disk_errors(workdir: str) -> Iterator[None]:
         yield
     except (InputError, TrainingFailed):
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # gcsfs and TensorStore raise many types
         text = with_causes(error)
-        for number in DISK_ERRORS:
-            if os.strerror(number) in text:
-                raise TrainingFailed(
-                    f"--workdir={workdir}: {os.strerror(number)}; correct this, then run the same command to"
-                    " continue from the last complete checkpoint"
-                ) from error
-        raise
+        reasons = [os.strerror(number) for number in DISK_ERRORS if os.strerror(number) in text]
+        if "://" in workdir and _of_store(error, text):
+            reasons.append(one_line(error))
+        if not reasons:
+            raise
+        raise TrainingFailed(
+            f"--workdir={workdir}: {reasons[0]}; correct this, then run the same command to continue from the"
+            " last complete checkpoint"
+        ) from error
+
+
+def _of_store(error: BaseException | None, text: str) -> bool:
+    """Whether an error, or one of those that led to it, is of a bucket; `text` has all their messages."""
+    if any(status in text for status in STORE_ERRORS):
+        return True
+    while error is not None:
+        if type(error).__module__.split(".")[0] in ("aiohttp", "gcsfs", "google", "requests"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def at_least(smallest: float, kind: type = int) -> Callable[[str], float]:

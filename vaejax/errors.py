@@ -6,6 +6,14 @@ FAILED, INPUT_ERROR, INTERRUPTED = 1, 2, 130
 STOPPED = 75  # EX_TEMPFAIL: a signal stopped the run; the same command continues it
 # Errors of a full, read-only or failing disk, not of the files on it.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
+# In messages of TensorStore, if a bucket does not answer or refuses.
+STORE_ERRORS = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "RESOURCE_EXHAUSTED",
+)
 
 
 class InputError(ValueError):

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from vaejax.errors import DISK_ERRORS, InputError, one_line, with_causes
+from vaejax.errors import DISK_ERRORS, STORE_ERRORS, InputError, one_line, with_causes
 from vaejax.runtime import storage
 
 # Orbax's file of each item that is JSON; all other items are trees of arrays.
@@ -37,14 +37,6 @@ _PASSING = (
     errno.ENFILE,
     errno.ENOMEM,
     errno.ETIMEDOUT,
-)
-# Of TensorStore, for stores that do not answer or refuse.
-_UNANSWERED = (
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "RESOURCE_EXHAUSTED",
 )
 
 
@@ -206,7 +198,7 @@ def _disk_failed(error: Exception) -> bool:
     text = with_causes(error)
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
         return error.errno in (None, *_PASSING)  # gcsfs gives no numbers
-    if isinstance(error, MemoryError) or any(status in text for status in _UNANSWERED):
+    if isinstance(error, MemoryError) or any(status in text for status in STORE_ERRORS):
         return True
     return any(os.strerror(number) in text for number in _PASSING)
 

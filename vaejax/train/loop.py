@@ -220,6 +220,7 @@ class Run:
                     return Outcome.STOPPED
                 elif guard.must_roll_back:
                     guard.roll_back(step + 1, self.checkpoints.latest_on_all_hosts() or 0, positions)
+                    self.folder.upload()  # another machine that continues the run must know
                     back = guard.restart_step
                     report.say(f"step {step + 1}: rolled back to step {back}; continuing with new samples")
                     return Outcome.ROLLED_BACK
