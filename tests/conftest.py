@@ -22,6 +22,7 @@ import jaxtyping
 import pytest
 
 import tests.support.signatures
+from tests.support.object_stores import gcs, s3  # noqa: F401 - fixtures, of one server each for all modules
 
 # Checks the shapes and dtypes of signatures whenever a function is traced or called. Tests take a sixth
 # longer, so only some suites of .ci/run ask for it. The hook must precede vaejax's import.

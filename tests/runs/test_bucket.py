@@ -14,7 +14,6 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.support import media_files, processes
-from tests.support.object_stores import gcs  # noqa: F401 - a fixture
 from vaejax.rundir import mirror
 from vaejax.rundir.mirror import Mirror
 from vaejax.runtime import storage
@@ -80,7 +79,7 @@ def logged(process):
     return max(map(int, steps), default=0)
 
 
-def test_a_killed_run_in_a_bucket_is_that_on_disk(gcs, tmp_path, monkeypatch):  # noqa: F811
+def test_a_killed_run_in_a_bucket_is_that_on_disk(gcs, tmp_path, monkeypatch):
     photos, url = tmp_path / "photos", f"{gcs}/killed-run"
     photos.mkdir()
     media_files.write_photos(photos, 40, 64)

@@ -77,9 +77,9 @@ class Lease:
         """Gives the lease up, if it is still this process's."""
         self._closed.set()
         with self._lock, contextlib.suppress(Exception):  # otherwise it becomes stale
-            generation, holder = self._read()
-            if holder.get("token") == self.token:
-                self._bucket.blob(self._name).delete(if_generation_match=generation)
+            blob = self._bucket.blob(self._name)
+            if json.loads(blob.download_as_bytes(retry=None)).get("token") == self.token:
+                blob.delete(if_generation_match=blob.generation, retry=None)
 
     def _take(self) -> int:
         """Creates the lease, or takes over one that is stale; returns its generation."""

@@ -20,7 +20,7 @@ class Uploads:
 
     def __init__(self, mirror: Mirror, lease: Lease | None):
         self._mirror, self._lease, self._began = mirror, lease, time.monotonic()
-        self._closed, self._warned = threading.Event(), False
+        self._closed, self._warned, self._failed = threading.Event(), False, False
         threading.Thread(target=self._push_often, daemon=True, name="uploads").start()
 
     def flush(self) -> None:
@@ -29,13 +29,17 @@ class Uploads:
         Raises:
           TrainingFailed: if it is not, or the store refuses.
         """
-        if self._lease:
-            self._lease.check()
         try:
+            if self._lease:
+                self._lease.check()
             self._mirror.push()
-        except OSError as error:
+        except Exception as error:  # of the store: the lease's errors have many types
+            self._failed = True
+            if isinstance(error, TrainingFailed):
+                raise
             raise TrainingFailed(
-                f"{one_line(error)}; then run the same command to continue from the last complete checkpoint"
+                f"--workdir={self._mirror.url}: {one_line(error)}; run the same command to continue from the"
+                " last complete checkpoint"
             ) from error
 
     def restart(self, step: int) -> None:
@@ -45,10 +49,11 @@ class Uploads:
     def close(self) -> None:
         """Uploads the rest, releases the lease, and prints how many objects were written."""
         self._closed.set()
-        try:
-            self.flush()
-        except TrainingFailed as error:  # the run may be failing for the same reason
-            print(f"warning: {error}", file=sys.stderr)
+        if not self._failed:  # otherwise the run ends for that reason
+            try:
+                self.flush()
+            except TrainingFailed as error:
+                print(f"warning: {error}", file=sys.stderr)
         objects, minutes = self._mirror.writes, (time.monotonic() - self._began) / 60
         leases = ""
         if self._lease:

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from tests.support import media_files
-from tests.support.object_stores import gcs, s3  # noqa: F401 - fixtures
 from vaejax.config.schema import defaults
 from vaejax.data import pipeline, prepare
 from vaejax.data.bucket import Bucket

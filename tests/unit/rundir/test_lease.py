@@ -9,7 +9,6 @@ import time
 import pytest
 
 from tests.support import object_stores
-from tests.support.object_stores import gcs  # noqa: F401 - a fixture
 from vaejax.errors import InputError, TrainingFailed
 from vaejax.rundir.lease import Lease, holder_of
 from vaejax.runtime import storage
@@ -27,7 +26,7 @@ def dies(lease):
     lease._closed.set()
 
 
-def test_a_second_process_is_refused_while_the_first_lives(gcs, tmp_path):  # noqa: F811
+def test_a_second_process_is_refused_while_the_first_lives(gcs, tmp_path):
     url = f"{gcs}/{tmp_path.name}"
     first = take(url)
     expected = f"--workdir={url}: process {os.getpid()} on {socket.gethostname()} trains there; "
@@ -43,7 +42,7 @@ def test_a_second_process_is_refused_while_the_first_lives(gcs, tmp_path):  # no
     second.release()
 
 
-def test_the_lease_of_a_dead_process_is_taken_over_and_its_ghost_stops(gcs, tmp_path, capsys):  # noqa: F811
+def test_the_lease_of_a_dead_process_is_taken_over_and_its_ghost_stops(gcs, tmp_path, capsys):
     url, lost = f"{gcs}/{tmp_path.name}", []
     dead = take(url, lost.append)
     dies(dead)
@@ -59,7 +58,7 @@ def test_the_lease_of_a_dead_process_is_taken_over_and_its_ghost_stops(gcs, tmp_
     second.release()
 
 
-def test_a_process_whose_lease_is_taken_is_told_within_a_beat(gcs, tmp_path):  # noqa: F811
+def test_a_process_whose_lease_is_taken_is_told_within_a_beat(gcs, tmp_path):
     url, lost, told = f"{gcs}/{tmp_path.name}", [], threading.Event()
     lease = take(url, lambda reason: (lost.append(reason), told.set()))
     storage.file_system(url).pipe_file(f"{url}/.lease", b'{"token": "other", "pid": 7, "host": "there"}')
@@ -69,7 +68,7 @@ def test_a_process_whose_lease_is_taken_is_told_within_a_beat(gcs, tmp_path):  #
     assert holder_of(url) == "other"
 
 
-def test_only_one_of_many_takes_over(gcs, tmp_path):  # noqa: F811
+def test_only_one_of_many_takes_over(gcs, tmp_path):
     url, held, refused = f"{gcs}/{tmp_path.name}", [], []
     dies(take(url))
 
@@ -88,7 +87,7 @@ def test_only_one_of_many_takes_over(gcs, tmp_path):  # noqa: F811
     held[0].release()
 
 
-def test_a_refusal_is_one_line(gcs, monkeypatch):  # noqa: F811
+def test_a_refusal_is_one_line(gcs, monkeypatch):
     with pytest.raises(InputError, match=r"^--workdir = gs://nowhere/run: no such bucket [^\n]*$"):
         take("gs://nowhere/run")
     with object_stores.failing_every(1, os.environ["STORAGE_EMULATOR_HOST"], status=403) as proxy:

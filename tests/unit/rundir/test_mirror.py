@@ -13,7 +13,6 @@ import pytest
 import vaejax
 from tests.support import object_stores, processes, saved_run
 from tests.support.models import SMALL, randomized
-from tests.support.object_stores import gcs, s3  # noqa: F401 - fixtures
 from vaejax.codec.__main__ import main as codec
 from vaejax.codec.load import fingerprint
 from vaejax.configs import demo
@@ -31,7 +30,7 @@ def objects(url):
     return {entry.path for entry in storage.walk(url, "a test")}
 
 
-def test_metrics_are_those_of_a_run_on_disk_whatever_is_killed(gcs, tmp_path, monkeypatch):  # noqa: F811
+def test_metrics_are_those_of_a_run_on_disk_whatever_is_killed(gcs, tmp_path, monkeypatch):
     """Sessions of random length; each starts at a checkpoint, before which everything was uploaded."""
     monkeypatch.setattr(mirror, "PARTS", 3)
     url, rng, saved, on_disk = f"{gcs}/{tmp_path.name}", random.Random(3), 0, tmp_path / "metrics.jsonl"
@@ -59,7 +58,7 @@ def test_metrics_are_those_of_a_run_on_disk_whatever_is_killed(gcs, tmp_path, mo
     assert len(steps) > 10 and steps == sorted(2 * list(set(steps)))
 
 
-def test_only_what_changed_is_written_and_not_too_often(gcs, tmp_path):  # noqa: F811
+def test_only_what_changed_is_written_and_not_too_often(gcs, tmp_path):
     url = f"{gcs}/{tmp_path.name}"
     files = Mirror(url)
     (files.path / "panels" / "4").mkdir(parents=True)
@@ -81,7 +80,7 @@ def test_only_what_changed_is_written_and_not_too_often(gcs, tmp_path):  # noqa:
     assert other.writes == 0  # it has nothing new
 
 
-def test_a_reader_skips_large_files_and_names_a_url_without_a_run(gcs, tmp_path, monkeypatch):  # noqa: F811
+def test_a_reader_skips_large_files_and_names_a_url_without_a_run(gcs, tmp_path, monkeypatch):
     url = f"{gcs}/{tmp_path.name}"
     monkeypatch.setattr(mirror, "SMALL", 10)
     for name, content in (("config.json", b"{" + b" " * 20 + b"}"), ("init/a", b"1"), ("init/b", b"1" * 11)):
@@ -95,7 +94,7 @@ def test_a_reader_skips_large_files_and_names_a_url_without_a_run(gcs, tmp_path,
 
 
 @pytest.fixture(scope="module")
-def run(gcs):  # noqa: F811
+def run(gcs):
     """A run in a bucket with two checkpoints, of which one was damaged and one never completed since."""
     url = f"{gcs}/run"
     files, config = Mirror(url), demo.get_config("tiny")
@@ -144,7 +143,7 @@ def test_the_remains_of_a_killed_save_are_removed_and_damage_is_moved(run, capsy
     assert {path.split("/")[0] for path in objects(f"{run}/damaged")} == {"7"}
 
 
-def test_orbax_refuses_s3_in_one_line(s3):  # noqa: F811
+def test_orbax_refuses_s3_in_one_line(s3):
     """If this fails, Orbax accepts s3://, and docs/scaling.md should say so."""
     files = Mirror(f"{s3}/run")
     with pytest.raises(InputError, match=rf"^--workdir={s3}/run: Orbax [^\n]*; accepted: gs://BUCKET/RUN"):
@@ -152,7 +151,7 @@ def test_orbax_refuses_s3_in_one_line(s3):  # noqa: F811
     assert not objects(f"{s3}/run")
 
 
-def test_a_trial_save_leaves_nothing(gcs, tmp_path):  # noqa: F811
+def test_a_trial_save_leaves_nothing(gcs, tmp_path):
     url = f"{gcs}/{tmp_path.name}"
     files = Mirror(url)
     checkpoint.check_saves(files.path)
@@ -188,7 +187,7 @@ lease.release()
 """
 
 
-def test_a_store_that_fails_one_request_in_twenty_loses_nothing(gcs, tmp_path):  # noqa: F811
+def test_a_store_that_fails_one_request_in_twenty_loses_nothing(gcs, tmp_path):
     url = f"{gcs}/{tmp_path.name}"
     with object_stores.failing_every(20, os.environ["STORAGE_EMULATOR_HOST"]) as proxy:
         changes = {"STORAGE_EMULATOR_HOST": proxy, "TENSORSTORE_GCS_HTTP_URL": proxy}
