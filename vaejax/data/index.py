@@ -12,8 +12,6 @@ content. Deleted files are dropped.
 """
 
 import argparse
-import hashlib
-import io
 import os
 import shlex
 import sys
@@ -22,54 +20,18 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vaejax import cli
 from vaejax.config.schema import DataConfig
-from vaejax.data import cuts, media
+from vaejax.data import cuts, index_file, index_row, media, order
+from vaejax.data.index_file import INDEX_FILE, SCHEMA
 from vaejax.data.kinds.collection import Collection, Folder
 from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, seams, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
-from vaejax.runtime import cache, storage
+from vaejax.runtime import storage
 
-INDEX_FILE = ".vaejax-index.parquet"
-# Unreadable files have only path, kind, size, mtime_ns, error and reader; their other columns are null.
-# Increase the version in the metadata if the columns or the scan change: `_load` converts or drops others.
-SCHEMA = pa.schema(
-    {
-        "path": pa.string(),  # relative to the folder, with forward slashes; unique
-        "kind": pa.string(),  # 'image' | 'video'
-        "width": pa.int32(),  # as displayed: after rotation, in square pixels
-        "height": pa.int32(),
-        "frames": pa.int32(),  # number of decodable frames
-        "fps": pa.float64(),  # mean; null for images
-        "duration": pa.float64(),  # seconds; 0 for images
-        "rotation": pa.int32(),  # degrees clockwise from the coded to the displayed picture
-        "codec": pa.string(),
-        "bits_per_pixel": pa.float64(),  # file size in bits, divided by displayed pixels and by frames
-        "quality": pa.int32(),  # estimated JPEG quality, 1 to 100; null for other formats
-        "hdr": pa.bool_(),  # whether the file is HDR; it is read as SDR
-        "size": pa.int64(),  # bytes
-        "mtime_ns": pa.int64(),
-        "error": pa.string(),  # the reason in one line; null for readable files
-        "reader": pa.string(),  # the versions of the decoders; null if `error` is not about the content
-        "scan": pa.string(),  # how the file was read: 'full' | 'headers'; null if the collection knows it
-        # Times of the first frame after each cut, in seconds after the first frame; null if not looked for.
-        "cuts": pa.list_(pa.field("element", pa.float64())),
-        # Only for a file within a file, such as a member of a tar:
-        "name": pa.string(),  # its path without the shard's, which orders samples; null if it is `path`
-        "shard": pa.string(),  # path of the file that holds it
-        "position": pa.int64(),  # its first byte, or its row
-        "length": pa.int64(),  # bytes, also of an object in a bucket
-        "labels": pa.string(),  # JSON object of columns that do not describe the file's content, or null
-    },
-    metadata={"vaejax.index": "4"},
-)
-# The columns that earlier versions lack.
-_LATER = ("scan", "cuts", "name", "shard", "position", "length", "labels")
-_LATER_COLUMNS = {"2": ("reader", *_LATER), "3": _LATER}
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 
 
@@ -103,28 +65,27 @@ def load_or_build(
     """
     collection = place if isinstance(place, Collection) else Folder(storage.located(place))
     collection.check(name)
-    places = [out] if out else _places(collection)
-    stored = [table for table in map(_load, places) if table is not None]
-    known: dict[tuple, dict] = {}
-    for entry in (entry for table in reversed(stored) for entry in table.to_pylist()):
-        if _suffices(entry, scan, with_cuts) or _identity(entry) not in known:
-            known[_identity(entry)] = entry
+    places = [out] if out else index_file.places(collection)
+    stored = [table for table in map(index_file.load, places) if table is not None]
+    earlier = (row for table in reversed(stored) for row in table.to_pylist())
+    known = index_row.known(earlier, scan, with_cuts)
     others: Counter[str] = Counter()
     files = sorted(collection.files(name, known.values(), others), key=lambda file: file["path"])
     if not files:
-        reasons = ["no photos or clips in it", *media.passed_over(others)]
-        raise InputError(
-            f"{name} = {collection.location}: {'; '.join(reasons)}; accepted: {collection.NEEDED}"
-        )
-    entries = {file["path"]: _described(file, known.get(_identity(file))) for file in files}
-    unknown = [file for file in files if not _suffices(entries[file["path"]], scan, with_cuts)]
+        raise nothing_found(collection, name, others)
+    rows = {file["path"]: index_row.described(file, known.get(index_row.identity(file))) for file in files}
+    unknown = [file for file in files if not index_row.suffices(rows[file["path"]], scan, with_cuts)]
     try:
-        for entry in probe_files(collection, unknown, workers, progress, scan, with_cuts):
-            entries[entry["path"]] = entry
+        for row in probe_files(collection, unknown, workers, progress, scan, with_cuts):
+            rows[row["path"]] = row
     finally:  # an interrupted scan saves its results, and the next one continues from them
-        table = pa.Table.from_pylist([entry for entry in entries.values() if entry], SCHEMA)
+        # A tar is listed anew only if none of its rows are known, so all of them are stored.
+        unread = [index_row.unread(file) for file in files if not rows[file["path"]] and file.get("shard")]
+        table = pa.Table.from_pylist([*filter(None, rows.values()), *unread], SCHEMA)
+        table = order.ordered(table)
         if not any(table.equals(other) for other in stored):
             _save(table, places)
+    table = table.sort_by("path")
     if progress:
         print("\n".join([summary(collection.location, table), *media.passed_over(others)]), file=sys.stderr)
     return table
@@ -154,57 +115,10 @@ def duration_of(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _described(file: dict, known: dict | None) -> dict | None:
-    """The row of a file: what its collection knows about it, or else an earlier index; None if unknown."""
-    if file.get("width") or file.get("error"):
-        return {"error": None, "reader": media.reader(), "scan": "full", "cuts": None} | file
-    return known and known | file
-
-
-def _identity(entry: dict) -> tuple:
-    return entry["path"], entry["size"], entry["mtime_ns"]
-
-
-def _suffices(entry: dict | None, scan: str, with_cuts: bool) -> bool:
-    """Whether an entry of an earlier scan, or None, holds what a scan would find."""
-    if entry is None:
-        return False
-    if entry["error"]:
-        return entry["reader"] == media.reader()
-    if with_cuts and entry["kind"] == "video" and entry["cuts"] is None:
-        return False
-    return entry["scan"] in ("full", scan)
-
-
-# Storage of the index ---------------------------------------------------------------------------------------
-
-
-def _places(collection: Collection) -> list[str]:
-    """The files in which the index of a collection may be stored: in its folder, and in the cache."""
-    folder, variant = collection.location, collection.variant
-    real = folder if storage.is_url(folder) else os.path.realpath(folder)
-    name = hashlib.sha256(os.fsencode(real) + variant.encode()).hexdigest()[:32]
-    of_folder, ending = os.path.splitext(INDEX_FILE)
-    beside = storage.join(folder, f"{of_folder}{variant and '-'}{variant}{ending}")
-    return [beside] * collection.is_folder + [str(cache.folder() / "index" / f"{name}.parquet")]
-
-
-def _load(path: str) -> pa.Table | None:
-    """The table in a file; None if it is missing, damaged or has a different version."""
-    if not storage.is_url(path) and not os.path.isfile(path):  # a named pipe would wait for a writer
-        return None
-    try:
-        table = pq.read_table(io.BytesIO(storage.read(path)), page_checksum_verification=True)
-        table.validate(full=True)
-    except (OSError, pa.ArrowException):
-        return None
-    for version, later in _LATER_COLUMNS.items():
-        earlier = pa.schema([field for field in SCHEMA if field.name not in later], {"vaejax.index": version})
-        if table.schema.equals(earlier, check_metadata=True):
-            rows = [row | {"scan": None if row["error"] else "full"} for row in table.to_pylist()]
-            table = pa.Table.from_pylist(rows, SCHEMA)
-            break
-    return table if table.schema.equals(SCHEMA, check_metadata=True) else None
+def nothing_found(collection: Collection, name: str, others: Counter[str]) -> InputError:
+    """The error that a collection has no photos or clips; see `Collection.files` for the arguments."""
+    reasons = ["no photos or clips in it", *media.passed_over(others)]
+    return InputError(f"{name} = {collection.location}: {'; '.join(reasons)}; accepted: {collection.NEEDED}")
 
 
 def _save(table: pa.Table, places: list[str]) -> None:
@@ -212,8 +126,7 @@ def _save(table: pa.Table, places: list[str]) -> None:
     reason = OSError()
     for place in places:
         try:
-            with storage.new_file(place) as file:
-                pq.write_table(table, file, write_page_checksum=True)
+            index_file.save(table, place)
             return
         except OSError as error:
             reason = error

@@ -73,7 +73,7 @@ def test_mutated_media_give_a_sample_or_a_reason(tmp_path):
     intact, draw = samples(tmp_path), random.Random(seed)
     assert len(intact) > 15
     worker, outcomes, end = (
-        scan._Worker(),
+        scan.Decoder(),
         {"read": 0, "refused": 0, "crashed": 0},
         time.monotonic() + seconds,
     )

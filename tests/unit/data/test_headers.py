@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.support import media_files
 from vaejax.config.schema import DataConfig
-from vaejax.data import index, media
+from vaejax.data import index, index_file, media
 from vaejax.data.bucket import Bucket
 from vaejax.data.kinds import demo
 from vaejax.data.sampler import Sampler
@@ -150,7 +150,7 @@ def test_a_wrong_length_costs_samples_and_not_the_run(tmp_path, monkeypatch, fra
     table = index.load_or_build(tmp_path, 1, False, scan="headers")
     rows = table.to_pylist()
     rows[0] |= {"frames": frames, "duration": duration}
-    index._save(table.from_pylist(rows, table.schema), [str(tmp_path / index.INDEX_FILE)])
+    index_file.save(table.from_pylist(rows, table.schema), str(tmp_path / index.INDEX_FILE))
     sampler = Sampler(open_sources(data), Bucket(9, 64, 96, 1), "train", data)
     samples = [sampler[i] for i in range(20)]
     assert {sample.frames.shape for sample in samples} == {(9, 64, 96, 3)}

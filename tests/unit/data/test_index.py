@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.support import media_files
-from vaejax.data import clip, index, media, scan
+from vaejax.data import clip, index, index_file, media, order, scan
 from vaejax.data.kinds.collection import Folder
 from vaejax.errors import InputError
 from vaejax.runtime import cache as caches
@@ -89,7 +89,7 @@ def test_paths_are_relative_and_posix_and_the_table_is_kept(folder):
         "photo.webp",
         "text.mp4",
     ]
-    assert table.equals(pq.read_table(folder / index.INDEX_FILE))
+    assert order.ordered(table).equals(pq.read_table(folder / index.INDEX_FILE))
     assert table.schema.equals(index.SCHEMA)
 
 
@@ -219,7 +219,7 @@ def test_an_interrupted_scan_continues_where_it_stopped(folder, probed, monkeypa
 
 
 def test_a_decoder_that_crashes_costs_one_file(folder, monkeypatch):
-    start = scan._Worker._start
+    start = scan.Decoder._start
 
     def deadly(worker):
         """The process dies at text.mp4, as in a decoder."""
@@ -235,11 +235,11 @@ def test_a_decoder_that_crashes_costs_one_file(folder, monkeypatch):
         monkeypatch.setattr(process.stdin, "write", write, raising=False)
         return process
 
-    monkeypatch.setattr(scan._Worker, "_start", deadly)
+    monkeypatch.setattr(scan.Decoder, "_start", deadly)
     rows = build(folder)
     assert rows["text.mp4"]["error"] == "the decoder crashed (signal 9)"
     assert sum(row["error"] is None for row in rows.values()) == 3
-    monkeypatch.setattr(scan._Worker, "_start", start)
+    monkeypatch.setattr(scan.Decoder, "_start", start)
     assert build(folder)["text.mp4"]["error"] == "Invalid data found when processing input"
 
 
@@ -310,7 +310,7 @@ def test_damage_is_remembered_until_the_decoders_change(folder, probed):
     probed.clear()
     build(folder)
     assert probed == []
-    stored_as(folder, "4", lambda row: row | {"reader": "vaejax 0.0.1, PyAV 9.0.0"})
+    stored_as(folder, "5", lambda row: row | {"reader": "vaejax 0.0.1, PyAV 9.0.0"})
     second = build(folder)
     assert probed == ["text.mp4"] and second["text.mp4"] == first["text.mp4"]
 
@@ -382,7 +382,7 @@ def test_a_better_index_in_the_cache_replaces_that_of_a_folder_that_cannot_be_wr
     build(folder, scan="headers")
     stored = (folder / index.INDEX_FILE).read_bytes()
     full = build(folder)
-    shutil.copy(folder / index.INDEX_FILE, made_folder(index._places(Folder(str(folder)))[-1]))
+    shutil.copy(folder / index.INDEX_FILE, made_folder(index_file.places(Folder(str(folder)))[-1]))
     (folder / index.INDEX_FILE).write_bytes(stored)
     probed.clear()
     assert build(folder) == full and probed == []

@@ -18,7 +18,7 @@ class Shards(Collection):
 
     NEEDED = "a folder made by python -m vaejax.data.prepare --media=FOLDER --out=DIR"
 
-    def files(self, name, known, others):  # noqa: D102
+    def rows(self, entry, name, others):  # noqa: D102
         raise NotImplementedError("the shards have an index")
 
     def packed(self, name: str, with_cuts: bool = False) -> pa.Table:

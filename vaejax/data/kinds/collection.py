@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from vaejax.data import media
 from vaejax.errors import InputError
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Content, Part
+from vaejax.runtime.storage import Content, Entry, Part
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Collection(abc.ABC):
 
     location: str
     NEEDED: ClassVar[str] = "a folder with photos or clips"  # for error messages
+    AT_ONCE: ClassVar[int] = 1  # number of entries whose rows a worker of a cluster lists at a time
 
     is_folder: ClassVar[bool] = True  # whether `location` is a folder, in which an index can be stored
 
@@ -45,22 +46,46 @@ class Collection(abc.ABC):
         if not storage.is_folder(self.location, name):
             raise InputError(f"{name} = {self.location}: no such folder; accepted: {self.NEEDED}")
 
-    @abc.abstractmethod
-    def files(
-        self, name: str, known: Iterable[Mapping[str, Any]], others: Counter[str]
-    ) -> Iterator[dict[str, Any]]:
-        """Lists the photos and clips, without reading them.
+    def entries(self, name: str, others: Counter[str]) -> Iterator[Entry]:
+        """Lists the files that are, or hold, the photos and clips: one by one, without reading them.
 
         Args:
           name: setting or argument that named the collection, for error messages.
-          known: rows of an earlier index, from which unchanged files can be taken.
           others: counts the files of other kinds by their endings.
+        """
+        for entry in storage.walk(self.location, name):
+            if self.takes(entry.path):
+                yield entry
+            else:
+                others[os.path.splitext(entry.path)[1].lower()] += 1
+
+    def takes(self, path: str) -> bool:
+        """Whether a file, by its name, is or holds photos or clips."""
+        return media.kind_of(path) is not None
+
+    @abc.abstractmethod
+    def rows(self, entry: Entry, name: str, others: Counter[str]) -> Iterator[dict[str, Any]]:
+        """Lists the photos and clips in one of `entries`, which has the same arguments.
 
         Yields:
           Dictionaries with the columns path, kind, size and mtime_ns of an index; with shard, position and
           length for a file within a file; with labels if the collection has columns of its own; with error
           for what cannot be listed.
         """
+
+    def files(
+        self, name: str, known: Iterable[Mapping[str, Any]], others: Counter[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Lists the photos and clips of all entries.
+
+        Args:
+          name: setting or argument that named the collection, for error messages.
+          known: rows of an earlier index, from which the files in unchanged entries are taken.
+          others: counts the files of other kinds by their endings.
+        """
+        earlier = _by_shard(known)
+        for entry in self.entries(name, others):
+            yield from earlier.get((entry.path, entry.version)) or self.rows(entry, name, others)
 
     def content(self, path: str, shard: str, position: int, length: int) -> Content:
         """The content of a file: its path, its bytes, or a part of a file.
@@ -75,8 +100,14 @@ class Collection(abc.ABC):
             return Part(shard, position, length)
         return Part(path, 0, length) if storage.is_url(path) else path
 
+    def content_of(self, row: Mapping[str, Any]) -> Content:
+        """The content of the file in a row of the index."""
+        path, shard = (storage.join(self.root, row.get(key) or "") for key in ("path", "shard"))
+        position, length = (row.get(key) or 0 for key in ("position", "length"))
+        return self.content(path, shard if row.get("shard") else "", position, length)
 
-def by_shard(known: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+
+def _by_shard(known: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
     """The rows of an earlier index by shard and version, except those of shards that were damaged."""
     rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     damaged = set()
@@ -91,9 +122,8 @@ def by_shard(known: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[d
 class Folder(Collection):
     """A folder tree of photos and clips, on disk or in a bucket; hidden files are left out."""
 
-    def files(self, name, known, others):  # noqa: D102
-        for path, size, version in storage.walk(self.location, name):
-            if kind := media.kind_of(path):
-                yield {"path": path, "kind": kind, "size": size, "mtime_ns": version, "length": size}
-            else:
-                others[os.path.splitext(path)[1].lower()] += 1
+    AT_ONCE = 10_000
+
+    def rows(self, entry, name, others):  # noqa: D102
+        path, size, version = entry
+        yield {"path": path, "kind": media.kind_of(path), "size": size, "mtime_ns": version, "length": size}

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from vaejax.data import media
 from vaejax.data.crop import Unreadable
-from vaejax.data.kinds.collection import Collection, by_shard
+from vaejax.data.kinds.collection import Collection
 from vaejax.errors import InputError, one_line
-from vaejax.runtime.storage import Content
+from vaejax.runtime.storage import Content, Entry
 
 SCHEME = "hf://"
 _KINDS = {"Image": "image", "Video": "video"}  # features of datasets
@@ -60,14 +60,16 @@ class HuggingFaceRows(Collection):
     def _rows(self) -> tuple[Any, dict[str, str]]:
         return _opened(self._name, self.config, self.split, self.column)
 
-    def files(self, name, known, others):  # noqa: D102
-        rows, found = self._rows()
-        ((column, kind),) = found.items()
+    def entries(self, name, others):  # noqa: D102
+        rows, _ = self._rows()
         # The library's files have names that change with their content.
         version = zlib.crc32(json.dumps([len(rows), rows.cache_files]).encode())
-        if earlier := by_shard(known).get((self.split, version)):
-            yield from earlier
-            return
+        yield Entry(self.split, len(rows), version)
+
+    def rows(self, entry, name, others):
+        """The rows of the split that have media."""
+        rows, found = self._rows()
+        ((column, kind),) = found.items()
         scalars = [name for name, feature in rows.features.items() if type(feature).__name__ in _SCALARS]
         described = rows.select_columns([column, *scalars])
         for number, row in enumerate(described):
@@ -80,7 +82,7 @@ class HuggingFaceRows(Collection):
                 "name": inner or f"{self.split}/{number}",
                 "kind": kind or media.kind_of(inner) or "image",
                 "size": len(value.get("bytes") or b""),
-                "mtime_ns": version,
+                "mtime_ns": entry.version,
                 "shard": self.split,
                 "position": number,
                 "length": 0,

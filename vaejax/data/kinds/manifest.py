@@ -19,7 +19,7 @@ from vaejax.data import media
 from vaejax.data.kinds.collection import Collection
 from vaejax.errors import InputError, one_line
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Part
+from vaejax.runtime.storage import Entry, Part
 
 PATH = "path"
 _READERS = {
@@ -48,7 +48,11 @@ class Manifest(Collection):
         if not storage.is_url(self.location) and not os.path.isfile(self.location):
             raise InputError(f"{name} = {self.location}: no such file; accepted: {self.NEEDED}")
 
-    def files(self, name, known, others):  # noqa: D102
+    def entries(self, name, others):  # noqa: D102
+        yield Entry(self.location, 0, 0)
+
+    def rows(self, entry, name, others):
+        """The files that the table lists."""
         for row in self._table(name).to_pylist():
             path = row.pop(PATH)
             kind = media.kind_of(path or "")

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from vaejax.data import media
 from vaejax.data.crop import Unreadable
-from vaejax.data.kinds.collection import Collection, by_shard
+from vaejax.data.kinds.collection import Collection
 from vaejax.errors import InputError, one_line
 from vaejax.files import atomic_file
 from vaejax.runtime import cache, storage
@@ -50,18 +49,12 @@ class ParquetFiles(Collection):
     def variant(self) -> str:  # noqa: D102
         return f"parquet{self.column and '-'}{self.column}"
 
-    def files(self, name, known, others):  # noqa: D102
-        earlier = by_shard(known)
-        for path, size, version in storage.walk(self.location, name):
-            if not path.endswith(EXTENSION):
-                others[os.path.splitext(path)[1].lower()] += 1
-            elif rows := earlier.get((path, version)):
-                yield from rows
-            else:
-                yield from self._rows(path, size, version, name)
+    def takes(self, path):  # noqa: D102
+        return path.endswith(EXTENSION)
 
-    def _rows(self, path: str, size: int, version: int, name: str) -> Iterator[dict[str, Any]]:
+    def rows(self, entry, name, others):
         """The rows of a file that have media."""
+        path, size, version = entry
         place = storage.join(self.location, path)
         try:
             file = pq.ParquetFile(Part(place, 0, size).open())

@@ -7,12 +7,12 @@ sample share their name up to the first dot; the columns of its .json, and its .
 import json
 import os
 import tarfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from vaejax.data import media
-from vaejax.data.kinds.collection import Collection, by_shard
+from vaejax.data.kinds.collection import Collection
 from vaejax.errors import one_line
 from vaejax.runtime import storage
 from vaejax.runtime.storage import Part
@@ -31,18 +31,12 @@ class Tars(Collection):
     def variant(self) -> str:  # noqa: D102
         return "webdataset"
 
-    def files(self, name, known, others):  # noqa: D102
-        earlier = by_shard(known)
-        for path, size, version in storage.walk(self.location, name):
-            if not path.endswith(EXTENSION):
-                others[os.path.splitext(path)[1].lower()] += 1
-            elif rows := earlier.get((path, version)):
-                yield from rows
-            else:
-                yield from self._members(path, size, version, others)
+    def takes(self, path):  # noqa: D102
+        return path.endswith(EXTENSION)
 
-    def _members(self, tar: str, size: int, version: int, others: Counter[str]) -> Iterator[dict[str, Any]]:
+    def rows(self, entry, name, others):
         """The photos and clips of a tar; those before the damage if it is torn, and then an error."""
+        tar, size, version = entry
         found, labels, reason = [], defaultdict(dict), None
         try:
             with Part(storage.join(self.location, tar), 0, size).open() as file:

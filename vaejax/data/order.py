@@ -1,0 +1,36 @@
+"""The order of files in an index and in shards: that of a hash of their paths.
+
+Any run of consecutive files is therefore a random sample, and any machine can find a file's place without a
+list of all files.
+"""
+
+import hashlib
+
+import pyarrow as pa
+
+PARTS = 4096  # an index is made in so many parts: ranges of the hash
+# vaejax.data.split hashes paths, too. With the same hash, the first shards would have all held-out files.
+_SALT = b"vaejax order"
+
+
+def place(path: str) -> int:
+    """The hash of a path, from 0 to 2^64 - 1."""
+    name = path.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8, person=_SALT).digest())
+
+
+def key(path: str) -> tuple[int, str]:
+    """What files are sorted by."""
+    return place(path), path
+
+
+def part(path: str) -> int:
+    """The part of an index that has a file, from 0 to PARTS - 1; parts follow each other in the order."""
+    return place(path) * PARTS >> 64
+
+
+def ordered(table: pa.Table) -> pa.Table:
+    """The rows of a table with a column `path`, in order."""
+    paths = table["path"].to_pylist()
+    rows = sorted(range(len(paths)), key=lambda row: key(paths[row]))
+    return table.take(pa.array(rows, pa.int64()))
