@@ -100,11 +100,15 @@ def sweep(paths: Iterable[pathlib.Path]) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_folder(path: str | os.PathLike, keep: bool = False) -> Iterator[pathlib.Path]:
     """Creates a temporary folder, and renames it to `path` if the block succeeds.
 
     A folder that is already at `path` stays there while the block runs, and is restored if the renaming
     fails. What a killed job left behind is cleaned up before the block.
+
+    Args:
+      path: the folder.
+      keep: whether the temporary folder stays if the block fails, and the next call continues with it.
 
     Raises:
       OSError: if the folder cannot be written.
@@ -112,9 +116,9 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     unfinished, former = (path.with_name(f".{path.name}{suffix}") for suffix in (UNFINISHED, _FORMER))
     _settle(path, former)
-    if unfinished.exists():
+    if unfinished.exists() and not keep:
         shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
+    unfinished.mkdir(parents=True, exist_ok=keep)
     try:
         yield unfinished
         if path.exists() and any(path.iterdir()):
@@ -122,7 +126,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         unfinished.rename(path)
     finally:
         _settle(path, former)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if keep:
+            with contextlib.suppress(OSError):
+                unfinished.rmdir()  # if it is empty
+        else:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _settle(path: pathlib.Path, former: pathlib.Path) -> None:

@@ -30,7 +30,7 @@ from vaejax.data.scan import probe_files
 from vaejax.data.split import readable, seams, split_files
 from vaejax.data.table import count_of, describe_held_out, from_index
 from vaejax.errors import InputError
-from vaejax.runtime import storage
+from vaejax.runtime import beam, storage
 
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 
@@ -87,25 +87,32 @@ def load_or_build(
             _save(table, places)
     table = table.sort_by("path")
     if progress:
-        print("\n".join([summary(collection.location, table), *media.passed_over(others)]), file=sys.stderr)
+        described = table.select(["path", "kind", "duration", "error"])
+        text = [summary(collection.location, [described]), *media.passed_over(others)]
+        print("\n".join(text), file=sys.stderr)
     return table
 
 
-def summary(folder: str, table: pa.Table) -> str:
-    """Text with the number of photos, clips and unreadable files in an index, and its first five errors."""
-    files = table.select(["path", "kind", "duration", "error"]).to_pylist()
-    clips = [file for file in files if file["kind"] == "video" and not file["error"]]
-    broken = [file for file in files if file["error"]]
-    photos = len(files) - len(clips) - len(broken)
-    duration = f" ({duration_of(sum(file['duration'] for file in clips))})" if clips else ""
-    lines = [
-        f"{folder}: {count_of(photos, 'photo')}, {count_of(len(clips), 'clip')}{duration},"
-        f" {len(broken)} unreadable"
-    ]
-    lines += [f"  {file['path']}: {file['error']}" for file in broken[:5]]
-    if len(broken) > 5:
-        lines.append(f"  and {len(broken) - 5} more, listed in the column 'error' of the index")
-    return "\n".join(lines)
+def summary(folder: str, tables: Iterable[pa.Table]) -> str:
+    """Text with the number of photos, clips and unreadable files in an index, and its first five errors.
+
+    Args:
+      folder: name of the collection.
+      tables: the index, or its pieces; with the columns path, kind, duration and error.
+    """
+    photos, clips, seconds, broken, errors = 0, 0, 0.0, 0, []
+    for file in (file for table in tables for file in table.to_pylist()):
+        if file["error"]:
+            broken += 1
+            errors += [f"  {file['path']}: {file['error']}"] * (broken <= 5)
+        elif file["kind"] == "video":
+            clips, seconds = clips + 1, seconds + file["duration"]
+        else:
+            photos += 1
+    duration = f" ({duration_of(seconds)})" if clips else ""
+    first = f"{folder}: {count_of(photos, 'photo')}, {count_of(clips, 'clip')}{duration}, {broken} unreadable"
+    rest = [f"  and {broken - 5} more, listed in the column 'error' of the index"] * (broken > 5)
+    return "\n".join([first, *errors, *rest])
 
 
 def duration_of(seconds: float) -> str:
@@ -182,13 +189,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--workers", metavar="N", type=cli.at_least(1), help="decoding processes (default: one per core)"
     )
     add_scan_flags(parser)
-    chosen = parser.parse_args(arguments)
+    beam.add_flag(parser)
+    chosen, options = beam.parse(parser, arguments)
 
     def work():
         start = time.monotonic()
         if chosen.out and os.path.isdir(chosen.out):
             raise InputError(f"--out={chosen.out}: is a folder; accepted: a file to write")
         cuts.check(chosen.cuts, chosen.scan, command=True)
+        flag = f"--config.data.media={shlex.quote(chosen.folder)}"
+        flag += " --config.data.cuts=True" * chosen.cuts
+        flag += " --config.data.scan=headers" * (chosen.scan == "headers")
+        if options:
+            from vaejax.data import cluster  # it imports this module
+
+            folder = Folder(storage.located(chosen.folder))
+            places = [storage.located(chosen.out)] if chosen.out else index_file.places(folder)
+            cluster.build_index(options, folder, places, "FOLDER", chosen.scan, chosen.cuts)
+            print(f"done in {duration_of(time.monotonic() - start)}\nnext: {TRAIN} {flag}")
+            return
         table = load_or_build(
             chosen.folder,
             chosen.workers,
@@ -197,9 +216,6 @@ def main(arguments: list[str] | None = None) -> int:
             scan=chosen.scan,
             with_cuts=chosen.cuts,
         )
-        flag = f"--config.data.media={shlex.quote(chosen.folder)}"
-        flag += " --config.data.cuts=True" * chosen.cuts
-        flag += " --config.data.scan=headers" * (chosen.scan == "headers")
         print("\n".join(next_steps(table, flag, time.monotonic() - start)))
 
     return cli.run(work, "stopped; the results so far are saved; run the same command to continue")

@@ -1,4 +1,4 @@
-"""Packs a folder of photos and clips into array_record shards, or prepares a TFDS data set.
+"""Packs photos and clips into array_record shards, or prepares a TFDS data set.
 
     python -m vaejax.data.prepare --media=FOLDER --out=DIR
 
@@ -13,88 +13,112 @@ import os
 import shlex
 import sys
 import time
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from vaejax import cli
-from vaejax.data import cuts, index
-from vaejax.data.kinds.array_record import INDEX_FILE
+from vaejax.data import cluster, cuts, index, index_file, order, shards
+from vaejax.data.kinds.array_record import INDEX_FILE, Shards
+from vaejax.data.kinds.collection import Collection, Folder
+from vaejax.data.kinds.indexed import IndexedSource
+from vaejax.data.sources import KINDS
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.files import atomic_folder, expand_home
+from vaejax.runtime import beam, storage
+
+NAME = "--media"  # of the collection in messages
+
+
+class Packed(NamedTuple):
+    """The result of packing.
+
+    Attributes:
+      files: number of files in the shards.
+      shards: number of shards.
+      size: bytes of the files.
+      unreadable: number of files that are left out.
+    """
+
+    files: int
+    shards: int
+    size: int
+    unreadable: int
 
 
 def pack(
-    folder: str | os.PathLike,
+    media: Collection | str | os.PathLike,
     out: str | os.PathLike,
     shard_mb: float = 256.0,
     progress: bool = True,
     scan: str = "full",
     with_cuts: bool = False,
-) -> pa.Table:
-    """Packs the readable files of a folder tree into shards; `out` appears only once it is complete.
+    workers: int | None = None,
+    options: Sequence[str] = (),
+) -> Packed:
+    """Packs the readable files of a collection into shards; their index appears only once all are complete.
+
+    A call that is interrupted keeps the complete shards, in a hidden folder beside `out`, and the next one
+    continues. If `out` is in a bucket, they are in `out`, whose index appears at last.
 
     Args:
-      folder: a folder tree of photos and clips.
-      out: a new or empty folder, or an earlier result, which stays in place until the new one is complete.
+      media: photos and clips, or the path of a folder tree of them.
+      out: a new or empty folder, or, on disk, an earlier result, which stays in place until the new one is
+        complete.
       shard_mb: size in megabytes (10^6 bytes) after which the next shard begins.
       progress: whether to show progress bars, and a summary of the media, on stderr.
       scan: 'full' or 'headers', see `index.load_or_build`.
       with_cuts: whether to find the cuts in clips.
-
-    Returns:
-      The folder's media index, in which 'shard' and 'position' locate each file, and are null for unreadable
-      files.
+      workers: number of processes; None starts one per core.
+      options: `--runner=NAME` and further options of Beam, which runs everything on a cluster; () does not.
 
     Raises:
-      InputError: if `folder` has no media, or `out` is not writable, or `out` is neither empty nor an earlier
-        result.
+      InputError: if there are no media, or a file cannot be read, or `out` is not writable, or `out` is
+        neither empty nor an earlier result.
+      TrainingFailed: if a worker process is killed, or a job fails.
     """
-    folder, out = (os.path.abspath(expand_home(path)) for path in (folder, out))
+    collection = media if isinstance(media, Collection) else Folder(storage.located(media))
+    out = storage.located(out)
+    _check_out(out)
+    if not options:
+        table = index.load_or_build(collection, workers, progress, name=NAME, scan=scan, with_cuts=with_cuts)
+    with contextlib.ExitStack() as stack:
+        folder = out
+        if not storage.is_url(out):
+            with cli.writing(out):
+                folder = str(stack.enter_context(atomic_folder(out, keep=True)))
+        listed = storage.join(folder, f"{shards.RECORDS}/{INDEX_FILE}")
+        if options:
+            places = [*index_file.places(collection)[: collection.is_folder], listed]
+            listed = cluster.build_index(options, collection, places, NAME, scan, with_cuts)
+        else:
+            with cli.writing(out):
+                index_file.save(order.ordered(table), listed)
+        packing = shards.Packing(collection, listed, folder)
+        planned = list(shards.plan(listed, shard_mb * 1e6))
+        if options:
+            cluster.pack(options, packing, planned)
+        else:
+            shards.write_all(packing, planned, workers, progress)
+        shards.finish(packing, planned)
+        errors = index_file.pieces(storage.join(folder, INDEX_FILE), ["error"])
+        unreadable = sum(len(piece) - piece["error"].null_count for piece in errors)
+        sizes = [shard.size for shard in planned]
+        files = sum(shard.count for shard in planned) - unreadable
+        return Packed(files, sum(size > 0 for size in sizes), sum(sizes), unreadable)
+
+
+def _check_out(out: str) -> None:
+    """Raises InputError if a folder for shards has something else in it."""
+    if storage.is_url(out):
+        if storage.exists(storage.join(out, INDEX_FILE), "--out"):
+            raise InputError(f"--out={out}: has complete shards; accepted: a new or empty folder of a bucket")
+        return
     accepted = "accepted: a new or empty folder, or one that vaejax prepare made"
     if os.path.exists(out) and not os.path.isdir(out):
         raise InputError(f"--out={out}: a file, not a folder; {accepted}")
     if os.path.isdir(out) and os.listdir(out) and not os.path.isfile(os.path.join(out, INDEX_FILE)):
         raise InputError(f"--out={out}: not empty, but has no {INDEX_FILE}; {accepted}")
-    listed = index.load_or_build(folder, progress=progress, name="--media", scan=scan, with_cuts=with_cuts)
-    files = listed.to_pylist()
-    with contextlib.ExitStack() as stack:
-        with cli.writing(out):
-            unfinished = stack.enter_context(atomic_folder(out))
-        total = sum(file["size"] for file in files if not file["error"])
-        with tqdm(total=total, unit="B", unit_scale=True, desc="packing", disable=not progress) as bar:
-            _write_shards(files, folder, unfinished, shard_mb * 1e6, bar)
-        table = pa.Table.from_pylist(files, index.SCHEMA)
-        pq.write_table(table, unfinished / INDEX_FILE)
-    return table
-
-
-def _write_shards(files: list[dict], folder: str, out: Path, shard_bytes: float, bar: tqdm) -> None:
-    """Writes the readable files in order; sets the shard and position of each, None for unreadable ones."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    writer, name, count, record, written = None, "", 0, 0, 0
-    with contextlib.ExitStack() as shard:
-        for file in files:
-            file["shard"] = file["position"] = None
-            if file["error"]:
-                continue
-            if writer is None or written >= shard_bytes:
-                shard.close()
-                name = f"media-{count:05}.array_record"
-                # One file per group, because training reads single files at random; uncompressed, because the
-                # formats of photos and clips are compressed already.
-                writer = ArrayRecordWriter(str(out / name), "group_size:1,uncompressed")
-                shard.callback(writer.close)
-                count, record, written = count + 1, 0, 0
-            content = Path(folder, file["path"]).read_bytes()
-            writer.write(content)
-            file["shard"], file["position"], file["length"] = name, record, len(content)
-            record, written = record + 1, written + len(content)
-            bar.update(len(content))
 
 
 def prepare_tfds(name: str, out: str | None) -> str:
@@ -126,12 +150,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = cli.parser(
         "vaejax.data.prepare",
-        "Packs a folder of photos and clips into array_record shards, for a source of kind array_record; or"
-        " prepares a TFDS data set, for a source of kind tfds.",
+        "Packs photos and clips into array_record shards, for a source of kind array_record; or prepares a"
+        " TFDS data set, for a source of kind tfds.",
         "--media=~/Pictures --out=/data/pictures",
     )
     input_group = parser.add_mutually_exclusive_group(required=True)
     input_group.add_argument("--media", metavar="FOLDER", help="a folder tree of photos and clips")
+    input_group.add_argument(
+        "--source",
+        metavar="JSON",
+        help='an entry of data.sources, such as {"kind": "webdataset", "path": "/data/tars"}',
+    )
     input_group.add_argument("--tfds", metavar="NAME", help="a data set from tensorflow.org/datasets/catalog")
     parser.add_argument(
         "--out",
@@ -141,8 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--shard-mb", metavar="MB", type=float, default=256.0, help="megabytes per shard (default: 256)"
     )
+    parser.add_argument(
+        "--workers", metavar="N", type=cli.at_least(1), help="processes (default: one per core)"
+    )
     index.add_scan_flags(parser)
-    chosen = parser.parse_args(arguments)
+    beam.add_flag(parser)
+    chosen, options = beam.parse(parser, arguments)
 
     def work():
         start = time.monotonic()
@@ -153,23 +186,54 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"next: {index.TRAIN} {_sources_flag(fields)}")
             return
         if not chosen.out:
-            raise InputError("--out is missing; accepted: --out=DIR, a folder for the shards of --media")
+            raise InputError("--out is missing; accepted: --out=DIR, a folder for the shards")
         if not chosen.shard_mb > 0:
             raise InputError(f"--shard-mb={chosen.shard_mb:g}; accepted: a number above 0")
         cuts.check(chosen.cuts, chosen.scan, command=True)
-        table = pack(chosen.media, chosen.out, chosen.shard_mb, scan=chosen.scan, with_cuts=chosen.cuts)
-        packed = table.filter(table["shard"].is_valid())
-        size = sum(packed["size"].to_pylist())
+        media = _collection(chosen.source) if chosen.source else chosen.media
+        packed = pack(
+            media,
+            chosen.out,
+            chosen.shard_mb,
+            scan=chosen.scan,
+            with_cuts=chosen.cuts,
+            workers=chosen.workers,
+            options=options,
+        )
         print(
-            f"{chosen.out}: {count_of(len(packed), 'file')} packed into"
-            f" {count_of(len(packed['shard'].unique()), 'shard')} ({size / 1e6:.1f} MB),"
-            f" unreadable files left out: {len(table) - len(packed)}"
+            f"{chosen.out}: {count_of(packed.files, 'file')} packed into {count_of(packed.shards, 'shard')}"
+            f" ({packed.size / 1e6:.1f} MB), unreadable files left out: {packed.unreadable}"
         )
         flag = _sources_flag({"kind": "array_record", "path": chosen.out})
         flag += " --config.data.cuts=True" * chosen.cuts
-        print("\n".join(index.next_steps(table, flag, time.monotonic() - start)))
+        seconds = time.monotonic() - start
+        if options:  # the index may not fit into memory
+            print(f"done in {index.duration_of(seconds)}\nnext: {index.TRAIN} {flag}")
+            return
+        table = Shards(storage.located(chosen.out)).packed("--out")
+        print("\n".join(index.next_steps(table, flag, seconds)))
 
-    return cli.run(work, "stopped; no unfinished files remain; run the same command again")
+    return cli.run(work, "stopped; complete shards are kept; run the same command to continue")
+
+
+def _collection(text: str) -> Collection:
+    """The collection that an entry of data.sources, as JSON, describes.
+
+    Raises:
+      InputError: if it is not one collection.
+    """
+    accepted = '{"kind": KIND, "path": PATH, ...}, an entry of data.sources without weight and filter'
+    try:
+        fields = json.loads(text)
+        kind = KINDS[fields.pop("kind")]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"--source={text}; accepted: {accepted}") from None
+    if not issubclass(kind, IndexedSource) or not {*fields} <= {*kind.FIELDS} - {"filter"}:
+        raise InputError(f"--source={text}; accepted: {accepted}")
+    collections = kind.collections(fields)
+    if len(collections) != 1:
+        raise InputError(f"--source={text}: {len(collections)} collections; accepted: one")
+    return collections[0]
 
 
 def _sources_flag(fields: dict[str, str]) -> str:

@@ -1,15 +1,14 @@
 """Probes files in worker processes, so that a decoder that crashes costs one file and not the scan."""
 
 import base64
+import contextlib
 import os
-import queue
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tqdm import tqdm
 
 from vaejax.data.kinds.collection import Collection
-from vaejax.data.worker import Crashed, Worker
+from vaejax.data.worker import Crashed, Worker, in_parallel
 from vaejax.runtime.host import cores
 from vaejax.runtime.storage import Content
 
@@ -35,27 +34,12 @@ def probe_files(
     if not files:
         return
     count = min(len(files), max(1, workers or cores()))
-    idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-    crew = [Decoder() for _ in range(count)]
-    for decoder in crew:
-        idle.put(decoder)
 
-    def probe(file: dict) -> dict:
-        decoder = idle.get()
-        try:
-            return file | decoder.probe(collection.content_of(file), file["kind"], scan, cuts)
-        finally:
-            idle.put(decoder)
+    def probe(decoder: Decoder, file: dict) -> dict:
+        return file | decoder.probe(collection.content_of(file), file["kind"], scan, cuts)
 
-    pool = ThreadPoolExecutor(count)
-    try:
-        done = as_completed([pool.submit(probe, file) for file in files])
-        for future in tqdm(done, "scanning", len(files), unit="file", disable=not progress):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for decoder in crew:
-            decoder.close()
+    with contextlib.closing(in_parallel(Decoder, count, probe, files)) as done:
+        yield from tqdm(done, "scanning", len(files), unit="file", disable=not progress)
 
 
 class Decoder(Worker):

@@ -3,11 +3,16 @@
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, TypeVar
 
 from vaejax.data import parent
+
+T, R, W = TypeVar("T"), TypeVar("R"), TypeVar("W", bound="Worker")
 
 
 class Crashed(Exception):
@@ -77,3 +82,29 @@ class Worker:
                 process.stdin.close()
             process.stdout.close()
             process.wait()
+
+
+def in_parallel(
+    make: Callable[[], W], count: int, do: Callable[[W, T], R], items: Sequence[T]
+) -> Iterator[R]:
+    """Yields do(worker, item) for each item, in order of completion, with `count` workers from `make`."""
+    crew = [make() for _ in range(count)]
+    idle: queue.SimpleQueue[W] = queue.SimpleQueue()
+    for worker in crew:
+        idle.put(worker)
+
+    def work(item: T) -> R:
+        worker = idle.get()
+        try:
+            return do(worker, item)
+        finally:
+            idle.put(worker)
+
+    pool = ThreadPoolExecutor(count)
+    try:
+        for future in as_completed([pool.submit(work, item) for item in items]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for worker in crew:
+            worker.close()

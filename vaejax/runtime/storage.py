@@ -271,6 +271,30 @@ def move(source: str, target: str) -> None:
     os.rename(source, target)
 
 
+def remove_file(path: str) -> None:
+    """Removes a file.
+
+    Raises:
+      OSError: if it cannot be removed.
+    """
+    if is_url(path):
+        file_system(path).rm_file(path)
+    else:
+        os.remove(path)
+
+
+def remove_folder(path: str) -> None:
+    """Removes a folder and everything in it.
+
+    Raises:
+      OSError: if it cannot be removed.
+    """
+    if is_url(path):
+        file_system(path).rm(path, recursive=True)
+    else:
+        shutil.rmtree(path)
+
+
 def walk(folder: str, name: str) -> Iterator[Entry]:
     """Lists the files of a folder tree, or the objects below a URL.
 
