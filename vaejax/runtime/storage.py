@@ -299,7 +299,7 @@ def walk(folder: str, name: str) -> Iterator[Entry]:
     """Lists the files of a folder tree, or the objects below a URL.
 
     Hidden files, and those in hidden folders, are left out; their names begin with '.'. On disk, links are
-    followed, but no folder is entered twice. In a bucket, the order is that of the paths.
+    followed, but no folder is entered twice. Only one folder is listed at a time.
 
     Args:
       folder: path or URL of the folder.
@@ -314,10 +314,13 @@ def walk(folder: str, name: str) -> Iterator[Entry]:
     with answering(folder, name):
         system = file_system(folder, name)
         root = folder.partition("://")[2].rstrip("/") + "/"
-        for path, info in sorted(system.find(folder, detail=True).items()):
-            relative = path.removeprefix(root)
-            if not any(part.startswith(".") for part in relative.split("/")):
-                yield Entry(relative, info["size"], version(info))
+        for place, folders, names in system.walk(folder, detail=True):  # `find` would hold all objects
+            for name in [name for name in folders if name.startswith(".")]:
+                del folders[name]
+            inner = f"{place}/".removeprefix(root)
+            for name, info in sorted(names.items()):
+                if name and not name.startswith("."):
+                    yield Entry(inner + name, info["size"], version(info))
 
 
 def _walk_disk(folder: str) -> Iterator[Entry]:
