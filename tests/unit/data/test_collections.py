@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import tarfile
 
 import fsspec
@@ -16,9 +17,9 @@ from PIL import Image
 
 from tests.support import media_files
 from vaejax.config.schema import defaults
-from vaejax.data import pipeline, prepare
+from vaejax.data import index, pipeline, prepare
 from vaejax.data.bucket import Bucket
-from vaejax.data.kinds import parquet
+from vaejax.data.kinds import parquet, webdataset
 from vaejax.data.sources import open_sources
 from vaejax.errors import InputError
 
@@ -113,6 +114,11 @@ def places(media):
     for ending in ("csv", "jsonl", "parquet"):
         as_manifest(media, media / f"manifest.{ending}")
         fields[f"manifest.{ending}"] = {"kind": "manifest", "path": str(media / f"manifest.{ending}")}
+    for name in ("webdataset", "parquet", "manifest.csv"):
+        out = parent / f"shards of {name}"
+        arguments = [f"--source={json.dumps(fields[name])}", f"--out={out}", "--shard-mb=0.02", "--workers=1"]
+        assert prepare.main(arguments) == 0
+        fields[out.name] = {"kind": "array_record", "path": str(out)}
     return fields
 
 
@@ -148,7 +154,7 @@ def test_every_packing_gives_the_samples_of_the_folder(places):
 
 def test_a_filter_selects_by_labels_and_by_content(places):
     wanted = {f"{name}.jpg" for name in "abcd"}
-    for name in ("webdataset", "parquet", "manifest.csv", "manifest.jsonl", "manifest.parquet"):
+    for name in places.keys() - {"media", "array_record"}:
         expression = "parse_filename(source) < 'e' and kind = 'image' and width = 64 and aesthetic > 0"
         (source,) = open_sources(settings(places[name], filter=expression))
         assert {os.path.basename(path) for path in source.table["relative_path"].to_pylist()} == wanted, name
@@ -198,6 +204,40 @@ def test_large_row_groups_are_copied_once(media, places, tmp_path, monkeypatch, 
     parquet._column_of.cache_clear()
     samples(fields)
     assert [copy.stat().st_mtime_ns for copy in copies] == written
+
+
+def test_shards_are_packed_from_and_into_a_bucket(places, media, tmp_path, gcs):  # noqa: F811
+    expected = samples(places["media"])
+    fsspec.filesystem("gs", skip_instance_cache=True).put(str(media), f"{gcs}/packed/media", recursive=True)
+    arguments = [
+        f"--media={gcs}/packed/media",
+        f"--out={gcs}/packed/shards",
+        "--shard-mb=0.02",
+        "--workers=1",
+    ]
+    assert prepare.main(arguments) == 0
+    assert_same(samples({"kind": "array_record", "path": f"{gcs}/packed/shards"}), expected)
+    assert not [
+        path for path in fsspec.filesystem("gs").find(f"{gcs}/packed/shards") if "record.parquet" in path
+    ]
+    assert prepare.main(arguments) == 2  # complete shards are not replaced
+
+
+def test_an_interrupted_scan_of_a_tar_loses_no_file(places, tmp_path, monkeypatch):
+    shutil.copy(pathlib.Path(places["webdataset"]["path"], "00000.tar"), tmp_path)
+    collection = webdataset.Tars(str(tmp_path))
+    probe_files = index.probe_files
+
+    def interrupted(*arguments):
+        yield from list(probe_files(*arguments))[:1]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "probe_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index.load_or_build(collection, 1, progress=False)
+    monkeypatch.setattr(index, "probe_files", probe_files)
+    table = index.load_or_build(collection, 1, progress=False)
+    assert len(table) == 5 and table["error"].null_count == 5
 
 
 def test_a_torn_tar_gives_the_files_before_the_damage(places, tmp_path, capsys):
