@@ -51,7 +51,7 @@ def requirements(lines):
 DEPENDENCIES = requirements(PROJECT["dependencies"])
 OPTIONAL = requirements(
     line
-    for name in ("diffusers", "filter", "gcs", "heic", "huggingface", "plan", "s3", "scenes", "wandb")
+    for name in ("beam", "diffusers", "filter", "gcs", "heic", "huggingface", "plan", "s3", "scenes", "wandb")
     for line in PROJECT["optional-dependencies"][name]
 )
 

@@ -56,7 +56,6 @@ SCHEMA = pa.schema(
 _LATER = ("scan", "cuts", "name", "shard", "position", "length", "labels")
 _LATER_COLUMNS = {"2": ("reader", *_LATER), "3": _LATER, "4": ()}
 GROUP = 2**14  # rows of a row group, the smallest piece that is read
-_OPTIONS = {"write_page_checksum": True}
 
 
 def places(collection: Collection) -> list[str]:
@@ -94,7 +93,7 @@ def save(table: pa.Table, path: str) -> None:
       OSError: if the file cannot be written.
     """
     with storage.new_file(path) as file:
-        pq.write_table(table.combine_chunks(), file, row_group_size=GROUP, **_OPTIONS)
+        pq.write_table(table.combine_chunks(), file, row_group_size=GROUP, write_page_checksum=True)
 
 
 def save_pieces(tables: Iterable[pa.Table], path: str) -> None:
@@ -103,7 +102,7 @@ def save_pieces(tables: Iterable[pa.Table], path: str) -> None:
     Raises:
       OSError: if the file cannot be written.
     """
-    with storage.new_file(path) as file, pq.ParquetWriter(file, SCHEMA, **_OPTIONS) as writer:
+    with storage.new_file(path) as file, pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer:
         waiting = SCHEMA.empty_table()
         for table in tables:
             waiting = pa.concat_tables([waiting, table])

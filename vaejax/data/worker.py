@@ -6,13 +6,15 @@ import os
 import queue
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from vaejax.data import parent
 
-T, R, W = TypeVar("T"), TypeVar("R"), TypeVar("W", bound="Worker")
+T = TypeVar("T")
+R = TypeVar("R")
+W = TypeVar("W", bound="Worker")
 
 
 class Crashed(Exception):
@@ -86,7 +88,7 @@ class Worker:
 
 def in_parallel(
     make: Callable[[], W], count: int, do: Callable[[W, T], R], items: Sequence[T]
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yields do(worker, item) for each item, in order of completion, with `count` workers from `make`."""
     crew = [make() for _ in range(count)]
     idle: queue.SimpleQueue[W] = queue.SimpleQueue()

@@ -117,7 +117,7 @@ def _quiet() -> Iterator[None]:
 def _parsed(name: str, options: Sequence[str]) -> tuple[Any, Any]:
     """The runner and the parsed options of Beam; raises InputError if they are wrong."""
     from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.runners import create_runner
+    from apache_beam.runners.runner import create_runner
 
     full_name, defaults = _RUNNERS.get(name, (name, []))
     given = {option.partition("=")[0] for option in options}
