@@ -133,6 +133,17 @@ def test_a_killed_process_ends_the_command_with_one_line_and_the_next_one_contin
     assert len(widths) == 301 and not list(tmp_path.glob(".*parts"))
 
 
+def test_a_manifest_gives_the_same_bytes(media, tmp_path):
+    """Its index has no place beside it."""
+    listed = "".join(f"{path},{path.stem}\n" for path in sorted(media.glob("0/*"))[:9])
+    (tmp_path / "list.csv").write_text(f"path,number\n{listed}/no/such.png,0\n")
+    source = f'--source={{"kind": "manifest", "path": "{tmp_path}/list.csv"}}'
+    for out, options in (("plain", []), ("beam", IN_MEMORY)):
+        assert prepare.main([source, f"--out={tmp_path}/{out}", "--shard-mb=0.002", *options]) == 0
+    written = contents(tmp_path / "plain")
+    assert written == contents(tmp_path / "beam") and len(written) > 3 and not list(tmp_path.glob(".*"))
+
+
 def test_only_new_files_are_scanned(media, tmp_path):
     folder = tmp_path / "media"
     folder.mkdir()
