@@ -22,7 +22,7 @@ from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.cuts import CutFinder
 from vaejax.data.extent import extent
 from vaejax.data.frames import TOLERANCE, Frame, decode, filter_graph, frames_from, open_clip
-from vaejax.runtime.storage import Content, opened
+from vaejax.runtime.content import Content, opened
 
 EXTENSIONS = frozenset(
     {

@@ -17,7 +17,7 @@ from vaejax.data.frames import (
     nominal_period,
     open_clip,
 )
-from vaejax.runtime.storage import Content
+from vaejax.runtime.content import Content
 
 
 class Extent(NamedTuple):

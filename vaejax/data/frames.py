@@ -17,7 +17,7 @@ from av.format import Flags
 
 from vaejax.data import heic, matroska
 from vaejax.data.crop import Unreadable
-from vaejax.runtime.storage import Content, opened
+from vaejax.runtime.content import Content, opened
 
 # Seconds. In formats whose clock may jump, FFmpeg treats a longer step as a jump.
 JUMP = 10.0

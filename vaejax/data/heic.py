@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vaejax.data.crop import Unreadable
-from vaejax.runtime.storage import Content, opened
+from vaejax.runtime.content import Content, opened
 
 try:
     import pillow_heif  # pyright: ignore[reportMissingImports]

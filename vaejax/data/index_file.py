@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from vaejax.data import order
 from vaejax.data.kinds.collection import Collection
 from vaejax.runtime import cache, storage
-from vaejax.runtime.storage import Part
+from vaejax.runtime.content import Part
 
 INDEX_FILE = ".vaejax-index.parquet"
 # Unreadable files have only path, kind, size, mtime_ns, error and reader; their other columns are null.

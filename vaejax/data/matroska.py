@@ -3,7 +3,7 @@
 import io
 from typing import BinaryIO, NamedTuple
 
-from vaejax.runtime.storage import Content, opened
+from vaejax.runtime.content import Content, opened
 
 # Identifiers of the elements to enter, and of those to read.
 _SEGMENT, _TRACKS, _TRACK, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0

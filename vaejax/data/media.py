@@ -18,7 +18,7 @@ from PIL import Image
 from vaejax import __version__
 from vaejax.data import clip, heic, photo
 from vaejax.data.crop import Crop, Unavailable, Unreadable
-from vaejax.runtime.storage import Content, size_of
+from vaejax.runtime.content import Content, size_of
 
 ENDINGS = 8  # number of different endings that `passed_over` lists
 
@@ -95,9 +95,7 @@ def read(
         return clip.read(file, frames, fps, start, crop)
 
 
-def stream(
-    file: str | os.PathLike, kind: str, channels: int = 3
-) -> Iterator[tuple[float, float, np.ndarray]]:
+def stream(file: Content, kind: str, channels: int = 3) -> Iterator[tuple[float, float, np.ndarray]]:
     """Decodes every frame of a file in order, in memory independent of the clip's length.
 
     Args:
@@ -120,7 +118,7 @@ def stream(
             yield from clip.stream(file, channels)
 
 
-def clock(file: str | os.PathLike) -> clip.Clock:
+def clock(file: Content) -> clip.Clock:
     """Reads the start time and the declared frame rates of a clip from its header and first frame.
 
     Raises:
@@ -130,7 +128,7 @@ def clock(file: str | os.PathLike) -> clip.Clock:
         return clip.clock(file)
 
 
-def pictures(file: str | os.PathLike) -> int:
+def pictures(file: Content) -> int:
     """Counts the pictures in a photo's file, of which `read` uses the first; 1 if it cannot be read."""
     try:
         with _one_line_reasons():

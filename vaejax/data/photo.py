@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from vaejax.data import alpha, color, heic
 from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.jpeg_quality import jpeg_quality
-from vaejax.runtime.storage import Content, opened
+from vaejax.runtime.content import Content, opened
 
 EXTENSIONS = heic.EXTENSIONS | frozenset(
     {

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from vaejax.data.kinds.collection import Collection
 from vaejax.data.worker import Crashed, Worker, in_parallel
+from vaejax.runtime.content import Content
 from vaejax.runtime.host import cores
-from vaejax.runtime.storage import Content
 
 
 def probe_files(

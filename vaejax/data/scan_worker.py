@@ -5,7 +5,7 @@ import json
 import sys
 
 from vaejax.data import media
-from vaejax.runtime.storage import Part
+from vaejax.runtime.content import Part
 
 
 def serve() -> None:

@@ -26,6 +26,7 @@ from vaejax.data.kinds.collection import Collection
 from vaejax.data.worker import Crashed, Worker, in_parallel
 from vaejax.errors import InputError, TrainingFailed, one_line
 from vaejax.runtime import storage
+from vaejax.runtime.content import opened
 from vaejax.runtime.host import cores
 
 RECORDS = ".records"  # folder of the records, within that of the shards
@@ -119,7 +120,7 @@ def _is_written(packing: Packing, shard: Shard, listed: pa.Table) -> bool:
 
 def _read(collection: Collection, row: dict) -> bytes:
     try:
-        with storage.opened(collection.content_of(row)) as file:
+        with opened(collection.content_of(row)) as file:
             return file.read()
     except (OSError, Unreadable) as error:
         place = storage.join(collection.root, row["path"])

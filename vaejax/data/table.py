@@ -15,7 +15,7 @@ from vaejax.data.crop import Crop, covers
 from vaejax.data.cuts import scenes
 from vaejax.data.latent_cache import LatentCache
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Content
+from vaejax.runtime.content import Content
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig

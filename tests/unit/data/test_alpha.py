@@ -65,7 +65,7 @@ def resized(rgba: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_a_photo_keeps_its_alpha(kind, options):
     file = saved(Image.fromarray(RGBA), kind, **options)
     np.testing.assert_array_equal(read(file)[0], whitened(RGBA))
-    ((_, _, whole),) = media.stream(io.BytesIO(file), "image", 4)
+    ((_, _, whole),) = media.stream(file, "image", 4)
     np.testing.assert_array_equal(whole, whitened(RGBA))
 
 

@@ -206,7 +206,7 @@ def test_large_row_groups_are_copied_once(media, places, tmp_path, monkeypatch, 
     assert [copy.stat().st_mtime_ns for copy in copies] == written
 
 
-def test_shards_are_packed_from_and_into_a_bucket(places, media, tmp_path, gcs):  # noqa: F811
+def test_shards_are_packed_from_and_into_a_bucket(places, media, tmp_path, gcs):
     expected = samples(places["media"])
     fsspec.filesystem("gs", skip_instance_cache=True).put(str(media), f"{gcs}/packed/media", recursive=True)
     arguments = [

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from vaejax.data.kinds.collection import Collection
 from vaejax.errors import InputError
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Content
+from vaejax.runtime.content import Content
 
 INDEX_FILE = "index.parquet"
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from vaejax.data import media
 from vaejax.errors import InputError
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Content, Entry, Part
+from vaejax.runtime.content import Content, Part
+from vaejax.runtime.storage import Entry
 
 
 @dataclass(frozen=True)

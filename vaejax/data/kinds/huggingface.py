@@ -12,7 +12,8 @@ from vaejax.data import media
 from vaejax.data.crop import Unreadable
 from vaejax.data.kinds.collection import Collection
 from vaejax.errors import InputError, one_line
-from vaejax.runtime.storage import Content, Entry
+from vaejax.runtime.content import Content
+from vaejax.runtime.storage import Entry
 
 SCHEME = "hf://"
 _KINDS = {"Image": "image", "Video": "video"}  # features of datasets

@@ -20,7 +20,7 @@ from vaejax.data.split import Split, seams
 from vaejax.data.table import Record, Source, from_index
 from vaejax.errors import InputError
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Content
+from vaejax.runtime.content import Content
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig

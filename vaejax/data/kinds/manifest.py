@@ -19,7 +19,8 @@ from vaejax.data import media
 from vaejax.data.kinds.collection import Collection
 from vaejax.errors import InputError, one_line
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Entry, Part
+from vaejax.runtime.content import Part
+from vaejax.runtime.storage import Entry
 
 PATH = "path"
 _READERS = {

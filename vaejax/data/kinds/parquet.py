@@ -25,7 +25,7 @@ from vaejax.data.kinds.collection import Collection
 from vaejax.errors import InputError, one_line
 from vaejax.files import atomic_file
 from vaejax.runtime import cache, storage
-from vaejax.runtime.storage import Content, Part
+from vaejax.runtime.content import Content, Part
 
 EXTENSION = ".parquet"
 LARGEST_GROUP = 8 * 10**6  # bytes of the column in a row group that is read for a single row

@@ -15,7 +15,7 @@ from vaejax.data import media
 from vaejax.data.kinds.collection import Collection
 from vaejax.errors import one_line
 from vaejax.runtime import storage
-from vaejax.runtime.storage import Part
+from vaejax.runtime.content import Part
 
 EXTENSION = ".tar"
 CAPTION = "caption"  # label with the text of .txt
