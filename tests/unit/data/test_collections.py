@@ -1,5 +1,6 @@
 """The same files give the same samples in the same order: loose, packed, or in a bucket."""
 
+import concurrent.futures
 import io
 import json
 import os
@@ -278,3 +279,15 @@ def test_a_missing_bucket_gets_one_line(store, request):
         open_sources(settings({"kind": "media", "path": url}))
     message = str(error.value)
     assert message.startswith(f"data.sources.mine.path = {url}: no such") and "\n" not in message, message
+
+
+def test_threads_read_the_rows_of_one_parquet_file_at_once(tmp_path):
+    """Without a lock, Arrow's reader ends the process."""
+    rng = np.random.default_rng(0)
+    rows = [rng.bytes(20_000) for _ in range(400)]
+    path = str(tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"image": rows}), path, row_group_size=10)
+    column = parquet._Column(path, "image")
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        for _ in range(3):
+            assert list(threads.map(column.read, range(400))) == rows

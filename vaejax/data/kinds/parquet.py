@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import threading
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -99,6 +100,7 @@ class _Column:
 
     def __init__(self, place: str, column: str):
         self._file = pq.ParquetFile(_open(place))
+        self._lock = threading.Lock()  # samples are read by several threads, and Arrow's reader is for one
         self._column, _ = chosen(self._file.schema_arrow, column, "", place)
         metadata = self._file.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -113,7 +115,8 @@ class _Column:
         if self._copy:
             values = self._copy.get_batch(group).column(0)
         else:
-            values = self._file.read_row_group(group, columns=[self._column]).column(0)
+            with self._lock:
+                values = self._file.read_row_group(group, columns=[self._column]).column(0)
         content, _ = _content(values[within])
         if content is None:
             raise Unreadable("the row has no bytes")
