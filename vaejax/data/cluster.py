@@ -165,7 +165,7 @@ def _listed(scan: Scan, others: Counter[str]) -> Iterator[str]:
 
 
 def _add_scan(scan: Scan, lists: list[str], pipeline: Any) -> None:
-    import apache_beam  # pyright: ignore[reportMissingImports]
+    import apache_beam  # pyright: ignore
 
     rows = (
         pipeline
@@ -177,7 +177,7 @@ def _add_scan(scan: Scan, lists: list[str], pipeline: Any) -> None:
 
 
 def _add_packing(packing: Packing, planned: Sequence[Shard], pipeline: Any) -> None:
-    import apache_beam  # pyright: ignore[reportMissingImports]
+    import apache_beam  # pyright: ignore
 
     listed = pipeline | "shards" >> apache_beam.Create([tuple(shard) for shard in planned])
     _ = listed | "write" >> apache_beam.Map(functools.partial(_write, packing))

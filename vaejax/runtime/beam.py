@@ -88,7 +88,7 @@ def _run_here(options: Sequence[str], build: Callable[[Any], Any]) -> None:
     name = options[0].partition("=")[2]
     with _quiet():
         runner, parsed = _parsed(name, options[1:])
-        import apache_beam  # pyright: ignore[reportMissingImports]
+        import apache_beam  # pyright: ignore
 
         pipeline = apache_beam.Pipeline(runner=runner, options=parsed)
         build(pipeline)
@@ -116,8 +116,8 @@ def _quiet() -> Iterator[None]:
 
 def _parsed(name: str, options: Sequence[str]) -> tuple[Any, Any]:
     """The runner and the parsed options of Beam; raises InputError if they are wrong."""
-    from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
-    from apache_beam.runners.runner import create_runner  # pyright: ignore[reportMissingImports]
+    from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore
+    from apache_beam.runners.runner import create_runner  # pyright: ignore
 
     full_name, defaults = _RUNNERS.get(name, (name, []))
     given = {option.partition("=")[0] for option in options}
@@ -202,9 +202,9 @@ def _end_with_parent() -> None:
 
 def _in_processes(options: Any) -> Any:
     """Beam's runner in processes of this machine, which receive all options."""
-    from apache_beam.portability.api import beam_provision_api_pb2  # pyright: ignore[reportMissingImports]
-    from apache_beam.runners.portability.fn_api_runner import fn_runner  # pyright: ignore[reportMissingImports]
-    from apache_beam.runners.portability.portable_runner import JobServiceHandle  # pyright: ignore[reportMissingImports]
+    from apache_beam.portability.api import beam_provision_api_pb2  # pyright: ignore
+    from apache_beam.runners.portability.fn_api_runner import fn_runner  # pyright: ignore
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle  # pyright: ignore
 
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     info = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
