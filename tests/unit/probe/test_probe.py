@@ -256,7 +256,7 @@ def test_the_command_is_reproducible_except_for_its_duration(photos, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data=nowhere"], "--data = nowhere: no such folder"),
+        (["--data=nowhere"], "nowhere: no such folder; accepted: a folder with photos or clips"),
         (["--bucket=image_64"], "--bucket=image_64: not a valid bucket name"),
         (["--bucket=image_640x640"], "--bucket=image_640x640: no training sample fits"),
         (["--bucket=video_9x64x64"], "--bucket=video_9x64x64: no training sample fits; there are no clips"),
