@@ -196,6 +196,35 @@ def test_buckets_give_the_samples_of_the_folder(places, media, store, request):
         assert_same(samples(fields | {"path": away}), expected), name
 
 
+def test_a_data_set_of_hugging_face_gives_the_samples_of_its_files(media, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    photos = [name for name in listed(media) if name.endswith(".jpg")]
+    (tmp_path / "photos").mkdir()
+    for name in photos:
+        shutil.copy(media / name, tmp_path / "photos")  # the library keeps the names without their folders
+    rows = {
+        "image": [{"bytes": (media / name).read_bytes(), "path": name} for name in photos],
+        "source": photos,
+    }
+    features = datasets.Features({"image": datasets.Image(), "source": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    fields = {"kind": "huggingface", "name": str(tmp_path / "saved")}
+
+    def drawn(fields):
+        data = settings(fields)
+        sources = open_sources(data)
+        frames = list(pipeline.train_samples(sources, PHOTOS, data, 6, seed=3))
+        return frames + [batch.frames for batch in pipeline.eval_batches(sources, PHOTOS, data, 4)]
+
+    assert_same(drawn(fields), drawn({"kind": "media", "path": str(tmp_path / "photos")}))
+    (source,) = open_sources(settings(fields | {"filter": "source like 'deep/%'"}))
+    assert len(source.table) == 5
+    with pytest.raises(InputError, match="0 columns of photos or clips; accepted"):
+        open_sources(settings(fields | {"column": "source"}))
+    with pytest.raises(InputError, match="accepted: name = a data set"):
+        open_sources(settings({"kind": "huggingface"}))
+
+
 def test_large_row_groups_are_copied_once(media, places, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(parquet, "LARGEST_GROUP", 10_000)

@@ -75,7 +75,9 @@ class HuggingFaceRows(Collection):
         described = rows.select_columns([column, *scalars])
         for number, row in enumerate(described):
             value = row.pop(column) or {}
-            inner = os.path.basename(value.get("path") or "")
+            inner = value.get("path") or ""
+            if os.path.isabs(inner):
+                inner = os.path.basename(inner)
             if not value.get("bytes") and not value.get("path"):
                 continue
             yield {
