@@ -85,17 +85,20 @@ class Sampler:
                 self._candidates[number] = _eval_order(sources[number], self._candidates[number])
         self.weights = {sources[number].label: sources[number].weight for number in used}
         self._numbers = {sources[number].label: number for number in used}
-        self._shuffled: dict[int, Any] = {}
-        for number in used if split == "train" else ():
-            if (count := len(self._candidates[number])) >= FEW:
-                seed = self._seed(number)
-                self._shuffled[number] = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
         if used:
             self.mix([Stretch(0, self.weights)])
 
     def mix(self, history: Sequence[Stretch]) -> None:
         """Sets the mixture of the sources; without this call their weights hold from the first sample on."""
         self._mixture = Mixture(history)
+        # Numbers of sources stay if others come or go; those of the first stretch are as in earlier versions.
+        labels = dict.fromkeys(label for stretch in history for label in sorted(stretch.weights))
+        self._seeds = {label: zlib.crc32(f"{self._key}/{i}".encode()) for i, label in enumerate(labels)}
+        self._shuffled: dict[int, Any] = {}
+        for label, number in self._numbers.items() if self.split == "train" else ():
+            if (count := len(self._candidates[number])) >= FEW:
+                seed = self._seeds[label]
+                self._shuffled[number] = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
     def _place(self, number: int, drawn: int) -> tuple[int, int]:
         """The index among the records of a source that fit, for its sample `drawn`, and its epoch.
@@ -107,10 +110,8 @@ class Sampler:
             return drawn % count, drawn // count
         if number in self._shuffled:
             return int(self._shuffled[number][drawn]), 0
-        return int(_permutation(count, self._seed(number), drawn // count)[drawn % count]), 0
-
-    def _seed(self, number: int) -> int:
-        return zlib.crc32(f"{self._key}/{self._sources[number].label}".encode())
+        seed = self._seeds[self._sources[number].label]
+        return int(_permutation(count, seed, drawn // count)[drawn % count]), 0
 
     def __len__(self) -> int:
         return sys.maxsize

@@ -183,17 +183,20 @@ def test_a_wrong_filter_gets_one_line(places, kind, expression, parts):
     assert "\n" not in message and all(part in message for part in parts), message
 
 
-@pytest.mark.parametrize("store", ["gcs", "s3"])
-def test_buckets_give_the_samples_of_the_folder(places, media, store, request):
-    root = request.getfixturevalue(store)
+@pytest.fixture(scope="module", params=["gcs", "s3"])
+def away(places, media, request):
+    """The URL of all packings of the files in a bucket."""
+    root = request.getfixturevalue(request.param)
     system = fsspec.filesystem(root.partition("://")[0], skip_instance_cache=True)
     system.put(str(media.parent), f"{root}/all", recursive=True)
-    expected = samples(places["media"])
-    for name, fields in places.items():
-        if name.startswith("shards of"):  # read as "array_record" is
-            continue
-        away = f"{root}/all/" + os.path.relpath(fields["path"], media.parent)
-        assert_same(samples(fields | {"path": away}), expected), name
+    return f"{root}/all"
+
+
+@pytest.mark.parametrize("name", ["media", "webdataset", "parquet", "array_record", "manifest.csv"])
+def test_buckets_give_the_samples_of_the_folder(places, media, away, name):
+    fields = places[name]
+    url = f"{away}/{os.path.relpath(fields['path'], media.parent)}"
+    assert_same(samples(fields | {"path": url}), samples(places["media"]))
 
 
 def test_a_data_set_of_hugging_face_gives_the_samples_of_its_files(media, tmp_path):

@@ -63,25 +63,25 @@ def settings(weights):
     return data
 
 
-def names(data, steps, histories=None, start=0):
+def samples(data, steps, histories=None, start=0):
     with train_stream(
         open_sources(data), [IMAGE], data, seed=0, start_step=start, histories=histories
     ) as stream:
-        read = [name for _ in range(steps) for name in next(stream).batches[IMAGE.name].names]
+        batches = [next(stream).batches[IMAGE.name] for _ in range(steps)]
+        read = [frames.tobytes() for batch in batches for frames in batch.frames]
         return read, stream.histories
 
 
 def test_a_resumed_stream_with_other_weights_repeats_and_skips_nothing():
     first, second = settings({"a": 1.0, "b": 1.0}), settings({"a": 1.0, "b": 3.0})
-    before, histories = names(first, 6)
-    after, changed = names(second, 6, histories, start=6)
+    before, histories = samples(first, 6)
+    after, changed = samples(second, 6, histories, start=6)
     assert changed[IMAGE.name] == [Stretch(0, {"a": 1.0, "b": 1.0}), Stretch(24, {"a": 1.0, "b": 3.0})]
+    sampler = Sampler(open_sources(first), IMAGE, "train", first, 0)  # draws 1000 of each, by equal weights
     for label, count in (("a", 12 + 6), ("b", 12 + 18)):
-        alone = settings({label: 1.0})
-        sampler = Sampler(open_sources(alone), IMAGE, "train", alone, 0)
-        expected = {sampler[i].name for i in range(count)}
-        assert len(expected) == count and expected <= set(before + after)
-    assert names(second, 6, changed, start=6)[0] == after
+        expected = [sampler[i].frames.tobytes() for i in range(2 * count) if sampler._mixture[i][0] == label]
+        assert len(set(expected)) == count and set(expected) <= set(before + after)
+    assert samples(second, 6, changed, start=6)[0] == after
 
 
 def test_the_weights_of_a_run_of_an_earlier_version_are_those_of_its_configuration(tmp_path):

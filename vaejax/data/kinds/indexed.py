@@ -44,7 +44,8 @@ class IndexedSource(Source):
         """The collections at the paths `fields["path"]`; the other fields are arguments of each."""
         more = {name: value for name, value in fields.items() if name not in IndexedSource.FIELDS}
         make = functools.partial(cls.COLLECTION, **more)
-        return [make(storage.located(path)) for path in folder_list(fields.get("path", ""))]
+        # Paths stay as they were typed, because a run's records have them.
+        return [make(path.rstrip("/") or "/") for path in folder_list(fields.get("path", ""))]
 
     @classmethod
     def folders(cls, fields: Mapping[str, Any]) -> list[str]:
