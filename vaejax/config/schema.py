@@ -268,7 +268,7 @@ class PanelsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Where a run reports to, besides the files in its folder."""
+    """Services that show a run, besides the files in its folder."""
 
     wandb: str = setting(
         "", TEXT, "Project of Weights & Biases, PROJECT or ENTITY/PROJECT, that shows the run; '' for none."

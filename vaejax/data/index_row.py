@@ -7,7 +7,7 @@ from vaejax.data import media
 
 
 def identity(row: Mapping[str, Any]) -> tuple:
-    """What stays equal as long as a file does not change."""
+    """The identity of a file's content: path, size and modification time."""
     return row["path"], row["size"], row["mtime_ns"]
 
 

@@ -8,7 +8,7 @@ import hashlib
 
 import pyarrow as pa
 
-PARTS = 4096  # an index is made in so many parts: ranges of the hash
+PARTS = 4096  # number of parts of an index on a cluster; each is a range of the hash
 # vaejax.data.split hashes paths, too. With the same hash, the first shards would have all held-out files.
 _SALT = b"vaejax order"
 
@@ -20,7 +20,7 @@ def place(path: str) -> int:
 
 
 def key(path: str) -> tuple[int, str]:
-    """What files are sorted by."""
+    """The sort key of a file."""
     return place(path), path
 
 

@@ -50,7 +50,7 @@ class Shard(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """What is packed, and where; picklable, because worker processes receive it.
+    """The files to pack and the output folder; picklable, because worker processes receive it.
 
     Attributes:
       collection: the collection that contains the files.

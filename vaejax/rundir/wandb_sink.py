@@ -134,7 +134,7 @@ class WandbSink:
             files.write_json(self._folder.wandb_id, self._kept | {"sent": self._sent})
 
     def _rows(self, latest: int) -> dict[int, dict[str, Any]]:
-        """What steps after the last one sent, up to `latest`, have for W&B: {step: {key: value}}."""
+        """The rows to send, of steps after the last one sent and up to `latest`: {step: {key: value}}."""
         import wandb
 
         rows: dict[int, dict[str, Any]] = collections.defaultdict(dict)

@@ -18,8 +18,11 @@ class Shards(Collection):
 
     NEEDED = "a folder made by python -m vaejax.data.prepare --media=FOLDER --out=DIR"
 
+    def entries(self, name, others):  # noqa: D102
+        yield storage.entry(storage.join(self.location, INDEX_FILE))._replace(path=INDEX_FILE)
+
     def rows(self, entry, name, others):  # noqa: D102
-        raise NotImplementedError("the shards have an index")
+        yield from self.packed(name).to_pylist()
 
     def packed(self, name: str, with_cuts: bool = False) -> pa.Table:
         """The index of the packed folder.

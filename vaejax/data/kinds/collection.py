@@ -19,7 +19,7 @@ class Collection(abc.ABC):
     """Photos and clips in one place; picklable, because worker processes read them.
 
     Attributes:
-      location: absolute path or URL of the folder or file.
+      location: path or URL of the folder or file.
     """
 
     location: str
