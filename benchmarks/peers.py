@@ -9,7 +9,6 @@ diffusers.
 
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -154,12 +153,6 @@ class Trainer:
                 self.loss(frames).backward()
         self.optimizer.zero_grad()
         return counter.get_total_flops()
-
-    def timed_update(self, batches: Frames) -> float:
-        """Updates, and returns the seconds that it took."""
-        begin = time.perf_counter()
-        self.update(batches)
-        return time.perf_counter() - begin
 
     @torch.inference_mode()
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:

@@ -2,18 +2,16 @@
 
     python benchmarks/time_to_quality.py --out=DIR [--minutes=8] [--rates 3e-4 1e-3 3e-3]
 
-All train on the demo's samples, the same batches in the same order, by the same likelihood alone, in the same
-minutes on all cores of this machine; see peers.py for the networks and their trainer. Each contestant first
-runs for some updates, to learn how many fit into the minutes; its learning rate falls to the end of these.
-Minutes count updates and compilation, for which nothing is cached, but not evaluation. Each takes the best of
-three learning rates. Prints scores by minute, interpolated between evaluations; DIR/time_to_quality.json has
-all numbers, DIR/time_to_quality.png shows the curves. Rerun the same command to continue. Requires torch,
-diffusers and matplotlib.
+All train on the demo's samples, the same batches in the same order, by the same likelihood alone, for as many
+updates as take the same minutes on all cores of this machine; see peers.py for the networks and trainer. The
+time of an update, and of compilation without caches, is measured beforehand, with all networks in turns (see
+update.py), so only that part needs a quiet machine. Evaluation takes no time here. Each network has the best
+of several learning rates, found in runs of a quarter of the updates. Prints scores by minute, interpolated
+between evaluations; DIR/time_to_quality.json has all numbers, DIR/time_to_quality.png shows the curves. Rerun
+the same command to continue. Requires torch, diffusers and matplotlib.
 """
 
 import argparse
-import json
-import os
 import pathlib
 import sys
 import time
@@ -21,15 +19,16 @@ from typing import Any
 
 import numpy as np
 import runs
+import update
+from update import PEERS, VAEJAX
 
 from vaejax import cli, files
 from vaejax.config import check
 from vaejax.configs import demo
 from vaejax.data.bucket import buckets_of
 
-VAEJAX = "vaejax"
-PEERS = ("Wan 2.1", "CogVideoX", "HunyuanVideo")  # those of peers.py, which needs torch
-TRIAL = 40  # updates that are timed first
+ROUNDS = 9  # timed updates of each network
+TRIAL = 4  # share of the updates, as a divisor, in runs that find the learning rate
 KEPT = 1500  # updates whose batches are kept; peers then start again
 EVALUATIONS = 10
 SETTINGS = {"loss.weights.perceptual": 0.0, "loss.weights.adversarial": 0.0}
@@ -55,19 +54,42 @@ def measure(args: argparse.Namespace) -> None:
     """Trains all contestants and writes the results."""
     out = cli.made_folder(args.out)
     samples(out / "samples")
-    curves: dict[str, dict[str, list]] = {}
+    paces = measured_paces(out / "paces.json")
+    trials: dict[str, dict[str, float]] = {}
+    curves: dict[str, list] = {}
     for name in args.contestants:
-        for rate in args.rates:
-            print(f"training {name}, learning rate {rate:g} ...", file=sys.stderr)
-            folder = out / f"{name.replace(' ', '_')}_{rate:g}_{args.minutes:g}min"
-            contest = vaejax_curve if name == VAEJAX else peer_curve
-            curves.setdefault(name, {})[f"{rate:g}"] = contest(name, folder, out, rate, 60 * args.minutes)
-    best = {name: max(by_rate, key=lambda rate: final(by_rate[rate])) for name, by_rate in curves.items()}
-    results = {"minutes": args.minutes, "curves": curves, "best": best}
+        pace, contest = paces[name], vaejax_curve if name == VAEJAX else peer_curve
+        count = int((60 * args.minutes - pace["first"]) / pace["update"])
+        steps = {trial: _rounded(count // trial) for trial in (TRIAL, 1)}
+
+        def curve(rate: float, trial: int, name=name, pace=pace, contest=contest, steps=steps) -> list:
+            print(f"training {name}, learning rate {rate:g}, {steps[trial]} updates ...", file=sys.stderr)
+            folder = out / f"{name.replace(' ', '_')}_{rate:g}_{steps[trial]}"
+            rows = contest(name, folder, out, rate, steps[trial])
+            return [{"seconds": pace["first"] + row["step"] * pace["update"]} | row for row in rows]
+
+        trials[name] = {f"{rate:g}": final(curve(rate, TRIAL)) for rate in args.rates}
+        curves[name] = curve(float(max(trials[name], key=lambda rate: trials[name][rate])), 1)
+    best = {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in trials.items()}
+    results = {"minutes": args.minutes, "paces": paces, "trials": trials, "best": best, "curves": curves}
     files.write_json(out / "time_to_quality.json", results)
     print_table(results)
     draw(out / "time_to_quality.png", results)
     print(f"figure: {out / 'time_to_quality.png'}\nscores: {out / 'time_to_quality.json'}")
+
+
+def measured_paces(path: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Seconds of an update, 'update', and of those that compile, 'first', by network; kept in a file."""
+    if not path.exists():
+        found = update.measure("both", ROUNDS)
+        paces = {n: {"update": f["seconds"]["median"], "first": f["first"]} for n, f in found.items()}
+        files.write_json(path, paces)
+    return files.read_json(path)
+
+
+def _rounded(steps: int) -> int:
+    """A number of updates, rounded down to whole evaluations."""
+    return max(EVALUATIONS, steps // EVALUATIONS * EVALUATIONS)
 
 
 def final(curve: list[dict[str, Any]]) -> float:
@@ -105,32 +127,25 @@ def loaded(folder: pathlib.Path, split: str) -> dict[str, np.ndarray]:
     return {path.name.removesuffix(suffix): np.load(path, mmap_mode="r") for path in paths}
 
 
-def vaejax_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, seconds: float) -> list:
-    """Trains vaejax; returns a row per evaluation: seconds and scores by 'BUCKET/SCORE'."""
-    del name
+def vaejax_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, steps: int) -> list:
+    """Trains vaejax; returns a row per evaluation: step and scores by 'BUCKET/SCORE'."""
+    del name, out
     settings = SETTINGS | {"optim.learning_rate": rate, "eval.linear_samples": 0, "eval.latent_samples": 0}
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
-    trial = runs.train("demo", out / "trial", settings | _evaluated(TRIAL))
-    times = [row["train/all/step_seconds"] for row in trial.values() if "train/all/step_seconds" in row]
-    steps = _steps(seconds, times, _compilation(trial))
-    metrics = runs.train("demo", folder, settings | _evaluated(steps))
-    rows, before, passed = [], 0, _compilation(metrics)
-    for at, row in metrics.items():
-        if "train/all/step_seconds" in row:
-            passed, before = passed + (at - before) * row["train/all/step_seconds"], at
+    rows = []
+    for at, row in runs.train("demo", folder, settings | _evaluated(steps)).items():
         scores = {
             key.removeprefix("eval/").replace("lpips_alexnet", "lpips"): value
             for key, value in row.items()
             if key.startswith("eval/") and key.endswith(("/psnr", "/lpips_alexnet")) and "/mean/" not in key
         }
         if scores and at:
-            rows.append({"seconds": passed, "step": at} | scores)
+            rows.append({"step": at} | scores)
     return rows
 
 
 def _evaluated(steps: int) -> dict[str, int]:
     """Settings of a run that logs and evaluates at the same updates, and saves at the end."""
-    every = max(1, steps // EVALUATIONS)
+    every = steps // EVALUATIONS
     return {
         "steps": steps,
         "log_every": every,
@@ -140,55 +155,32 @@ def _evaluated(steps: int) -> dict[str, int]:
     }
 
 
-def _compilation(metrics: dict[int, dict[str, float]]) -> float:
-    """Seconds of compilation."""
-    return sum(row.get("train/all/compile_seconds", 0.0) for row in metrics.values())
-
-
-def _steps(seconds: float, update_seconds: list[float], compilation: float) -> int:
-    """The number of updates that fit, rounded down to whole evaluations."""
-    count = (seconds - compilation) / float(np.median(update_seconds))
-    return max(EVALUATIONS, int(count) // EVALUATIONS * EVALUATIONS)
-
-
-def peer_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, seconds: float) -> list:
+def peer_curve(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, steps: int) -> list:
     """Trains a peer in a process of its own and scores what it reconstructed; like `vaejax_curve`."""
     if not (folder / "scores.json").exists():
-        trial = out / f"{name.replace(' ', '_')}_trial"
-        timed = _trained(name, trial, out, rate, TRIAL)
-        steps = _steps(seconds, timed["seconds"][TRIAL // 2 :], sum(timed["seconds"][:2]))
+        cli.made_folder(folder)
         if steps > KEPT:
             print(f"note: {name} repeats the batches of its first {KEPT} updates", file=sys.stderr)
-        times = np.cumsum(_trained(name, folder, out, rate, steps)["seconds"])
-        rows = []
-        for file in sorted(folder.glob("*.npz"), key=lambda f: int(f.stem)):
-            step = int(file.stem)
-            rows.append({"seconds": float(times[step - 1]), "step": step} | score(out / "samples", file))
+        command = [sys.executable, __file__, f"--out={folder}", f"--train={name}", f"--steps={steps}"]
+        runs.run([*command, "--rates", str(rate)])
+        reconstructed = sorted(folder.glob("*.npz"), key=lambda file: int(file.stem))
+        rows = [{"step": int(file.stem)} | score(out / "samples", file) for file in reconstructed]
         files.write_json(folder / "scores.json", rows)
     return files.read_json(folder / "scores.json")
 
 
-def _trained(name: str, folder: pathlib.Path, out: pathlib.Path, rate: float, steps: int) -> dict[str, Any]:
-    """Trains a peer unless that was done; returns the seconds of its updates."""
-    if not (folder / "updates.json").exists():
-        cli.made_folder(folder)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-        command = [sys.executable, __file__, f"--out={folder}", f"--train={name}", f"--steps={steps}"]
-        runs.run([*command, "--rates", str(rate)])
-    return files.read_json(folder / "updates.json")
-
-
 def train_peer(name: str, folder: pathlib.Path, rate: float, steps: int) -> int:
-    """Trains a peer and writes the seconds of its updates, and reconstructions at every evaluation."""
+    """Trains a peer and writes its reconstructions at every evaluation."""
     import peers
 
     batches, held_out = (loaded(folder.parent / "samples", split) for split in ("train", "eval"))
-    trainer, seconds = peers.Trainer(name, rate, steps), []
+    trainer = peers.Trainer(name, rate, steps)
     begin = time.monotonic()
     for step in range(1, steps + 1):
-        batch = {bucket: np.array(frames[(step - 1) % len(frames)]) for bucket, frames in batches.items()}
-        seconds.append(trainer.timed_update(batch))
-        if step % max(1, steps // EVALUATIONS) == 0:
+        trainer.update(
+            {bucket: np.array(frames[(step - 1) % len(frames)]) for bucket, frames in batches.items()}
+        )
+        if step % (steps // EVALUATIONS) == 0:
             decoded = {
                 bucket: np.concatenate(
                     [trainer.reconstruct(frames[i : i + 4]) for i in range(0, len(frames), 4)]
@@ -197,7 +189,6 @@ def train_peer(name: str, folder: pathlib.Path, rate: float, steps: int) -> int:
             }
             np.savez(folder / f"{step}.npz", **decoded)
             print(f"{name}: update {step}/{steps}, {time.monotonic() - begin:.0f} s", file=sys.stderr)
-    (folder / "updates.json").write_text(json.dumps({"seconds": seconds}))
     return 0
 
 
@@ -246,7 +237,7 @@ def reached(curve: list[dict[str, Any]], bucket: str, level: float) -> float:
 
 def print_table(results: dict[str, Any]) -> None:
     """Prints the scores by minute, and when vaejax reaches the best PSNR of each peer."""
-    curves = {name: results["curves"][name][rate] for name, rate in results["best"].items()}
+    curves = results["curves"]
     buckets = sorted({key.split("/")[0] for key in next(iter(curves.values()))[-1] if "/" in key})
     minutes = range(1, round(results["minutes"]) + 1)
     for bucket in buckets:
@@ -276,7 +267,7 @@ def draw(path: pathlib.Path, results: dict[str, Any]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    curves = {name: results["curves"][name][rate] for name, rate in results["best"].items()}
+    curves = results["curves"]
     buckets = sorted({key.split("/")[0] for key in next(iter(curves.values()))[-1] if "/" in key})
     figure, axes = pyplot.subplots(
         2, len(buckets), figsize=(5 * len(buckets), 6), layout="constrained", squeeze=False

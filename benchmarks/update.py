@@ -95,6 +95,25 @@ def flops(name: str, task: str) -> int:
     return peers.Trainer(name, 1e-3, 1000).flops(batches(task))
 
 
+def measure(task: str, rounds: int) -> dict[str, dict[str, Any]]:
+    """Lets all networks take turns at updates.
+
+    Returns:
+      By name, what `turns.compete` returns, and 'first', the seconds of the updates that compile.
+    """
+    contestants = {
+        name: turns.Contestant([sys.executable, __file__, f"--work={name}", "--tasks", task])
+        for name in (VAEJAX, *PEERS)
+    }
+    # PyTorch compiles a second time in the second update.
+    first = {name: one.turn()[0] + one.turn()[0] for name, one in contestants.items()}
+    found = turns.compete(contestants, rounds)
+    for name, one in contestants.items():
+        found[name]["first"] = first[name]
+        one.end()
+    return found
+
+
 def main() -> None:
     """Runs the comparison and prints a table."""
     parser = argparse.ArgumentParser(
@@ -115,20 +134,12 @@ def main() -> None:
         + "---|" * 8
     )
     for task in args.tasks:
-        contestants = {
-            name: turns.Contestant([sys.executable, __file__, f"--work={name}", "--tasks", task])
-            for name in (VAEJAX, *PEERS)
-        }
-        first = {name: one.turn()[0] for name, one in contestants.items()}
-        for one in contestants.values():
-            one.turn()  # PyTorch compiles a second time
-        report[task] = turns.compete(contestants, args.rounds)
+        report[task] = measure(task, args.rounds)
         for name, found in report[task].items():
-            contestants[name].end()
             rate = SAMPLES[task] / found["seconds"]["median"]
             report[task][name]["flops"] = count = flops(name, task)
             cells = [f"{found[what]['ratio']:.2f}x" for what in ("seconds", "cpu_seconds")]
-            cells += [f"{found['peak_gib']:.2f} GiB", f"{first[name]:.1f} s"]
+            cells += [f"{found['peak_gib']:.2f} GiB", f"{found['first']:.1f} s"]
             print(f"| {task} | {name} | {count / 1e9:.0f} | {rate:.1f} | {' | '.join(cells)} |", flush=True)
     if args.out:
         pathlib.Path(args.out).write_text(json.dumps(report, indent=1))
