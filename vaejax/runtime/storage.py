@@ -235,13 +235,20 @@ def walk(folder: str, name: str) -> Iterator[Entry]:
     with answering(folder, name):
         system = file_system(folder, name)
         root = folder.partition("://")[2].rstrip("/") + "/"
-        for place, folders, names in system.walk(folder, detail=True):  # `find` would hold all objects
+        # `find` would hold all objects. By itself, `walk` leaves out folders that cannot be listed.
+        for place, folders, names in system.walk(folder, detail=True, on_error=_unless_missing):
             for name in [name for name in folders if name.startswith(".")]:
                 del folders[name]
             inner = f"{place}/".removeprefix(root)
             for name, info in sorted(names.items()):
                 if name and not name.startswith("."):
                     yield Entry(inner + name, info["size"], version(info))
+
+
+def _unless_missing(error: Exception) -> None:
+    """Raises the error of a folder that cannot be listed; one without objects has none."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _walk_disk(folder: str) -> Iterator[Entry]:
