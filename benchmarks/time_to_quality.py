@@ -4,11 +4,11 @@
 
 All train on the demo's samples, the same batches in the same order, by the same likelihood alone, for as many
 updates as take the same minutes on all cores of this machine; see peers.py for the networks and trainer. The
-time of an update, and of compilation without caches, is measured beforehand, with all networks in turns (see
-update.py), so only that part needs a quiet machine. Evaluation takes no time here. Each network has the best
-of several learning rates, found in runs of a quarter of the updates. Prints scores by minute, interpolated
-between evaluations; DIR/time_to_quality.json has all numbers, DIR/time_to_quality.png shows the curves. Rerun
-the same command to continue. Requires torch, diffusers and matplotlib.
+time of an update is measured beforehand, with all networks in turns (see update.py), so load beside the
+training changes nothing. Compilation and evaluation do not count. Each network has the best of several
+learning rates, found in runs of a quarter of the updates. Prints scores by minute, interpolated between
+evaluations; DIR/time_to_quality.json has all numbers, DIR/time_to_quality.png shows the curves. Rerun the
+same command to continue. Requires torch, diffusers and matplotlib.
 """
 
 import argparse
@@ -59,14 +59,14 @@ def measure(args: argparse.Namespace) -> None:
     curves: dict[str, list] = {}
     for name in args.contestants:
         pace, contest = paces[name], vaejax_curve if name == VAEJAX else peer_curve
-        count = int((60 * args.minutes - pace["first"]) / pace["update"])
+        count = int(60 * args.minutes / pace)
         steps = {trial: _rounded(count // trial) for trial in (TRIAL, 1)}
 
         def curve(rate: float, trial: int, name=name, pace=pace, contest=contest, steps=steps) -> list:
             print(f"training {name}, learning rate {rate:g}, {steps[trial]} updates ...", file=sys.stderr)
             folder = out / f"{name.replace(' ', '_')}_{rate:g}_{steps[trial]}"
             rows = contest(name, folder, out, rate, steps[trial])
-            return [{"seconds": pace["first"] + row["step"] * pace["update"]} | row for row in rows]
+            return [{"seconds": row["step"] * pace} | row for row in rows]
 
         trials[name] = {f"{rate:g}": final(curve(rate, TRIAL)) for rate in args.rates}
         curves[name] = curve(float(max(trials[name], key=lambda rate: trials[name][rate])), 1)
@@ -78,12 +78,11 @@ def measure(args: argparse.Namespace) -> None:
     print(f"figure: {out / 'time_to_quality.png'}\nscores: {out / 'time_to_quality.json'}")
 
 
-def measured_paces(path: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Seconds of an update, 'update', and of those that compile, 'first', by network; kept in a file."""
+def measured_paces(path: pathlib.Path) -> dict[str, float]:
+    """Seconds of an update by network, kept in a file."""
     if not path.exists():
         found = update.measure("both", ROUNDS)
-        paces = {n: {"update": f["seconds"]["median"], "first": f["first"]} for n, f in found.items()}
-        files.write_json(path, paces)
+        files.write_json(path, {name: one["seconds"]["median"] for name, one in found.items()})
     return files.read_json(path)
 
 
@@ -283,7 +282,7 @@ def draw(path: pathlib.Path, results: dict[str, Any]) -> None:
             panel.set_xlim(0, results["minutes"])
             panel.spines[["top", "right"]].set_visible(False)
             panel.set_title(f"{bucket}, {'PSNR, dB' if row == 0 else 'LPIPS (AlexNet), lower is better'}")
-        axes[1][column].set_xlabel("minutes of training on two cores")
+        axes[1][column].set_xlabel("minutes of updates on two cores")
     axes[0][0].legend(frameon=False)
     figure.savefig(path, dpi=120)
 

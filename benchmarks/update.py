@@ -10,6 +10,7 @@ its own; ratios are medians over rounds. Requires torch and diffusers.
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -101,6 +102,7 @@ def measure(task: str, rounds: int) -> dict[str, dict[str, Any]]:
     Returns:
       By name, what `turns.compete` returns, and 'first', the seconds of the updates that compile.
     """
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     contestants = {
         name: turns.Contestant([sys.executable, __file__, f"--work={name}", "--tasks", task])
         for name in (VAEJAX, *PEERS)
