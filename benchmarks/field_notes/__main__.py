@@ -51,7 +51,7 @@ def main() -> int:
         "--preset", choices=("cpu", "gpu"), default="cpu", help="two cores, or one GPU (default: cpu)"
     )
     parser.add_argument(
-        "--document", type=pathlib.Path, help="Markdown file to write, with its figures beside it"
+        "--document", type=pathlib.Path, help="Markdown file to write or update, with figures beside it"
     )
     args, more = parser.parse_known_args()
     if unknown := set(args.lessons) - set(LESSONS):
@@ -72,7 +72,7 @@ def repeat(args: argparse.Namespace, more: list[str]) -> None:
         lesson, lab = LESSONS[name], Lab(cli.made_folder(out / name), args.preset, args.data, more)
         outcome = lesson.run(lab)
         done.append((lesson, outcome, lab.seconds()))
-        page.write(done, circumstances, out, args.document)
+        page.write(done, circumstances, out, [each.title for each in LESSONS.values()], args.document)
         print(f"{lesson.title}: {outcome.verdict}, {lab.seconds() / 60:.0f} minutes")
         for difference in outcome.differences:
             print(f"  {difference.sentence()}")

@@ -32,7 +32,11 @@ def picture(outcome: Outcome) -> bytes:
 
 
 def markdown(
-    lessons: Sequence[tuple[Lesson, Outcome, float]], circumstances: Mapping[str, str], images: str
+    lessons: Sequence[tuple[Lesson, Outcome, float]],
+    circumstances: Mapping[str, str],
+    images: str,
+    order: Sequence[str],
+    earlier: str = "",
 ) -> str:
     """The lessons as Markdown.
 
@@ -40,31 +44,41 @@ def markdown(
       lessons: each lesson with its outcome and the seconds that it took.
       circumstances: what the numbers depend on, such as the machine, by name.
       images: folder of the figures, relative to the Markdown file.
+      order: the titles of all lessons.
+      earlier: an earlier result, whose other lessons are kept.
     """
+    found = _sections(earlier)
+    for lesson, outcome, seconds in lessons:
+        row = f"| [{lesson.title}](#{anchor(lesson.title)}) | {outcome.verdict} | {seconds / 60:.0f} |"
+        found[lesson.title] = row, _section(lesson, outcome, circumstances, images)
+    rows, sections = zip(*(found[title] for title in order if title in found), strict=True)
+    minutes = sum(int(row.rsplit("|", 2)[1]) for row in rows)
+    table = ["| Lesson | Verdict | Minutes |", "|---|---|---|", *rows, f"| all | | {minutes} |\n"]
+    return "\n".join(["# The field notes, repeated\n", INTRODUCTION + "\n", *table, *sections])
+
+
+def _section(lesson: Lesson, outcome: Outcome, circumstances: Mapping[str, str], images: str) -> str:
+    table = [outcome.header, ["---"] * len(outcome.header), *outcome.rows]
     parts = [
-        "# The field notes, repeated\n",
-        INTRODUCTION + "\n",
-        "| Lesson | Verdict | Minutes |\n|---|---|---|",
+        f"## {lesson.title}\n",
+        f"*The notes:* {lesson.claim}\n",
+        f"*Here:* {lesson.setup}\n",
+        f"![{lesson.title}]({images}/{lesson.name}.png)\n",
+        "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n",
+        f"**Verdict: {outcome.verdict}.**\n",
+        "\n".join(f"- {difference.sentence()}" for difference in outcome.differences) + "\n",
+        *(f"{remark}\n" for remark in outcome.remarks),
+        "; ".join(f"{name}: {value}" for name, value in circumstances.items()) + "\n",
     ]
-    parts[-1] += "".join(
-        f"\n| [{lesson.title}](#{anchor(lesson.title)}) | {outcome.verdict} | {seconds / 60:.0f} |"
-        for lesson, outcome, seconds in lessons
-    )
-    parts[-1] += f"\n| all | | {sum(seconds for *_, seconds in lessons) / 60:.0f} |\n"
-    parts.append("\n".join(f"- {name}: {value}" for name, value in circumstances.items()) + "\n")
-    for lesson, outcome, _ in lessons:
-        table = [outcome.header, ["---"] * len(outcome.header), *outcome.rows]
-        parts += [
-            f"## {lesson.title}\n",
-            f"*The notes:* {lesson.claim}\n",
-            f"*Here:* {lesson.setup}\n",
-            f"![{lesson.title}]({images}/{lesson.name}.png)\n",
-            "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n",
-            f"**Verdict: {outcome.verdict}.**\n",
-            "\n".join(f"- {difference.sentence()}" for difference in outcome.differences) + "\n",
-            *(f"{remark}\n" for remark in outcome.remarks),
-        ]
     return "\n".join(parts)
+
+
+def _sections(text: str) -> dict[str, tuple[str, str]]:
+    """The row of the table and the section of each lesson in a Markdown file, by title."""
+    head, *sections = text.split("\n## ")
+    rows = {row[3 : row.index("](#")]: row for row in head.splitlines() if row.startswith("| [")}
+    by_title = {section.partition("\n")[0]: f"## {section.rstrip()}\n" for section in sections}
+    return {title: (rows[title], section) for title, section in by_title.items()}
 
 
 def page(lessons: Sequence[tuple[Lesson, Outcome, float]], circumstances: Mapping[str, str]) -> str:
@@ -95,16 +109,21 @@ def write(
     lessons: Sequence[tuple[Lesson, Outcome, float]],
     circumstances: Mapping[str, str],
     out: Path,
+    order: Sequence[str],
     document: Path | None = None,
 ) -> None:
-    """Writes out/field-notes.html, and optionally a Markdown file with its figures beside it."""
+    """Writes out/field-notes.html and a Markdown file with its figures beside it; see `markdown`.
+
+    The document keeps lessons that ran elsewhere, so all can be repeated piece by piece.
+    """
     (out / "field-notes.html").write_text(page(lessons, circumstances))
     target = document or out / "field-notes.md"
     figures = target.parent / "images" / "field-notes"
     figures.mkdir(parents=True, exist_ok=True)
     for lesson, outcome, _ in lessons:
         (figures / f"{lesson.name}.png").write_bytes(picture(outcome))
-    target.write_text(markdown(lessons, circumstances, "images/field-notes"))
+    earlier = document.read_text() if document and document.exists() else ""
+    target.write_text(markdown(lessons, circumstances, "images/field-notes", order, earlier))
 
 
 def anchor(title: str) -> str:

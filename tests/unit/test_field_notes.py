@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.field_notes import page
 from benchmarks.field_notes.lab import Lab
+from benchmarks.field_notes.lesson import Lesson, Outcome
 from benchmarks.field_notes.verdict import CONTRADICTED, OPEN, SHOWN, Difference, overall, paired
 
 
@@ -59,3 +61,18 @@ def test_a_sentence_has_the_effect_in_units_of_the_spread_between_seeds():
         "PSNR: +2.00 ± 2.48 dB over 3 seeds, 2.0 times their spread: not shown at this scale"
     )
     assert "spread" not in Difference("PSNR", "dB", (1.0,), 1).sentence()
+
+
+def test_a_document_keeps_the_lessons_of_earlier_runs():
+    def done(title, values, seconds=60.0):
+        outcome = Outcome([Difference("PSNR", "dB", values, 1)], ["seed", "PSNR"], [["0", "20"]], print)
+        return Lesson(title.lower(), title, "claim", "setup", print), outcome, seconds
+
+    def text(*lessons, earlier=""):
+        return page.markdown(lessons, {"Date": "today"}, "images", ["One", "Two"], earlier)
+
+    one, two = done("One", (1.0, 1.1, 0.9)), done("Two", (1.0, -1.0, 0.9), 120.0)
+    assert text(two, earlier=text(one)) == text(one, earlier=text(two)) == text(one, two)
+    assert "| all | | 3 |" in text(one, two)
+    newer = done("One", (-1.0, -1.1, -0.9))
+    assert text(newer, earlier=text(one, two)) == text(newer, two)
