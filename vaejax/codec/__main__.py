@@ -9,10 +9,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vaejax import cli
-from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError
+from vaejax.errors import FAILED, INPUT_ERROR, INTERRUPTED, InputError, Stopped
+from vaejax.runtime import beam
+
+if TYPE_CHECKING:
+    from vaejax.codec.batch import Outcome
+    from vaejax.codec.codec import Codec
 
 COMPUTE_DTYPES = ("float32", "bfloat16")  # a copy of load.DTYPES: importing load imports JAX, even for --help
 STOPPED = "stopped; run the same command again to continue"
@@ -40,10 +46,15 @@ class _Interrupt:
         if self.phase == "waits":
             raise KeyboardInterrupt
 
-    def check(self) -> None:
-        """Raises KeyboardInterrupt after a Ctrl-C."""
+    @contextlib.contextmanager
+    def working(self) -> Iterator[threading.Event]:
+        """A context in which worker threads end when the event is set; raises KeyboardInterrupt then."""
+        self.phase = "works"
+        with contextlib.suppress(Stopped):
+            yield self.stop
         if self.stop.is_set():
             raise KeyboardInterrupt
+        self.phase = "waits"
 
 
 @contextlib.contextmanager
@@ -81,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from vaejax.codec.latent_file import DTYPES, EXTENSION
-    from vaejax.codec.tasks import DECODE, ENCODE, RECONSTRUCT
+    from vaejax.codec.tasks import DECODE, ENCODE, LATENT, RECONSTRUCT
 
     parser = cli.parser(
         "vaejax.codec",
@@ -90,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         " is decoded to OUT/a/b.mp4. The same command continues after a stop: it keeps the files in an output"
         " folder that the same source, model and settings made, and makes the others again. It refuses to"
         " replace a file that vaejax did not write, or latents of another model or other settings. If a file"
-        " is refused, the other files are still processed, and the exit code is 2, or 0 with --keep-going.",
+        " is refused, the other files are still processed, and the exit code is 2, or 0 with --keep-going."
+        " --format writes tars or Parquet files of latents instead, for trainers without vaejax.",
         "encode ~/Videos latents --model=runs/demo",
     )
     parser.add_argument(
@@ -98,7 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=(ENCODE, DECODE, RECONSTRUCT),
         help="encode to latent files, decode them, or do both",
     )
-    parser.add_argument("source", metavar="IN", help="a file, a folder, or - for stdin")
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="a file, a folder, or - for stdin; for encode also an entry of data.sources as JSON, such as"
+        ' {"kind": "webdataset", "path": "/data/tars"}',
+    )
     parser.add_argument("target", metavar="OUT", help="a file, a folder, or - for stdout")
     parser.add_argument("--model", metavar="PATH", required=True, help="a run, an export or a published VAE")
     parser.add_argument(
@@ -153,6 +170,21 @@ def _parser() -> argparse.ArgumentParser:
         " default: all files",
     )
     parser.add_argument(
+        "--format",
+        choices=(LATENT, "webdataset", "parquet"),
+        default=LATENT,
+        help="what encode writes: a latent file for each photo and clip, or tars or Parquet files of many"
+        " latents with the captions and labels of the source; default: latent",
+    )
+    parser.add_argument(
+        "--shard-mb",
+        metavar="MB",
+        type=cli.at_least(0.001, float),
+        default=256.0,
+        help="megabytes of latents per tar, Parquet file or piece of work of a cluster; default: 256",
+    )
+    beam.add_flag(parser)
+    parser.add_argument(
         "--keep-going",
         action="store_true",
         help="for a folder: name refused files at the end and exit with 0, so that one bad file does not fail"
@@ -162,61 +194,89 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
-    flags, started = _parser().parse_args(arguments), time.monotonic()
+    flags, options = beam.parse(_parser(), arguments)
+    started = time.monotonic()
     # Imported here, so that --help does not import JAX.
+    from vaejax import files
+    from vaejax.codec.shards.encode import encode, is_json
+    from vaejax.codec.tasks import ENCODE, LATENT, PIPE
+    from vaejax.runtime import storage
+
+    is_folder = flags.source != PIPE and os.path.isdir(files.expand_home(flags.source))
+    is_collection = is_json(flags.source) or (flags.action == ENCODE and storage.is_url(flags.source))
+    if flags.keep_going and not is_folder and not is_collection:
+        raise InputError(f"--keep-going: IN = {flags.source} is not a folder; accepted: a folder")
+    in_shards = is_collection or flags.format != LATENT or bool(options)
+    if in_shards and flags.action != ENCODE:
+        raise InputError(
+            f"{flags.action}: --runner, --format and IN as JSON are for encode; accepted: a path"
+        )
+    interrupt.phase = "waits"
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
+    outcome = encode(flags, options, interrupt.working) if in_shards else _convert(flags, interrupt)
+    summary = _summary(flags, outcome, time.monotonic() - started)
+    print(summary, file=sys.stderr if flags.target == PIPE else sys.stdout)
+    if flags.keep_going and outcome.refused:
+        print(f"refused: {', '.join(sorted(outcome.refused))}", file=sys.stderr)
+    forgiven = flags.keep_going and not outcome.unwritable
+    return INPUT_ERROR if outcome.refused and not forgiven else 0
+
+
+def _convert(flags: argparse.Namespace, interrupt: _Interrupt) -> "Outcome":
+    """Converts files one by one, and those in shards of latents."""
     import vaejax
     from vaejax import files
     from vaejax.codec.batch import BatchConverter
     from vaejax.codec.load import pixel_channels
     from vaejax.codec.origin import Settings
-    from vaejax.codec.tasks import PIPE, open_tasks
+    from vaejax.codec.shards.decode import decode, has_shards
+    from vaejax.codec.tasks import DECODE, open_tasks
     from vaejax.runtime import cache
 
-    if flags.keep_going and (flags.source == PIPE or not os.path.isdir(files.expand_home(flags.source))):
-        raise InputError(f"--keep-going: IN = {flags.source} is not a folder; accepted: a folder")
-    interrupt.phase = "waits"
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs how it opens checkpoints
-    channels = pixel_channels(flags.model)
-    with open_tasks(flags.action, flags.source, flags.target, flags.shard, channels) as tasks:
-        interrupt.phase = "works"
+    def batch() -> "tuple[Codec, BatchConverter]":
         cache.keep_compiled()
         codec = vaejax.load(
             flags.model, step=flags.step, dtype=flags.compute, tile=flags.tile, overlap=flags.overlap
         )
         codec.stream_encoder()  # raises at once if the model has no latent statistics, which every file needs
-        files.sweep(task.target for task in tasks)
         settings = Settings(flags.dtype, flags.seed, flags.crf)
-        batch = BatchConverter(flags.action, codec, settings, flags.workers, interrupt.stop)
-        batch.run(tasks)
-        interrupt.check()
-        interrupt.phase = "waits"
-    summary = _summary(flags, batch.counts, batch.other_settings, time.monotonic() - started)
-    print(summary, file=sys.stderr if flags.target == PIPE else sys.stdout)
-    if flags.keep_going and batch.refused:
-        print(f"refused: {', '.join(sorted(batch.refused))}", file=sys.stderr)
-    forgiven = flags.keep_going and not batch.unwritable
-    return INPUT_ERROR if batch.refused and not forgiven else 0
+        return codec, BatchConverter(flags.action, codec, settings, flags.workers, interrupt.stop)
+
+    if flags.action == DECODE and has_shards(files.expand_home(flags.source)):
+        with interrupt.working():
+            codec, converter = batch()
+            source, target = map(files.expand_home, (flags.source, flags.target))
+            decode(source, target, flags.shard, codec, converter)
+        return converter.outcome
+    channels = pixel_channels(flags.model)
+    opened = open_tasks(flags.action, flags.source, flags.target, flags.shard, channels)
+    with opened as tasks, interrupt.working():
+        _, converter = batch()
+        files.sweep(task.target for task in tasks)
+        converter.run(tasks)
+    return converter.outcome
 
 
-def _summary(
-    flags: argparse.Namespace, counts: Mapping[str, int], other_settings: int, seconds: float
-) -> str:
+def _summary(flags: argparse.Namespace, outcome: "Outcome", seconds: float) -> str:
     """The last lines of a command: what was done, how long it took, and what to do next."""
     from vaejax.codec.batch import ALREADY_THERE, DONE, REFUSED
-    from vaejax.codec.tasks import DECODE, ENCODE, PIPE
+    from vaejax.codec.tasks import DECODE, ENCODE, LATENT, PIPE
     from vaejax.files import expand_home
 
-    outcomes = DONE[flags.action], ALREADY_THERE, REFUSED
-    done = ", ".join(f"{counts[name]} {name}" for name in outcomes if counts[name] or name == outcomes[0])
+    counts, names = outcome.counts, (DONE[flags.action], ALREADY_THERE, REFUSED)
+    done = ", ".join(f"{counts[name]} {name}" for name in names if counts[name] or name == names[0])
     lines = [f"{done} in {seconds:.1f} s"]
     if flags.target == PIPE:
         return lines[0]
     lines[0] += f": {flags.target}"
     source, target, model = (shlex.quote(path) for path in (flags.source, flags.target, flags.model))
-    if other_settings:
+    if outcome.other_settings:
         lines.append(
-            f"next: another OUT, or the --model and flags that encoded {other_settings} of the files before"
+            "next: another OUT, or the --model and flags that encoded"
+            f" {outcome.other_settings} of the files before"
         )
+    elif counts[REFUSED] and flags.format != LATENT:
+        lines.append("next: see the errors above; correct or remove these files, and run the same command")
     elif counts[REFUSED]:
         lines.append("next: see the errors above; the same command retries only the refused files")
     elif flags.action == ENCODE:

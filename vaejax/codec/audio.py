@@ -17,6 +17,7 @@ from av.error import FFmpegError
 
 from vaejax.data import frames
 from vaejax.errors import InputError, one_line
+from vaejax.runtime.content import Content
 
 # Number of channels -> FFmpeg's default layout, for files that give no layout.
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
@@ -40,11 +41,11 @@ class Audio(NamedTuple):
     tick: Fraction
 
 
-def copy(path: str, start: float, end: float | None) -> Audio | None:
+def copy(clip: Content, start: float, end: float | None) -> Audio | None:
     """Copies the packets of a clip's default audio stream, else of its first.
 
     Args:
-      path: path of the clip.
+      clip: the clip.
       start: time of the clip's first frame, seconds on the file's clock.
       end: time in seconds from the first frame; packets from this time on are dropped. None keeps all.
 
@@ -55,7 +56,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
       InputError: if the audio cannot be copied.
     """
     try:
-        with frames.open_container(path) as container:
+        with frames.open_container(clip) as container:
             stream = frames.audio_stream(container)
             if stream is None:
                 return None
@@ -63,7 +64,7 @@ def copy(path: str, start: float, end: float | None) -> Audio | None:
                 name = codec_name(stream)
                 accepted = "audio that Matroska can hold, e.g. re-encoded as AAC"
                 raise InputError(f"audio codec {name}: cannot be copied; accepted: {accepted}")
-        container = frames.open_container(path)
+        container = frames.open_container(clip)
     except FFmpegError as error:
         raise InputError(f"audio: {one_line(error)}; accepted: {ACCEPTED}") from error
     with container:

@@ -1,9 +1,12 @@
 """Encodes or decodes many files, several at a time; a file that fails does not stop the others."""
 
 import collections
+import contextlib
+import dataclasses
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tqdm import tqdm
@@ -13,10 +16,38 @@ from vaejax.codec.codec import Codec
 from vaejax.codec.convert import Converter, Unwritable
 from vaejax.codec.origin import Settings
 from vaejax.codec.tasks import DECODE, ENCODE, RECONSTRUCT, Task
+from vaejax.data.crop import Unavailable
 from vaejax.errors import InputError, Stopped, one_line
 
 DONE = {ENCODE: "encoded", DECODE: "decoded", RECONSTRUCT: "reconstructed"}
 ALREADY_THERE, REFUSED = "already there", "refused"
+
+
+def progress_bar(files: int | None) -> tqdm:
+    """A progress bar on stderr."""
+    return tqdm(total=files, unit="file", file=sys.stderr)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of the tasks of a command.
+
+    Attributes:
+      counts: number of tasks by outcome, which is a value of `DONE`, `ALREADY_THERE` or `REFUSED`.
+      refused: the tasks that were `REFUSED`, by name, with the reasons.
+      unwritable: number of refused tasks whose target could not be written, so the source may be good.
+      unavailable: number of refused tasks whose source could not be read for a reason outside it.
+      other_settings: number of refused tasks whose latents another model or other settings encoded.
+      incomparable: number of tasks `ALREADY_THERE` whose target is from an earlier version of vaejax, without
+        a complete record of its source and settings.
+    """
+
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)
+    unwritable: int = 0
+    unavailable: int = 0
+    other_settings: int = 0
+    incomparable: int = 0
 
 
 class BatchConverter:
@@ -30,12 +61,7 @@ class BatchConverter:
       stop: event that, once set, ends the work soon; unfinished files are discarded.
 
     Attributes:
-      counts: number of tasks by outcome, which is `DONE[action]`, `ALREADY_THERE` or `REFUSED`.
-      refused: names of the tasks that were `REFUSED`.
-      unwritable: number of refused tasks whose target could not be written, so the source may be good.
-      other_settings: number of refused tasks whose latents another model or other settings encoded.
-      incomparable: number of tasks `ALREADY_THERE` whose target is from an earlier version of vaejax, without
-        a complete record of its source and settings.
+      outcome: the outcome of the tasks so far, since the last `take`.
     """
 
     def __init__(self, action: str, codec: Codec, settings: Settings, workers: int, stop: threading.Event):
@@ -43,30 +69,37 @@ class BatchConverter:
         self._converter = Converter(codec, settings, self._advance, self._report)
         self._stop, self._lock = stop, threading.Lock()
         self._frames, self._shown = 0, 0.0
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.refused: list[str] = []
-        self.unwritable = self.other_settings = self.incomparable = 0
+        self.outcome = Outcome()
 
-    def run(self, tasks: list[Task]) -> None:
-        """Runs all tasks; every failure is reported with the name of its file."""
-        with (
-            tqdm(total=len(tasks), unit="file", file=sys.stderr) as self._bar,
-            ThreadPoolExecutor(self._workers) as pool,
-        ):
+    def run(self, tasks: Sequence[Task], bar: tqdm | None = None) -> None:
+        """Runs all tasks; every failure is reported with the name of its file.
+
+        Args:
+          tasks: the tasks.
+          bar: progress bar of more tasks than these; None shows one of these.
+        """
+        with contextlib.ExitStack() as stack:
+            self._bar = bar if bar is not None else stack.enter_context(progress_bar(len(tasks)))
+            pool = stack.enter_context(ThreadPoolExecutor(self._workers))
             work = [pool.submit(self._run_task, task) for task in tasks]
             try:
                 wait(work, return_when=FIRST_EXCEPTION)
             finally:
                 pool.shutdown(cancel_futures=True)
                 self._show_progress()
-        if self.incomparable:
+        if self.outcome.incomparable:
             self._report(
-                f"{self.incomparable} already there from an earlier version of vaejax, without a complete"
-                " record of their source and settings; delete them to make them again"
+                f"{self.outcome.incomparable} already there from an earlier version of vaejax, without a"
+                " complete record of their source and settings; delete them to make them again"
             )
         for each in work:
             if not each.cancelled() and not isinstance(each.exception(), Stopped):
                 each.result()
+
+    def take(self) -> Outcome:
+        """Returns the outcome of the tasks since the last call."""
+        taken, self.outcome = self.outcome, Outcome()
+        return taken
 
     def _run_task(self, task: Task) -> None:
         try:
@@ -76,21 +109,24 @@ class BatchConverter:
             raise
         except Exception as error:  # one bad file must not stop the others
             expected = isinstance(error, InputError)
-            message = error if expected else f"{task.name}: {type(error).__name__}: {one_line(error)}"
+            message = f"{error}" if expected else f"{task.name}: {type(error).__name__}: {one_line(error)}"
             self._report(f"error: {message}")
             outcome = REFUSED
             with self._lock:
-                self.refused.append(task.name)
-                self.unwritable += isinstance(error, Unwritable)
-                self.other_settings += isinstance(error, origin.OtherSettings)
+                self.outcome.refused[task.name] = message
+                self.outcome.unwritable += isinstance(error, Unwritable)
+                self.outcome.unavailable += isinstance(error.__cause__ or error, OSError | Unavailable)
+                self.outcome.other_settings += isinstance(error, origin.OtherSettings)
         with self._lock:
-            self.counts[outcome] += 1
+            self.outcome.counts[outcome] += 1
             self._bar.update()
 
     def _convert(self, task: Task) -> str:
         """Writes the target of a task, unless it exists and is up to date; returns the outcome."""
         if task.refusal:
             raise InputError(f"{task.name}: {task.refusal}")
+        if callable(task.source):
+            task = task._replace(source=task.source())
         if task.keep and task.target.exists() and self._is_up_to_date(task):
             return ALREADY_THERE
         try:
@@ -130,7 +166,7 @@ class BatchConverter:
             self._report(f"{task.name}: {DONE[self._action]} again, because {', '.join(changes)}")
             return False
         with self._lock:
-            self.incomparable += not found.keys() >= expected.keys()
+            self.outcome.incomparable += not found.keys() >= expected.keys()
         return True
 
     def _advance(self, frames: int) -> None:

@@ -25,6 +25,7 @@ from vaejax.codec.stream import StreamDecoder, StreamEncoder
 from vaejax.data import media
 from vaejax.data.crop import MEDIA_CHANNELS
 from vaejax.errors import InputError, one_line
+from vaejax.runtime.content import Content
 
 Item = TypeVar("Item")
 FRAMES, BYTES = 16, 2**25  # a chunk has at most this many frames and bytes, but at least one frame
@@ -73,11 +74,11 @@ class Converter:
                 " (RGB and alpha), which photos and clips have; in Python it encodes arrays"
             )
 
-    def encode(self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str) -> None:
+    def encode(self, source: Content, target: pathlib.Path, name: str, kind: str) -> None:
         """Encodes a photo or a clip.
 
         Args:
-          source: the file.
+          source: the photo or clip.
           target: the latent file, replaced if it exists.
           name: name of the source in messages. The latent file records it without its folders.
           kind: 'image' or 'video'.
@@ -88,7 +89,7 @@ class Converter:
         with _one_line_errors(name, target), files.atomic_file(target) as file:
             self._encode(source, file, name, kind)
 
-    def _encode(self, source: pathlib.Path, file: BinaryIO, name: str, kind: str) -> None:
+    def _encode(self, source: Content, file: BinaryIO, name: str, kind: str) -> None:
         title = pathlib.PurePath(name).name
         key = None
         if self._settings.seed is not None:  # noise depends on the file's name, not on its folder
@@ -106,7 +107,7 @@ class Converter:
             fps, constant = frame_rate.estimate(timing.times, clock.rates)
             try:
                 end = timing.duration if timing.damaged else None
-                audio = audio_stream.copy(str(source), clock.start, end)
+                audio = audio_stream.copy(source, clock.start, end)
             except InputError as error:
                 self._report(f"{name}: encoded without audio: {error}")
         with contextlib.ExitStack() as stack:
@@ -117,7 +118,7 @@ class Converter:
         self._report_seams(name, stream.disagreement, "standard deviations of the latents")
 
     def _encode_frames(
-        self, source: pathlib.Path, kind: str, name: str, stream: StreamEncoder, writer: LatentWriter
+        self, source: Content, kind: str, name: str, stream: StreamEncoder, writer: LatentWriter
     ) -> _Timing:
         """Encodes all frames of a source, or those before its first damage."""
         times, duration, damaged = array.array("d"), 0.0, False
@@ -220,7 +221,7 @@ class Converter:
         return latents
 
     def reconstruct(
-        self, source: pathlib.Path, target: pathlib.Path, name: str, kind: str, extension: str = ""
+        self, source: Content, target: pathlib.Path, name: str, kind: str, extension: str = ""
     ) -> None:
         """Encodes and decodes a photo or a clip; arguments and errors as for `encode` and `decode`."""
         with _one_line_errors(name, target), files.scratch(target) as latent:
@@ -279,9 +280,7 @@ class Converter:
             )
 
 
-def _frames(
-    source: pathlib.Path, kind: str, channels: int
-) -> Generator[tuple[np.ndarray, list[float], float]]:
+def _frames(source: Content, kind: str, channels: int) -> Generator[tuple[np.ndarray, list[float], float]]:
     """Yields chunks of a source; if the source is damaged, raises media.Unreadable after the last chunk.
 
     Yields:

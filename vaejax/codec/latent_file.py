@@ -87,16 +87,15 @@ class Facts:
     audio_end: float | None = None
     origin: dict[str, Any] | None = None
 
-    def header(self) -> dict[str, str]:
-        """Returns 'format', 'version', and the fields that are not None, as strings.
+    def values(self) -> dict[str, Any]:
+        """Returns 'format', 'version', and the fields that are not None; a fraction becomes 'a/b' or 'a'."""
+        fields = {name: x for name, x in dataclasses.asdict(self).items() if x is not None}
+        fields = {name: str(x) if isinstance(x, Fraction) else x for name, x in fields.items()}
+        return {"format": FORMAT, "version": VERSION, **fields}
 
-        Text is kept as it is, a fraction becomes 'a/b' or 'a', and any other value becomes JSON.
-        """
-        header = {"format": FORMAT, "version": str(VERSION)}
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None:
-                header[name] = str(value) if isinstance(value, (str, Fraction)) else json.dumps(value)
-        return header
+    def header(self) -> dict[str, str]:
+        """Returns `values` as strings: text is kept as it is, any other value becomes JSON."""
+        return header_of(self.values())
 
     @classmethod
     def from_header(cls, header: dict[str, str]) -> "Facts":
@@ -118,6 +117,11 @@ class Facts:
                 facts[field.name] = json.loads(header[field.name])
         facts |= {name: tuple(map(float, facts[name])) for name in ("mean", "std")}
         return cls(**facts)
+
+
+def header_of(values: dict[str, Any]) -> dict[str, str]:
+    """The header of a latent file with the metadata `Facts.values`."""
+    return {name: x if isinstance(x, str) else json.dumps(x) for name, x in values.items()}
 
 
 class LatentWriter:
@@ -269,6 +273,10 @@ class LatentFile:
         """Yields the latents in order, float32 (n, h, w, c), `size` latent frames at a time."""
         for start in range(0, self.shape[0], size):
             yield np.asarray(self._latent[start : min(start + size, self.shape[0])], np.float32)
+
+    def whole(self) -> np.ndarray:
+        """The latents as they are stored, (t, h, w, c), float16 or float32."""
+        return self._file.get_tensor("latent")
 
     def audio(self) -> Audio | None:
         """Reads the clip's audio; the caller must close its `file`. None if the clip has no audio.

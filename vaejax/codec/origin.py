@@ -18,7 +18,8 @@ from vaejax.codec.codec import Codec
 from vaejax.codec.latent_file import EXTENSION, LatentFile, new_hash
 from vaejax.codec.media_writer import PHOTOS
 from vaejax.data import frames
-from vaejax.errors import InputError
+from vaejax.errors import InputError, one_line
+from vaejax.runtime.content import Content, opened
 
 Record = dict[str, Any]
 _PREFIX = "vaejax "  # begins a record in a photo or a clip; JSON follows
@@ -41,12 +42,12 @@ class Settings(NamedTuple):
     crf: int = 16
 
 
-def of_source(codec: Codec, source: pathlib.Path, name: str) -> Record:
+def of_source(codec: Codec, source: Content, name: str) -> Record:
     """The entries of a latent file's record that its header does not hold in other fields."""
     return {"source": content_hash(source, name), **codec.settings}
 
 
-def of_latents(codec: Codec, settings: Settings, source: pathlib.Path, name: str) -> Record:
+def of_latents(codec: Codec, settings: Settings, source: Content, name: str) -> Record:
     """The record of latents encoded from `source`; see `LatentFile.record`."""
     made_by = {"model": codec.fingerprint, "dtype": settings.dtype, "seed": settings.seed}
     return made_by | of_source(codec, source, name)
@@ -67,17 +68,18 @@ def identity(latents: LatentFile, source: pathlib.Path, name: str) -> Record | s
     return latents.record if latents.is_as_encoded() else content_hash(source, name)
 
 
-def content_hash(path: pathlib.Path, name: str) -> str:
+def content_hash(content: Content, name: str) -> str:
     """Returns a hash of a file's bytes, as 16 hexadecimal digits.
 
     Raises:
       InputError: if the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        file: Any
+        with opened(content) as file:
             return hashlib.file_digest(file, new_hash).hexdigest()
     except OSError as error:
-        raise InputError(f"{name}: {error.strerror}; accepted: a readable file") from error
+        raise InputError(f"{name}: {error.strerror or one_line(error)}; accepted: a readable file") from error
 
 
 def changes(found: Record, expected: Record) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -22,13 +22,15 @@ from vaejax.runtime import storage
 
 PIPE = "-"
 ENCODE, DECODE, RECONSTRUCT = "encode", "decode", "reconstruct"
+LATENT = "latent"  # the format of one latent file for each photo and clip
 
 
 class Task(NamedTuple):
     """One file to read and one to write.
 
     Attributes:
-      source: file to read.
+      source: photo or clip to read, a `Content`, or path of a latent file; or a function that returns it when
+        the task begins.
       target: file to write.
       name: name of the source in messages.
       kind: 'image' or 'video' for a photo or a clip; '' for a latent file.
@@ -37,7 +39,7 @@ class Task(NamedTuple):
       refusal: reason why the source cannot be read or the target cannot be written; or ''.
     """
 
-    source: pathlib.Path
+    source: Any
     target: pathlib.Path
     name: str
     kind: str
@@ -105,7 +107,7 @@ def _file_task(action: str, source: str, target: str, spool: pathlib.Path, chann
         to = spool / f"out{pathlib.PurePath(written).suffix}"
         return Task(path, to, name, kind, to.suffix.lower(), keep=False)
     if target.endswith("/") or os.path.isdir(target):
-        to = _make_folder(target) / _target_name(action, path, path.name, kind, channels)
+        to = make_folder(target) / _target_name(action, path, path.name, kind, channels)
         return Task(path, to, name, kind, to.suffix.lower(), keep=True)
     to = pathlib.Path(target)
     accepted = [EXTENSION]
@@ -146,7 +148,7 @@ def _folder_tasks(
 ) -> list[Task]:
     if target == PIPE or os.path.isfile(target):
         raise InputError(f"OUT = {target}: not a folder, although IN = {source} is; accepted: a folder")
-    out = _make_folder(target)
+    out = make_folder(target)
     if action == RECONSTRUCT and out.samefile(source):
         raise InputError(f"OUT = {target}: the same folder as IN; accepted: another folder")
     sources: list[tuple[pathlib.Path, str]] = []
@@ -227,7 +229,8 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _make_folder(name: str) -> pathlib.Path:
+def make_folder(name: str) -> pathlib.Path:
+    """Creates the output folder OUT if it is missing; raises InputError if that fails."""
     folder = pathlib.Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)

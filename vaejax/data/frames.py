@@ -34,12 +34,7 @@ TOLERANCE = 1e-3  # seconds; a file whose clock ticks in 1/600 s rounds times by
 @contextlib.contextmanager
 def open_clip(file: Content) -> Iterator[tuple]:
     """Opens a clip; yields the container and the video stream that a player shows."""
-    # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
-    # The whitelist is not in `options`: PyAV also passes those to the streams, and versions before 18 then
-    # crash on .mpg files.
-    target = f"file:{os.fspath(file)}" if isinstance(file, str | os.PathLike) else opened(file)
-    local = {"protocol_whitelist": "file"}
-    with av.open(target, container_options=local, **_METADATA) as container:
+    with open_container(file) as container:
         brands = (container.metadata.get(name, "") for name in ("major_brand", "compatible_brands"))
         heic.refuse(heic.split_brands("".join(brands)))
         stream = _shown_stream(container)
@@ -72,9 +67,13 @@ def audio_stream(container) -> Any:
     return next(iter(default or streams), None)
 
 
-def open_container(path: str | os.PathLike) -> av.container.InputContainer:
-    """Opens a clip to copy its streams without decoding."""
-    return av.open(f"file:{os.fspath(path)}", container_options={"protocol_whitelist": "file"}, **_METADATA)
+def open_container(file: Content) -> av.container.InputContainer:
+    """Opens a clip, without setting up its decoders."""
+    # The file: prefix and the whitelist keep a name like http:a.mp4 or a playlist from opening a connection.
+    # The whitelist is not in `options`: PyAV also passes those to the streams, and versions before 18 then
+    # crash on .mpg files.
+    target = f"file:{os.fspath(file)}" if isinstance(file, str | os.PathLike) else opened(file)
+    return av.open(target, container_options={"protocol_whitelist": "file"}, **_METADATA)
 
 
 class Frame(NamedTuple):

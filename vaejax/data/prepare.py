@@ -20,8 +20,7 @@ from vaejax import cli
 from vaejax.data import cluster, cuts, index, index_file, order, shards
 from vaejax.data.kinds.array_record import INDEX_FILE, Shards
 from vaejax.data.kinds.collection import Collection, Folder
-from vaejax.data.kinds.indexed import IndexedSource
-from vaejax.data.sources import KINDS
+from vaejax.data.sources import collection_of
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.files import atomic_folder, expand_home
@@ -190,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not chosen.shard_mb > 0:
             raise InputError(f"--shard-mb={chosen.shard_mb:g}; accepted: a number above 0")
         cuts.check(chosen.cuts, chosen.scan, command=True)
-        media = _collection(chosen.source) if chosen.source else chosen.media
+        media = collection_of(chosen.source, "--source=") if chosen.source else chosen.media
         packed = pack(
             media,
             chosen.out,
@@ -214,26 +213,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(index.next_steps(table, flag, seconds)))
 
     return cli.run(work, "stopped; complete shards are kept; run the same command to continue")
-
-
-def _collection(text: str) -> Collection:
-    """The collection that an entry of data.sources, as JSON, describes.
-
-    Raises:
-      InputError: if it is not one collection.
-    """
-    accepted = '{"kind": KIND, "path": PATH, ...}, an entry of data.sources without weight and filter'
-    try:
-        fields = json.loads(text)
-        kind = KINDS[fields.pop("kind")]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise InputError(f"--source={text}; accepted: {accepted}") from None
-    if not issubclass(kind, IndexedSource) or not {*fields} <= {*kind.FIELDS} - {"filter"}:
-        raise InputError(f"--source={text}; accepted: {accepted}")
-    collections = kind.collections(fields)
-    if len(collections) != 1:
-        raise InputError(f"--source={text}: {len(collections)} collections; accepted: one")
-    return collections[0]
 
 
 def _sources_flag(fields: dict[str, str]) -> str:

@@ -7,12 +7,13 @@ call keeps the shards that an interrupted one completed.
 import base64
 import contextlib
 import functools
+import operator
 import os
 import pathlib
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -71,22 +72,32 @@ class Packing(NamedTuple):
         return storage.join(self.out, f"{RECORDS}/{shard.name}.parquet")
 
 
-def plan(index: str, shard_bytes: float) -> Iterator[Shard]:
-    """Yields the shards of an index; one ends when it has at least `shard_bytes`."""
+def plan(
+    index: str,
+    shard_bytes: float,
+    name: str = "media-{:05}.array_record",
+    columns: Sequence[str] = ("size",),
+    bytes_of: Callable[[dict], int] = operator.itemgetter("size"),
+) -> Iterator[Shard]:
+    """Yields the shards of an index; one ends when it has at least `shard_bytes`.
+
+    Args:
+      index: path or URL of the index.
+      shard_bytes: size of a shard.
+      name: format of the shards' names.
+      columns: columns of the index that `bytes_of` needs.
+      bytes_of: the bytes that a file, by its row, takes in a shard.
+    """
     number = first = count = size = 0
-    for piece in index_file.pieces(index, ["size", "error"]):
-        for length, error in zip(piece["size"].to_pylist(), piece["error"].to_pylist(), strict=True):
-            if size >= shard_bytes and not error:
-                yield Shard(_name(number), first, count, size)
+    for piece in index_file.pieces(index, [*columns, "error"]):
+        for row in piece.to_pylist():
+            if size >= shard_bytes and not row["error"]:
+                yield Shard(name.format(number), first, count, size)
                 number, first, count, size = number + 1, first + count, 0, 0
             count += 1
-            size += 0 if error else length
+            size += 0 if row["error"] else bytes_of(row)
     if count:
-        yield Shard(_name(number), first, count, size)
-
-
-def _name(number: int) -> str:
-    return f"media-{number:05}.array_record"
+        yield Shard(name.format(number), first, count, size)
 
 
 def write(packing: Packing, shard: Shard) -> None:

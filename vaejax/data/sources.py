@@ -1,5 +1,6 @@
 """Opens the data sources of a configuration and checks that their samples fit the buckets."""
 
+import json
 import math
 import os
 import zlib
@@ -11,10 +12,12 @@ import pyarrow as pa
 
 from vaejax.data import cuts
 from vaejax.data.bucket import Bucket
+from vaejax.data.kinds.collection import Collection
 from vaejax.data.kinds.demo import DemoSource
 from vaejax.data.kinds.indexed import (
     ArrayRecordSource,
     HuggingFaceSource,
+    IndexedSource,
     ManifestSource,
     MediaSource,
     ParquetSource,
@@ -52,6 +55,30 @@ KINDS: Mapping[str, type[Source]] = {
     "demo": DemoSource,
     "synthetic": SyntheticSource,
 }
+
+
+def collection_of(text: str, name: str) -> Collection:
+    """The collection that an entry of data.sources, as JSON, describes.
+
+    Args:
+      text: the JSON.
+      name: the argument with this text, and what separates them, for error messages.
+
+    Raises:
+      InputError: if it is not one collection.
+    """
+    accepted = '{"kind": KIND, "path": PATH, ...}, an entry of data.sources without weight and filter'
+    try:
+        fields = json.loads(text)
+        kind = KINDS[fields.pop("kind")]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{name}{text}; accepted: {accepted}") from None
+    if not issubclass(kind, IndexedSource) or not {*fields} <= {*kind.FIELDS} - {"filter"}:
+        raise InputError(f"{name}{text}; accepted: {accepted}")
+    collections = kind.collections(fields)
+    if len(collections) != 1:
+        raise InputError(f"{name}{text}: {len(collections)} collections; accepted: one")
+    return collections[0]
 
 
 def open_sources(data: "DataConfig", split: Split | None = None) -> tuple[Source, ...]:

@@ -127,7 +127,7 @@ def test_refused_urls_are_one_line(run, capsys):
     assert capsys.readouterr().err == (
         f"error: OUT={out}: contains other files; accepted: a new folder, or one on disk\n"
     )
-    assert codec(["encode", run, "out", f"--model={run}"]) == 2
+    assert codec(["decode", run, "out", f"--model={run}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: IN = {run}: a URL; accepted: a file or folder on disk")
 
 

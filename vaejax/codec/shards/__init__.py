@@ -1,0 +1,1 @@
+"""Latents of a whole collection, in tars or Parquet files that other trainers read without vaejax."""
