@@ -18,20 +18,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from vaejax import cli
 from vaejax.config.schema import DataConfig
 from vaejax.data import cuts, index_file, index_row, media, order
 from vaejax.data.index_file import INDEX_FILE, SCHEMA
 from vaejax.data.kinds.collection import Collection, Folder
+from vaejax.data.listing import Listing
 from vaejax.data.scan import probe_files
+from vaejax.data.spans import from_index
 from vaejax.data.split import readable, seams, split_files
-from vaejax.data.table import count_of, describe_held_out, from_index
+from vaejax.data.table import count_of, describe_held_out
 from vaejax.errors import InputError
 from vaejax.runtime import beam, storage
 
+pc: Any = pyarrow.compute  # its functions are made at import
 TRAIN = "python -m vaejax.main --config=demo --workdir=runs/mine"
 
 
@@ -43,6 +48,7 @@ def load_or_build(
     name: str = "data.media",
     scan: str = "full",
     with_cuts: bool = False,
+    listing: Listing | None = None,
 ) -> pa.Table:
     """Brings the index of a collection up to date and returns it.
 
@@ -56,6 +62,7 @@ def load_or_build(
       name: setting or argument that named the folder, for error messages.
       scan: 'full' decodes whole files; 'headers' reads headers, and clips' first frames.
       with_cuts: whether to find the cuts in clips; needs PySceneDetect and a full scan, see `cuts.check`.
+      listing: takes the files that the collection lists.
 
     Returns:
       A table with the columns of `SCHEMA`, one row per photo and clip, sorted by path.
@@ -67,11 +74,17 @@ def load_or_build(
     collection.check(name)
     places = [out] if out else index_file.places(collection)
     stored = [table for table in map(index_file.load, places) if table is not None]
-    earlier = (row for table in reversed(stored) for row in table.to_pylist())
-    known = index_row.known(earlier, scan, with_cuts)
     others: Counter[str] = Counter()
-    files = sorted(collection.files(name, known.values(), others), key=lambda file: file["path"])
-    if not files:
+    entries = (listing or Listing()).over(collection.entries(name, others))
+    first = stored[0] if stored else SCHEMA.empty_table()
+    settled, remaining = index_row.settled(first, entries, scan, with_cuts)
+    # Rows are made only of the rest, because an index may have millions.
+    unsettled = [first.filter(pa.array(~settled)), *stored[1:]] if remaining else []
+    earlier = (row for table in reversed(unsettled) for row in table.to_pylist())
+    known = index_row.known(earlier, scan, with_cuts)
+    files = collection.files(remaining, name, known.values(), others)
+    files = sorted(files, key=lambda file: file["path"])
+    if not files and not settled.any():
         raise nothing_found(collection, name, others)
     rows = {file["path"]: index_row.described(file, known.get(index_row.identity(file))) for file in files}
     unknown = [file for file in files if not index_row.suffices(rows[file["path"]], scan, with_cuts)]
@@ -81,9 +94,11 @@ def load_or_build(
     finally:  # an interrupted scan saves its results, and the next one continues from them
         # A tar is listed anew only if none of its rows are known, so all of them are stored.
         unread = [index_row.unread(file) for file in files if not rows[file["path"]] and file.get("shard")]
-        table = pa.Table.from_pylist([*filter(None, rows.values()), *unread], SCHEMA)
-        table = order.ordered(table)
-        if not any(table.equals(other) for other in stored):
+        table = first if settled.all() else first.filter(pa.array(settled))
+        if files:
+            rest = pa.Table.from_pylist([*filter(None, rows.values()), *unread], SCHEMA)
+            table = order.ordered(pa.concat_tables([table, rest]))
+        if not any(table is other or table.equals(other) for other in stored):
             _save(table, places)
     table = table.sort_by("path")
     if progress:
@@ -101,14 +116,16 @@ def summary(folder: str, tables: Iterable[pa.Table]) -> str:
       tables: the index, or its pieces; with the columns path, kind, duration and error.
     """
     photos, clips, seconds, broken, errors = 0, 0, 0.0, 0, []
-    for file in (file for table in tables for file in table.to_pylist()):
-        if file["error"]:
-            broken += 1
-            errors += [f"  {file['path']}: {file['error']}"] * (broken <= 5)
-        elif file["kind"] == "video":
-            clips, seconds = clips + 1, seconds + file["duration"]
-        else:
-            photos += 1
+    for table in tables:
+        damaged = pc.fill_null(pc.not_equal(table["error"], ""), False)
+        named = table.filter(damaged).slice(0, 5 - len(errors)).to_pylist()
+        errors += [f"  {file['path']}: {file['error']}" for file in named]
+        clip = pc.and_(pc.equal(table["kind"], "video"), pc.invert(damaged))
+        seconds += pc.sum(table["duration"].filter(clip)).as_py() or 0.0
+        count = pc.sum(clip).as_py() or 0
+        broken += pc.sum(damaged).as_py() or 0
+        clips, photos = clips + count, photos + len(table) - count
+    photos -= broken
     duration = f" ({duration_of(seconds)})" if clips else ""
     first = f"{folder}: {count_of(photos, 'photo')}, {count_of(clips, 'clip')}{duration}, {broken} unreadable"
     rest = [f"  and {broken - 5} more, listed in the column 'error' of the index"] * (broken > 5)

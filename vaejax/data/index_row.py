@@ -1,9 +1,19 @@
 """A row of a media index: whether an earlier scan already found what the next one would."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
 from vaejax.data import media
+from vaejax.runtime.storage import Entry
+
+_ENTRIES = pa.schema({"path": pa.string(), "size": pa.int64(), "version": pa.int64()})
+
+pc: Any = pyarrow.compute  # its functions are made at import
 
 
 def identity(row: Mapping[str, Any]) -> tuple:
@@ -41,3 +51,55 @@ def described(file: dict, earlier: dict | None) -> dict | None:
 def unread(file: dict) -> dict:
     """The row of a file that was not scanned; the next scan reads it."""
     return file | {"error": "not scanned yet", "reader": None}
+
+
+def settled(
+    index: pa.Table, entries: Iterable[Entry], scan: str, with_cuts: bool
+) -> tuple[np.ndarray, list[Entry]]:
+    """Finds the entries of a collection about whose files an index says all that a scan would find.
+
+    Args:
+      index: an index of the collection.
+      entries: its entries now; see `Collection.entries`.
+      scan: 'full' or 'headers'.
+      with_cuts: whether the scan finds cuts.
+
+    Returns:
+      Whether each row of the index is about a file of such an entry, bool (n,), and the other entries.
+    """
+    listed = _table(entries)
+    place = pc.index_in(pc.coalesce(index["shard"], index["path"]), listed["path"].combine_chunks())
+    size, version = (listed[name].take(place) for name in ("size", "version"))
+    loose = index["shard"].is_null()
+    same_size = pc.and_(pc.equal(index["size"], size), pc.equal(index["length"], size))
+    sound = pc.and_(pc.equal(index["mtime_ns"], version), pc.or_(pc.invert(loose), same_size))
+    sound = pc.and_(sound, _suffice(index, scan, with_cuts))
+    sound = pc.and_(sound, pc.or_(loose, pc.not_equal(index["path"], index["shard"])))  # no damaged shard
+    sound = sound.fill_null(False).to_numpy()
+    place = place.fill_null(len(listed)).to_numpy()
+    known = np.bincount(place[sound], minlength=len(listed) + 1) > 0
+    known &= np.bincount(place[~sound], minlength=len(listed) + 1) == 0
+    if len(listed["path"].unique()) < len(listed):  # names that are not UTF-8 may become equal
+        known[:] = False
+    known[-1] = False
+    others = listed.filter(pa.array(~known[:-1]))
+    return known[place], [Entry(**entry) for entry in others.to_pylist()]
+
+
+def _suffice(index: pa.Table, scan: str, with_cuts: bool) -> pa.ChunkedArray:
+    """Whether each row of an index suffices; see `suffices`."""
+    scanned = pc.is_in(index["scan"], pa.array(["full", scan]))
+    if with_cuts:
+        missing = pc.and_(pc.equal(index["kind"], "video"), index["cuts"].is_null())
+        scanned = pc.and_(scanned, pc.invert(missing))
+    read = pc.equal(index["reader"], media.reader()).fill_null(False)
+    return pc.if_else(pc.fill_null(pc.not_equal(index["error"], ""), False), read, scanned)
+
+
+def _table(entries: Iterable[Entry]) -> pa.Table:
+    """Entries as a table, which takes less memory than a list."""
+    entries, pieces = iter(entries), [_ENTRIES.empty_table()]
+    while part := list(islice(entries, 2**16)):
+        paths, sizes, versions = zip(*part, strict=True)
+        pieces.append(pa.table([list(paths), list(sizes), list(versions)], schema=_ENTRIES))
+    return pa.concat_tables(pieces)

@@ -6,6 +6,7 @@ list of all files.
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 
 PARTS = 4096  # number of parts of an index on a cluster; each is a range of the hash
@@ -31,6 +32,11 @@ def part(path: str) -> int:
 
 def ordered(table: pa.Table) -> pa.Table:
     """The rows of a table with a column `path`, in order."""
-    paths = table["path"].to_pylist()
-    rows = sorted(range(len(paths)), key=lambda row: key(paths[row]))
+    pieces = table.select(["path"]).to_batches(max_chunksize=2**16)
+    places = np.fromiter((place(path) for piece in pieces for path in piece["path"].to_pylist()), np.uint64)
+    rows = np.argsort(places, kind="stable")
+    ties = np.flatnonzero(np.diff(places[rows]) == 0)
+    if len(ties):  # paths that differ, but not in their hashes, or equal ones
+        paths = table["path"].to_pylist()
+        rows = np.array(sorted(rows.tolist(), key=lambda row: key(paths[row])), np.int64)
     return table.take(pa.array(rows, pa.int64()))

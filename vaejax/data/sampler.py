@@ -14,8 +14,9 @@ import pyarrow as pa
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.mixture import Mixture, Stretch
+from vaejax.data.row_set import RowSet
 from vaejax.data.split import path_hash
-from vaejax.data.table import Source, Unfit, candidates
+from vaejax.data.table import Source, Unfit, candidates, fitting
 from vaejax.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -77,16 +78,19 @@ class Sampler:
         self.bucket, self.data, self.split = bucket, data, split
         self._key = (seed % 2**64, zlib.crc32(bucket.name.encode()))
         self._sources = tuple(sources)
-        self._candidates = [candidates(source, bucket, split, data) for source in sources]
-        used = [number for number, fitting in enumerate(self._candidates) if len(fitting)]
+        self._candidates = [self._ordered(source) for source in sources]
+        used = [number for number, rows in enumerate(self._candidates) if len(rows)]
         self.empty = not used
-        if split == "eval":
-            for number in used:
-                self._candidates[number] = _eval_order(sources[number], self._candidates[number])
         self.weights = {sources[number].label: sources[number].weight for number in used}
         self._numbers = {sources[number].label: number for number in used}
         if used:
             self.mix([Stretch(0, self.weights)])
+
+    def _ordered(self, source: Source) -> RowSet | np.ndarray:
+        """The rows of a source that fit, in their order before a shuffle."""
+        if self.split == "train":
+            return RowSet(fitting(source, self.bucket, self.split, self.data))
+        return _eval_order(source, candidates(source, self.bucket, self.split, self.data))
 
     def mix(self, history: Sequence[Stretch]) -> None:
         """Sets the mixture of the sources; without this call their weights hold from the first sample on."""
@@ -126,11 +130,11 @@ class Sampler:
         label, drawn = self._mixture[index]
         number = self._numbers[label]
         place, passes = self._place(number, drawn)
-        source, fitting = self._sources[number], self._candidates[number]
+        source, rows = self._sources[number], self._candidates[number]
         crop, moment = self._drawn(index) if self.split == "train" else self._varied(passes)
         unreadable, unfit, reason = {}, set(), ""
         for attempt in range(1, MAX_DRAWS + 1):
-            record = source.record(int(fitting[place]))
+            record = source.record(int(rows[place]))
             if record.path not in unreadable and record.path not in unfit:
                 try:
                     if source.cache and self.split == "train":
@@ -150,7 +154,7 @@ class Sampler:
                     raise RuntimeError(f"{record.path}: {type(error).__name__}: {error}") from error
             if len(unreadable) == MAX_UNREADABLE:
                 break
-            place = self._random(index, attempt).integers(len(fitting))
+            place = self._random(index, attempt).integers(len(rows))
         last = reason.partition("; accepted: ")[0]
         raise InputError(
             f"data.buckets.{self.bucket.name}: none of {len(unreadable) + len(unfit)} files tried can be used"

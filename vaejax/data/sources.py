@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vaejax.data import cuts
+from vaejax.data import cuts, mapped
 from vaejax.data.bucket import Bucket
 from vaejax.data.kinds.collection import Collection
 from vaejax.data.kinds.demo import DemoSource
@@ -32,6 +32,8 @@ from vaejax.data.table import (
     candidates,
     columns,
     count_of,
+    file_numbers,
+    fitting,
     sample_seconds,
     span_seconds,
 )
@@ -146,6 +148,9 @@ def digest(sources: Sequence[Source]) -> int:
     """A checksum of the sources' tables, to compare them between processes."""
     checksum = 0
     for source in sources:
+        if source.files:
+            checksum = zlib.crc32(repr([*map(mapped.checksum, source.files)]).encode(), checksum)
+            continue
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, source.table.schema) as stream:
             stream.write_table(source.table.combine_chunks())
@@ -185,29 +190,36 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
     Returns:
       Lines to print when a run starts. Buckets with few files get a note, buckets without files a warning.
     """
-    fitting: dict[tuple[str, bool], list[str]] = {
-        ("image", False): [],
-        ("video", False): [],
-        ("video", True): [],
-    }
+    # By kind, and by whether only the end of a clip is held out, as if there are too few for whole ones.
+    fits: dict[tuple[str, bool], list[pa.Array]] = {(k, cut): [] for k in _NOUNS for cut in (False, True)}
     few, none = [], []
+    files_of = [file_numbers(source.table) for source in sources]
+    trained_of = [
+        _marked(len(files), files[~source.table["held_out"].to_numpy()])
+        for source, files in zip(sources, files_of, strict=True)
+    ]
     for bucket in buckets:
-        paths = _held_out_files(sources, bucket, data)
-        for path, cut in paths.items():
-            if path not in fitting[bucket.kind, cut]:
-                fitting[bucket.kind, cut].append(path)
-        if not paths:
+        found: list[pa.Array] = []
+        for source, files, trained in zip(sources, files_of, trained_of, strict=True):
+            rows = candidates(source, bucket, "eval", data)
+            rows = rows[np.unique(files[rows], return_index=True)[1]]  # the first of each file
+            for cut in (False, True):
+                paths = source.table["path"].take(pa.array(rows[trained[files[rows]] == cut])).chunks
+                fits[bucket.kind, cut] += paths
+                found += paths
+        if not (count := len(_distinct(found))):
             reason = nothing_fits(sources, bucket, "eval", data)
             none.append(f"warning: {bucket.name} is not evaluated: {reason}")
-        elif len(paths) < FEW_FILES:
-            few.append(f"{bucket.name} on {count_of(len(paths), _NOUNS[bucket.kind])}")
-    held = [
-        f"{'the last fifth of ' * cut}{count_of(len(paths), _NOUNS[kind])} that"
-        f" fit{'s' * (len(paths) == 1)} ({', '.join(map(os.path.basename, paths[:3]))}"
-        f"{', ...' * (len(paths) > 3)})"
-        for (kind, cut), paths in fitting.items()
-        if paths
-    ]
+        elif count < FEW_FILES:
+            few.append(f"{bucket.name} on {count_of(count, _NOUNS[bucket.kind])}")
+    held = []
+    for (kind, cut), found in fits.items():
+        if count := len(paths := _distinct(found)):
+            named = [os.path.basename(path) for path in paths[:3].to_pylist()]
+            held.append(
+                f"{'the last fifth of ' * cut}{count_of(count, _NOUNS[kind])} that"
+                f" fit{'s' * (count == 1)} ({', '.join(named)}{', ...' * (count > 3)})"
+            )
     lines = [f"held out: {', '.join(held)}"] if held else []
     if few:
         lines.append(
@@ -221,32 +233,29 @@ def training_files(
     sources: Sequence[Source], buckets: Sequence[Bucket], data: "DataConfig"
 ) -> dict[str, int]:
     """The number of distinct files with training samples, by noun: {'photo': n, 'clip': n}."""
-    counts = {}
-    for kind, noun in _NOUNS.items():
-        counts[noun] = 0
-        for source in sources:
-            fitting = [candidates(source, bucket, "train", data) for bucket in buckets if bucket.kind == kind]
-            rows = np.unique(np.concatenate([*fitting, np.empty(0, np.int64)]))
-            counts[noun] += len(source.table["path"].take(pa.array(rows)).unique())
+    counts = dict.fromkeys(_NOUNS.values(), 0)
+    for source in sources:
+        files = file_numbers(source.table)
+        for kind, noun in _NOUNS.items():
+            fits = [fitting(source, bucket, "train", data) for bucket in buckets if bucket.kind == kind]
+            if fits:
+                counts[noun] += len(np.unique(files[np.logical_or.reduce(fits)]))
     return counts
 
 
-def _held_out_files(sources: Sequence[Source], bucket: Bucket, data: "DataConfig") -> dict[str, bool]:
-    """The files of the held-out records that fit a bucket, and whether each is held out only in part.
+def _marked(length: int, numbers: np.ndarray) -> np.ndarray:
+    """Whether each number below `length` is among `numbers`, bool (length,)."""
+    marked = np.zeros(length, bool)
+    marked[numbers] = True
+    return marked
 
-    With too few clips to hold out whole ones, only the last fifth of each clip is held out.
-    """
-    files: dict[str, bool] = {}
-    for source in sources:
-        rows = source.table.select(["path", "held_out"])
-        trained = {row["path"] for row in rows.to_pylist() if not row["held_out"]}
-        fitting = rows["path"].take(pa.array(candidates(source, bucket, "eval", data)))
-        files |= {path: path in trained for path in fitting.to_pylist()}
-    return files
+
+def _distinct(paths: Sequence[pa.Array]) -> pa.Array:
+    return pa.chunked_array(paths, pa.string()).unique()
 
 
 def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig") -> bool:
-    return any(len(candidates(source, bucket, split, data)) for source in sources)
+    return any(fitting(source, bucket, split, data).any() for source in sources)
 
 
 def _misfit(

@@ -2,9 +2,10 @@
 
 A file that a run has split once stays on its side, however the folder grows or moves. A file that is reached
 by several names, through overlapping folders or links, counts once.
+
+The file has a row for each file, except for large folders, which have one row with a rule.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,17 +13,14 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
+from vaejax.data.split_rule import HELD_OUT_TAIL, MANY_CLIPS, NOTHING, WHOLE, Hashes, Rule, path_hash
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.files import atomic_file
 from vaejax.runtime import storage
-
-MANY_CLIPS = 10  # with at least this many clips, whole clips are held out; with fewer, the end of each
-HELD_OUT_TAIL = 0.2  # with fewer than MANY_CLIPS clips, this last fraction of each clip is held out
-# A split maps the path of each file to the time, in seconds, from which the file is held out.
-WHOLE, NOTHING = 0.0, math.inf
 
 _SCHEMA = pa.schema(
     {
@@ -31,12 +29,8 @@ _SCHEMA = pa.schema(
         "held_out_from": pa.float64(),
     }
 )
-
-
-def path_hash(path: str) -> float:
-    """A hash of a path, as a number in [0, 1)."""
-    digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+# Only if there are rules. A row with a rule has no path, and only such a row has `photos_below`.
+_RULES = pa.schema({"photos_below": pa.float64(), "clips_below": pa.float64()})
 
 
 def held_out(paths: Iterable[str], holdout: float, others: Sequence[float] = ()) -> set[str]:
@@ -100,10 +94,18 @@ class Split:
     Args:
       kept: time from which a file is held out, by its folder and its path in the folder.
       resumed: whether `kept` belongs to the same run; otherwise to the run from which this one starts.
+      rules: the rules of large folders.
     """
 
-    def __init__(self, kept: Mapping[tuple[str, str], float] | None = None, resumed: bool = True):
-        self._kept, self._resumed = dict(kept or {}), resumed
+    def __init__(
+        self,
+        kept: Mapping[tuple[str, str], float] | None = None,
+        resumed: bool = True,
+        rules: Mapping[str, Rule] | None = None,
+    ):
+        self._kept, self._resumed, self._rules = dict(kept or {}), resumed, dict(rules or {})
+        self._ruled: dict[str, tuple[Rule, int]] = {}  # the rules in use, and the numbers of repeated files
+        self._crowded: set[str] = set()  # folders of files that may be split one by one elsewhere
         self._moved: dict[str, str] = {}  # folder in `kept` -> its new path
         self._known: dict[str, float] = {}  # real path of a file -> its entry in `kept`
         self._real_folders: dict[str, str] = {}
@@ -120,7 +122,14 @@ class Split:
           InputError: if the file is damaged or cannot be read.
         """
         try:
-            table = pq.read_table(path).cast(_SCHEMA)
+            table = pq.read_table(path)
+            rules: dict[str, Rule] = {}
+            if _RULES.names[0] in table.column_names:
+                is_rule = table[_RULES.names[0]].is_valid()
+                for row in table.filter(is_rule).to_pylist():
+                    rules[row["folder"]] = Rule(row["photos_below"], row["clips_below"])
+                table = table.filter(pyarrow.compute.invert(is_rule)).select(_SCHEMA.names)
+            table = table.cast(_SCHEMA)
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -129,7 +138,7 @@ class Split:
                 f"{path}: {reason}; accepted: the file that the run wrote, or no file, to split media anew"
             ) from error
         folders, paths, times = (column.to_pylist() for column in table.columns)
-        return cls(dict(zip(zip(folders, paths, strict=True), times, strict=True)), resumed)
+        return cls(dict(zip(zip(folders, paths, strict=True), times, strict=True)), resumed, rules)
 
     def locate(self, folders: Sequence[str]) -> None:
         """Finds the files of the earlier split in the folders of the configuration.
@@ -138,7 +147,7 @@ class Split:
         taken for the first remaining new folder that does not overlap it.
         """
         folders = [storage.located(folder) for folder in folders]
-        earlier = list(dict.fromkeys(folder for folder, _ in self._kept))
+        earlier = list(dict.fromkeys([*(folder for folder, _ in self._kept), *self._rules]))
         new = [folder for folder in folders if folder not in earlier]
         unlisted = [folder for folder in earlier if folder not in folders] if self._resumed else []
         for folder in unlisted:
@@ -152,6 +161,39 @@ class Split:
                 if not moved or folder in self._moved:
                     place = self._moved[folder] if moved else folder
                     self._known[self._real(place, path)] = time
+        one_by_one = {self._moved.get(folder, folder) for folder, _ in self._kept}
+        for number, folder in enumerate(folders):
+            others = one_by_one.union(folders[:number], folders[number + 1 :])
+            if any(_overlap(_real_folder(folder), _real_folder(other)) for other in others):
+                self._crowded.add(folder)
+
+    def has_rule(self, folder: str) -> bool:
+        """Whether the run splits a folder by a rule."""
+        return self._rule(storage.located(folder)) is not None
+
+    def _rule(self, folder: str) -> Rule | None:
+        """The earlier rule of a folder, which may have been moved."""
+        former = next((old for old, new in self._moved.items() if new == folder), folder)
+        return self._rules.get(folder) or self._rules.get(former)
+
+    def rule(self, folder: str, photos: Hashes, clips: Hashes, repeated: int, holdout: float) -> Rule | None:
+        """The rule that splits a large folder; None if its files are split one by one.
+
+        They are if the run began that way, or if another folder of the configuration overlaps this one.
+
+        Args:
+          folder: one of the folders given to `locate`.
+          photos: hashes of its photos.
+          clips: hashes of its clips.
+          repeated: number of its files that were left out, because other paths reach them.
+          holdout: held-out fraction, if the folder is new.
+        """
+        folder = storage.located(folder)
+        if folder in self._crowded:
+            return None
+        rule = self._rule(folder) or Rule.of(photos, clips, holdout)
+        self._ruled[folder] = rule, repeated
+        return rule
 
     def divide(self, folder: str, index: pa.Table, holdout: float) -> dict[str, float]:
         """Splits the readable files of a folder, except files that an earlier folder also contains.
@@ -185,11 +227,22 @@ class Split:
         rows = self._present | {
             (self._moved.get(folder, folder), name): self._kept[folder, name] for folder, name in self._gone()
         }
-        if rows == self._kept and os.path.exists(path):
+        gone = {
+            self._moved.get(folder, folder): rule for folder, rule in self._rules.items() if self._resumed
+        }
+        rules = gone | {folder: rule for folder, (rule, _) in self._ruled.items()}
+        if (rows, rules) == (self._kept, self._rules) and os.path.exists(path):
             return
         columns = [[folder for folder, _ in rows], [name for _, name in rows], list(rows.values())]
+        table = pa.table(columns, schema=_SCHEMA)
+        if rules:
+            folders, values = list(rules), list(zip(*rules.values(), strict=True))
+            of_rules = pa.table([folders, *map(list, values)], ["folder", *_RULES.names])
+            schema = pa.schema([*_SCHEMA, *_RULES])
+            table = pa.concat_tables([table, of_rules], promote_options="default").select(schema.names)
+            table = table.cast(schema)
         with atomic_file(path) as file:
-            pq.write_table(pa.table(columns, schema=_SCHEMA), file)
+            pq.write_table(table, file)
 
     def report(self) -> list[str]:
         """Lines that say how many files are new or gone since the last start, and how many repeat others."""
@@ -199,10 +252,10 @@ class Split:
             if gone := len(self._gone()):
                 parts.append(f"{count_of(gone, 'file')} {'is' if gone == 1 else 'are'} gone or unreadable")
         lines = [f"media: {'; '.join(parts)}"] if parts else []
-        if self._repeated:
+        if repeated := self._repeated + sum(count for _, count in self._ruled.values()):
             lines.append(
-                f"media: {count_of(self._repeated, 'file')} with several paths or in overlapping folders"
-                f" count{'s' * (self._repeated == 1)} once"
+                f"media: {count_of(repeated, 'file')} with several paths or in overlapping folders"
+                f" count{'s' * (repeated == 1)} once"
             )
         return lines
 
@@ -249,6 +302,11 @@ def readable(index: pa.Table) -> list[dict[str, Any]]:
     sound = index.filter(index["error"].is_null()).sort_by("path")
     wanted = [name for name in ("path", "name", "frames", "duration") if name in index.column_names]
     return sound.select(wanted).to_pylist()
+
+
+def _real_folder(folder: str) -> str:
+    """The path of a folder with its links resolved; a URL itself."""
+    return folder if storage.is_url(folder) else os.path.realpath(folder)
 
 
 def _overlap(folder: str, other: str) -> bool:

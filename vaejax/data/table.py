@@ -9,12 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from vaejax.data import media
+from vaejax.data import mapped, media
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, covers
-from vaejax.data.cuts import scenes
 from vaejax.data.latent_cache import LatentCache
-from vaejax.runtime import storage
 from vaejax.runtime.content import Content
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ MIN_FPS_RATIO = 0.5
 # Seconds. A span must be this much longer than a sample, because timestamps are rounded by up to that much.
 TIME_MARGIN = 2e-3
 
-pc: Any = pyarrow.compute  # its functions are made at import
 SCHEMA = pa.schema(
     {
         "path": pa.string(),
@@ -47,38 +44,8 @@ SCHEMA = pa.schema(
         "length": pa.int64(),
     }
 )
+_PIECE = 2**20  # rows whose numeric columns are compared at a time
 _NUMBERS = ("width", "height", "frames", "fps", "quality", "hdr", "start", "stop", "held_out")
-
-# The columns of a media index that `from_index` needs.
-INDEX_COLUMNS = pa.schema(
-    {
-        "path": pa.string(),
-        "kind": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "frames": pa.int32(),
-        "fps": pa.float64(),
-        "duration": pa.float64(),
-        "quality": pa.float32(),
-        "hdr": pa.bool_(),  # missing in array_record shards of earlier versions
-        "error": pa.string(),
-        "cuts": pa.list_(pa.float64()),  # as is this
-    }
-)
-
-
-# Those that it can use besides: indices of loose files, or of earlier versions, lack some of them.
-_OPTIONAL = pa.schema(
-    {
-        "quality": pa.float32(),
-        "hdr": pa.bool_(),
-        "name": pa.string(),
-        "shard": pa.string(),
-        "position": pa.int64(),
-        "length": pa.int64(),
-        "cuts": pa.list_(pa.float64()),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -136,6 +103,7 @@ class Source:
       table: table with the columns of `SCHEMA`; each row is a `Record`.
       unreadable: (path, reason) of each file that could not be read when the source was indexed.
       cache: latents of the files, with which training samples are read; None without latents.
+      files: the files of `vaejax.data.mapped` that have the rows of `table`; () if it is in memory only.
     """
 
     label: str
@@ -143,8 +111,18 @@ class Source:
     table: pa.Table
     unreadable: tuple[tuple[str, str], ...] = ()
     cache: LatentCache | None = field(default=None, kw_only=True)
+    files: tuple[str, ...] = field(default=(), kw_only=True)
     # Fields of the configuration that this kind of source accepts in addition to kind and weight.
     FIELDS: ClassVar[tuple[str, ...]] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process maps the files into memory, and so shares them with all other processes.
+        return self.__dict__ | ({"table": None, "unreadable": ()} if self.files else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.files:
+            self.__dict__["table"] = mapped.joined(self.files)
 
     @classmethod
     def folders(cls, fields: Mapping[str, Any]) -> list[str]:
@@ -216,8 +194,8 @@ class Source:
         return pictures, start
 
 
-def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -> np.ndarray:
-    """The table rows of `split` ('train' or 'eval') that fit a bucket, int64 (n,).
+def fitting(source: Source, bucket: Bucket, split: str, data: "DataConfig") -> np.ndarray:
+    """Whether each table row of `split` ('train' or 'eval') fits a bucket, bool (n,).
 
     A record fits if covering the bucket's H x W enlarges it by at most data.max_upscale, or if its size is
     unknown. Its quality estimate, if any, must reach data.min_quality. It must not be HDR if data.hdr is
@@ -225,21 +203,45 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
     times data.fps. An image bucket takes photos and one-frame videos. It takes no frames of longer clips:
     they have blur and compression artifacts, and a clip would count for both kinds of bucket.
     """
-    c = columns([source])
+    pieces = source.table.to_batches(max_chunksize=_PIECE)  # the table may be larger than the memory
+    fits = [_fits(source, piece, bucket, split, data) for piece in pieces]
+    return np.concatenate([np.zeros(0, bool), *fits])
+
+
+def _fits(source: Source, rows: pa.RecordBatch, bucket: Bucket, split: str, data: "DataConfig") -> np.ndarray:
+    """See `fitting`; for some rows of the table."""
+    c = {name: rows[name].to_numpy(zero_copy_only=False) for name in _NUMBERS}
     fits = c["held_out"] == (split == "eval")
     if split == "train" and source.cache:
-        fits &= source.cache.fits(c, source.table["path"].to_pylist(), bucket)
+        fits &= source.cache.fits(c, rows["path"].to_pylist(), bucket)
     fits &= (c["width"] == 0) | covers(bucket.height, bucket.width, c["height"], c["width"], data.max_upscale)
     fits &= np.isnan(c["quality"]) | (c["quality"] >= data.min_quality)
     if data.hdr == "skip":
         fits &= ~c["hdr"]
     still = c["frames"] == 1
     if bucket.kind == "image":
-        fits &= still
-    else:
-        fits &= ~still & (span_seconds(c) > sample_seconds(bucket, data.fps) + TIME_MARGIN)
-        fits &= c["fps"] >= MIN_FPS_RATIO * data.fps
-    return np.flatnonzero(fits)
+        return fits & still
+    fits &= ~still & (span_seconds(c) > sample_seconds(bucket, data.fps) + TIME_MARGIN)
+    return fits & (c["fps"] >= MIN_FPS_RATIO * data.fps)
+
+
+def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -> np.ndarray:
+    """The table rows of `split` that fit a bucket, int64 (n,); see `fitting`."""
+    return np.flatnonzero(fitting(source, bucket, split, data))
+
+
+def file_numbers(table: pa.Table) -> np.ndarray:
+    """The number of the file of each row, counted from 0, int64 (n,). Rows of a file follow each other."""
+    start, held_out = table["start"].to_numpy(), table["held_out"].to_numpy()
+    # A later span of a clip starts after its beginning, or is the first one that is held out. Only paths of
+    # such rows are compared, because they are most of the table.
+    later = (start > 0) | held_out & ~np.concatenate([[True], held_out[:-1]])
+    rows = np.flatnonzero(later[1:]) + 1
+    paths = table["path"]
+    same = rows[pyarrow.compute.equal(paths.take(pa.array(rows)), paths.take(pa.array(rows - 1))).to_numpy()]
+    new = np.ones(len(table), np.int64)
+    new[same] = 0
+    return np.cumsum(new) - 1
 
 
 def columns(sources: Sequence[Source]) -> dict[str, np.ndarray]:
@@ -255,98 +257,6 @@ def sample_seconds(bucket: Bucket, fps: float) -> float:
 def span_seconds(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """The durations of spans of clips, in seconds, including the display time of the last frame."""
     return columns["stop"] - columns["start"] + 1 / np.maximum(columns["fps"], 1e-6)
-
-
-def from_index(index: pa.Table, seams: np.ndarray, folder: str = "", cuts: bool = False) -> pa.Table:
-    """The table of the readable files of a media index that a split contains, sorted by name.
-
-    A clip that is held out from a time after its start has two rows: a training span, and a held-out span
-    after a gap of one frame period. If `cuts` is set, each scene of a span has a row of its own.
-
-    Args:
-      index: a table with INDEX_COLUMNS; also 'name', 'shard', 'position' and 'length' if the files are in
-        shards.
-      seams: time in seconds from which each file is held out, float64 (n,); NaN for files that the split does
-        not contain. See `vaejax.data.split.seams`.
-      folder: the folder to which the paths of `index` are relative.
-      cuts: whether to divide clips at the cuts in the index, if they are known.
-    """
-    for column in _OPTIONAL:
-        if column.name not in index.column_names:
-            index = index.append_column(column, pa.nulls(len(index), column.type))
-    index = index.append_column("seam", pa.array(seams))
-    index = index.set_column(
-        index.schema.get_field_index("name"), "name", pc.coalesce(index["name"], index["path"])
-    )
-    kept = pc.and_(pc.is_null(index["error"]), pc.invert(pc.is_nan(index["seam"])))
-    files = index.filter(kept).sort_by([("name", "ascending"), ("path", "ascending")])
-
-    rows, start, stop, held_out = _spans(files)
-    if cuts:
-        rows, start, stop, held_out = _scenes(files, rows, start, stop, held_out)
-    files = files.take(pa.array(rows))
-    columns = {
-        "path": _placed(folder, files["path"]),
-        "relative_path": files["name"],
-        "kind": files["kind"],
-        "width": files["width"],
-        "height": files["height"],
-        "frames": pc.max_element_wise(files["frames"], 1),
-        "fps": pc.fill_null(files["fps"], 0.0),
-        "quality": pc.fill_null(files["quality"].cast(pa.float32()), math.nan),
-        "hdr": pc.fill_null(files["hdr"], False),
-        "start": start,
-        "stop": stop,
-        "held_out": held_out,
-        "shard": _placed(folder, pc.fill_null(files["shard"], "")),
-        "position": pc.fill_null(files["position"], -1),
-        "length": pc.fill_null(files["length"], 0),
-    }
-    return pa.table([columns[name] for name in SCHEMA.names], SCHEMA)
-
-
-def _placed(folder: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Paths in a folder as absolute paths or URLs; those that are absolute or empty stay."""
-    absolute = pc.match_substring_regex(paths, r"^$|^/|^[a-z0-9]+://")
-    return pc.if_else(absolute, paths, pc.binary_join_element_wise(storage.join(folder, "x")[:-1], paths, ""))
-
-
-def _spans(files: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The spans of files: the file's row, start, stop and whether it is held out, each (n,)."""
-    frames, fps, duration, seam = (
-        pc.fill_null(files[name], 0).to_numpy() for name in ("frames", "fps", "duration", "seam")
-    )
-    clip = (frames > 1) & (fps > 0)
-    period = 1 / np.where(clip, fps, 1.0)
-    last = np.where(clip, np.maximum(0.0, duration - period), 0.0)
-    divided = clip & (seam > 0) & np.isfinite(seam)
-    rows = np.repeat(np.arange(len(files)), 1 + divided)
-    second = np.zeros(len(rows), bool)
-    second[1:] = rows[1:] == rows[:-1]
-    period, last, divided, seam = period[rows], last[rows], divided[rows], seam[rows]
-    # The last frame of a span appears at its `stop` and is shown for one period. Subtracting two periods
-    # therefore leaves a gap of one period between the spans. A clip may have become shorter than its seam.
-    before = np.minimum(np.maximum(0.0, seam - 2 * period), last)
-    start = np.where(second, np.minimum(seam, last), 0.0)
-    stop = np.where(divided & ~second, before, last)
-    return rows, start, stop, np.where(divided, second, seam <= 0)
-
-
-def _scenes(files: pa.Table, rows: np.ndarray, *spans: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Divides spans, as `_spans` returns them, at the cuts of their clips."""
-    cuts = files["cuts"].take(pa.array(rows)).to_pylist()
-    fps = files["fps"].to_numpy(zero_copy_only=False)[rows]
-    divided = []
-    for row, rate, times, start, stop, held_out in zip(rows, fps, cuts, *spans, strict=True):
-        if not times:
-            divided.append((row, start, stop, held_out))
-            continue
-        # A sample ends at least TIME_MARGIN before the end of its span, which is the time of the cut.
-        period = max(1 / rate, TIME_MARGIN)
-        divided += [(row, a, b, held_out) for a, b in scenes(start, stop, times, period)]
-    columns = zip(*divided, strict=True) if divided else ((), (), (), ())
-    types = (np.int64, np.float64, np.float64, bool)
-    return tuple(np.array(column, kind) for column, kind in zip(columns, types, strict=True))
 
 
 def unmeasured(name: str, shard: str, kind: str, held_out: np.ndarray, seconds: float = math.inf) -> pa.Table:
@@ -385,13 +295,15 @@ def unmeasured(name: str, shard: str, kind: str, held_out: np.ndarray, seconds: 
 
 def describe_held_out(table: pa.Table) -> str:
     """The held-out files of a table in words: '2 photos, the last fifth of 3 clips'."""
-    rows = table.select(["path", "frames", "held_out"]).to_pylist()
-    photos = {row["path"] for row in rows if row["held_out"] and row["frames"] == 1}
-    clips = {row["path"] for row in rows if row["held_out"] and row["frames"] != 1}
-    trained = {row["path"] for row in rows if not row["held_out"]}
-    parts = [count_of(len(photos), "photo")] if photos else []
-    if clips:
-        parts.append(f"{'the last fifth of ' if clips & trained else ''}{count_of(len(clips), 'clip')}")
+    files, held_out = file_numbers(table), table["held_out"].to_numpy()
+    still = table["frames"].to_numpy() == 1
+    photos, clips = (np.unique(files[held_out & kind]) for kind in (still, ~still))
+    trained = np.zeros(len(table), bool)
+    trained[files[~held_out]] = True
+    parts = [count_of(len(photos), "photo")] if len(photos) else []
+    if len(clips):
+        part = "the last fifth of " if trained[clips].any() else ""
+        parts.append(f"{part}{count_of(len(clips), 'clip')}")
     return ", ".join(parts) or "nothing"
 
 

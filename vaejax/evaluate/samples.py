@@ -15,8 +15,9 @@ from vaejax.data.kinds.indexed import MediaSource
 from vaejax.data.kinds.tfds import TfdsSource
 from vaejax.data.pipeline import read_batches
 from vaejax.data.sampler import Sampler
+from vaejax.data.spans import from_index
 from vaejax.data.split import WHOLE, Split
-from vaejax.data.table import Source, candidates, from_index
+from vaejax.data.table import Source, candidates
 from vaejax.errors import InputError
 from vaejax.files import expand_home
 

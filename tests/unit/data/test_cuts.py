@@ -17,7 +17,8 @@ from vaejax.data.clip import TOLERANCE
 from vaejax.data.kinds.array_record import INDEX_FILE
 from vaejax.data.sampler import Sampler
 from vaejax.data.sources import check_buckets, held_out_report, open_sources
-from vaejax.data.table import INDEX_COLUMNS, Source, candidates, from_index
+from vaejax.data.spans import INDEX_COLUMNS, from_index
+from vaejax.data.table import Source, candidates
 from vaejax.errors import InputError
 
 RATES = (24, Fraction(30000, 1001), 25, 30)

@@ -21,6 +21,9 @@ class Shards(Collection):
     def entries(self, name, others):  # noqa: D102
         yield storage.entry(storage.join(self.location, INDEX_FILE))._replace(path=INDEX_FILE)
 
+    def listed(self, name):  # noqa: D102
+        yield from storage.walk(self.location, name)
+
     def rows(self, entry, name, others):  # noqa: D102
         yield from self.packed(name).to_pylist()
 

@@ -60,6 +60,10 @@ class Collection(abc.ABC):
             else:
                 others[os.path.splitext(entry.path)[1].lower()] += 1
 
+    def listed(self, name: str) -> Iterator[Entry]:
+        """Lists the files on which the index depends; `name` is the setting that named the collection."""
+        yield from self.entries(name, Counter())
+
     def takes(self, path: str) -> bool:
         """Whether a file, by its name, is or holds photos or clips."""
         return media.kind_of(path) is not None
@@ -75,17 +79,18 @@ class Collection(abc.ABC):
         """
 
     def files(
-        self, name: str, known: Iterable[Mapping[str, Any]], others: Counter[str]
+        self, entries: Iterable[Entry], name: str, known: Iterable[Mapping[str, Any]], others: Counter[str]
     ) -> Iterator[dict[str, Any]]:
-        """Lists the photos and clips of all entries.
+        """Lists the photos and clips in some entries.
 
         Args:
+          entries: some of `entries`.
           name: setting or argument that named the collection, for error messages.
           known: rows of an earlier index, from which the files in unchanged entries are taken.
           others: counts the files of other kinds by their endings.
         """
         earlier = _by_shard(known)
-        for entry in self.entries(name, others):
+        for entry in entries:
             yield from earlier.get((entry.path, entry.version)) or self.rows(entry, name, others)
 
     def content(self, path: str, shard: str, position: int, length: int) -> Content:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from vaejax.data import media
+from vaejax.data.spans import INDEX_COLUMNS, from_index
 from vaejax.data.split import NOTHING, WHOLE, Split, seams, split_files
-from vaejax.data.table import INDEX_COLUMNS, Source, from_index
+from vaejax.data.table import Source
 from vaejax.errors import InputError
 
 if TYPE_CHECKING:

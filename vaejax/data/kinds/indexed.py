@@ -2,28 +2,40 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import pyarrow as pa
 
 from vaejax.config.accepts import FOLDERS
 from vaejax.config.folders import folder_list
-from vaejax.data import filter, index
+from vaejax.data import filter, index, large, mapped
 from vaejax.data.kinds.array_record import Shards
 from vaejax.data.kinds.collection import Collection, Folder
 from vaejax.data.kinds.huggingface import SCHEME, HuggingFaceRows
 from vaejax.data.kinds.manifest import Manifest
 from vaejax.data.kinds.parquet import ParquetFiles
 from vaejax.data.kinds.webdataset import Tars
+from vaejax.data.large import Store
+from vaejax.data.listing import Listing
+from vaejax.data.spans import from_index
 from vaejax.data.split import Split, seams
-from vaejax.data.table import Record, Source, from_index
+from vaejax.data.table import Record, Source
 from vaejax.errors import InputError
 from vaejax.runtime import storage
 from vaejax.runtime.content import Content
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
+
+
+class _Part(NamedTuple):
+    """The table of one collection, its unreadable files, and the file of the table, '' if in memory only."""
+
+    table: pa.Table
+    unreadable: Sequence[tuple[str, str]]
+    file: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,29 +72,60 @@ class IndexedSource(Source):
         collections = cls.collections(fields)
         if not collections:
             raise InputError(f"{key} = {fields.get('path', '')!r}; accepted: {cls.ACCEPTED}")
-        expression = fields.get("filter", data.filter)
-        tables, unreadable = [], []
-        for collection in collections:
-            listed = cls.index(collection, data, key)
-            if expression:
-                listed = listed.take(filter.matching(listed, expression, f"{key} = {collection.location}"))
-            files = listed.select(["path", "error"]).to_pylist()
-            broken = [(storage.join(collection.root, f["path"]), f["error"]) for f in files if f["error"]]
-            if len(broken) == len(files):
-                raise InputError(
-                    f"{key} = {collection.location}: none of its {len(broken)} files can be read; accepted:"
-                    f" {cls.COLLECTION.NEEDED}"
-                )
-            unreadable += broken
-            sides = split.divide(collection.root, listed, data.holdout)
-            tables.append(from_index(listed, seams(sides, listed), collection.root, data.cuts))
-        table = pa.concat_tables(tables).combine_chunks()
-        return cls(label, weight, table, tuple(unreadable), reader=collections[0])
+        parts = [cls._part(c, fields.get("filter", data.filter), data, key, split) for c in collections]
+        unreadable = tuple(file for part in parts for file in part.unreadable)
+        if not any(part.file for part in parts):
+            table, files = pa.concat_tables([part.table for part in parts]).combine_chunks(), ()
+        else:  # a worker process gets the whole table by its files
+            files = tuple(part.file or mapped.save(part.table) for part in parts)
+            table = mapped.joined(files)
+        return cls(label, weight, table, unreadable, reader=collections[0], files=files)
 
     @classmethod
-    def index(cls, collection: Collection, data: "DataConfig", key: str) -> pa.Table:
-        """The media index of a collection."""
-        return index.load_or_build(collection, name=key, scan=data.scan, with_cuts=data.cuts)
+    def _part(
+        cls, collection: Collection, expression: str, data: "DataConfig", key: str, split: Split
+    ) -> "_Part":
+        """The files of one collection that match a filter, '' for all."""
+        store = Store(collection, (data.scan, data.cuts, expression))
+        if facts := store.facts(key):
+            rule = split.rule(collection.root, facts.photos, facts.clips, facts.repeated, data.holdout)
+            if rule and (file := store.table(rule)):
+                print(facts.summary, end="", file=sys.stderr)
+                return _Part(mapped.joined([file]), facts.unreadable, file)
+        listing = Listing()
+        listed = cls.index(collection, data, key, listing)
+        summary = cls.summary(collection, listed)
+        if expression:
+            listed = listed.take(filter.matching(listed, expression, f"{key} = {collection.location}"))
+        files = listed.select(["path", "error"])
+        files = files.filter(files["error"].is_valid()).to_pylist()
+        broken = [(storage.join(collection.root, file["path"]), file["error"]) for file in files]
+        if len(broken) == len(listed):
+            raise InputError(
+                f"{key} = {collection.location}: none of its {len(broken)} files can be read; accepted:"
+                f" {cls.COLLECTION.NEEDED}"
+            )
+        if len(listed) >= large.LARGE or split.has_rule(collection.root):
+            facts, files = large.described(collection, listed, summary, broken)
+            rule = split.rule(collection.root, facts.photos, facts.clips, facts.repeated, data.holdout)
+            if rule:
+                del listed
+                table = from_index(files, rule.seams(files), collection.root, data.cuts)
+                del files
+                file = store.keep(listing, facts, rule, table)
+                return _Part(mapped.joined([file]) if file else table, broken, file)
+        sides = split.divide(collection.root, listed, data.holdout)
+        return _Part(from_index(listed, seams(sides, listed), collection.root, data.cuts), broken)
+
+    @classmethod
+    def index(cls, collection: Collection, data: "DataConfig", key: str, listing: Listing) -> pa.Table:
+        """The media index of a collection; adds its files to `listing`."""
+        return index.load_or_build(collection, name=key, scan=data.scan, with_cuts=data.cuts, listing=listing)
+
+    @classmethod
+    def summary(cls, collection: Collection, listed: pa.Table) -> str:
+        """What `index` prints."""
+        return index.summary(collection.location, [listed]) + "\n"
 
     def fetch(self, record: Record) -> Content:
         """The content of a record's file."""
@@ -137,6 +180,12 @@ class ArrayRecordSource(IndexedSource):
     ACCEPTED = Shards.NEEDED
 
     @classmethod
-    def index(cls, collection: Collection, data: "DataConfig", key: str) -> pa.Table:  # noqa: D102
+    def index(cls, collection, data, key, listing):  # noqa: D102
         assert isinstance(collection, Shards)
+        for _ in listing.over(collection.listed(key)):
+            pass
         return collection.packed(key, data.cuts)
+
+    @classmethod
+    def summary(cls, collection, listed):  # noqa: D102
+        return ""
