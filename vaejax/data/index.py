@@ -25,13 +25,14 @@ import pyarrow.compute
 
 from vaejax import cli
 from vaejax.config.schema import DataConfig
-from vaejax.data import cuts, index_file, index_row, media, order
+from vaejax.data import cuts, index_file, index_row, large, media, order
 from vaejax.data.index_file import INDEX_FILE, SCHEMA
 from vaejax.data.kinds.collection import Collection, Folder
 from vaejax.data.listing import Listing
 from vaejax.data.scan import probe_files
 from vaejax.data.spans import from_index
 from vaejax.data.split import readable, seams, split_files
+from vaejax.data.split_rule import LARGE, Rule
 from vaejax.data.table import count_of, describe_held_out
 from vaejax.errors import InputError
 from vaejax.runtime import beam, storage
@@ -171,7 +172,11 @@ def next_steps(table: pa.Table, flag: str, seconds: float) -> Iterable[str]:
       seconds: duration of the command so far.
     """
     data = DataConfig()
-    files = from_index(table, seams(split_files(readable(table), data.holdout), table))
+    if len(table) >= LARGE:
+        table = large.hashed(table)
+        files = from_index(table, Rule.of(*large.extents(table), data.holdout).seams(table))
+    else:
+        files = from_index(table, seams(split_files(readable(table), data.holdout), table))
     yield f"held out for evaluation (data.holdout = {data.holdout:g}): {describe_held_out(files)}"
     yield f"done in {duration_of(seconds)}"
     yield f"next: {TRAIN} {flag}"

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,48 +20,37 @@ from vaejax import files
 from vaejax.data import index_file, mapped, media
 from vaejax.data.kinds.collection import Collection
 from vaejax.data.listing import Listing
-from vaejax.data.split_rule import HASH, Hashes, Rule, name_hashes
+from vaejax.data.split_rule import HASH, Facts, Hashes, Rule, name_hashes
 from vaejax.runtime import storage
 
-LARGE = 100_000  # files of a large collection, at least
 _NEEDED = ("path", "name", "kind", "width", "height", "frames", "fps", "duration", "quality", "hdr", "error")
 _NEEDED += ("cuts", "shard", "position", "length")
 
 pc: Any = pyarrow.compute  # its functions are made at import
 
 
-class Facts(NamedTuple):
-    """What a start needs to know of a large collection besides its table.
-
-    Attributes:
-      summary: lines for the console.
-      unreadable: (path, reason) of each unreadable file.
-      photos: hashes of the readable photos.
-      clips: hashes of the readable clips.
-      repeated: number of files that are left out, because other paths reach them.
-    """
-
-    summary: str
-    unreadable: Sequence[tuple[str, str]]
-    photos: Hashes
-    clips: Hashes
-    repeated: int
-
-
 def described(
     collection: Collection, index: pa.Table, summary: str, unreadable: Sequence[tuple[str, str]]
 ) -> tuple[Facts, pa.Table]:
-    """The facts of a collection, and its readable files, each once, with their hashes in the column HASH."""
+    """The facts of a collection, and its readable files, each once, as `hashed` returns them."""
+    index = hashed(index)
+    first = _first_paths(collection, index)
+    facts = Facts(summary, unreadable, *extents(index.filter(pa.array(first))), len(index) - int(first.sum()))
+    return facts, index if first.all() else index.filter(pa.array(first))
+
+
+def hashed(index: pa.Table) -> pa.Table:
+    """The readable files of an index, with the hashes of their names in the column HASH."""
     index = index.select([name for name in _NEEDED if name in index.column_names])
     index = index.filter(index["error"].is_null())
-    first = _first_paths(collection, index)
-    count = len(index)
-    index = index.filter(pa.array(first))
     names = pc.coalesce(index["name"], index["path"]) if "name" in index.column_names else index["path"]
-    hashes = name_hashes(names)
-    clip = index["frames"].to_numpy() > 1
-    facts = Facts(summary, unreadable, Hashes.of(hashes[~clip]), Hashes.of(hashes[clip]), count - len(index))
-    return facts, index.append_column(HASH, pa.array(hashes))
+    return index.append_column(HASH, pa.array(name_hashes(names)))
+
+
+def extents(index: pa.Table) -> tuple[Hashes, Hashes]:
+    """The hashes of the photos and of the clips in a table from `hashed`."""
+    hashes, clip = index[HASH].to_numpy(), index["frames"].to_numpy() > 1
+    return Hashes.of(hashes[~clip]), Hashes.of(hashes[clip])
 
 
 def _first_paths(collection: Collection, index: pa.Table) -> np.ndarray:

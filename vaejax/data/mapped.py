@@ -10,6 +10,7 @@ import pathlib
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from vaejax import files
@@ -50,6 +51,16 @@ def save(table: pa.Table) -> str:
 def joined(paths: Sequence[str]) -> pa.Table:
     """The tables in some files as one. Nothing is read before it is used."""
     return pa.concat_tables(pa.ipc.open_file(pa.memory_map(path)).read_all() for path in paths)
+
+
+def taken(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
+    """The values in some rows, which increase. Arrow's own `take` would copy the whole column."""
+    first, found = 0, []
+    for chunk in column.chunks:
+        within = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(chunk))] - first
+        found.append(chunk.take(pa.array(within)))
+        first += len(chunk)
+    return pa.chunked_array(found, column.type)
 
 
 def checksum(path: str) -> str:

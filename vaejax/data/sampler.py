@@ -2,20 +2,19 @@
 
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
 import numpy as np
-import pyarrow as pa
 
+from vaejax.data import mapped
 from vaejax.data.bucket import Bucket
 from vaejax.data.crop import Crop, Unreadable
 from vaejax.data.mixture import Mixture, Stretch
 from vaejax.data.row_set import RowSet
-from vaejax.data.split import path_hash
+from vaejax.data.split_rule import name_hashes
 from vaejax.data.table import Source, Unfit, candidates, fitting
 from vaejax.errors import InputError, one_line
 
@@ -134,7 +133,7 @@ class Sampler:
         crop, moment = self._drawn(index) if self.split == "train" else self._varied(passes)
         unreadable, unfit, reason = {}, set(), ""
         for attempt in range(1, MAX_DRAWS + 1):
-            record = source.record(int(rows[place]))
+            record = source.record(int(rows[int(place)]))
             if record.path not in unreadable and record.path not in unfit:
                 try:
                     if source.cache and self.split == "train":
@@ -191,13 +190,12 @@ class Sampler:
 
 def _eval_order(source: Source, rows: np.ndarray) -> np.ndarray:
     """The rows of a source's table in the order of evaluation."""
-    paths = source.table["relative_path"].take(pa.array(rows)).to_pylist()
-    scenes: Counter[str] = Counter()
-    keys = []
-    for path in paths:
-        keys.append((scenes[path], path_hash(path)))
-        scenes[path] += 1
-    return rows[sorted(range(len(rows)), key=keys.__getitem__)]
+    hashes = name_hashes(mapped.taken(source.table["relative_path"], rows))
+    by_hash = np.argsort(hashes, kind="stable")
+    places = np.arange(len(rows))
+    scenes = np.empty(len(rows), np.int64)  # of the rows before, those of the same path
+    scenes[by_hash] = places - np.searchsorted(hashes[by_hash], hashes[by_hash])
+    return rows[np.lexsort((places, hashes, scenes))]
 
 
 @lru_cache(maxsize=64)

@@ -34,6 +34,7 @@ from vaejax.data.table import (
     count_of,
     file_numbers,
     fitting,
+    marked,
     sample_seconds,
     span_seconds,
 )
@@ -191,35 +192,39 @@ def held_out_report(sources: Sequence[Source], buckets: Sequence[Bucket], data: 
       Lines to print when a run starts. Buckets with few files get a note, buckets without files a warning.
     """
     # By kind, and by whether only the end of a clip is held out, as if there are too few for whole ones.
-    fits: dict[tuple[str, bool], list[pa.Array]] = {(k, cut): [] for k in _NOUNS for cut in (False, True)}
+    counts = {(kind, cut): 0 for kind in _NOUNS for cut in (False, True)}
+    names: dict[tuple[str, bool], list[str]] = {key: [] for key in counts}
     few, none = [], []
     files_of = [file_numbers(source.table) for source in sources]
     trained_of = [
-        _marked(len(files), files[~source.table["held_out"].to_numpy()])
+        marked(len(source.table), files[~source.table["held_out"].to_numpy()])
         for source, files in zip(sources, files_of, strict=True)
     ]
+    counted_of = [np.zeros(len(source.table), bool) for source in sources]
     for bucket in buckets:
-        found: list[pa.Array] = []
-        for source, files, trained in zip(sources, files_of, trained_of, strict=True):
+        count = 0
+        for source, files, trained, counted in zip(sources, files_of, trained_of, counted_of, strict=True):
             rows = candidates(source, bucket, "eval", data)
             rows = rows[np.unique(files[rows], return_index=True)[1]]  # the first of each file
+            count += len(rows)
+            rows = rows[~counted[files[rows]]]
+            counted[files[rows]] = True
             for cut in (False, True):
-                paths = source.table["path"].take(pa.array(rows[trained[files[rows]] == cut])).chunks
-                fits[bucket.kind, cut] += paths
-                found += paths
-        if not (count := len(_distinct(found))):
+                new = rows[trained[files[rows]] == cut]
+                counts[bucket.kind, cut] += len(new)
+                first = mapped.taken(source.table["path"], new[: 3 - len(names[bucket.kind, cut])])
+                names[bucket.kind, cut] += map(os.path.basename, first.to_pylist())
+        if not count:
             reason = nothing_fits(sources, bucket, "eval", data)
             none.append(f"warning: {bucket.name} is not evaluated: {reason}")
         elif count < FEW_FILES:
             few.append(f"{bucket.name} on {count_of(count, _NOUNS[bucket.kind])}")
-    held = []
-    for (kind, cut), found in fits.items():
-        if count := len(paths := _distinct(found)):
-            named = [os.path.basename(path) for path in paths[:3].to_pylist()]
-            held.append(
-                f"{'the last fifth of ' * cut}{count_of(count, _NOUNS[kind])} that"
-                f" fit{'s' * (count == 1)} ({', '.join(named)}{', ...' * (count > 3)})"
-            )
+    held = [
+        f"{'the last fifth of ' * cut}{count_of(count, _NOUNS[kind])} that"
+        f" fit{'s' * (count == 1)} ({', '.join(names[kind, cut])}{', ...' * (count > 3)})"
+        for (kind, cut), count in counts.items()
+        if count
+    ]
     lines = [f"held out: {', '.join(held)}"] if held else []
     if few:
         lines.append(
@@ -237,21 +242,12 @@ def training_files(
     for source in sources:
         files = file_numbers(source.table)
         for kind, noun in _NOUNS.items():
-            fits = [fitting(source, bucket, "train", data) for bucket in buckets if bucket.kind == kind]
-            if fits:
-                counts[noun] += len(np.unique(files[np.logical_or.reduce(fits)]))
+            fits = np.zeros(len(files), bool)
+            for bucket in buckets:
+                if bucket.kind == kind:
+                    fits |= fitting(source, bucket, "train", data)
+            counts[noun] += int(marked(len(files), files[fits]).sum())
     return counts
-
-
-def _marked(length: int, numbers: np.ndarray) -> np.ndarray:
-    """Whether each number below `length` is among `numbers`, bool (length,)."""
-    marked = np.zeros(length, bool)
-    marked[numbers] = True
-    return marked
-
-
-def _distinct(paths: Sequence[pa.Array]) -> pa.Array:
-    return pa.chunked_array(paths, pa.string()).unique()
 
 
 def _fits(sources: Sequence[Source], bucket: Bucket, split: str, data: "DataConfig") -> bool:

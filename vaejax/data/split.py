@@ -13,10 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
-from vaejax.data.split_rule import HELD_OUT_TAIL, MANY_CLIPS, NOTHING, WHOLE, Hashes, Rule, path_hash
+from vaejax.data.split_rule import HELD_OUT_TAIL, MANY_CLIPS, NOTHING, WHOLE, Facts, Rule, path_hash
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.files import atomic_file
@@ -105,7 +104,7 @@ class Split:
     ):
         self._kept, self._resumed, self._rules = dict(kept or {}), resumed, dict(rules or {})
         self._ruled: dict[str, tuple[Rule, int]] = {}  # the rules in use, and the numbers of repeated files
-        self._crowded: set[str] = set()  # folders of files that may be split one by one elsewhere
+        self._by_file: set[str] = set()  # folders whose files are split one by one, however many there are
         self._moved: dict[str, str] = {}  # folder in `kept` -> its new path
         self._known: dict[str, float] = {}  # real path of a file -> its entry in `kept`
         self._real_folders: dict[str, str] = {}
@@ -125,10 +124,10 @@ class Split:
             table = pq.read_table(path)
             rules: dict[str, Rule] = {}
             if _RULES.names[0] in table.column_names:
-                is_rule = table[_RULES.names[0]].is_valid()
-                for row in table.filter(is_rule).to_pylist():
+                below = table[_RULES.names[0]]
+                for row in table.filter(below.is_valid()).to_pylist():
                     rules[row["folder"]] = Rule(row["photos_below"], row["clips_below"])
-                table = table.filter(pyarrow.compute.invert(is_rule)).select(_SCHEMA.names)
+                table = table.filter(below.is_null()).select(_SCHEMA.names)
             table = table.cast(_SCHEMA)
         except FileNotFoundError:
             return cls()
@@ -161,39 +160,41 @@ class Split:
                 if not moved or folder in self._moved:
                     place = self._moved[folder] if moved else folder
                     self._known[self._real(place, path)] = time
-        one_by_one = {self._moved.get(folder, folder) for folder, _ in self._kept}
-        for number, folder in enumerate(folders):
-            others = one_by_one.union(folders[:number], folders[number + 1 :])
-            if any(_overlap(_real_folder(folder), _real_folder(other)) for other in others):
-                self._crowded.add(folder)
+        by_file = [_real_folder(self._moved.get(folder, folder)) for folder in {f for f, _ in self._kept}]
+        listed = [_real_folder(folder) for folder in folders]
+        for number, folder in enumerate(listed):
+            others = [*by_file, *listed[:number], *listed[number + 1 :]]
+            if any(_overlap(folder, other) for other in others):
+                self._by_file.add(folders[number])
+
+    def is_by_file(self, folder: str) -> bool:
+        """Whether a folder's files are split one by one, however many there are.
+
+        They are if the run began that way, or if another folder of the configuration overlaps this one.
+        """
+        return storage.located(folder) in self._by_file
 
     def has_rule(self, folder: str) -> bool:
-        """Whether the run splits a folder by a rule."""
+        """Whether the run splits a folder by a rule already."""
         return self._rule(storage.located(folder)) is not None
+
+    def rule(self, folder: str, facts: Facts, holdout: float) -> Rule:
+        """The rule that splits a large folder.
+
+        Args:
+          folder: one of the folders given to `locate`.
+          facts: its files.
+          holdout: held-out fraction, if the folder is new.
+        """
+        folder = storage.located(folder)
+        rule = self._rule(folder) or Rule.of(facts.photos, facts.clips, holdout)
+        self._ruled[folder] = rule, facts.repeated
+        return rule
 
     def _rule(self, folder: str) -> Rule | None:
         """The earlier rule of a folder, which may have been moved."""
         former = next((old for old, new in self._moved.items() if new == folder), folder)
         return self._rules.get(folder) or self._rules.get(former)
-
-    def rule(self, folder: str, photos: Hashes, clips: Hashes, repeated: int, holdout: float) -> Rule | None:
-        """The rule that splits a large folder; None if its files are split one by one.
-
-        They are if the run began that way, or if another folder of the configuration overlaps this one.
-
-        Args:
-          folder: one of the folders given to `locate`.
-          photos: hashes of its photos.
-          clips: hashes of its clips.
-          repeated: number of its files that were left out, because other paths reach them.
-          holdout: held-out fraction, if the folder is new.
-        """
-        folder = storage.located(folder)
-        if folder in self._crowded:
-            return None
-        rule = self._rule(folder) or Rule.of(photos, clips, holdout)
-        self._ruled[folder] = rule, repeated
-        return rule
 
     def divide(self, folder: str, index: pa.Table, holdout: float) -> dict[str, float]:
         """Splits the readable files of a folder, except files that an earlier folder also contains.
@@ -207,6 +208,7 @@ class Split:
           The time from which each file is held out, by its path in the folder.
         """
         folder = storage.located(folder)
+        rule = self._rule(folder)
         files, known = [], {}
         for file in readable(index):
             real = self._real(folder, file["path"])
@@ -217,6 +219,8 @@ class Split:
             files.append(file)
             if real in self._known:
                 known[file["path"]] = self._known[real]
+            elif rule:
+                known[file["path"]] = rule.seam(file)
         split = split_files(files, holdout, known)
         self._present |= {(folder, path): time for path, time in split.items()}
         self._new += [(f["frames"] > 1, split[f["path"]]) for f in files if f["path"] not in known]

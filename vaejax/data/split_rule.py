@@ -5,7 +5,8 @@ It is the split that `vaejax.data.split.split_files` makes of new files, without
 
 import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ MANY_CLIPS = 10  # with at least this many clips, whole clips are held out; with
 HELD_OUT_TAIL = 0.2  # with fewer than MANY_CLIPS clips, this last fraction of each clip is held out
 # A split maps the path of each file to the time, in seconds, from which the file is held out.
 WHOLE, NOTHING = 0.0, math.inf
+LARGE = 100_000  # files of a folder that is split by a rule, at least
 HASH = "hash"  # column with the hash of a file's name, from `name_hashes`
 
 
@@ -42,6 +44,24 @@ class Hashes(NamedTuple):
         if self.count > 1 and self.least >= holdout > 0:
             return math.nextafter(self.least, 1.0)
         return holdout
+
+
+class Facts(NamedTuple):
+    """What is known of a large collection without going through its files.
+
+    Attributes:
+      summary: lines for the console.
+      unreadable: (path, reason) of each unreadable file.
+      photos: hashes of the readable photos.
+      clips: hashes of the readable clips.
+      repeated: number of files that are left out, because other paths reach them.
+    """
+
+    summary: str
+    unreadable: Sequence[tuple[str, str]]
+    photos: Hashes
+    clips: Hashes
+    repeated: int
 
 
 class Rule(NamedTuple):
@@ -74,6 +94,17 @@ class Rule(NamedTuple):
         else:
             tails = np.where(hashes < self.clips, WHOLE, NOTHING)
         return np.where(clip, tails, np.where(hashes < self.photos, WHOLE, NOTHING))
+
+    def seam(self, file: Mapping[str, Any]) -> float:
+        """The time for one file; see `seams`.
+
+        Args:
+          file: path, name, frames and duration, as in a media index.
+        """
+        below = self.clips if file["frames"] > 1 else self.photos
+        if below is None:
+            return (1 - HELD_OUT_TAIL) * file["duration"]
+        return WHOLE if path_hash(file.get("name") or file["path"]) < below else NOTHING
 
 
 def path_hash(path: str) -> float:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
     from vaejax.data.split import Split
 
+pc: Any = pyarrow.compute  # its functions are made at import
 # Lowest frame rate of a clip, relative to data.fps: at data.fps = 48, a film at 24 fps is still used. A clip
 # with a lower frame rate would repeat its frames too often.
 MIN_FPS_RATIO = 0.5
@@ -231,17 +232,26 @@ def candidates(source: Source, bucket: Bucket, split: str, data: "DataConfig") -
 
 
 def file_numbers(table: pa.Table) -> np.ndarray:
-    """The number of the file of each row, counted from 0, int64 (n,). Rows of a file follow each other."""
-    start, held_out = table["start"].to_numpy(), table["held_out"].to_numpy()
-    # A later span of a clip starts after its beginning, or is the first one that is held out. Only paths of
-    # such rows are compared, because they are most of the table.
-    later = (start > 0) | held_out & ~np.concatenate([[True], held_out[:-1]])
-    rows = np.flatnonzero(later[1:]) + 1
-    paths = table["path"]
-    same = rows[pyarrow.compute.equal(paths.take(pa.array(rows)), paths.take(pa.array(rows - 1))).to_numpy()]
-    new = np.ones(len(table), np.int64)
-    new[same] = 0
-    return np.cumsum(new) - 1
+    """The number of the file of each row, counted from 0, int32 (n,). Rows of a file follow each other."""
+    # Only the paths of possibly later spans are compared, because paths are most of the table. Such a span
+    # starts after the beginning of its clip, unless the clip has become too short.
+    later = [np.zeros(0, bool)]
+    for piece in table.select(["start", "stop", "frames"]).to_batches(max_chunksize=_PIECE):
+        start, stop, frames = (piece[name].to_numpy() for name in ("start", "stop", "frames"))
+        later.append((start > 0) | ((stop == 0) & (frames != 1)))
+    rows = np.flatnonzero(np.concatenate(later)[1:]) + 1
+    path, before = (mapped.taken(table["path"], numbers) for numbers in (rows, rows - 1))
+    same = pc.equal(path, before).to_numpy()
+    new = np.ones(len(table), bool)
+    new[rows[same]] = False
+    return np.cumsum(new, dtype=np.int32) - np.int32(1)
+
+
+def marked(length: int, numbers: np.ndarray) -> np.ndarray:
+    """Whether each number below `length` is among `numbers`, bool (length,)."""
+    marks = np.zeros(length, bool)
+    marks[numbers] = True
+    return marks
 
 
 def columns(sources: Sequence[Source]) -> dict[str, np.ndarray]:
@@ -297,13 +307,13 @@ def describe_held_out(table: pa.Table) -> str:
     """The held-out files of a table in words: '2 photos, the last fifth of 3 clips'."""
     files, held_out = file_numbers(table), table["held_out"].to_numpy()
     still = table["frames"].to_numpy() == 1
-    photos, clips = (np.unique(files[held_out & kind]) for kind in (still, ~still))
-    trained = np.zeros(len(table), bool)
-    trained[files[~held_out]] = True
-    parts = [count_of(len(photos), "photo")] if len(photos) else []
-    if len(clips):
-        part = "the last fifth of " if trained[clips].any() else ""
-        parts.append(f"{part}{count_of(len(clips), 'clip')}")
+    photos, clips, trained = (
+        marked(len(table), files[rows]) for rows in (held_out & still, held_out & ~still, ~held_out)
+    )
+    parts = [count_of(int(photos.sum()), "photo")] if photos.any() else []
+    if clips.any():
+        part = "the last fifth of " if (clips & trained).any() else ""
+        parts.append(f"{part}{count_of(int(clips.sum()), 'clip')}")
     return ", ".join(parts) or "nothing"
 
 

@@ -21,6 +21,7 @@ from vaejax.data.large import Store
 from vaejax.data.listing import Listing
 from vaejax.data.spans import from_index
 from vaejax.data.split import Split, seams
+from vaejax.data.split_rule import LARGE
 from vaejax.data.table import Record, Source
 from vaejax.errors import InputError
 from vaejax.runtime import storage
@@ -86,12 +87,12 @@ class IndexedSource(Source):
         cls, collection: Collection, expression: str, data: "DataConfig", key: str, split: Split
     ) -> "_Part":
         """The files of one collection that match a filter, '' for all."""
+        root = collection.root
         store = Store(collection, (data.scan, data.cuts, expression))
-        if facts := store.facts(key):
-            rule = split.rule(collection.root, facts.photos, facts.clips, facts.repeated, data.holdout)
-            if rule and (file := store.table(rule)):
-                print(facts.summary, end="", file=sys.stderr)
-                return _Part(mapped.joined([file]), facts.unreadable, file)
+        facts = None if split.is_by_file(root) else store.facts(key)
+        if facts and (file := store.table(split.rule(root, facts, data.holdout))):
+            print(facts.summary, end="", file=sys.stderr)
+            return _Part(mapped.joined([file]), facts.unreadable, file)
         listing = Listing()
         listed = cls.index(collection, data, key, listing)
         summary = cls.summary(collection, listed)
@@ -99,23 +100,22 @@ class IndexedSource(Source):
             listed = listed.take(filter.matching(listed, expression, f"{key} = {collection.location}"))
         files = listed.select(["path", "error"])
         files = files.filter(files["error"].is_valid()).to_pylist()
-        broken = [(storage.join(collection.root, file["path"]), file["error"]) for file in files]
+        broken = [(storage.join(root, file["path"]), file["error"]) for file in files]
         if len(broken) == len(listed):
             raise InputError(
                 f"{key} = {collection.location}: none of its {len(broken)} files can be read; accepted:"
                 f" {cls.COLLECTION.NEEDED}"
             )
-        if len(listed) >= large.LARGE or split.has_rule(collection.root):
-            facts, files = large.described(collection, listed, summary, broken)
-            rule = split.rule(collection.root, facts.photos, facts.clips, facts.repeated, data.holdout)
-            if rule:
-                del listed
-                table = from_index(files, rule.seams(files), collection.root, data.cuts)
-                del files
-                file = store.keep(listing, facts, rule, table)
-                return _Part(mapped.joined([file]) if file else table, broken, file)
-        sides = split.divide(collection.root, listed, data.holdout)
-        return _Part(from_index(listed, seams(sides, listed), collection.root, data.cuts), broken)
+        if split.is_by_file(root) or (len(listed) < LARGE and not split.has_rule(root)):
+            sides = split.divide(root, listed, data.holdout)
+            return _Part(from_index(listed, seams(sides, listed), root, data.cuts), broken)
+        print(f"{collection.location}: making a table of its files for later starts", file=sys.stderr)
+        facts, listed = large.described(collection, listed, summary, broken)
+        rule = split.rule(root, facts, data.holdout)
+        table = from_index(listed, rule.seams(listed), root, data.cuts)
+        del listed  # it may take gigabytes
+        file = store.keep(listing, facts, rule, table)
+        return _Part(mapped.joined([file]) if file else table, broken, file)
 
     @classmethod
     def index(cls, collection: Collection, data: "DataConfig", key: str, listing: Listing) -> pa.Table:
