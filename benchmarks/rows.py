@@ -4,11 +4,13 @@
 
 Makes tars of ten photos of the demo each, and an index in which every tar has thousands of photos: its rows
 have names of their own, but share the ten places in their tar. So the index is as large as that of a real
-collection, and all samples are really decoded. Each start is a process of its own: one that makes vaejax's
-cache, one after that, and one with a single tar, whose memory is that of the interpreter and its packages.
+collection, and all samples are really decoded. Each start is a process of its own: one with a single tar,
+whose memory is that of the interpreter and its packages; the first one, which makes vaejax's cache; one for
+which the kernel has forgotten the files; and one after that.
 
 Memory is the proportional set size (PSS) of the process and its workers, in which pages that several of them
-map count once. It is read after the first batch of two buckets.
+map count once. It is read after the first batch of two buckets, and again after many records were read.
+"anonymous" is the part that is not in files, and so cannot be dropped by the kernel.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -35,12 +38,13 @@ from vaejax.data import index_file, media, order
 from vaejax.data.bucket import Bucket
 from vaejax.data.kinds import demo
 from vaejax.data.kinds.webdataset import Tars
-from vaejax.data.pipeline import train_stream
+from vaejax.data.pipeline import eval_batches, train_stream
 from vaejax.data.sources import held_out_report, open_sources, training_files
 from vaejax.data.split import Split
 
 PHOTOS = 10  # different photos in a tar
 SIDE = 384
+RECORDS = 50_000  # after reading these at random, a process has mapped the whole table
 BUCKETS = (Bucket(1, 256, 256, 16), Bucket(1, 192, 320, 16))
 pc: Any = pyarrow.compute  # its functions are made at import
 
@@ -138,8 +142,22 @@ def start(folder: str, workers: int) -> dict[str, float]:
         used = [memory(process) for process in (os.getpid(), *children(os.getpid()))]
         figures |= {f"{name} GB": sum(each[name] for each in used) for name in used[0]}
         figures["trainer GB"] = used[0]["pss"]
+        for row in np.random.default_rng(0).integers(len(opened[0].table), size=RECORDS).tolist():
+            opened[0].record(row)
+        figures["later pss GB"] = sum(memory(each)["pss"] for each in (os.getpid(), *children(os.getpid())))
+        before = time.monotonic()
+        next(eval_batches(opened, BUCKETS[0], data, BUCKETS[0].batch))
+        note("held-out batch")
     figures["peak RSS GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return figures
+
+
+def forget(folder: pathlib.Path) -> None:
+    """Makes the kernel forget the files in a folder, so that they are read from the disk again."""
+    for path in filter(pathlib.Path.is_file, folder.rglob("*")):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main() -> None:
@@ -156,11 +174,15 @@ def main() -> None:
         return
     cache = args.out.resolve() / "cache"
     starts = {"one tar": (1000, 1), "first start": (args.rows, args.shards)}
-    starts["later start"] = starts["first start"]
+    starts["from the disk"] = starts["later start"] = starts["first start"]
     for name, (rows, shards) in starts.items():
         folder = args.out.resolve() / f"{rows}-{shards}"
         before = time.monotonic()
         build(folder, rows, shards)
+        if name == "first start":
+            shutil.rmtree(cache, ignore_errors=True)
+        if name == "from the disk":
+            forget(args.out)
         print(f"{name}: {rows} rows in {shards} tars, made in {time.monotonic() - before:.0f} s", flush=True)
         command = [sys.executable, __file__, f"--out={args.out}", f"--start={folder}"]
         done = subprocess.run(

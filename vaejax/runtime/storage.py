@@ -260,6 +260,8 @@ def _walk_disk(folder: str) -> Iterator[Entry]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inner = os.path.relpath(root, folder).replace(os.sep, "/")
+        inner = "" if inner == "." else f"{inner}/"
         for name in names:
             path = os.path.join(root, name)
             if name.startswith("."):
@@ -269,8 +271,7 @@ def _walk_disk(folder: str) -> Iterator[Entry]:
             except OSError:  # a dangling link
                 continue
             if stat.S_ISREG(status.st_mode):
-                relative = os.path.relpath(path, folder).replace(os.sep, "/")
-                relative = os.fsencode(relative).decode("utf-8", "replace")
+                relative = os.fsencode(inner + name).decode("utf-8", "replace")
                 yield Entry(relative, status.st_size, status.st_mtime_ns)
 
 

@@ -21,7 +21,7 @@ from tests.support import media_files
 from vaejax.config.schema import defaults
 from vaejax.data import index, pipeline, prepare
 from vaejax.data.bucket import Bucket
-from vaejax.data.kinds import parquet, webdataset
+from vaejax.data.kinds import indexed, parquet, webdataset
 from vaejax.data.sources import open_sources
 from vaejax.errors import InputError
 
@@ -154,6 +154,20 @@ def test_every_packing_gives_the_samples_of_the_folder(places):
         assert_same(samples(fields), expected)
 
 
+def test_every_packing_that_is_large_gives_the_samples_of_the_folder(places, tmp_path, monkeypatch):
+    expected = samples(places["media"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(indexed, "LARGE", 1)
+    for fields in places.values():
+        assert_same(samples(fields), expected)
+        assert_same(samples(fields), expected)  # from the table that the first start made
+        assert open_sources(settings(fields))[0].files
+    (source,) = open_sources(
+        settings(places["webdataset"] | {"filter": "parse_filename(source) < 'e' and width = 64"})
+    )
+    assert len(source.table) == 4
+
+
 def test_a_filter_selects_by_labels_and_by_content(places):
     wanted = {f"{name}.jpg" for name in "abcd"}
     for name in places.keys() - {"media", "array_record"}:
@@ -197,6 +211,16 @@ def test_buckets_give_the_samples_of_the_folder(places, media, away, name):
     fields = places[name]
     url = f"{away}/{os.path.relpath(fields['path'], media.parent)}"
     assert_same(samples(fields | {"path": url}), samples(places["media"]))
+
+
+def test_a_large_collection_in_a_bucket_gives_the_samples_of_the_folder(
+    places, media, away, tmp_path, monkeypatch
+):
+    expected = samples(places["media"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(indexed, "LARGE", 1)
+    for _ in range(2):
+        assert_same(samples(places["webdataset"] | {"path": f"{away}/tars"}), expected)
 
 
 def test_a_data_set_of_hugging_face_gives_the_samples_of_its_files(media, tmp_path):

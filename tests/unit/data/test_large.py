@@ -88,7 +88,7 @@ def test_a_large_collection_gives_the_samples_of_a_small_one(media, as_large):
 
 def test_a_start_without_changes_makes_no_index_and_any_change_is_noticed(media, as_large, monkeypatch):
     as_large()
-    source, _ = opened(media)
+    opened(media)
     made = []
     build = index.load_or_build
     monkeypatch.setattr(index, "load_or_build", lambda *a, **k: made.append(1) or build(*a, **k))
@@ -273,7 +273,15 @@ def test_a_set_of_rows_has_the_rows_that_were_chosen(count, share):
 def test_the_rows_of_a_file_have_its_number(tmp_path):
     """Whole clips, clips that end held out, also one that became shorter than its seam, photos and scenes."""
     rows = [
-        {"path": f"{i}", "kind": "video", "width": 8, "height": 8, "frames": f, "fps": 10.0, "duration": f / 10}
+        {
+            "path": f"{i}",
+            "kind": "video",
+            "width": 8,
+            "height": 8,
+            "frames": f,
+            "fps": 10.0,
+            "duration": f / 10,
+        }
         | {"cuts": [1.0, 2.0, 8.5] if i % 2 else None}
         for i, f in enumerate([100, 100, 1, 1, 100, 100, 2, 2])
     ]
