@@ -1,5 +1,6 @@
 """A large collection gives the samples of a small one, from a table in a file and without a split by file."""
 
+import dataclasses
 import os
 import pickle
 import random
@@ -14,7 +15,10 @@ from PIL import Image
 
 from vaejax.config.schema import DataConfig
 from vaejax.data import index, large, mapped, pipeline
+from vaejax.data import media as media_files
 from vaejax.data.bucket import Bucket
+from vaejax.data.index_file import SCHEMA
+from vaejax.data.index_row import settled
 from vaejax.data.kinds import indexed
 from vaejax.data.row_set import RowSet
 from vaejax.data.sampler import Sampler
@@ -23,6 +27,7 @@ from vaejax.data.spans import from_index
 from vaejax.data.split import Split, seams, split_files
 from vaejax.data.split_rule import NOTHING, WHOLE, Hashes, Rule, name_hashes
 from vaejax.data.table import file_numbers
+from vaejax.runtime.storage import Entry
 
 PHOTOS = Bucket(1, 16, 16, 4)
 COUNT = 30
@@ -305,3 +310,59 @@ def test_values_are_taken_from_the_chunks_that_have_them():
     for rows in ([], [0], [2, 3], [0, 1, 2, 3, 4, 5], [5]):
         taken = mapped.taken(column, np.array(rows, np.int64))
         assert taken.to_pylist() == [str(row) for row in rows]
+
+
+def described(path, shard=None, **fields):
+    """The row of an index about a readable photo of 5 bytes, of version 7."""
+    row = {"path": path, "shard": shard, "kind": "image", "size": 5, "length": 5, "mtime_ns": 7}
+    return row | {"scan": "full", "error": None, "reader": media_files.reader()} | fields
+
+
+@pytest.mark.parametrize(
+    ("rows", "entry", "is_settled"),
+    [
+        ([described("a")], Entry("a", 5, 7), True),
+        ([described("a")], Entry("a", 6, 7), False),
+        ([described("a")], Entry("a", 5, 8), False),
+        ([described("a")], Entry("b", 5, 7), False),
+        ([described("a", length=None)], Entry("a", 5, 7), False),  # of an earlier version
+        ([described("a", scan="headers")], Entry("a", 5, 7), False),
+        ([described("a", error="damaged")], Entry("a", 5, 7), True),
+        ([described("a", error="not found", reader=None)], Entry("a", 5, 7), False),
+        ([described("t/a", "t"), described("t/b", "t")], Entry("t", 99, 7), True),
+        ([described("t/a", "t"), described("t/b", "t", scan="headers")], Entry("t", 99, 7), False),
+        ([described("t/a", "t"), described("t", "t", error="torn")], Entry("t", 99, 7), False),
+        ([described("t/a", "t")], Entry("t", 99, 8), False),
+    ],
+)
+def test_an_entry_is_settled_if_a_scan_would_find_nothing_else(rows, entry, is_settled):
+    table = pa.Table.from_pylist([*rows, described("other")], SCHEMA)
+    found, others = settled(table, [entry, Entry("other", 5, 7)], "full", with_cuts=False)
+    assert found.tolist() == [is_settled] * len(rows) + [True]
+    assert others == [] if is_settled else [entry]
+
+
+def test_names_that_became_equal_are_not_settled():
+    table = pa.Table.from_pylist([described("a"), described("b")], SCHEMA)
+    entries = [Entry("a", 5, 7), Entry("a", 5, 7), Entry("b", 5, 7)]
+    found, others = settled(table, entries, "full", with_cuts=False)
+    assert not found.any() and others == entries
+
+
+def test_clips_whose_cuts_are_unknown_are_not_settled_if_cuts_are_wanted():
+    rows = [described("a", kind="video"), described("b", kind="video", cuts=[]), described("c")]
+    entries = [Entry(name, 5, 7) for name in "abc"]
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    assert settled(table, entries, "full", with_cuts=False)[1] == []
+    assert settled(table, entries, "full", with_cuts=True)[1] == entries[:1]
+
+
+def test_workers_read_the_samples_that_threads_read(media, as_large):
+    as_large()
+    names = []
+    for workers in (0, 2):
+        source, data = opened(media)
+        data = dataclasses.replace(data, workers=workers)
+        with pipeline.train_stream([source], [PHOTOS], data, seed=0) as stream:
+            names.append([next(stream).batches[PHOTOS.name].names for _ in range(3)])
+    assert source.files and names[0] == names[1]
