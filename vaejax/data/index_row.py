@@ -74,7 +74,9 @@ def settled(
     same_size = pc.and_(pc.equal(index["size"], size), pc.equal(index["length"], size))
     sound = pc.and_(pc.equal(index["mtime_ns"], version), pc.or_kleene(pc.invert(loose), same_size))
     sound = pc.and_(sound, _suffice(index, scan, with_cuts))
-    sound = pc.and_(sound, pc.or_kleene(loose, pc.not_equal(index["path"], index["shard"])))  # no damaged shard
+    sound = pc.and_(
+        sound, pc.or_kleene(loose, pc.not_equal(index["path"], index["shard"]))
+    )  # no damaged shard
     sound = sound.fill_null(False).to_numpy()
     place = place.fill_null(len(listed)).to_numpy()
     known = np.bincount(place[sound], minlength=len(listed) + 1) > 0

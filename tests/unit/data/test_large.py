@@ -277,19 +277,11 @@ def test_a_set_of_rows_has_the_rows_that_were_chosen(count, share):
 
 def test_the_rows_of_a_file_have_its_number(tmp_path):
     """Whole clips, clips that end held out, also one that became shorter than its seam, photos and scenes."""
-    rows = [
-        {
-            "path": f"{i}",
-            "kind": "video",
-            "width": 8,
-            "height": 8,
-            "frames": f,
-            "fps": 10.0,
-            "duration": f / 10,
-        }
-        | {"cuts": [1.0, 2.0, 8.5] if i % 2 else None}
-        for i, f in enumerate([100, 100, 1, 1, 100, 100, 2, 2])
-    ]
+    same = {"kind": "video", "width": 8, "height": 8, "fps": 10.0}
+    frames = [100, 100, 1, 1, 100, 100, 2, 2]
+    rows = [same | {"path": f"{i}", "frames": n, "duration": n / 10} for i, n in enumerate(frames)]
+    rows[1]["cuts"] = rows[5]["cuts"] = [1.0, 2.0, 8.5]
+    rows[7]["duration"] = 0.1  # its only sample could begin at 0
     schema = pa.schema(
         {"path": pa.string(), "kind": pa.string(), "width": pa.int32(), "height": pa.int32()}
         | {"frames": pa.int32(), "fps": pa.float64(), "duration": pa.float64(), "error": pa.string()}
