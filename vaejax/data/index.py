@@ -66,7 +66,7 @@ def load_or_build(
       listing: takes the files that the collection lists.
 
     Returns:
-      A table with the columns of `SCHEMA`, one row per photo and clip, sorted by path.
+      A table with the columns of `SCHEMA`, one row per photo and clip, in the order of `vaejax.data.order`.
 
     Raises:
       InputError: if the folder does not exist or has no photos or clips, or `out` cannot be written.
@@ -101,7 +101,6 @@ def load_or_build(
             table = order.ordered(pa.concat_tables([table, rest]))
         if not any(table is other or table.equals(other) for other in stored):
             _save(table, places)
-    table = table.sort_by("path")
     if progress:
         described = table.select(["path", "kind", "duration", "error"])
         text = [summary(collection.location, [described]), *media.passed_over(others)]
@@ -119,8 +118,8 @@ def summary(folder: str, tables: Iterable[pa.Table]) -> str:
     photos, clips, seconds, broken, errors = 0, 0, 0.0, 0, []
     for table in tables:
         damaged = pc.fill_null(pc.not_equal(table["error"], ""), False)
-        named = table.filter(damaged).slice(0, 5 - len(errors)).to_pylist()
-        errors += [f"  {file['path']}: {file['error']}" for file in named]
+        named = table.select(["path", "error"]).filter(damaged).sort_by("path").slice(0, 5 - len(errors))
+        errors += [f"  {file['path']}: {file['error']}" for file in named.to_pylist()]
         clip = pc.and_(pc.equal(table["kind"], "video"), pc.invert(damaged))
         seconds += pc.sum(table["duration"].filter(clip)).as_py() or 0.0
         count = pc.sum(clip).as_py() or 0

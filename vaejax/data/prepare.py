@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vaejax import cli
-from vaejax.data import cluster, cuts, index, index_file, order, shards
+from vaejax.data import cluster, cuts, index, index_file, shards
 from vaejax.data.kinds.array_record import INDEX_FILE, Shards
 from vaejax.data.kinds.collection import Collection, Folder
 from vaejax.data.sources import collection_of
@@ -92,7 +92,7 @@ def pack(
             listed = cluster.build_index(options, collection, places, NAME, scan, with_cuts)
         else:
             with cli.writing(out):
-                index_file.save(order.ordered(table), listed)
+                index_file.save(table, listed)
         packing = shards.Packing(collection, listed, folder)
         planned = list(shards.plan(listed, shard_mb * 1e6))
         if options:

@@ -83,13 +83,9 @@ def test_every_file_has_an_entry(made):
 
 def test_paths_are_relative_and_posix_and_the_table_is_kept(folder):
     table = index.load_or_build(folder, workers=2, progress=False)
-    assert table.column("path").to_pylist() == [
-        "deep/er/three_frames.mp4",
-        "deep/quality_5.jpg",
-        "photo.webp",
-        "text.mp4",
-    ]
-    assert order.ordered(table).equals(pq.read_table(folder / index.INDEX_FILE))
+    names = ["deep/er/three_frames.mp4", "deep/quality_5.jpg", "photo.webp", "text.mp4"]
+    assert table.column("path").to_pylist() == sorted(names, key=order.key)
+    assert table.equals(pq.read_table(folder / index.INDEX_FILE))
     assert table.schema.equals(index.SCHEMA)
 
 
@@ -331,7 +327,7 @@ def test_an_index_of_an_earlier_version_keeps_its_sound_files(folder, probed, ve
     probed.clear()
     rows = build(folder)
     assert probed == ["text.mp4"] and rows["text.mp4"]["error"] == "Invalid data found when processing input"
-    assert [row["width"] for row in rows.values()] == [7, 7, 7, None]
+    assert [rows[name]["width"] for name in sorted(rows)] == [7, 7, 7, None]
     assert pq.read_table(folder / index.INDEX_FILE).schema.equals(index.SCHEMA, check_metadata=True)
 
 

@@ -99,7 +99,7 @@ class IndexedSource(Source):
         if expression:
             listed = listed.take(filter.matching(listed, expression, f"{key} = {collection.location}"))
         files = listed.select(["path", "error"])
-        files = files.filter(files["error"].is_valid()).to_pylist()
+        files = files.filter(files["error"].is_valid()).sort_by("path").to_pylist()
         broken = [(storage.join(root, file["path"]), file["error"]) for file in files]
         if len(broken) == len(listed):
             raise InputError(
