@@ -20,11 +20,9 @@ from vaejax import files
 from vaejax.data import index_file, mapped, media
 from vaejax.data.kinds.collection import Collection
 from vaejax.data.listing import Listing
+from vaejax.data.spans import USED
 from vaejax.data.split_rule import HASH, Facts, Hashes, Rule, name_hashes
 from vaejax.runtime import storage
-
-_NEEDED = ("path", "name", "kind", "width", "height", "frames", "fps", "duration", "quality", "hdr", "error")
-_NEEDED += ("cuts", "shard", "position", "length")
 
 pc: Any = pyarrow.compute  # its functions are made at import
 
@@ -41,7 +39,7 @@ def described(
 
 def hashed(index: pa.Table) -> pa.Table:
     """The readable files of an index, with the hashes of their names in the column HASH."""
-    index = index.select([name for name in _NEEDED if name in index.column_names])
+    index = index.select([name for name in USED if name in index.column_names])
     index = index.filter(index["error"].is_null())
     names = pc.coalesce(index["name"], index["path"]) if "name" in index.column_names else index["path"]
     return index.append_column(HASH, pa.array(name_hashes(names)))

@@ -43,6 +43,7 @@ _OPTIONAL = pa.schema(
         "cuts": pa.list_(pa.float64()),
     }
 )
+USED = tuple(dict.fromkeys([*INDEX_COLUMNS.names, *_OPTIONAL.names]))
 
 
 def from_index(index: pa.Table, seams: np.ndarray, folder: str = "", cuts: bool = False) -> pa.Table:

@@ -19,7 +19,7 @@ from vaejax.data.kinds.parquet import ParquetFiles
 from vaejax.data.kinds.webdataset import Tars
 from vaejax.data.large import Store
 from vaejax.data.listing import Listing
-from vaejax.data.spans import from_index
+from vaejax.data.spans import USED, from_index
 from vaejax.data.split import Split, seams
 from vaejax.data.split_rule import LARGE
 from vaejax.data.table import Record, Source
@@ -98,6 +98,7 @@ class IndexedSource(Source):
         summary = cls.summary(collection, listed)
         if expression:
             listed = listed.take(filter.matching(listed, expression, f"{key} = {collection.location}"))
+        listed = listed.select([name for name in USED if name in listed.column_names])  # labels may be long
         files = listed.select(["path", "error"])
         files = files.filter(files["error"].is_valid()).sort_by("path").to_pylist()
         broken = [(storage.join(root, file["path"]), file["error"]) for file in files]
@@ -113,9 +114,12 @@ class IndexedSource(Source):
         facts, listed = large.described(collection, listed, summary, broken)
         rule = split.rule(root, facts, data.holdout)
         table = from_index(listed, rule.seams(listed), root, data.cuts)
-        del listed  # it may take gigabytes
+        del listed
         file = store.keep(listing, facts, rule, table)
-        return _Part(mapped.joined([file]) if file else table, broken, file)
+        if file:
+            table = mapped.joined([file])
+        pa.default_memory_pool().release_unused()  # gigabytes
+        return _Part(table, broken, file)
 
     @classmethod
     def index(cls, collection: Collection, data: "DataConfig", key: str, listing: Listing) -> pa.Table:
