@@ -63,7 +63,7 @@ def load_or_build(
       name: setting or argument that named the folder, for error messages.
       scan: 'full' decodes whole files; 'headers' reads headers, and clips' first frames.
       with_cuts: whether to find the cuts in clips; needs PySceneDetect and a full scan, see `cuts.check`.
-      listing: takes the files that the collection lists.
+      listing: takes the files that the collection lists; final if none will be scanned again.
 
     Returns:
       A table with the columns of `SCHEMA`, one row per photo and clip, in the order of `vaejax.data.order`.
@@ -76,7 +76,8 @@ def load_or_build(
     places = [out] if out else index_file.places(collection)
     stored = [table for table in map(index_file.load, places) if table is not None]
     others: Counter[str] = Counter()
-    entries = (listing or Listing()).over(collection.entries(name, others))
+    listing = listing or Listing()
+    entries = listing.over(collection.entries(name, others))
     first = stored[0] if stored else SCHEMA.empty_table()
     settled, remaining = index_row.settled(first, entries, scan, with_cuts)
     # Rows are made only of the rest, because an index may have millions.
@@ -101,6 +102,7 @@ def load_or_build(
             table = order.ordered(pa.concat_tables([table, rest]))
         if not any(table is other or table.equals(other) for other in stored):
             _save(table, places)
+    listing.is_final &= index_row.all_suffice(table, scan, with_cuts)
     if progress:
         described = table.select(["path", "kind", "duration", "error"])
         text = [summary(collection.location, [described]), *media.passed_over(others)]

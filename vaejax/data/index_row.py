@@ -88,6 +88,11 @@ def settled(
     return known[place], [Entry(**entry) for entry in others.to_pylist()]
 
 
+def all_suffice(index: pa.Table, scan: str, with_cuts: bool) -> bool:
+    """Whether every row of an index suffices; see `suffices`."""
+    return bool(pc.all(_suffice(index, scan, with_cuts)).as_py())
+
+
 def _suffice(index: pa.Table, scan: str, with_cuts: bool) -> pa.ChunkedArray:
     """Whether each row of an index suffices; see `suffices`."""
     scanned = pc.is_in(index["scan"], pa.array(["full", scan]))

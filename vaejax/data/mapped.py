@@ -16,7 +16,7 @@ import pyarrow as pa
 from vaejax import files
 from vaejax.runtime import cache
 
-UNUSED = 30 * 24 * 3600  # seconds after which a file that nobody opened is removed
+UNUSED = 90 * 24 * 3600  # seconds after which a file that nobody opened is removed
 _BATCH = 2**20  # rows
 _REPEATING = ("kind", "shard")  # columns with few different values, which take 4 bytes a row
 
@@ -69,7 +69,7 @@ def checksum(path: str) -> str:
 
 
 def used(path: pathlib.Path) -> bool:
-    """Keeps a file for another month; False if it is gone."""
+    """Keeps a file for another three months; False if it is gone."""
     with contextlib.suppress(OSError):
         os.utime(path)
         return True

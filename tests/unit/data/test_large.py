@@ -116,6 +116,21 @@ def test_a_start_without_changes_makes_no_index_and_any_change_is_noticed(media,
     assert [remade(), remade()] == [(True, COUNT), (False, COUNT)]
 
 
+def test_a_file_that_could_not_be_opened_is_tried_again(media, as_large, monkeypatch):
+    as_large()
+    probe_files, photo = index.probe_files, media / "sub0" / "000.png"
+
+    def hidden(*arguments):
+        os.rename(photo, media / "elsewhere")
+        yield from probe_files(*arguments)
+        os.rename(media / "elsewhere", photo)
+
+    monkeypatch.setattr(index, "probe_files", hidden)
+    assert len(opened(media)[0].table) == COUNT - 1
+    monkeypatch.setattr(index, "probe_files", probe_files)
+    assert len(opened(media)[0].table) == COUNT
+
+
 def test_a_damaged_description_of_the_tables_is_made_anew(media, as_large):
     as_large()
     opened(media)
@@ -226,7 +241,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(media, as_large):
         assert not source.files and len(source.table) == COUNT and len(samples(source, data)[0]) == 40
 
 
-def test_files_that_nobody_opened_for_a_month_are_removed(media, as_large):
+def test_files_that_nobody_opened_for_months_are_removed(media, as_large):
     as_large()
     (old,) = opened(media)[0].files
     os.utime(old, (0, 0))
