@@ -198,12 +198,13 @@ def _command(arguments: list[str] | None, interrupt: _Interrupt) -> int:
     started = time.monotonic()
     # Imported here, so that --help does not import JAX.
     from vaejax import files
-    from vaejax.codec.shards.encode import encode, is_json
+    from vaejax.codec.shards.encode import encode
     from vaejax.codec.tasks import ENCODE, LATENT, PIPE
+    from vaejax.data.sources import is_entry
     from vaejax.runtime import storage
 
     is_folder = flags.source != PIPE and os.path.isdir(files.expand_home(flags.source))
-    is_collection = is_json(flags.source) or (flags.action == ENCODE and storage.is_url(flags.source))
+    is_collection = is_entry(flags.source) or (flags.action == ENCODE and storage.is_url(flags.source))
     if flags.keep_going and not is_folder and not is_collection:
         raise InputError(f"--keep-going: IN = {flags.source} is not a folder; accepted: a folder")
     in_shards = is_collection or flags.format != LATENT or bool(options)

@@ -9,9 +9,11 @@ Unreadable files are read again if the decoders' versions changed, or if the rea
 content. Deleted files are dropped.
 
     python -m vaejax.data.index FOLDER
+    python -m vaejax.data.index '{"kind": "webdataset", "path": "gs://BUCKET/TARS"}'
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -206,7 +208,11 @@ def main(arguments: list[str] | None = None) -> int:
         " files. Training scans its folders itself when it starts.",
         "~/Videos --workers 8",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="a folder tree of photos and clips")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="a folder tree of photos and clips, or another collection: an entry of data.sources as JSON",
+    )
     parser.add_argument("--out", metavar="FILE", help=f"the index file (default: FOLDER/{INDEX_FILE})")
     parser.add_argument(
         "--workers", metavar="N", type=cli.at_least(1), help="decoding processes (default: one per core)"
@@ -220,19 +226,21 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.out and os.path.isdir(chosen.out):
             raise InputError(f"--out={chosen.out}: is a folder; accepted: a file to write")
         cuts.check(chosen.cuts, chosen.scan, command=True)
+        from vaejax.data import cluster, sources  # they import this module
+
+        collection = sources.collection_of(chosen.folder, "FOLDER = ")
         flag = f"--config.data.media={shlex.quote(chosen.folder)}"
+        if sources.is_entry(chosen.folder):
+            flag = sources.flag(json.loads(chosen.folder))
         flag += " --config.data.cuts=True" * chosen.cuts
         flag += " --config.data.scan=headers" * (chosen.scan == "headers")
         if options:
-            from vaejax.data import cluster  # it imports this module
-
-            folder = Folder(storage.located(chosen.folder))
-            places = [storage.located(chosen.out)] if chosen.out else index_file.places(folder)
-            cluster.build_index(options, folder, places, "FOLDER", chosen.scan, chosen.cuts)
+            places = [storage.located(chosen.out)] if chosen.out else index_file.places(collection)
+            cluster.build_index(options, collection, places, "FOLDER", chosen.scan, chosen.cuts)
             print(f"done in {duration_of(time.monotonic() - start)}\nnext: {TRAIN} {flag}")
             return
         table = load_or_build(
-            chosen.folder,
+            collection,
             chosen.workers,
             out=chosen.out,
             name="FOLDER",

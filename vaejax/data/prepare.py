@@ -8,19 +8,16 @@ original files, byte for byte.
 
 import contextlib
 import importlib.util
-import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from vaejax import cli
-from vaejax.data import cluster, cuts, index, index_file, shards
+from vaejax.data import cluster, cuts, index, index_file, shards, sources
 from vaejax.data.kinds.array_record import INDEX_FILE, Shards
 from vaejax.data.kinds.collection import Collection, Folder
-from vaejax.data.sources import collection_of
 from vaejax.data.table import count_of
 from vaejax.errors import InputError
 from vaejax.files import atomic_folder, expand_home
@@ -182,14 +179,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{chosen.tfds}: prepared in {prepare_tfds(chosen.tfds, chosen.out)}")
             print(f"done in {index.duration_of(time.monotonic() - start)}")
             fields = {"kind": "tfds", "name": chosen.tfds} | ({"data_dir": chosen.out} if chosen.out else {})
-            print(f"next: {index.TRAIN} {_sources_flag(fields)}")
+            print(f"next: {index.TRAIN} {sources.flag(fields)}")
             return
         if not chosen.out:
             raise InputError("--out is missing; accepted: --out=DIR, a folder for the shards")
         if not chosen.shard_mb > 0:
             raise InputError(f"--shard-mb={chosen.shard_mb:g}; accepted: a number above 0")
         cuts.check(chosen.cuts, chosen.scan, command=True)
-        media = collection_of(chosen.source, "--source=") if chosen.source else chosen.media
+        media = sources.collection_of(chosen.source, "--source=") if chosen.source else chosen.media
         packed = pack(
             media,
             chosen.out,
@@ -203,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{chosen.out}: {count_of(packed.files, 'file')} packed into {count_of(packed.shards, 'shard')}"
             f" ({packed.size / 1e6:.1f} MB), unreadable files left out: {packed.unreadable}"
         )
-        flag = _sources_flag({"kind": "array_record", "path": chosen.out})
+        flag = sources.flag({"kind": "array_record", "path": chosen.out})
         flag += " --config.data.cuts=True" * chosen.cuts
         seconds = time.monotonic() - start
         if options:  # the index may not fit into memory
@@ -213,11 +210,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(index.next_steps(table, flag, seconds)))
 
     return cli.run(work, "stopped; complete shards are kept; run the same command to continue")
-
-
-def _sources_flag(fields: dict[str, str]) -> str:
-    """The flag of vaejax.main that trains on one source, quoted for a shell."""
-    return f"--config.data.sources={shlex.quote(json.dumps({'mine': fields}))}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from vaejax.data import cuts, mapped
 from vaejax.data.bucket import Bucket
-from vaejax.data.kinds.collection import Collection
+from vaejax.data.kinds.collection import Collection, Folder
 from vaejax.data.kinds.demo import DemoSource
 from vaejax.data.kinds.indexed import (
     ArrayRecordSource,
@@ -39,6 +40,7 @@ from vaejax.data.table import (
     span_seconds,
 )
 from vaejax.errors import InputError
+from vaejax.runtime import storage
 
 if TYPE_CHECKING:
     from vaejax.config.schema import DataConfig
@@ -60,16 +62,28 @@ KINDS: Mapping[str, type[Source]] = {
 }
 
 
+def is_entry(text: str) -> bool:
+    """Whether an argument is an entry of data.sources as JSON, rather than a path."""
+    return text.lstrip().startswith("{")
+
+
+def flag(fields: Mapping[str, Any]) -> str:
+    """The flag that makes vaejax.main train on one source, quoted for a shell."""
+    return f"--config.data.sources={shlex.quote(json.dumps({'mine': fields}))}"
+
+
 def collection_of(text: str, name: str) -> Collection:
-    """The collection that an entry of data.sources, as JSON, describes.
+    """The collection at a path or URL, or that an entry of data.sources describes.
 
     Args:
-      text: the JSON.
+      text: the path, the URL, or the entry as JSON.
       name: the argument with this text, and what separates them, for error messages.
 
     Raises:
-      InputError: if it is not one collection.
+      InputError: if the entry is not one collection.
     """
+    if not is_entry(text):
+        return Folder(storage.located(text))
     accepted = '{"kind": KIND, "path": PATH, ...}, an entry of data.sources without weight and filter'
     try:
         fields = json.loads(text)

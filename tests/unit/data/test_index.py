@@ -2,12 +2,15 @@
 
 import errno
 import itertools
+import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 
 import av
 import pyarrow as pa
@@ -18,6 +21,7 @@ from PIL import Image
 from tests.support import media_files
 from vaejax.data import clip, index, index_file, media, order, scan
 from vaejax.data.kinds.collection import Folder
+from vaejax.data.kinds.webdataset import Tars
 from vaejax.errors import InputError
 from vaejax.runtime import cache as caches
 
@@ -415,6 +419,24 @@ def test_the_command_ends_with_a_summary_and_the_next_command(folder, tmp_path):
     )
     assert "text.mp4: Invalid data found when processing input" in done.stderr
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 4 and not (folder / index.INDEX_FILE).exists()
+
+
+def test_the_command_indexes_any_collection(folder, tmp_path, probed):
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        for path in sorted(folder.rglob("*.*")):
+            tar.add(path, path.name)
+    source = json.dumps({"kind": "webdataset", "path": str(tmp_path / "tars")})
+    done = run(source, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert "2 photos, 1 clip (0 s), 1 unreadable" in done.stderr
+    flag = shlex.split(done.stdout.splitlines()[-1])[-1]
+    assert flag == f"--config.data.sources={json.dumps({'mine': json.loads(source)})}"
+    assert len(build(Tars(str(tmp_path / "tars")))) == 4 and not probed  # the command read all of them
+    failed = run('{"kind": "webdataset"}')
+    assert failed.returncode == 2 and failed.stderr.startswith(
+        'error: FOLDER = {"kind": "webdataset"}: 0 coll'
+    )
 
 
 def test_the_command_reports_an_input_error_in_one_line(tmp_path):

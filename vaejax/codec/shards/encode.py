@@ -24,7 +24,7 @@ from vaejax.codec.shards.job import Job, Model
 from vaejax.codec.tasks import LATENT, PIPE
 from vaejax.data import cluster, index, index_file, order
 from vaejax.data.kinds.array_record import INDEX_FILE
-from vaejax.data.kinds.collection import Collection, Folder
+from vaejax.data.kinds.collection import Collection
 from vaejax.data.shards import RECORDS, Shard, plan
 from vaejax.data.sources import collection_of
 from vaejax.errors import InputError
@@ -36,11 +36,6 @@ SUMMARY = "latents.json"  # describes a folder of shards
 _FORMAT = "vaejax.latents"
 _ERRORS = 20  # refused files whose reasons are printed
 Working = Callable[[], AbstractContextManager[threading.Event]]
-
-
-def is_json(source: str) -> bool:
-    """Whether IN is an entry of data.sources rather than a path."""
-    return source.lstrip().startswith("{")
 
 
 def encode(flags: argparse.Namespace, options: Sequence[str], working: Working) -> Outcome:
@@ -56,7 +51,7 @@ def encode(flags: argparse.Namespace, options: Sequence[str], working: Working) 
       TrainingFailed: if a job of Beam fails.
     """
     out = _checked_out(flags)
-    collection = _collection(flags.source)
+    collection = collection_of(flags.source, "IN = ")
     collection.check("IN")
     _check_apart(out, collection, flags.format)
     if options:  # the workers need the accelerator
@@ -111,10 +106,6 @@ def _check_apart(out: str, collection: Collection, form: str) -> None:
     inside = f"{out}/".startswith(f"{storage.located(collection.location)}/")
     if form != LATENT and inside and collection.takes(f"latents{FORMATS[form].extension}"):
         raise InputError(f"OUT = {out}: in the folder IN; accepted: a folder outside it")
-
-
-def _collection(source: str) -> Collection:
-    return collection_of(source, "IN = ") if is_json(source) else Folder(storage.located(source))
 
 
 def _summary(flags: argparse.Namespace, vae: TrainedVAE) -> dict[str, Any]:
