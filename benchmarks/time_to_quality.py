@@ -70,11 +70,11 @@ def measure(args: argparse.Namespace) -> None:
 
         trials[name] = {f"{rate:g}": final(curve(rate, TRIAL)) for rate in args.rates}
         curves[name] = curve(float(max(trials[name], key=lambda rate: trials[name][rate])), 1)
-    best = {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in trials.items()}
-    results = {"minutes": args.minutes, "paces": paces, "trials": trials, "best": best, "curves": curves}
-    files.write_json(out / "time_to_quality.json", results)
+        best = {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in trials.items()}
+        results = {"minutes": args.minutes, "paces": paces, "trials": trials, "best": best, "curves": curves}
+        files.write_json(out / "time_to_quality.json", results)
+        draw(out / "time_to_quality.png", results)
     print_table(results)
-    draw(out / "time_to_quality.png", results)
     print(f"figure: {out / 'time_to_quality.png'}\nscores: {out / 'time_to_quality.json'}")
 
 
