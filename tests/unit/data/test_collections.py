@@ -12,6 +12,7 @@ import tarfile
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -21,9 +22,10 @@ from tests.support import media_files
 from vaejax.config.schema import defaults
 from vaejax.data import index, pipeline, prepare
 from vaejax.data.bucket import Bucket
-from vaejax.data.kinds import indexed, parquet, webdataset
+from vaejax.data.kinds import indexed, manifest, parquet, webdataset
 from vaejax.data.sources import open_sources
 from vaejax.errors import InputError
+from vaejax.runtime import storage
 
 PHOTOS, CLIPS = Bucket(1, 32, 32, 4), Bucket(5, 32, 32, 2)
 NAMES = "abcdefghij"
@@ -220,6 +222,46 @@ def test_a_large_collection_in_a_bucket_gives_the_samples_of_the_folder(
     monkeypatch.setattr(indexed, "LARGE", 1)
     for _ in range(2):
         assert_same(samples(places["webdataset"] | {"path": f"{away}/tars"}), expected)
+
+
+@pytest.mark.parametrize("place", ["disk", "gcs"])
+def test_files_that_a_large_manifest_describes_are_not_looked_up(
+    place, places, media, tmp_path, monkeypatch, request
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    expected = samples(places["media"])
+    root, system = str(tmp_path), fsspec.filesystem("file")
+    if place == "gcs":
+        root, system = f"{request.getfixturevalue('gcs')}/described", fsspec.filesystem("gs")
+    system.put(str(media), f"{root}/media", recursive=True)
+    (index_of,) = pathlib.Path(media).glob(".*.parquet")
+    facts = ["path", "width", "height", "fps", "frames", "duration"]
+    known = pq.read_table(index_of).filter(pc.field("error").is_null()).select(facts)
+
+    def write(table):
+        with system.open(f"{root}/media/all.parquet", "wb") as file:
+            pq.write_table(table, file)
+
+    write(known)
+    monkeypatch.setattr(indexed, "LARGE", 1)
+    monkeypatch.setattr(manifest, "LARGE", 1)
+    looked_up, entry = [], storage.entry
+    monkeypatch.setattr(storage, "entry", lambda path: looked_up.append(path) or entry(path))
+    build, built = index.load_or_build, []
+    monkeypatch.setattr(index, "load_or_build", lambda *a, **k: built.append(1) or build(*a, **k))
+    fields = {"kind": "manifest", "path": f"{root}/media/all.parquet"}
+
+    def files():
+        return set(open_sources(settings(fields))[0].table["relative_path"].to_pylist())
+
+    for _ in range(2):  # the second start opens the table of the first
+        assert files() == set(known["path"].to_pylist()) and len(built) == 1
+    assert looked_up and all(path.endswith(".parquet") for path in looked_up)
+    assert_same(samples(fields), expected)
+    system.rm(f"{root}/media/a.jpg")
+    assert len(samples(fields)) == len(expected) and len(built) == 1  # another file replaces it
+    write(known.slice(1))
+    assert files() == set(known["path"].to_pylist()[1:]) and len(built) == 2
 
 
 def test_a_data_set_of_hugging_face_gives_the_samples_of_its_files(media, tmp_path):

@@ -2,7 +2,8 @@
 
 The column `path` has paths or URLs, relative to the manifest's folder. If the manifest also has the columns
 that describe a file's content, the file is not scanned: width and height, and for clips fps and frames or
-duration.
+duration. The files of a large manifest are then not even looked up, so only a change of the manifest is
+noticed, and missing files are found in training.
 """
 
 import json
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from vaejax.data import media
 from vaejax.data.kinds.collection import Collection
+from vaejax.data.split_rule import LARGE
 from vaejax.errors import InputError, one_line
 from vaejax.runtime import storage
 from vaejax.runtime.content import Part
@@ -50,7 +52,12 @@ class Manifest(Collection):
             raise InputError(f"{name} = {self.location}: no such file; accepted: {self.NEEDED}")
 
     def entries(self, name, others):  # noqa: D102
-        yield Entry(self.location, 0, 0)
+        # With version 0, the index is made from the files themselves at every start.
+        entry = self._entry(name)
+        yield entry if _is_trusted(self._table(name)) else entry._replace(version=0)
+
+    def listed(self, name):  # noqa: D102
+        yield self._entry(name)
 
     def rows(self, entry, name, others):
         """The files that the table lists."""
@@ -60,8 +67,22 @@ class Manifest(Collection):
             if kind is None:
                 others[os.path.splitext(path or "")[1].lower()] += 1
                 continue
-            entry = self._identified({"path": path, "kind": kind})
-            yield entry | _described(kind, row) | {"labels": json.dumps(row, default=str) if row else None}
+            file, facts = {"path": path, "kind": kind}, _described(kind, row)
+            if facts and entry.version:
+                size = row.get("size") or 0
+                file |= {"size": size, "mtime_ns": entry.version, "length": size}
+            else:
+                file = self._identified(file)
+            yield file | facts | {"labels": json.dumps(row, default=str) if row else None}
+
+    def content(self, path, shard, position, length):  # noqa: D102
+        if storage.is_url(path) and not length:
+            length = storage.entry(path).size
+        return super().content(path, shard, position, length)
+
+    def _entry(self, name: str) -> Entry:
+        with storage.answering(self.location, name):
+            return storage.entry(self.location)._replace(path=self.location)
 
     def _table(self, name: str) -> pa.Table:
         """The manifest; raises InputError if it cannot be read or has no paths."""
@@ -85,6 +106,11 @@ class Manifest(Collection):
         except Exception as error:  # a store's own errors
             return entry | {"size": 0, "mtime_ns": 0, "error": one_line(error)}
         return entry | {"size": size, "mtime_ns": version, "length": size}
+
+
+def _is_trusted(table: pa.Table) -> bool:
+    """Whether files that a manifest describes are not looked up."""
+    return len(table) >= LARGE and {"width", "height"} <= set(table.column_names)
 
 
 def _described(kind: str, row: dict[str, Any]) -> dict[str, Any]:
