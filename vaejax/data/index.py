@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
         cuts.check(chosen.cuts, chosen.scan, command=True)
         from vaejax.data import cluster, sources  # they import this module
 
-        collection = sources.collection_of(chosen.folder, "FOLDER = ")
+        collection = sources.collection_at(chosen.folder, "FOLDER = ")
         flag = f"--config.data.media={shlex.quote(chosen.folder)}"
         if sources.is_entry(chosen.folder):
             flag = sources.flag(json.loads(chosen.folder))

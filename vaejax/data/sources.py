@@ -72,18 +72,21 @@ def flag(fields: Mapping[str, Any]) -> str:
     return f"--config.data.sources={shlex.quote(json.dumps({'mine': fields}))}"
 
 
+def collection_at(text: str, name: str) -> Collection:
+    """The folder at a path or URL, or the collection of an entry; see `collection_of`."""
+    return collection_of(text, name) if is_entry(text) else Folder(storage.located(text))
+
+
 def collection_of(text: str, name: str) -> Collection:
-    """The collection at a path or URL, or that an entry of data.sources describes.
+    """The collection that an entry of data.sources describes.
 
     Args:
-      text: the path, the URL, or the entry as JSON.
+      text: the entry, as JSON.
       name: the argument with this text, and what separates them, for error messages.
 
     Raises:
-      InputError: if the entry is not one collection.
+      InputError: if it is not one collection.
     """
-    if not is_entry(text):
-        return Folder(storage.located(text))
     accepted = '{"kind": KIND, "path": PATH, ...}, an entry of data.sources without weight and filter'
     try:
         fields = json.loads(text)

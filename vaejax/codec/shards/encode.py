@@ -26,7 +26,7 @@ from vaejax.data import cluster, index, index_file, order
 from vaejax.data.kinds.array_record import INDEX_FILE
 from vaejax.data.kinds.collection import Collection
 from vaejax.data.shards import RECORDS, Shard, plan
-from vaejax.data.sources import collection_of
+from vaejax.data.sources import collection_at
 from vaejax.errors import InputError
 from vaejax.models.autoencoder import Architecture
 from vaejax.models.latent_shape import latent_frames, latent_side
@@ -51,7 +51,7 @@ def encode(flags: argparse.Namespace, options: Sequence[str], working: Working) 
       TrainingFailed: if a job of Beam fails.
     """
     out = _checked_out(flags)
-    collection = collection_of(flags.source, "IN = ")
+    collection = collection_at(flags.source, "IN = ")
     collection.check("IN")
     _check_apart(out, collection, flags.format)
     if options:  # the workers need the accelerator
