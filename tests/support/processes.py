@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import psutil
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -74,3 +76,13 @@ def finish(processes: Sequence[Process], seconds: float = 3600) -> list[int]:
     finally:
         for process in processes:
             process.popen.kill()
+
+
+def beam_workers(pid: int) -> list[psutil.Process]:
+    """The worker processes of a command that runs on Beam's DirectRunner."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [
+        child
+        for child in children
+        if child.name() != "sh" and any("sdk_worker" in word for word in child.cmdline())
+    ]

@@ -30,7 +30,7 @@ def progress_bar(files: int | None) -> tqdm:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of the tasks of a command.
+    """The outcomes of a command's tasks.
 
     Attributes:
       counts: number of tasks by outcome, which is a value of `DONE`, `ALREADY_THERE` or `REFUSED`.

@@ -56,7 +56,7 @@ def unread(file: dict) -> dict:
 def settled(
     index: pa.Table, entries: Iterable[Entry], scan: str, with_cuts: bool
 ) -> tuple[np.ndarray, list[Entry]]:
-    """Finds the entries of a collection about whose files an index says all that a scan would find.
+    """Finds the entries of a collection that need no scan, because an index describes all their files.
 
     Args:
       index: an index of the collection.
@@ -65,7 +65,7 @@ def settled(
       with_cuts: whether the scan finds cuts.
 
     Returns:
-      Whether each row of the index is about a file of such an entry, bool (n,), and the other entries.
+      Whether each row of the index describes a file of such an entry, bool (n,); and the other entries.
     """
     listed = _table(entries)
     place = pc.index_in(pc.coalesce(index["shard"], index["path"]), listed["path"].combine_chunks())
@@ -74,9 +74,8 @@ def settled(
     same_size = pc.and_(pc.equal(index["size"], size), pc.equal(index["length"], size))
     sound = pc.and_(pc.equal(index["mtime_ns"], version), pc.or_kleene(pc.invert(loose), same_size))
     sound = pc.and_(sound, _suffice(index, scan, with_cuts))
-    sound = pc.and_(
-        sound, pc.or_kleene(loose, pc.not_equal(index["path"], index["shard"]))
-    )  # no damaged shard
+    undamaged = pc.or_kleene(loose, pc.not_equal(index["path"], index["shard"]))
+    sound = pc.and_(sound, undamaged)
     sound = sound.fill_null(False).to_numpy()
     place = place.fill_null(len(listed)).to_numpy()
     known = np.bincount(place[sound], minlength=len(listed) + 1) > 0

@@ -1,4 +1,4 @@
-"""Collections of so many files that a start must not go through them one by one.
+"""Collections with too many files to go through one by one at every start.
 
 Their tables are files that processes map into memory, see `vaejax.data.mapped`. A collection is opened from
 its table as long as its files, its index and the settings are those from which the table was made. Its files
@@ -30,7 +30,7 @@ pc: Any = pyarrow.compute  # its functions are made at import
 def described(
     collection: Collection, index: pa.Table, summary: str, unreadable: Sequence[tuple[str, str]]
 ) -> tuple[Facts, pa.Table]:
-    """The facts of a collection, and its readable files, each once, as `hashed` returns them."""
+    """The facts of a collection; and its readable files without repeats, as `hashed` returns them."""
     index = hashed(index)
     first = _first_paths(collection, index)
     facts = Facts(summary, unreadable, *extents(index.filter(pa.array(first))), len(index) - int(first.sum()))

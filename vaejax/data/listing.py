@@ -21,7 +21,7 @@ class Listing:
         for entry in entries:
             text = f"{entry.size} {entry.version} {entry.path}".encode("utf-8", "surrogateescape")
             self._sum += int.from_bytes(hashlib.blake2b(text, digest_size=16).digest())
-            self.is_final &= bool(entry.version)  # files in a manifest have none
+            self.is_final &= bool(entry.version)  # those of most manifests have none
             yield entry
 
     @property

@@ -47,7 +47,7 @@ class Hashes(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of a large collection without going through its files.
+    """Facts about a large collection, stored with its table for later starts.
 
     Attributes:
       summary: lines for the console.

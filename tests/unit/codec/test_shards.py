@@ -166,7 +166,7 @@ def shown(path, **names):
 
 
 def test_the_readers_of_the_readme_read_them(made):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="of the extra `test`")
     found = shown(("README.md", "webdataset"), tars=made["webdataset"], parquet=made["parquet"])
     loaded = {caption: latent for caption, latent in ((s["caption"], s["latent"]) for s in found["seen"])}
     assert len(loaded) == 9
@@ -180,7 +180,7 @@ def test_the_readers_of_the_readme_read_them(made):
 @pytest.mark.parametrize("reader", ["webdataset.WebDataset", "load_dataset"])
 def test_the_readers_of_the_docs_give_batches(made, reader):
     torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="of the extra `test`")
     document = ("docs/latent-format.md", reader)
     found = shown(document, tars=made["webdataset"], parquet=made["parquet"])
     if reader == "load_dataset":
@@ -253,6 +253,26 @@ def test_shards_are_decoded_as_latent_files_are(made, model, tmp_path, name):
     assert run(model, "decode", made["latent"], tmp_path / "latent") == 0
     written = contents(tmp_path / name)
     assert written == contents(tmp_path / "latent") and len(written) == 9
+
+
+def test_decoded_files_stay_in_the_folder(made, model, tmp_path, capsys):
+    """Tars may come from elsewhere."""
+    shutil.copytree(made["webdataset"], tmp_path / "tars")
+    for tar in sorted((tmp_path / "tars").glob("*.tar"))[1:]:
+        tar.unlink()
+    (tar,) = (tmp_path / "tars").glob("*.tar")
+    first, second, *_ = formats.read_tar(str(tar))
+    places = [f"{tmp_path}/absolute.png", "../outside.png"]
+    samples = [
+        sample._replace(key=str(i), metadata=sample.metadata | {"path": place})
+        for i, (sample, place) in enumerate(zip((first, second), places, strict=True))
+    ]
+    with open(tar, "wb") as file:
+        formats.write_tar(file, samples)
+    assert run(model, "decode", tmp_path / "tars", tmp_path / "back") == 2
+    assert "error: ../outside.png: its path leads out of OUT" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["absolute.png"]
+    assert not (tmp_path / "absolute.png").exists()
 
 
 def test_a_torn_shard_gets_one_line(made, model, tmp_path, capsys):

@@ -7,16 +7,15 @@ import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
-from tests.support import codec_run
+from tests.support import codec_run, processes
 from tests.support.codec_run import pan, run
 from tests.support.media_files import write_clip
 from tests.unit.codec.test_shards import contents
 
-pytest.importorskip("apache_beam")
+pytest.importorskip("apache_beam", reason="`beam` and `test` need different packages")
 pytestmark = pytest.mark.hosts
 DIRECT = ["--runner=DirectRunner", "--direct_num_workers=2"]
 TARS = ["--format=webdataset", "--shard-mb=0.001", "--keep-going"]  # about six photos a tar
@@ -53,7 +52,7 @@ def plain(model, media, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dask():
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="pip install 'apache-beam[dask]'")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
     ) as cluster:
@@ -77,11 +76,7 @@ def test_a_killed_process_ends_the_command_and_the_next_one_continues(model, med
     while len(list((out / ".records").glob("*.json"))) < 5:
         assert process.poll() is None
         time.sleep(0.01)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.name() != "sh" and any("sdk_worker" in word for word in child.cmdline())
-    ]
+    workers = processes.beam_workers(process.pid)
     assert len(workers) == 2
     workers[0].kill()
     _, errors = process.communicate(timeout=60)

@@ -7,18 +7,18 @@ import threading
 import time
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.support import processes
 from tests.unit.data.test_collections import as_tars
 from vaejax.data import index, index_file, prepare
 from vaejax.errors import InputError
 from vaejax.runtime import beam
 
-pytest.importorskip("apache_beam")
+pytest.importorskip("apache_beam", reason="`beam` and `test` need different packages")
 DIRECT = ["--runner=DirectRunner", "--direct_num_workers=2"]
 IN_MEMORY = ["--runner=DirectRunner", "--direct_running_mode=in_memory"]
 
@@ -62,7 +62,7 @@ def test_processes_give_the_same_bytes(media, tmp_path):
 
 @pytest.fixture(scope="module")
 def dask_cluster():
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="pip install 'apache-beam[dask]'")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
     ) as cluster:
@@ -110,11 +110,7 @@ def test_a_killed_process_ends_the_command_with_one_line_and_the_next_one_contin
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (parts := list(tmp_path.rglob("part-*"))):
         time.sleep(0.01)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.name() != "sh" and any("sdk_worker" in word for word in child.cmdline())
-    ]
+    workers = processes.beam_workers(process.pid)
     assert len(workers) == 2
     workers[0].kill()
     _, errors = process.communicate(timeout=60)

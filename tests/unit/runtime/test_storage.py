@@ -10,7 +10,7 @@ from tests.support.object_stores import environment
 from vaejax.errors import InputError
 from vaejax.runtime import storage
 
-s3fs = pytest.importorskip("s3fs")  # of the extra `s3`
+s3fs = pytest.importorskip("s3fs", reason="of the extra `s3`")
 
 MALFORMED = "The authorization header is malformed; the region 'us-east-1' is wrong; expecting 'eu-west-1'"
 

@@ -11,7 +11,7 @@ from vaejax.codec.codec import Codec
 from vaejax.codec.latent_file import EXTENSION
 from vaejax.codec.shards.encode import SUMMARY
 from vaejax.codec.shards.formats import read, shard_files, write_latent_file
-from vaejax.codec.shards.job import read_json
+from vaejax.codec.shards.job import leads_out, read_json, relative
 from vaejax.codec.tasks import Task, make_folder
 from vaejax.errors import InputError
 
@@ -51,11 +51,13 @@ def decode(source: str, target: str, shard: tuple[int, int], codec: Codec, batch
 def _tasks(place: str, scratch: pathlib.Path, out: pathlib.Path, codec: Codec) -> Iterator[Task]:
     """The tasks of a shard, whose samples become latent files in the folder `scratch`."""
     for number, sample in enumerate(read(place, place)):
-        latents, name = scratch / f"{number}{EXTENSION}", str(sample.metadata.get("path", sample.key))
+        latents, name = (
+            scratch / f"{number}{EXTENSION}",
+            relative(str(sample.metadata.get("path", sample.key))),
+        )
         try:
             facts = write_latent_file(sample, latents)
         except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
             raise InputError(f"{place}: {sample.key}: not latents of vaejax encode") from error
         to = out / (name + media_writer.extension_for(name, facts.kind, codec.architecture.pixel_channels))
-        refusal = "its path leads out of OUT; accepted: a path without '..'" * (".." in name.split("/"))
-        yield Task(latents, to, name, "", to.suffix.lower(), True, refusal)
+        yield Task(latents, to, name, "", to.suffix.lower(), True, leads_out(name))

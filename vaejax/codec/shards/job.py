@@ -62,7 +62,7 @@ class Model(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What is encoded, and how; picklable, because workers receive it.
+    """The settings of an encoding job; picklable, because workers receive them.
 
     Attributes:
       collection: photos and clips.
@@ -183,20 +183,23 @@ def write(job: Job, shard: Shard, batch: BatchConverter, bar: tqdm) -> None:
 
 def _tasks(job: Job, rows: Sequence[dict], scratch: str) -> Iterator[Task]:
     for number, row in enumerate(rows):
-        name = _relative(row["path"])
+        name = relative(row["path"])
         target = pathlib.Path(scratch, f"{number}{EXTENSION}")
         if job.format == LATENT:
             target = pathlib.Path(job.out, name + EXTENSION)
-        refusal = row["error"] or ""
-        if ".." in name.split("/"):
-            refusal = "its path leads out of OUT; accepted: a path without '..'"
+        refusal = row["error"] or leads_out(name)
         content = functools.partial(job.collection.content_of, row)
         yield Task(content, target, name, row["kind"], EXTENSION, job.format == LATENT, refusal)
 
 
-def _relative(path: str) -> str:
+def relative(path: str) -> str:
     """The path of a file below an output folder; manifests also list URLs and absolute paths."""
     return (path.partition("://")[2] or path).lstrip("/")
+
+
+def leads_out(name: str) -> str:
+    """The reason to refuse a relative path that leads out of the output folder; '' if it does not."""
+    return "its path leads out of OUT; accepted: a path without '..'" * (".." in name.split("/"))
 
 
 def _samples(rows: Sequence[dict], tasks: Sequence[Task]) -> Iterator[Sample]:

@@ -128,7 +128,7 @@ class IndexedSource(Source):
 
     @classmethod
     def summary(cls, collection: Collection, listed: pa.Table) -> str:
-        """What `index` prints."""
+        """The text that `index` prints."""
         return index.summary(collection.location, [listed]) + "\n"
 
     def fetch(self, record: Record) -> Content:
